@@ -1,0 +1,48 @@
+"""What every test shares: no network, no variables of the caller, one thread per process, tiny models made once."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
+
+import pytest  # after the environment: torch reads OMP_NUM_THREADS when it is imported
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith("APPLIANCE_") or name in ("HF_TOKEN", "HF_ENDPOINT"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("APPLIANCE_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of random weights whose tokenizer has one token a byte. Never write into it."""
+    from tests.models import tiny_base
+
+    return tiny_base(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+def write_qa(path: Path, rows: list[tuple[str, ...]], header: tuple[str, ...] = ("instruction", "output")) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(header)
+        writer.writerows(rows)
+    return path
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+@pytest.fixture
+def qa_csv(tmp_path: Path) -> Path:
+    """40 questions with short answers that follow from them: learnable in seconds."""
+    names = ["사과", "배", "감", "귤", "밤"]
+    rows = [(f"{names[i % 5]} {i}?", f"{names[i % 5]}!") for i in range(40)]
+    return write_qa(tmp_path / "train.csv", rows)
