@@ -1,0 +1,154 @@
+"""The recipe: one frozen, strict model of everything a run depends on; each field's description is its documentation.
+
+`resolve.py` fills it from YAML, the environment and --set. The whole Recipe stops in pipeline.py: below it go single
+sections or plain values. No secret is ever part of a recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class ModelSection(Section):
+    id: str = Field(min_length=1, description="Base model: a Hub id, a local folder, or `demo` (made on the spot).")
+    revision: str | None = Field(None, description="Commit, tag or branch on the Hub; null pins today's newest commit.")
+    max_seq_length: Literal["auto"] | Annotated[int, Field(ge=8)] = Field(
+        "auto", description="Longest row in tokens; auto takes the smallest multiple of 64 that fits all rows."
+    )
+    load_in_4bit: bool = Field(
+        True, description="Train on the base quantised to 4 bits (QLoRA): a third of the memory."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Type of computation; auto decides by device: float32 on a CPU, 16 bits on a GPU."
+    )
+
+
+class Columns(Section):
+    instruction: str = Field("instruction", description="Name of the column that holds the question.")
+    input: str = Field("input", description="Name of the column that holds further context; it may be missing.")
+    output: str = Field("output", description="Name of the column that holds the wanted answer.")
+
+
+class DataSection(Section):
+    csv: str = Field(min_length=1, description="Path of the CSV, or `demo` for the sample that comes with the package.")
+    columns: Columns = Columns()
+    test_fraction: Fraction = Field(0.1, description="Share of the rows that is scored once, at the end.")
+    val_fraction: Fraction = Field(
+        0.1, description="Share of all rows that steers early stopping (under `split: notebook`: of what test left)."
+    )
+    group_by: str | None = Field(None, description="Column whose equal values must stay on one side of the split.")
+    split: Literal["group", "notebook"] = Field(
+        "group",
+        description="group: equal questions never part. notebook: scikit-learn's train_test_split, leaks and all.",
+    )
+    on_bad_row: Literal["refuse", "drop"] = Field("refuse", description="What to do with a row that cannot be used.")
+    on_too_long: Literal["refuse", "drop", "cut"] = Field(
+        "refuse", description="What to do with a row over max_seq_length; cut shortens the answer and puts EOS back."
+    )
+
+
+class TuningSection(Section):
+    method: Literal["lora"] = Field("lora", description="What is trained: low-rank adapters beside frozen weights.")
+    r: Positive = Field(16, description="Rank of the adapters: higher learns more and takes more memory.")
+    alpha: Positive = Field(32, description="Scale of the adapters; the delta is multiplied by alpha / r.")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.05, description="Dropout before the adapters.")
+    target_modules: Literal["all-linear"] | list[str] = Field(
+        "all-linear", description="Which linear layers get an adapter: all but the output head, or a list of names."
+    )
+    rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead of alpha / r.")
+    dora: bool = Field(False, description="Train the length of each weight row apart from its direction.")
+
+
+class TrainSection(Section):
+    epochs: Annotated[float, Field(gt=0)] = Field(3, description="Passes over the train rows.")
+    max_steps: Positive | None = Field(None, description="Stop after this many steps, whatever the epochs say.")
+    micro_batch_size: Positive = Field(2, description="Rows per forward pass.")
+    gradient_accumulation_steps: Positive = Field(4, description="Forward passes per step.")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-4, description="Peak learning rate.")
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "cosine", description="How the learning rate falls."
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(5, description="Steps over which the learning rate rises.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="AdamW's weight decay.")
+    optimizer: Literal["adamw_torch", "adamw_8bit"] = Field("adamw_8bit", description="AdamW, plain or 8-bit.")
+    eval_every: Positive = Field(20, description="Steps between evaluations on val; each also saves a checkpoint.")
+    patience: Positive = Field(3, description="Evaluations without a better val loss before training stops.")
+    min_delta: Annotated[float, Field(ge=0)] = Field(0.001, description="By how much the val loss must fall to count.")
+    loss_on: Literal["answer", "all"] = Field("answer", description="Train the answer only, or the prompt as well.")
+    seed: Annotated[int, Field(ge=0)] = Field(
+        123, description="Seed of the split, the adapters, the order, the dropout."
+    )
+    report_to: Literal["none"] = Field("none", description="Metrics stay in the run directory.")
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Rows per step."""
+        return self.micro_batch_size * self.gradient_accumulation_steps
+
+
+class EvaluateSection(Section):
+    max_rows: Positive = Field(200, description="Test rows to answer; more rows make a narrower interval.")
+    max_new_tokens: Positive = Field(256, description="Tokens after which an answer that did not stop is cut.")
+    stop: list[str] = Field([], description="Texts that end an answer, beside EOS.")
+    primary: Literal["exact_match", "f1", "rouge_l", "chrf"] = Field(
+        "f1", description="The metric that decides the verdict."
+    )
+
+
+class PublishSection(Section):
+    repo_id: str | None = Field(
+        None, description="USER/NAME on the Hub; null ends with the release folder. (Upload is not in this version.)"
+    )
+    visibility: Literal["private", "public"] = Field("private", description="Who may see the repository.")
+    adapter: bool = Field(True, description="Release the adapter.")
+    merged: bool = Field(True, description="Release the merged 16-bit model.")
+    examples: bool = Field(True, description="Show side-by-side answers from the test rows in the model card.")
+    require_improvement: bool = Field(False, description="Refuse to release unless the verdict is `better`.")
+
+
+class Recipe(Section):
+    """Everything a run depends on."""
+
+    name: str = Field(pattern=r"^[\w][\w.-]*$", description="Name of the run: its folder under the runs directory.")
+    engine: Literal["auto", "transformers"] = Field("auto", description="Library that loads and attaches the model.")
+    model: ModelSection
+    data: DataSection
+    prompt: Literal["alpaca"] = Field("alpaca", description="Prompt format.")
+    tuning: TuningSection = TuningSection()
+    train: TrainSection = TrainSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    publish: PublishSection = PublishSection()
+
+    @model_validator(mode="after")
+    def _sides_leave_room(self) -> Recipe:
+        if self.data.split == "group" and self.data.test_fraction + self.data.val_fraction >= 0.9:
+            raise ValueError("data.test_fraction + data.val_fraction leave under a tenth of the rows to train on")
+        return self
+
+
+def fields(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, pydantic FieldInfo) of every leaf of the recipe."""
+    for name, info in section.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from fields(info.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", info
+
+
+def documentation() -> list[tuple[str, str, str]]:
+    """(field, default, meaning) of every leaf, for `recipe schema` and the README."""
+    rows = []
+    for key, info in fields():
+        default = "(required)" if info.is_required() else "null" if info.default is None else str(info.default)
+        rows.append((key, default, str(info.description)))
+    return rows
