@@ -1,0 +1,220 @@
+"""How good answers are: exact match, F1, ROUGE-L, chrF, and whether tuning has improved them. Pure functions.
+
+Every score is a fraction from 0 to 1, higher is better; `wanted` is the row's answer, `got` the model's. Knows no
+model, no file and no run directory.
+
+>>> f1("서울특별시", "서울", "character")
+0.5714285714285714
+"""
+
+from __future__ import annotations
+
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import fmean
+from typing import Any, Literal
+
+Unit = Literal["character", "word"]
+Metric = Literal["exact_match", "f1", "rouge_l", "chrf"]
+Verdict = Literal["better", "not proven", "worse"]
+
+# The characters that KorQuAD's evaluate-v1.0.py (korquad.github.io) replaces by a space before anything else.
+_KORQUAD_SPACED = str.maketrans(dict.fromkeys("'\"《》<>〈〉()‘’", " "))
+_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation))  # removed by both official scripts; ASCII only
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")  # SQuAD 1.1's; left out for Korean
+
+# Unicode blocks (unicode.org/Public/UNIDATA/Blocks.txt). Hangul puts spaces between words, Han and kana do not.
+_HAN_KANA = (
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+_HANGUL = "\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff\uffa0-\uffdc"
+_EAST_ASIAN = re.compile(f"[{_HAN_KANA}{_HANGUL}]")
+_ROUGE_TOKEN = re.compile(rf"[{_HAN_KANA}]|[^\W{_HAN_KANA}]+")
+
+_BLOCK = 1 << 20  # group indexes drawn at a time by the bootstrap: 8 MiB
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Means over the test rows, as fractions; `loss` in nats per answer token."""
+
+    exact_match: float
+    f1: float
+    rouge_l: float
+    chrf: float
+    loss: float
+    stop_rate: float
+
+
+def score(wanted: Sequence[str], got: Sequence[str], *, unit: Unit, loss: float, stopped: Sequence[bool]) -> Scores:
+    """All scores of one model's answers. `stopped`: whether the model ended the answer itself; a NaN loss stays NaN.
+
+    Raises ValueError: no rows, or sequences of different lengths.
+    """
+    if len(stopped) != len(wanted):
+        raise ValueError(f"{len(wanted)} rows, but {len(stopped)} values of stopped")
+    exact, f1_mean, rouge, chrf_mean = (
+        fmean(per_row(metric, wanted, got, unit)) for metric in ("exact_match", "f1", "rouge_l", "chrf")
+    )
+    return Scores(exact, f1_mean, rouge, chrf_mean, loss, fmean(stopped))
+
+
+def per_row(metric: Metric, wanted: Sequence[str], got: Sequence[str], unit: Unit) -> list[float]:
+    """One metric for each row, in order. Raises ValueError: sequences of different lengths."""
+    functions: dict[Metric, Callable[[str, str], float]] = {
+        "exact_match": exact_match,
+        "f1": lambda w, g: f1(w, g, unit),
+        "rouge_l": rouge_l,
+        "chrf": chrf,
+    }
+    return [float(functions[metric](w, g)) for w, g in zip(wanted, got, strict=True)]
+
+
+def f1_unit(answers: Sequence[str]) -> Unit:
+    """What F1 counts: characters where at least half of the words hold Hangul, Han or kana, as KorQuAD does.
+
+    Words, not letters, are asked, because one Hangul syllable stands for two or three Latin letters.
+    """
+    words = [word for answer in answers for word in answer.split() if any(map(str.isalpha, word))]
+    east_asian = sum(bool(_EAST_ASIAN.search(word)) for word in words)
+    return "character" if words and 2 * east_asian >= len(words) else "word"
+
+
+def exact_match(wanted: str, got: str) -> bool:
+    """Equality after KorQuAD 1.0's normalisation (evaluate-v1.0.py).
+
+    One deviation: where the normalisation leaves nothing of either text, the texts themselves are compared. The
+    official script would count "-" as an exact match of "+".
+    """
+    left, right = _korquad(wanted), _korquad(got)
+    return left == right if left or right else _same_bare(wanted, got)
+
+
+def f1(wanted: str, got: str, unit: Unit) -> float:
+    """Harmonic mean of precision and recall over the shared characters or words, each counted as often as it occurs.
+
+    "character": KorQuAD 1.0's official rules (evaluate-v1.0.py): its normalisation, then the characters without
+    spaces. "word": SQuAD 1.1's (rajpurkar.github.io/SQuAD-explorer, evaluate-v1.1.py): lower case, no punctuation, no
+    articles. Where nothing is left of both, 1.0 if the texts are the same, else 0.0 (the official scripts: always 0).
+    """
+    if unit == "character":
+        left, right = Counter(_korquad(wanted).replace(" ", "")), Counter(_korquad(got).replace(" ", ""))
+    else:
+        left, right = Counter(_squad(wanted)), Counter(_squad(got))
+    if not left and not right:
+        return float(_same_bare(wanted, got))
+    # 2PR / (P + R) with P = shared / |got| and R = shared / |wanted|
+    return 2 * (left & right).total() / (left.total() + right.total())
+
+
+def rouge_l(wanted: str, got: str) -> float:
+    """F-measure of the longest common subsequence (Lin 2004; computed by rouge-score), over words.
+
+    The tokens are ours: rouge-score's own keeps nothing but a-z and 0-9, so that two equal Korean sentences score 0.
+    A token is a run of letters and digits of any script (NFC, case folded); Han and kana characters count one by one,
+    as these scripts put no spaces between words. Where there is no token at all, the texts themselves are compared.
+    """
+    if not _rouge_tokens(wanted) and not _rouge_tokens(got):
+        return float(_same_bare(wanted, got))
+    return float(_rouge_scorer().score(wanted, got)["rougeL"].fmeasure)
+
+
+def chrf(wanted: str, got: str) -> float:
+    """chrF (Popović 2015): F2 over character 1- to 6-grams without spaces; sacrebleu's sentence score / 100."""
+    if not wanted.strip() and not got.strip():
+        return 1.0
+    return min(1.0, float(_chrf_scorer().sentence_score(got, [wanted]).score) / 100)
+
+
+def paired_bootstrap(
+    base: Sequence[float],
+    tuned: Sequence[float],
+    groups: Sequence[Hashable],
+    *,
+    seed: int = 0,
+    resamples: int = 10_000,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile interval of mean(tuned - base) over rows, drawing whole groups with replacement.
+
+    The same rows are drawn for both models (Koehn 2004, "Statistical Significance Tests for Machine Translation
+    Evaluation"); percentile interval: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13. Groups
+    are rows with the same question, which are no independent evidence. A single group tells nothing about others: its
+    interval is the whole range, (-1, 1). A NaN score gives (NaN, NaN). Raises ValueError: no rows, or sequences of
+    different lengths.
+    """
+    import numpy as np
+
+    if not len(base) == len(tuned) == len(groups) > 0:
+        raise ValueError(f"{len(base)} base scores, {len(tuned)} tuned scores and {len(groups)} groups")
+    number_of = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    numbers = np.array([number_of[group] for group in groups])
+    gains = np.bincount(numbers, weights=np.asarray(tuned, float) - np.asarray(base, float))  # (G,) sums over rows
+    sizes = np.bincount(numbers)  # (G,) rows
+    if len(gains) == 1:
+        return (-1.0, 1.0)
+    generator = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    block = max(1, _BLOCK // len(gains))
+    for start in range(0, resamples, block):
+        drawn = generator.integers(len(gains), size=(min(block, resamples - start), len(gains)))  # (block, G)
+        means[start : start + block] = gains[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def verdict(interval: tuple[float, float]) -> Verdict:
+    """What an interval of tuned - base proves: better above 0, worse below 0. Not proven if it holds 0 or NaN."""
+    low, high = interval
+    if low > 0:
+        return "better"
+    return "worse" if high < 0 else "not proven"
+
+
+def wins_losses(base: Sequence[float], tuned: Sequence[float]) -> tuple[int, int]:
+    """Number of rows in which tuned is above base, and below it. Raises ValueError: different lengths."""
+    pairs = list(zip(base, tuned, strict=True))
+    return sum(t > b for b, t in pairs), sum(t < b for b, t in pairs)
+
+
+def _korquad(text: str) -> str:
+    return " ".join(text.translate(_KORQUAD_SPACED).lower().translate(_PUNCTUATION).split())
+
+
+def _squad(text: str) -> list[str]:
+    return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+
+
+def _same_bare(wanted: str, got: str) -> bool:
+    """Equality of texts in which a normalisation finds nothing to compare: signs, emoji, nothing at all."""
+    return wanted.split() == got.split()
+
+
+def _rouge_tokens(text: str) -> list[str]:
+    return _ROUGE_TOKEN.findall(unicodedata.normalize("NFC", text).casefold())
+
+
+class _RougeTokenizer:
+    """What rouge-score asks of a tokenizer."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return _rouge_tokens(text)
+
+
+@lru_cache
+def _rouge_scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], tokenizer=_RougeTokenizer())
+
+
+@lru_cache
+def _chrf_scorer() -> Any:
+    from sacrebleu.metrics import CHRF
+
+    return CHRF()
