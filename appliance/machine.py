@@ -1,0 +1,152 @@
+"""What this machine has: device, memory, disk, versions, and the arithmetic on them. Decides nothing about recipes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+DType = Literal["float32", "bfloat16", "float16"]
+COLUMNS = ("what", "found", "needed", "verdict", "fix")
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the model runs. Memory in bytes."""
+
+    kind: Literal["cuda", "cpu"]
+    name: str
+    memory_bytes: int
+    dtype: DType
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row of the table."""
+
+    what: str
+    found: str
+    needed: str
+    verdict: Literal["ok", "warning", "fails"]
+    fix: str = ""
+
+    def cells(self) -> tuple[str, ...]:
+        return self.what, self.found, self.needed, self.verdict, self.fix
+
+
+def doctor(runs_dir: Path, cache_dir: Path) -> list[Finding]:
+    """What this machine has for a run, without knowing the recipe. Imports torch where it is installed."""
+    found = versions()
+    findings = [Finding("python", found["python"], ">= 3.11", "ok")]
+    if "torch" not in found:
+        fix = "pip install -c constraints.txt '.[train]'"
+        return [*findings, Finding("torch", "not installed", "for training", "fails", fix)]
+    here = device()
+    findings += [
+        Finding("packages", ", ".join(f"{k} {v}" for k, v in found.items() if k != "python"), "", "ok"),
+        Finding("device", f"{here.name}, {human(here.memory_bytes)}, computes in {here.dtype}", "", "ok"),
+        Finding("CPU cores", str(cpu_cores()), "", "ok"),
+        _at_least("memory", memory_available_bytes(), 4 << 30, "stop other programs, or raise the container's limit"),
+        _at_least(f"disk at {runs_dir}", free_disk_bytes(runs_dir), 2 << 30, "free space, or choose --runs-dir"),
+        _at_least(f"disk at {cache_dir}", free_disk_bytes(cache_dir), 2 << 30, "free space, or choose --cache-dir"),
+    ]
+    for folder in (runs_dir, cache_dir):
+        findings.append(_writable(folder))
+    return findings
+
+
+def _at_least(what: str, found: int, needed: int, fix: str) -> Finding:
+    enough = found >= needed
+    return Finding(what, human(found), human(needed), "ok" if enough else "warning", "" if enough else fix)
+
+
+def _writable(folder: Path) -> Finding:
+    """Whether the folder, or the nearest parent that exists, takes new files."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if os.access(existing, os.W_OK | os.X_OK):
+        return Finding(f"writing to {folder}", "possible", "", "ok")
+    return Finding(
+        f"writing to {folder}", "refused", "possible", "fails", f"chown {os.getuid()}:{os.getgid()} {existing}"
+    )
+
+
+def can_train() -> bool:
+    """Whether the packages of the `train` extra are installed. Imports none of them."""
+    return all(importlib.util.find_spec(name) for name in ("torch", "transformers", "trl", "peft"))
+
+
+def device() -> Device:
+    """The first CUDA device, or the CPU. Imports torch."""
+    import torch
+
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        # bfloat16 needs Ampere (compute capability 8.0); before it, float16 is what the hardware multiplies.
+        dtype: DType = "bfloat16" if properties.major >= 8 else "float16"
+        return Device("cuda", properties.name, properties.total_memory, dtype)
+    return Device("cpu", platform.processor() or platform.machine(), memory_limit_bytes(), "float32")
+
+
+def memory_limit_bytes() -> int:
+    """Host memory this process may use: the machine's, or the container's (cgroup v2, then v1) where that is less."""
+    total = int(psutil.virtual_memory().total)
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            text = Path(path).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            total = min(total, int(text))
+    return total
+
+
+def memory_available_bytes() -> int:
+    return min(int(psutil.virtual_memory().available), memory_limit_bytes())
+
+
+def free_disk_bytes(path: Path) -> int:
+    """Free bytes on the volume of `path`, or of its nearest parent that exists."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def cpu_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def versions() -> dict[str, str]:
+    """Installed version of every package that a result may depend on; absent ones are left out."""
+    names = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers", "unsloth")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def weights_bytes(model_dir: Path) -> int:
+    """Size of the safetensors in `model_dir`."""
+    return sum(path.stat().st_size for path in model_dir.glob("*.safetensors"))
+
+
+def human(count: int) -> str:
+    """Bytes for people: 1536 -> '1.5 KiB'."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
