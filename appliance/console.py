@@ -22,7 +22,6 @@ from rich.table import Table
 from appliance.errors import ApplianceError
 
 _log = logging.getLogger("appliance")
-_log.addHandler(logging.NullHandler())  # before the log file is open, nothing of it goes to stderr
 # Without a terminal rich would assume 80 columns; a table in a log file may be wider.
 _stderr = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True, width=None if sys.stderr.isatty() else 160)
 _stdout = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)

@@ -111,7 +111,7 @@ def test_a_resumed_loop_counts_from_where_it_began(capsys: pytest.CaptureFixture
         steps.reach(901)
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("train 901/1000")
-    assert last.endswith(" s")  # at the pace of the one step since then: seconds, not hours
+    assert last.endswith("  ETA 0.0 s")  # at the pace of the one step since then, not of the hour
 
 
 def test_on_a_terminal_a_bar_is_redrawn(monkeypatch: pytest.MonkeyPatch) -> None:

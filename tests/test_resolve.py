@@ -343,7 +343,9 @@ def test_the_written_yaml_reads_back_the_same(
 
 
 def test_the_written_yaml_is_for_people_too(tmp_path: Path) -> None:
-    text = _load(tmp_path, MINIMAL, "data.csv=가격 표.csv", "train.learning_rate=1e-5").to_yaml()
+    text = _load(
+        tmp_path, MINIMAL, "data.csv=가격 표.csv", "train.learning_rate=1e-5", f"evaluate.stop=[{'a b ' * 50}]"
+    ).to_yaml()
     lines = text.splitlines()
     assert lines[0] == "name: shop  # my.yaml"
     assert '  csv: "가격 표.csv"  # --set' in lines

@@ -114,6 +114,7 @@ def test_a_finished_stage_lists_its_outputs(run_dir: RunDir) -> None:
     record = run_dir.finish("prepare", INPUTS, "5 rows", unlisted=("checkpoints",))
     assert record.outputs == {"deep/행.csv": {"size": 5, "sha256": sha256(b"12345").hexdigest()}}
     assert run_dir.record("prepare") == record
+    assert {path.name for path in folder.iterdir()} == {"deep", "checkpoints", "stage.json"}
     assert (record.summary, record.inputs, record.fingerprint) == ("5 rows", INPUTS, fingerprint(INPUTS))
 
 

@@ -1,0 +1,316 @@
+"""The command line: parse, call, map errors to exit codes. No logic; nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from appliance import __version__
+from appliance.errors import ApplianceError, Interrupted, RecipeError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="""Fine-tune a language model on a CSV: check, train, compare, merge, prove, release.
+
+    appliance demo
+
+    appliance run chatbot-cpu --set data.csv=data/train.csv""",
+)
+_RECIPE_HELP = """Look at recipes.
+
+    appliance recipe list
+
+    appliance recipe schema"""
+recipe_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=_RECIPE_HELP)
+app.add_typer(recipe_app, name="recipe")
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE|RUN_DIR", help="A shipped recipe's name, a YAML file, or a run directory.")
+]
+RunDirArgument = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory, such as runs/demo.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set one field, for example train.epochs=1. May be repeated."),
+]
+RedoOption = Annotated[
+    str | None, typer.Option("--redo", metavar="STAGE", help="Run this stage and all after it once more.")
+]
+RunsOption = Annotated[Path, typer.Option("--runs-dir", envvar="APPLIANCE_RUNS_DIR", help="Where run directories are.")]
+CacheOption = Annotated[
+    Path, typer.Option("--cache-dir", envvar="APPLIANCE_CACHE_DIR", help="Where models made here are kept.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+_CACHE = Path.home() / ".cache" / "finetune-appliance"
+
+
+def main() -> None:
+    """Entry point. Expected failures become one message, a hint and the exit code of their class; a bug becomes 1."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has SIGHUP ignored
+            signal.signal(number, _interrupt)
+    try:
+        app()
+    except ApplianceError as error:
+        _fail(str(error), error.hint, error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        hint = "make room, or give the folder to this user; then the same command continues"
+        _fail(f"{error.filename or 'writing'}: {error.strerror}", hint, 4)
+    except Exception as error:
+        if not getattr(error, "__notes__", None):
+            raise
+        _fail(f"this is a bug: {type(error).__name__}: {error}", "; ".join(error.__notes__), 1)
+
+
+def _fail(message: str, hint: str, exit_code: int) -> NoReturn:
+    from appliance import console
+
+    console.error(message, hint)
+    sys.exit(exit_code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    raise Interrupted(number, f"stopped by {signal.Signals(number).name}", hint="the same command continues")
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    source: RecipeArgument,
+    set_: SetOption = None,
+    redo: RedoOption = None,
+    runs_dir: RunsOption = Path("runs"),
+    cache_dir: CacheOption = _CACHE,
+) -> None:
+    """Run all stages of a recipe; what is done is skipped, what was stopped continues.
+
+    appliance run demo
+
+    appliance run my.yaml --set train.epochs=1 --set name=short
+    """
+    _run(source, set_, redo, runs_dir, cache_dir, until="publish")
+
+
+@app.command()
+def demo(
+    set_: SetOption = None,
+    redo: RedoOption = None,
+    runs_dir: RunsOption = Path("runs"),
+    cache_dir: CacheOption = _CACHE,
+) -> None:
+    """Run the whole pipeline on a small model made on the spot: no GPU, no Hub, no data needed.
+
+    appliance demo
+
+    appliance demo --set train.seed=7 --set name=demo-7
+    """
+    _run("demo", set_, redo, runs_dir, cache_dir, until="publish")
+
+
+def _stage_command(stage: str, what: str) -> None:
+    def command(
+        run_dir: RunDirArgument, set_: SetOption = None, redo: RedoOption = None, cache_dir: CacheOption = _CACHE
+    ) -> None:
+        from appliance import views
+
+        views.require_run(run_dir)
+        _run(str(run_dir), set_, redo, run_dir.parent, cache_dir, until=stage)
+
+    command.__doc__ = f"""{what}
+
+    Stages before it that are not done yet run first; a finished one is skipped.
+
+    appliance {stage} runs/demo
+
+    appliance {stage} runs/demo --redo {stage}
+    """
+    app.command(stage)(command)
+
+
+@app.command()
+def check(
+    source: Annotated[str, typer.Argument(metavar="RECIPE|RUN_DIR|CSV", help="A recipe, a run directory, or a CSV.")],
+    set_: SetOption = None,
+    runs_dir: RunsOption = Path("runs"),
+    cache_dir: CacheOption = _CACHE,
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether a recipe can run here, or what a CSV holds. Trains nothing.
+
+    appliance check chatbot-cpu --set data.csv=data/train.csv
+
+    appliance check data/train.csv --set data.columns.instruction=Q --set data.columns.output=A
+    """
+    from appliance import console, views
+
+    if views.is_recipe(source):
+        _run(source, set_, None, runs_dir, cache_dir, until="check", announce=False)
+        findings = views.check_table(_run_path(source, set_, runs_dir))
+    else:
+        findings = views.check_csv(Path(source), set_ or [])
+    if as_json:
+        console.result(json.dumps(findings, ensure_ascii=False, indent=2))
+    else:
+        console.table("", tuple(findings[0]), [tuple(row.values()) for row in findings], to_stdout=True)
+
+
+_stage_command("prepare", "Read the CSV, account for every row, split it.")
+_stage_command("train", "Train the adapter.")
+_stage_command("evaluate", "Answer the test rows with the base and with the tuned model.")
+_stage_command("merge", "Merge the adapter into the base and prove the result.")
+_stage_command("publish", "Build the release folder.")
+
+
+@app.command()
+def status(runs_dir: RunsOption = Path("runs"), as_json: JsonOption = False) -> None:
+    """List the runs and how far each one is.
+
+    appliance status
+
+    appliance status --runs-dir /runs --json
+    """
+    from appliance import console, rundir
+
+    runs = rundir.overview(runs_dir)
+    if as_json:
+        console.result(json.dumps(runs, ensure_ascii=False, indent=2))
+    elif runs:
+        console.table("", ("run", *rundir.STAGES), [tuple(run.values()) for run in runs], to_stdout=True)
+    else:
+        console.result(f"no runs in {runs_dir}")
+
+
+@app.command()
+def inspect(
+    run_dir: RunDirArgument,
+    row: Annotated[int | None, typer.Option("--row", help="The row's line in the CSV; without it the first.")] = None,
+    cache_dir: CacheOption = _CACHE,
+) -> None:
+    """Show a row as the model sees it: masked tokens dim, trained tokens bright, EOS visible.
+
+    appliance inspect runs/demo
+
+    appliance inspect runs/demo --row 17
+    """
+    from appliance import console, views
+
+    for line in views.inspect(run_dir, row, cache_dir):
+        console.result_markup(line)
+
+
+@app.command()
+def doctor(runs_dir: RunsOption = Path("runs"), cache_dir: CacheOption = _CACHE, as_json: JsonOption = False) -> None:
+    """Say what this machine has and what it lacks. Needs no recipe.
+
+    appliance doctor
+
+    appliance doctor --json
+    """
+    from dataclasses import asdict
+
+    from appliance import console, machine
+
+    findings = machine.doctor(runs_dir, cache_dir)
+    if as_json:
+        console.result(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False, indent=2))
+    else:
+        console.table("", machine.COLUMNS, [finding.cells() for finding in findings], to_stdout=True)
+    if any(finding.verdict == "fails" for finding in findings):
+        raise typer.Exit(4)
+
+
+@recipe_app.command("list")
+def recipe_list() -> None:
+    """List the recipes that come with the package.
+
+    appliance recipe list
+
+    appliance recipe show chatbot-cpu
+    """
+    from appliance import console, resolve
+
+    rows = [(name, resolve.headline(path)) for name, path in resolve.shipped().items()]
+    console.table("", ("recipe", "what it is for"), rows, to_stdout=True)
+
+
+@recipe_app.command("show")
+def recipe_show(
+    name: Annotated[str, typer.Argument(help="A shipped recipe's name, a file, or a run directory.")],
+) -> None:
+    """Print a recipe, to edit a copy of it.
+
+    appliance recipe show chatbot-cpu > my.yaml
+
+    appliance recipe show runs/demo
+    """
+    from appliance import resolve
+
+    typer.echo(resolve.locate(name).read_text(encoding="utf-8"), nl=False)
+
+
+@recipe_app.command("schema")
+def recipe_schema(as_json: JsonOption = False) -> None:
+    """Print every field of a recipe with its meaning and default.
+
+    appliance recipe schema
+
+    appliance recipe schema --json
+    """
+    from appliance import console, recipe
+
+    if as_json:
+        typer.echo(json.dumps(recipe.Recipe.model_json_schema(), ensure_ascii=False, indent=2))
+    else:
+        console.table("", ("field", "default", "meaning"), recipe.documentation(), to_stdout=True)
+
+
+def _run(
+    source: str,
+    set_: list[str] | None,
+    redo: str | None,
+    runs_dir: Path,
+    cache_dir: Path,
+    *,
+    until: str,
+    announce: bool = True,
+) -> None:
+    from appliance import console, pipeline, resolve, views
+    from appliance.rundir import STAGES, RunDir
+
+    stages = STAGES[: STAGES.index(until) + 1]
+    if redo is not None and redo not in stages:
+        raise RecipeError(f"--redo {redo}: expected a stage of this command", hint=f"one of {', '.join(stages)}")
+    resolved = resolve.load(source, overrides=set_ or [])
+    run_dir = RunDir(_run_path(source, set_, runs_dir))
+    pipeline.run(resolved, run_dir, cache_dir, redo=redo, until=until)
+    if announce:
+        for name, path in views.whereabouts(run_dir):
+            console.result(f"{name:<14} {path}")
+
+
+def _run_path(source: str, set_: list[str] | None, runs_dir: Path) -> Path:
+    """The run directory itself where one is given, unless --set name=… asks for a new one beside it."""
+    from appliance import resolve
+
+    path = Path(source)
+    if (path / "recipe.yaml").is_file():
+        renamed = any(item.startswith("name=") for item in set_ or [])
+        return path.parent / resolve.load(source, overrides=set_ or []).recipe.name if renamed else path
+    return runs_dir / resolve.load(source, overrides=set_ or []).recipe.name

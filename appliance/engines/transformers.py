@@ -1,0 +1,94 @@
+"""The plain engine: transformers + peft (+ bitsandbytes), on a CPU or on CUDA."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from appliance.errors import EnvironmentUnavailable
+from appliance.machine import Device
+from appliance.recipe import ModelSection, TuningSection
+
+
+class TransformersEngine:
+    name = "transformers"
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    def load_for_training(
+        self, base_dir: Path, model: ModelSection, tuning: TuningSection, max_seq_length: int, seed: int
+    ) -> tuple[Any, Any]:
+        """See Engine. Raises EnvironmentUnavailable: the weights do not load, or a named target module is not there."""
+        base, tokenizer = self._load_base(base_dir, model)
+        limit = getattr(base.config, "max_position_embeddings", max_seq_length)
+        if max_seq_length > limit:
+            raise EnvironmentUnavailable(
+                f"max_seq_length {max_seq_length} is over the {limit} positions of this base model",
+                hint="set model.max_seq_length to at most that, with data.on_too_long=drop or cut for longer rows",
+            )
+        if model.load_in_4bit:
+            base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+        torch.manual_seed(seed)
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=tuning.r,
+            lora_alpha=tuning.alpha,
+            lora_dropout=tuning.dropout,
+            target_modules=tuning.target_modules,
+            use_rslora=tuning.rslora,
+            use_dora=tuning.dora,
+            bias="none",
+        )
+        try:
+            return get_peft_model(base, config), tokenizer
+        except ValueError as error:  # peft: "Target modules … not found in the base model"
+            raise EnvironmentUnavailable(
+                f"adapters cannot be attached to this base: {error}",
+                hint="tuning.target_modules=all-linear fits every architecture",
+            ) from error
+
+    def load_for_inference(self, base_dir: Path, model: ModelSection, adapter_dir: Path | None) -> tuple[Any, Any]:
+        """See Engine."""
+        loaded, tokenizer = self._load_base(base_dir, model)
+        if adapter_dir is not None:
+            loaded = PeftModel.from_pretrained(loaded, str(adapter_dir))
+        return loaded.eval(), tokenizer
+
+    def release(self) -> None:
+        gc.collect()
+        if self._device.kind == "cuda":
+            torch.cuda.empty_cache()
+
+    def _load_base(self, base_dir: Path, model: ModelSection) -> tuple[Any, Any]:
+        dtype = getattr(torch, self._device.dtype if model.dtype == "auto" else model.dtype)
+        quantization = None
+        if model.load_in_4bit:  # NF4 with double quantization: QLoRA's setting (Dettmers et al. 2023, section 3)
+            quantization = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            )
+        try:
+            loaded = AutoModelForCausalLM.from_pretrained(
+                str(base_dir),
+                dtype=dtype,
+                quantization_config=quantization,
+                device_map={"": 0 if self._device.kind == "cuda" else "cpu"},
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(str(base_dir), local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise EnvironmentUnavailable(
+                f"the base model in {base_dir} does not load: {error}",
+                hint="expected a transformers causal language model with safetensors weights",
+            ) from error
+        return loaded, tokenizer

@@ -1,0 +1,177 @@
+"""One run as the pipeline sees it: its recipe, its CSV, its base model, its machine; what each stage depends on.
+
+Everything here is found out when it is first asked for, so that a finished run is skipped without torch, without the
+base model on disk and without the network.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from appliance import console, machine, rundir
+from appliance.errors import DataError, RunDirError
+from appliance.resolve import Resolved, flatten
+from appliance.rundir import STAGES, RunDir
+
+if TYPE_CHECKING:
+    from appliance.engines import Engine
+    from appliance.hub import Base
+    from appliance.machine import Device
+    from appliance.prompts import Prompt
+
+DEMO_NOTE = (
+    "The demo's test rows ask facts that training saw, in words that it did not see: this is no test of new facts."
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe, its run directory, and what is found out once and kept."""
+
+    resolved: Resolved
+    run_dir: RunDir
+    cache_dir: Path
+    until: str = "publish"  # the last stage that this call is to run
+
+    @cached_property
+    def _run_json(self) -> dict[str, Any]:
+        path = self.run_dir.path / "run.json"
+        return dict(rundir.read_json(path)) if path.is_file() else {}
+
+    @cached_property
+    def device(self) -> Device:
+        return machine.device()
+
+    @cached_property
+    def engine_choice(self) -> tuple[str, str]:
+        from appliance import engines
+
+        return engines.choose(self.resolved.recipe.engine, self.device)
+
+    @cached_property
+    def engine(self) -> Engine:
+        from appliance import engines
+
+        engine = engines.load_engine(self.engine_choice[0], self.device)
+        console.quiet_libraries()
+        return engine
+
+    @cached_property
+    def base(self) -> Base:
+        """The base model on disk. A run keeps the commit that it began with.
+
+        Raises RunDirError: the base's files are others than when this run began.
+        """
+        from appliance import hub
+
+        model, before = self.resolved.recipe.model, self._recorded_base()
+        base = hub.resolve(model.id, before.get("revision") or model.revision, self.cache_dir)
+        if before and base.identity != before["identity"]:
+            raise RunDirError(
+                f"{self.run_dir.path}: the files of the base model {model.id} changed since this run began",
+                hint="start a new run with --set name=NEW, or put the former files back",
+            )
+        return base
+
+    @cached_property
+    def prompt(self) -> Prompt:
+        """The prompt format with the base's tokenizer as transformers loads it, which may rebuild it from other files.
+
+        Without the `train` extra its tokenizer.json is read as it stands: enough to count and to split.
+        """
+        from appliance import prompts
+
+        name = self.resolved.recipe.prompt
+        if not machine.can_train():
+            return prompts.from_folder(name, self.base.dir)
+        self.engine  # noqa: B018  first: Unsloth has to be imported before transformers
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(str(self.base.dir), local_files_only=True, trust_remote_code=False)
+        return prompts.from_transformers(name, tokenizer)
+
+    @cached_property
+    def base_identity(self) -> str:
+        """What the base is, from run.json where possible: a finished run is skipped without the base on disk."""
+        return str(self._recorded_base().get("identity") or self.base.identity)
+
+    def _recorded_base(self) -> dict[str, Any]:
+        model, recorded = self.resolved.recipe.model, self._run_json.get("base", {})
+        asked = {"id": model.id, "asked_revision": model.revision}
+        return dict(recorded) if {k: recorded.get(k) for k in asked} == asked else {}
+
+    @cached_property
+    def csv_path(self) -> Path:
+        csv = self.resolved.recipe.data.csv
+        path = Path(str(files("datasets_src") / "samples" / "shop_faq.csv")) if csv == "demo" else Path(csv)
+        recorded = Path(self._run_json.get("csv", {}).get("path", csv))  # typed relative to another folder, perhaps
+        return path if path.exists() or not recorded.exists() else recorded
+
+    @cached_property
+    def csv_sha256(self) -> str:
+        """Hash of the CSV; of the one read before, where it is gone now and its rows are in the run directory."""
+        recorded = self._run_json.get("csv", {}).get("sha256")
+        if self.csv_path.is_file():
+            return rundir.sha256_of(self.csv_path)
+        if recorded and self.run_dir.record("prepare"):
+            return str(recorded)
+        raise DataError(
+            f"{self.csv_path}: no such file",
+            hint="give the CSV's path: --set data.csv=PATH (in the container, the folder data/ is /data)",
+        )
+
+    def inputs(self, stage: str) -> dict[str, Any]:
+        """What the stage's result depends on: recipe fields, file hashes, and the stages before it."""
+        recipe = self.resolved.recipe
+        fields = {
+            "prepare": ("data", "model.max_seq_length", "prompt", "train.seed"),
+            "train": ("engine", "model", "tuning", "train"),
+            "evaluate": ("evaluate",),
+            "merge": (),
+            "publish": ("name", "publish"),
+        }[stage]
+        values = {
+            key: value
+            for key, value in flatten(recipe.model_dump())
+            if key.startswith(tuple(f"{field}." for field in fields)) or key in fields
+        }
+        if stage == "train":  # only the product of the two matters to the result
+            del values["train.micro_batch_size"], values["train.gradient_accumulation_steps"], values["train.report_to"]
+            values["effective batch size"] = recipe.train.effective_batch_size
+        if stage == "prepare":
+            del values["data.csv"]  # its content counts, not its name
+            return values | {"CSV (sha256)": self.csv_sha256, "base model": self.base_identity}
+        before = STAGES[STAGES.index(stage) - 1]
+        return values | {f"result of {before}": rundir.fingerprint(self.inputs(before))}
+
+    def write_run_json(self) -> None:
+        """What this run is made from, where, and with which versions."""
+        recipe, base = self.resolved.recipe, self.base
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        rundir.write_json(
+            self.run_dir.path / "run.json",
+            {
+                "name": recipe.name,
+                "created": self._run_json.get("created", now),
+                "continued": now,
+                "versions": machine.versions(),
+                "device": f"{self.device.name} ({self.device.kind})" if machine.can_train() else None,
+                "engine": self.engine_choice[0] if machine.can_train() else None,
+                "seed": recipe.train.seed,
+                "base": {
+                    "id": recipe.model.id,
+                    "asked_revision": recipe.model.revision,
+                    "public_id": base.public_id,
+                    "revision": base.revision,
+                    "license": base.license,
+                    "identity": self.base_identity,
+                },
+                "csv": {"path": str(self.csv_path.resolve()), "sha256": self.csv_sha256},
+                "test_note": DEMO_NOTE if recipe.data.csv == "demo" else "",
+            },
+        )

@@ -1,0 +1,201 @@
+"""The stages in order, skipping what is done. Read this file first.
+
+check -> prepare -> train -> evaluate -> merge -> publish. The whole recipe ends here: a stage gets its own sections
+and plain values. A stage is done when its stage.json says so for the same inputs; other inputs are refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from appliance import console, machine, report, rundir
+from appliance.job import Job
+from appliance.resolve import Resolved, flatten
+from appliance.rundir import STAGES, RunDir
+
+if TYPE_CHECKING:
+    from appliance.proof import Proof
+
+RESUMABLE = {"train": ("checkpoints", "metrics.jsonl")}  # what a killed stage may continue from
+
+
+def run(
+    resolved: Resolved, run_dir: RunDir, cache_dir: Path, *, redo: str | None = None, until: str = "publish"
+) -> None:
+    """Runs every stage up to `until` that is not done yet. `redo`: this stage and all after it once more.
+
+    Raises ApplianceError; what was finished before stays finished, and the same call continues.
+    """
+    run_dir.create()
+    with run_dir.lock(), console.log_file(run_dir.path / "appliance.log"):
+        job = Job(resolved, run_dir, cache_dir, until)
+        stages = STAGES[: STAGES.index(until) + 1]
+        again = STAGES[STAGES.index(redo) :] if redo else ()
+        # check looks at this machine: it is never skipped while something is left to do
+        done = {
+            s
+            for s in stages
+            if s not in ("check", *again) and run_dir.has_begun(s) and run_dir.is_done(s, job.inputs(s))
+        }
+        if done and len(done) == len(stages) - 1 and run_dir.record("check"):
+            done.add("check")
+        else:
+            rundir.write_text(run_dir.path / "recipe.yaml", resolved.to_yaml())
+            _header(job)
+        run_dir.set_aside(again)
+        for stage in stages:
+            if stage in done:
+                record = run_dir.record(stage)
+                console.say(f"{stage:<9} done before: {record.summary if record else ''}", style="dim")
+            else:
+                _run_stage(job, stage)
+        if len(done) < len(stages) or not (run_dir.path / "report.html").is_file():
+            report.write_html(run_dir.path)
+
+
+def _run_stage(job: Job, stage: str) -> None:
+    console.say(f"{stage} …", style="bold")
+    inputs = job.inputs(stage) if stage != "check" else {}
+    stage_dir = job.run_dir.begin(stage, inputs, keep=RESUMABLE.get(stage, ()))
+    summary = {
+        "check": _check,
+        "prepare": _prepare,
+        "train": _train,
+        "evaluate": _evaluate,
+        "merge": _merge,
+        "publish": _publish,
+    }[stage](job, stage_dir)
+    record = job.run_dir.finish(stage, inputs, summary, unlisted=RESUMABLE.get(stage, ())[:1])
+    console.say(f"{stage:<9} {summary} ({console.duration(record.seconds)})")
+
+
+def _check(job: Job, stage_dir: Path) -> str:
+    from appliance.stages import check
+
+    recipe = job.resolved.recipe
+    findings = check.run(
+        data=recipe.data,
+        model=recipe.model,
+        train=recipe.train,
+        publish=recipe.publish,
+        csv_path=job.csv_path,
+        get_base=lambda: job.base,
+        get_device=lambda: job.device,
+        engine_choice=lambda _: job.engine_choice,
+        will_train=job.until not in ("check", "prepare"),
+        stage_dir=stage_dir,
+    )
+    console.table("", machine.COLUMNS, [finding.cells() for finding in findings])
+    job.write_run_json()
+    warnings = [finding for finding in findings if finding.verdict == "warning"]
+    return f"{len(findings)} looked at, {len(warnings)} warnings"
+
+
+def _prepare(job: Job, stage_dir: Path) -> str:
+    from appliance.stages import prepare
+
+    recipe = job.resolved.recipe
+    wanted = recipe.model.max_seq_length
+    counts = prepare.run(
+        csv_path=job.csv_path,
+        data=recipe.data,
+        prompt=job.prompt,
+        max_seq_length=wanted if isinstance(wanted, int) else None,
+        longest_possible=job.base.max_positions,
+        seed=recipe.train.seed,
+        stage_dir=stage_dir,
+    )
+    if counts.shared_questions:
+        text = f"the notebook split leaks: {counts.shared_questions} questions stand on two sides; scores will flatter"
+        console.say(text, style="yellow")
+    return prepare.summarise(counts)
+
+
+def _train(job: Job, stage_dir: Path) -> str:
+    engine = job.engine  # first: Unsloth has to be imported before transformers and trl
+    from appliance.stages import train
+
+    recipe, prepared = job.resolved.recipe, rundir.read_json(job.run_dir.stage_dir("prepare") / "summary.json")
+    summary = train.run(
+        engine=engine,
+        device=job.device,
+        base=job.base,
+        model=recipe.model,
+        tuning=recipe.tuning,
+        train=recipe.train,
+        prompt_name=recipe.prompt,
+        max_seq_length=prepared["max_seq_length"],
+        cut_long_rows=recipe.data.on_too_long == "cut",
+        prepare_dir=job.run_dir.stage_dir("prepare"),
+        stage_dir=stage_dir,
+    )
+    engine.release()
+    return summary
+
+
+def _evaluate(job: Job, stage_dir: Path) -> str:
+    engine = job.engine
+    from appliance.stages import evaluate
+
+    recipe = job.resolved.recipe
+    seen = evaluate.run(
+        engine=engine,
+        base=job.base,
+        model=recipe.model,
+        evaluate=recipe.evaluate,
+        prompt_name=recipe.prompt,
+        seed=recipe.train.seed,
+        prepare_dir=job.run_dir.stage_dir("prepare"),
+        adapter_dir=job.run_dir.stage_dir("train") / "adapter",
+        stage_dir=stage_dir,
+    )
+    engine.release()
+    return evaluate.summarise(seen)
+
+
+def _merge(job: Job, stage_dir: Path) -> str:
+    from appliance import proof
+    from appliance.stages import merge
+
+    rows = rundir.read_json(job.run_dir.stage_dir("evaluate") / "proof_rows.json")
+    merged, proven = merge.run(
+        job.base.dir,
+        job.run_dir.stage_dir("train") / "adapter",
+        stage_dir,
+        dtype=job.base.stored_dtype,
+        rows=[proof.ProofRow(tuple(row["input_ids"]), row["prompt_tokens"]) for row in rows],
+        device=job.device.kind,
+    )
+    return f"{merged.merged_tensors} of {merged.tensors} tensors merged into {merged.dtype}; {_proven(proven)}"
+
+
+def _proven(proven: Proof) -> str:
+    seen = proven.measures
+    return (
+        f"proven on {seen.positions} tokens of {seen.rows} test rows: divergence from the trained model "
+        f"{seen.kl_tuned:.1e} nats, from the base {seen.kl_base:.1e}, same likeliest token {seen.agreement:.1%}"
+    )
+
+
+def _publish(job: Job, stage_dir: Path) -> str:
+    from appliance.stages import publish
+
+    recipe = job.resolved.recipe
+    return publish.run(
+        name=recipe.name,
+        publish=recipe.publish,
+        base=job.base,
+        prompt_name=recipe.prompt,
+        run_path=job.run_dir.path,
+        stage_dir=stage_dir,
+    )
+
+
+def _header(job: Job) -> None:
+    recipe = job.resolved.recipe
+    console.say(f"run {recipe.name} in {job.run_dir.path}", style="bold")
+    rows = [
+        (key, "null" if v is None else str(v), job.resolved.origins[key]) for key, v in flatten(recipe.model_dump())
+    ]
+    console.table("", ("recipe", "value", "from"), rows)

@@ -1,0 +1,240 @@
+"""What must hold of a merged model before it may leave: that it answers as base + adapter does.
+
+Two processes, never both at once, so that the merged model is read as its users will read it. `reference` loads base
+and adapter and saves what they say; `examine` loads the merged folder alone, with plain transformers, and compares.
+Both see the same rows, teacher-forced. Must not know how the merge was written: peft's own arithmetic is the judge.
+
+The bound is calibrated in the reference process: every weight is replaced by what a perfect merge stores, peft's
+merge in float32 rounded to 16 bits. How far that moves the answers is rounding, and the merge may do little worse.
+
+Divergences are in nats per position, over the TOP_TOKENS likeliest tokens of base + adapter and one outcome for all
+the rest. Lumping outcomes never raises a divergence (data-processing inequality): each is a lower bound of the true.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import EnvironmentUnavailable, GateRefused
+from appliance.rundir import read_json, write_json
+
+ROWS = 32  # compared at most; with POSITIONS a row this keeps the saved reference below 60 MB for any vocabulary
+POSITIONS = 64  # a row at most: the first ones and EOS
+TOP_TOKENS = 1024
+SAMPLE = 16384  # weights compared in each merged tensor
+
+# Set between proper and wrong merges, measured on a CPU: Llama and Qwen3 of 3 layers, heads tied and not, 2 seeds,
+# bases and merges in bfloat16 and float16, deltas of 0.3 %, 2 % and 10 % of their weights' norm. 96 proper merges, and
+# each with the delta left out, doubled, swapped between layers, left out of one block, left out of one module (480).
+#                              proper   wrong at 10 %   at 2 %     at 0.3 %
+#   kl_tuned / kl_calibrated   1.00     >= 8.2          >= 1.2     >= 1.0 (hidden by the rounding to bfloat16)
+#   agreement - calibrated     0.000    <= -0.02        <= 0.002   <= 0.006
+#   delta_missing              0.00     >= 1.00         >= 1.00    >= 1.00
+# So the weights always tell, the answers wherever the error is larger than rounding. The factor leaves room for a
+# device that adds up in another order; when it computes in 16 bits, that noise is in kl_calibrated as well.
+KL_FACTOR = 4.0
+KL_FLOOR = 1e-6  # a perfect merge had 1.5e-6 and more, unless the adapter is zero, when all divergences are
+AGREEMENT_MARGIN = 0.01
+DELTA_BOUND = 0.1
+DELTA_NOISE = 0.001
+
+
+@dataclass(frozen=True)
+class ProofRow:
+    """A held-out prompt with the tuned answer and EOS behind it; the ids after `prompt_tokens` are compared."""
+
+    input_ids: tuple[int, ...]
+    prompt_tokens: int
+
+    def positions(self) -> list[int]:
+        """Indices whose next id belongs to the answer or is EOS: the first POSITIONS - 1 of them and the last."""
+        found = list(range(self.prompt_tokens - 1, len(self.input_ids) - 1))
+        return found if len(found) <= POSITIONS else [*found[: POSITIONS - 1], found[-1]]
+
+
+@dataclass(frozen=True)
+class ProofRequest:
+    """What both processes work on. `dtype`: what the merge stores; `compute_dtype`: what both sides compute in."""
+
+    base_dir: Path
+    adapter_dir: Path
+    dtype: str
+    compute_dtype: str
+    device: str
+    rows: tuple[ProofRow, ...]
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What was seen. Divergences in nats per position, agreements as fractions of positions."""
+
+    rows: int
+    positions: int
+    top_tokens: int
+    kl_tuned: float  # KL(base + adapter || merged)
+    kl_base: float  # KL(base || merged)
+    kl_calibrated: float  # KL(base + adapter || base + adapter rounded as a perfect merge is)
+    kl_effect: float  # KL(base + adapter || base): what the adapter does at all
+    agreement: float  # of merged with base + adapter in the likeliest token
+    agreement_calibrated: float
+    positions_not_finite: int
+    tensors_wrong: int
+    tensors_wrong_names: str
+    delta_missing: float  # worst tensor's distance from the wanted weights / the distance the adapter moved them
+    delta_missing_name: str
+
+
+@dataclass(frozen=True)
+class Gate:
+    name: str
+    passed: bool
+    measured: float
+    bound: float
+    meaning: str
+
+    def sentence(self) -> str:
+        return f"{self.name}: {self.measured:.4g}, bound {self.bound:.4g} ({self.meaning})"
+
+
+@dataclass(frozen=True)
+class Proof:
+    gates: tuple[Gate, ...]
+    measures: Measures
+
+    @property
+    def passed(self) -> bool:
+        return all(gate.passed for gate in self.gates)
+
+    def as_json(self) -> dict[str, Any]:
+        """For proof.json. A figure that is not finite is null there."""
+        gates = [asdict(gate) for gate in self.gates]
+        measures = asdict(self.measures)
+        for record in (*gates, measures):
+            record.update({k: None for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)})
+        return {"passed": self.passed, "gates": gates, **measures}
+
+
+def request(base_dir: Path, adapter_dir: Path, *, dtype: str, device: str, rows: Sequence[ProofRow]) -> ProofRequest:
+    """The first ROWS rows; float32 on a CPU, the merged model's own 16 bits on a GPU.
+
+    Raises GateRefused: there is no row to compare.
+    """
+    if not rows:
+        raise GateRefused("no held-out row is left to prove the merge with", hint="raise data.test_fraction")
+    compute_dtype = "float32" if device == "cpu" else dtype
+    return ProofRequest(base_dir, adapter_dir, dtype, compute_dtype, device, tuple(rows[:ROWS]))
+
+
+def prove(wanted: ProofRequest, merged_dir: Path, work_dir: Path) -> Proof:
+    """Both processes, one after the other, on a merged folder that exists. Raises as they do."""
+    with work_folder(work_dir):
+        run_reference(wanted, work_dir, work_dir / "proof.log")
+        return run_examination(work_dir, merged_dir, work_dir / "proof.log")
+
+
+@contextmanager
+def work_folder(work_dir: Path) -> Iterator[Path]:
+    """An empty folder for what one process leaves to the other; removed at the end."""
+    shutil.rmtree(work_dir, ignore_errors=True)
+    work_dir.mkdir(parents=True)
+    try:
+        yield work_dir
+    finally:
+        shutil.rmtree(work_dir)
+
+
+def run_reference(wanted: ProofRequest, work_dir: Path, log_path: Path) -> None:
+    """`write_reference` in a process of its own."""
+    write_json(work_dir / "request.json", {k: str(v) if isinstance(v, Path) else v for k, v in asdict(wanted).items()})
+    _run_child("reference", [work_dir], log_path)
+
+
+def run_examination(work_dir: Path, merged_dir: Path, log_path: Path) -> Proof:
+    """`examine` in a process of its own, and the judgement."""
+    _run_child("examine", [work_dir, merged_dir], log_path)
+    measures = Measures(**read_json(work_dir / "measures.json"))
+    return Proof(judge(measures), measures)
+
+
+def judge(seen: Measures) -> tuple[Gate, ...]:
+    """The gates. Pure."""
+    kl_bound = max(KL_FACTOR * seen.kl_calibrated, KL_FLOOR)
+    agreement_bound = max(0.0, seen.agreement_calibrated - max(AGREEMENT_MARGIN, 2 / seen.positions))
+    # An adapter whose whole effect is smaller than rounding cannot be told from the base by its answers; its merge is
+    # near both. every_delta_is_in, which looks at the weights, still tells a merge from a copy of the base.
+    effect_is_visible = seen.kl_effect > kl_bound
+    return (
+        Gate(
+            "all_finite",
+            seen.positions_not_finite == 0,
+            seen.positions_not_finite,
+            0,
+            "positions with logits that are not finite, in base + adapter and in the merged model",
+        ),
+        Gate(
+            "tensors_complete",
+            seen.tensors_wrong == 0,
+            seen.tensors_wrong,
+            0,
+            f"tensors missing, added, of another shape than the base's, or not 16-bit{seen.tensors_wrong_names}",
+        ),
+        Gate(
+            "every_delta_is_in",
+            seen.delta_missing <= DELTA_BOUND,
+            seen.delta_missing,
+            DELTA_BOUND,
+            f"worst distance from peft's float32 merge, 1 = as far as the base: {seen.delta_missing_name}",
+        ),
+        Gate(
+            "merged_equals_trained",
+            seen.kl_tuned <= kl_bound,
+            seen.kl_tuned,
+            kl_bound,
+            f"KL(base + adapter || merged) per position; a perfect merge has {seen.kl_calibrated:.3g}",
+        ),
+        Gate(
+            "top1_agreement",
+            seen.agreement >= agreement_bound,
+            seen.agreement,
+            agreement_bound,
+            "share of positions where merged and base + adapter have the same likeliest token; "
+            f"a perfect merge has {seen.agreement_calibrated:.4f}",
+        ),
+        Gate(
+            "nearer_to_tuned",
+            seen.kl_tuned < seen.kl_base or (not effect_is_visible and seen.kl_tuned <= kl_bound),
+            seen.kl_tuned,
+            seen.kl_base,
+            "KL(base + adapter || merged) must be below KL(base || merged)"
+            + ("" if effect_is_visible else "; the adapter's effect is below rounding, so the weights decide"),
+        ),
+    )
+
+
+def _run_child(verb: str, paths: Sequence[Path], log_path: Path) -> None:
+    secrets = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**{k: v for k, v in os.environ.items() if k not in secrets}, **quiet}
+    command = [sys.executable, "-m", "appliance.comparison", verb, *map(str, paths)]
+    with log_path.open("a+", encoding="utf-8") as log:
+        begin = log.seek(0, os.SEEK_END)
+        code = subprocess.run(command, stdout=log, stderr=log, env=environment, check=False).returncode
+        log.seek(begin)
+        tail = "\n".join(log.read().splitlines()[-5:])
+    if code == 0:
+        return
+    ended = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
+    message = f"proof: the process `{verb}` {ended}:\n{tail}"
+    # A merged folder that transformers cannot load is the merge's fault, any other trouble the machine's.
+    if code == GateRefused.exit_code or (verb == "examine" and code == 1):
+        raise GateRefused(message, hint=f"the adapter is kept; see {log_path}")
+    raise EnvironmentUnavailable(message, hint=f"a signal 9 is the system running out of memory; see {log_path}")

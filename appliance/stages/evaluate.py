@@ -1,0 +1,177 @@
+"""Base against tuned on the untouched test rows: the same prompts, one loaded model, adapter off and on, greedy."""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from appliance import batches, console, generation, metrics, prompts, rundir, table
+from appliance.engines import Engine
+from appliance.generation import Answer
+from appliance.hub import Base
+from appliance.recipe import EvaluateSection, ModelSection
+
+LOSS_ROWS_PER_BATCH = 4
+PREDICTION_COLUMNS = ("row", "question", "wanted", "base", "tuned", "verdict")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """evaluate/metrics.json. Fractions 0-1; losses in nats per answer token; interval of tuned - base, 95 %."""
+
+    rows: int
+    base: metrics.Scores
+    tuned: metrics.Scores
+    f1_unit: str
+    primary: str
+    wins: int
+    losses: int
+    interval: tuple[float, float]
+    verdict: str
+
+
+def run(
+    *,
+    engine: Engine,
+    base: Base,
+    model: ModelSection,
+    evaluate: EvaluateSection,
+    prompt_name: str,
+    seed: int,
+    prepare_dir: Path,
+    adapter_dir: Path,
+    stage_dir: Path,
+) -> Comparison:
+    """Writes metrics.json, predictions.csv and proof_rows.json."""
+    tuned, tokenizer = engine.load_for_inference(base.dir, model, adapter_dir)
+    prompt = prompts.from_transformers(prompt_name, tokenizer)
+    test_rows = table.read_canonical(prepare_dir / "test.csv")
+    rows = _chosen(test_rows, evaluate.max_rows, seed)
+    questions = [prompt.prompt_ids(prompts.user_message(row.instruction, row.input)) for row in rows]
+    encoded = [prompt.encode(row.instruction, row.input, row.output) for row in rows]
+    answers: dict[str, list[Answer]] = {}
+    losses: dict[str, float] = {}
+    for who, adapter_state in (("base", tuned.disable_adapter), ("tuned", nullcontext)):
+        with adapter_state(), console.Steps(f"answers of the {who} model", len(rows)) as bar:
+            losses[who] = mean_loss(tuned, encoded, prompt.pad_token_id)
+            answers[who] = generation.answer(
+                tuned,
+                prompt,
+                questions,
+                max_new_tokens=evaluate.max_new_tokens,
+                stop=evaluate.stop,
+                on_progress=bar.advance,
+            )
+    del tuned
+    engine.release()
+
+    rundir.write_json(
+        stage_dir / "proof_rows.json",  # what merge proves itself on: held-out prompts with the tuned answers
+        [
+            {"input_ids": [*question, *one.ids], "prompt_tokens": len(question)}
+            for question, one in zip(questions, answers["tuned"], strict=True)
+        ],
+    )
+    groups = _groups(prepare_dir / "test_groups.csv")
+    comparison, row_scores = compare(rows, answers, losses, [groups[row.line] for row in rows], evaluate.primary)
+    _write_predictions(stage_dir / "predictions.csv", rows, answers, row_scores)
+    rundir.write_json(stage_dir / "metrics.json", asdict(comparison) | {"rows_of_test": len(test_rows)})
+    return comparison
+
+
+def compare(
+    rows: Sequence[table.Row],
+    answers: dict[str, list[Answer]],
+    losses: dict[str, float],
+    groups: Sequence[str],
+    primary: metrics.Metric,
+) -> tuple[Comparison, dict[str, list[float]]]:
+    """The scores, and the primary metric of every row under "base" and "tuned"."""
+    wanted = [row.output for row in rows]
+    unit = metrics.f1_unit(wanted)
+    texts = {who: [a.text for a in given] for who, given in answers.items()}
+    scores = {
+        who: metrics.score(wanted, texts[who], unit=unit, loss=losses[who], stopped=[a.stopped for a in given])
+        for who, given in answers.items()
+    }
+    by_row = {who: metrics.per_row(primary, wanted, given, unit) for who, given in texts.items()}
+    interval = metrics.paired_bootstrap(by_row["base"], by_row["tuned"], groups)
+    wins, losses_count = metrics.wins_losses(by_row["base"], by_row["tuned"])
+    comparison = Comparison(
+        rows=len(rows),
+        base=scores["base"],
+        tuned=scores["tuned"],
+        f1_unit=unit,
+        primary=primary,
+        wins=wins,
+        losses=losses_count,
+        interval=interval,
+        verdict=metrics.verdict(interval),
+    )
+    return comparison, by_row
+
+
+def mean_loss(model: Any, rows: Sequence[prompts.Encoded], pad_token_id: int) -> float:
+    """Mean negative log-likelihood in nats over all trained tokens of `rows` (answers and EOS)."""
+    total, tokens = 0.0, 0
+    by_length = sorted(rows, key=len, reverse=True)
+    for start in range(0, len(by_length), LOSS_ROWS_PER_BATCH):
+        part = [{"input_ids": r.input_ids, "labels": r.labels} for r in by_length[start : start + LOSS_ROWS_PER_BATCH]]
+        batch = {
+            name: value.to(model.device) for name, value in batches.collate(part, pad_token_id=pad_token_id).items()
+        }
+        labels = batch.pop("labels")[:, 1:]
+        with torch.inference_mode():
+            logits = model(**batch).logits[:, :-1].float()  # (B, T-1, V)
+        total += float(
+            torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), labels.flatten(), ignore_index=batches.IGNORED, reduction="sum"
+            )
+        )
+        tokens += int((labels != batches.IGNORED).sum())
+    return total / tokens
+
+
+def summarise(seen: Comparison) -> str:
+    """One line for people."""
+    before, after = getattr(seen.base, seen.primary), getattr(seen.tuned, seen.primary)
+    low, high = seen.interval
+    return (
+        f"{seen.primary} {before:.1%} -> {after:.1%} on {seen.rows} test rows "
+        f"(difference {low:+.1%} to {high:+.1%}): {seen.verdict}; "
+        f"exact match {seen.base.exact_match:.1%} -> {seen.tuned.exact_match:.1%}"
+    )
+
+
+def _chosen(rows: list[table.Row], max_rows: int, seed: int) -> list[table.Row]:
+    """All rows, or a random `max_rows` of them in the file's order: the first ones may all be alike."""
+    if len(rows) <= max_rows:
+        return rows
+    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), max_rows))]
+
+
+def _groups(path: Path) -> dict[int, str]:
+    with path.open(encoding="utf-8", newline="") as handle:
+        return {int(line["row"]): line["group"] for line in csv.DictReader(handle)}
+
+
+def _write_predictions(
+    path: Path, rows: Sequence[table.Row], answers: dict[str, list[Answer]], scores: dict[str, list[float]]
+) -> None:
+    with rundir.atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(PREDICTION_COLUMNS)
+        for i, row in enumerate(rows):
+            before, after = scores["base"][i], scores["tuned"][i]
+            verdict = "win" if after > before else "loss" if after < before else "tie"
+            question = row.instruction + (f"\n\n{row.input}" if row.input else "")
+            writer.writerow(
+                (row.line, question, row.output, answers["base"][i].text, answers["tuned"][i].text, verdict)
+            )

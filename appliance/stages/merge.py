@@ -1,0 +1,290 @@
+"""The merge: base shards + adapter -> 16-bit shards, one tensor at a time, and the proof of the result.
+
+Owns the arithmetic of merging and the safetensors files it writes. Must not know recipes, prompts or how the adapter
+was trained. Memory: one weight matrix in float32, whatever the size of the model.
+
+>>> merge_adapter(base_dir, adapter_dir, out_dir, dtype="bfloat16")
+MergeSummary(shards=3, tensors=201, merged_tensors=154, bytes=2200121344, dtype='bfloat16')
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from appliance import machine, proof
+from appliance.errors import ApplianceError, EnvironmentUnavailable, GateRefused
+from appliance.rundir import atomic_dir, read_json, write_json
+from appliance.shards import (
+    FLOATS,
+    INDEX,
+    ITEM_BYTES,
+    SHORT_NAME,
+    Delta,
+    Header,
+    files_of,
+    headers,
+    read_adapter,
+    stored_name,
+    write_shard,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "tokenizer.model", "vocab.json", "merges.txt"),
+)
+_RUN_ITEMS = 1 << 22  # values that are rounded and written at a time
+_HEADS = ("lm_head", "embed_out")
+_EMBEDDINGS = ("embed_tokens", "wte", "embed_in")
+
+
+@dataclass(frozen=True)
+class MergeSummary:
+    """What was written. `merged_tensors` of `tensors` carry a delta; `bytes` is the size of all tensors."""
+
+    shards: int
+    tensors: int
+    merged_tensors: int
+    bytes: int
+    dtype: str
+
+
+def run(
+    base_dir: Path,
+    adapter_dir: Path,
+    stage_dir: Path,
+    *,
+    dtype: str,
+    rows: Sequence[proof.ProofRow],
+    device: str,
+) -> tuple[MergeSummary, proof.Proof]:
+    """Merges into `stage_dir/model` and proves it; `stage_dir/proof.json` is written whatever happens.
+
+    `dtype` is what the merged model is stored in, `device` ("cpu" | "cuda") where the proof computes. The model is
+    called `model` only once it is proven; a refused one is kept as `model.refused`.
+    Raises GateRefused: a gate did not pass, or the adapter cannot be merged. EnvironmentUnavailable: disk, base files.
+    """
+    stage_dir.mkdir(parents=True, exist_ok=True)
+    unproven, refused, work_dir = (stage_dir / name for name in ("model.unproven", "model.refused", "proof.work"))
+    try:
+        request = proof.request(base_dir, adapter_dir, dtype=dtype, device=device, rows=rows)
+        with proof.work_folder(work_dir):
+            proof.run_reference(request, work_dir, stage_dir / "proof.log")
+            summary = merge_adapter(base_dir, adapter_dir, unproven, dtype=dtype)
+            result = proof.run_examination(work_dir, unproven, stage_dir / "proof.log")
+    except ApplianceError as error:
+        write_json(stage_dir / "proof.json", {"passed": False, "error": str(error), "gates": []})
+        raise
+    write_json(stage_dir / "proof.json", {**result.as_json(), "merge": summary.__dict__})
+    target = stage_dir / "model" if result.passed else refused
+    if target.exists():
+        shutil.rmtree(target)
+    unproven.rename(target)
+    failed = [gate for gate in result.gates if not gate.passed]
+    if failed:
+        raise GateRefused(
+            "the merged model is not base + adapter: " + "; ".join(gate.sentence() for gate in failed),
+            hint=f"the adapter is kept; nothing may be published. Compare {refused} and {stage_dir / 'proof.json'}, "
+            "then run merge again: a second refusal on the same files is a bug to report",
+        )
+    return summary, result
+
+
+def merge_adapter(base_dir: Path, adapter_dir: Path, out_dir: Path, *, dtype: str) -> MergeSummary:
+    """Writes base + adapter as 16-bit safetensors, with config and tokenizer files; `out_dir` is complete or absent.
+
+    W' = W + scale * B A in float32, rounded once to `dtype` ("bfloat16" | "float16"); with DoRA
+    W' = m * (W + scale * B A) / ||W + scale * B A|| by output row (Liu et al. 2024, arXiv 2402.09353, eq. 5).
+    Bit-equal to peft's merge of a float32 model. File names and the index are those of the base.
+    Raises EnvironmentUnavailable: the base cannot be read, is quantised, or the disk is too small.
+    Raises GateRefused: the adapter holds what a merge cannot express, or a result is not finite.
+    """
+    import torch
+
+    config = _base_config(base_dir)
+    files = files_of(base_dir)
+    shards = {path: [_written(path, header, dtype) for header in headers(path, names)] for path, names in files.items()}
+    tensors = {tensor.name: path for path, shard in shards.items() for tensor in shard}
+    deltas = _match(read_adapter(adapter_dir), tensors, config)
+    written_bytes = sum(tensor.bytes for shard in shards.values() for tensor in shard)
+    if (free_bytes := machine.free_disk_bytes(out_dir.parent)) < written_bytes:
+        raise EnvironmentUnavailable(
+            f"{out_dir.parent}: the merged model needs {written_bytes:,} bytes, {free_bytes:,} bytes are free",
+            hint="free disk space there, then run the same command again",
+        )
+    used: Counter[str] = Counter()
+    # One block for every sum: memory asked for and given back by each weight anew grows by a third, and costs time.
+    sizes = [math.prod(tensor.shape) for shard in shards.values() for tensor in shard if tensor.name in deltas]
+    workspace = torch.empty(max(sizes, default=0))
+
+    def rows_of(tensor: Header) -> Iterator[torch.Tensor]:
+        delta = deltas.get(tensor.name)
+        if delta is None:
+            return _rounded(tensor, _stored_rows(tensors[tensor.name], tensor))
+        used[tensor.name] += 1
+        return _rounded(tensor, _runs(_merged(tensors[tensor.name], tensor, delta, workspace)))
+
+    with _exact_float32(), atomic_dir(out_dir) as folder:
+        for path, shard in shards.items():
+            write_shard(folder / path.name, shard, rows_of)
+        assert used == Counter(deltas.keys()), f"LoRA modules not used exactly once: {used.keys() ^ deltas.keys()}"
+        _write_config(base_dir, folder, config, dtype, written_bytes)
+        for name in TOKENIZER_FILES:
+            if (adapter_dir / name).is_file():
+                shutil.copyfile(adapter_dir / name, folder / name)
+    return MergeSummary(len(shards), len(tensors), len(deltas), written_bytes, dtype)
+
+
+def _base_config(base_dir: Path) -> dict[str, Any]:
+    path = base_dir / "config.json"
+    if not path.is_file():
+        raise EnvironmentUnavailable(f"{base_dir} has no {path.name}", hint="download the base again")
+    config: dict[str, Any] = read_json(path)
+    if "quantization_config" in config:
+        method = config["quantization_config"].get("quant_method", "unknown")
+        raise EnvironmentUnavailable(
+            f"{base_dir} is already quantised ({method}); a merge needs 16- or 32-bit weights",
+            hint="set model.id to the 16-bit original of this model; loading quantises it when load_in_4bit is on",
+        )
+    return config
+
+
+def _written(path: Path, stored: Header, dtype: str) -> Header:
+    """What a tensor of the base becomes: floats take `dtype`, integers stay."""
+    if stored.dtype not in ITEM_BYTES:
+        raise EnvironmentUnavailable(
+            f"{path}: tensor {stored.name} is stored as {stored.dtype}; expected 16- or 32-bit floats, or integers",
+            hint="choose the 16-bit original of this model",
+        )
+    return replace(stored, dtype=SHORT_NAME[dtype]) if stored.dtype in FLOATS else stored
+
+
+def _match(deltas: list[Delta], names: Collection[str], config: dict[str, Any]) -> dict[str, Delta]:
+    """Base tensor name -> its delta. Every module finds a tensor of its own, or the merge is refused."""
+    has_head = any(name.removesuffix(".weight").split(".")[-1] in _HEADS for name in names)
+    tied = config.get("tie_word_embeddings", not has_head)
+    matched: dict[str, Delta] = {}
+    for delta in deltas:
+        if tied and delta.module.split(".")[-1] in _HEADS + _EMBEDDINGS:
+            raise GateRefused(
+                f"the adapter changes {delta.module}, and this base ties its head to its embeddings: "
+                "a merge would change both",
+                hint="leave it out of tuning.target_modules and train again",
+            )
+        name = stored_name(delta.module, names)
+        if name is None or name in matched:
+            raise GateRefused(
+                f"the adapter changes {delta.module}, and the base has no weight of its own for it",
+                hint="merge with the base model that the adapter was trained on; fused experts cannot be merged",
+            )
+        matched[name] = delta
+    return matched
+
+
+@contextmanager
+def _exact_float32() -> Iterator[None]:
+    """float32 products as such: a trainer in this process may have allowed shorter ones (TF32, bf16)."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _merged(path: Path, tensor: Header, delta: Delta, workspace: torch.Tensor) -> torch.Tensor:
+    """W + scale * B A in float32, shape (out, in) or, for Conv1D, (in, out); with DoRA its rows have norm m.
+
+    The result lies in `workspace` (float32, as many values as the largest weight), until the next call.
+    """
+    import torch
+    from safetensors import safe_open
+
+    with safe_open(delta.path, framework="pt") as handle:
+        a, b = handle.get_tensor(delta.a).float(), handle.get_tensor(delta.b).float()
+        magnitude = handle.get_tensor(delta.magnitude).float() if delta.magnitude else None
+        base_copy = handle.get_tensor(delta.base_copy) if delta.base_copy else None
+    shape = (b.shape[0], a.shape[1])
+    if tensor.shape != (shape[::-1] if delta.transposed else shape):
+        raise GateRefused(
+            f"{tensor.name} has shape {tensor.shape}, the delta of {delta.module} is for {shape}",
+            hint="merge with the base model that the adapter was trained on",
+        )
+    weight = torch.mm(b, a, out=workspace[: math.prod(shape)].view(shape)).mul_(delta.scale)
+    if delta.transposed:
+        weight = weight.T.contiguous()
+    with safe_open(path, framework="pt") as handle:
+        stored = handle.get_tensor(tensor.name)
+        if base_copy is not None and not torch.equal(base_copy, stored.to(base_copy.dtype)):
+            raise GateRefused(
+                f"the adapter carries a {delta.module} that is not the base's: it was trained itself",
+                hint="merge with the base model that the adapter was trained on",
+            )
+        weight += stored  # 16-bit values are widened inside the addition
+    if magnitude is not None:
+        by_row = weight.T if delta.transposed else weight
+        by_row *= (magnitude / torch.linalg.norm(by_row, dim=1)).unsqueeze(1)
+    return weight
+
+
+def _stored_rows(path: Path, tensor: Header) -> Iterator[torch.Tensor]:
+    """The tensor as the base stores it, in runs of rows."""
+    from safetensors import safe_open
+
+    run_rows = max(1, _RUN_ITEMS // max(1, math.prod(tensor.shape[1:])))
+    for begin in range(0, (tensor.shape or (1,))[0], run_rows):
+        # Opened anew for each run: the pages of one mapping stay resident for as long as it lives.
+        with safe_open(path, framework="pt") as handle:
+            rows = handle.get_slice(tensor.name)
+            yield rows[begin : begin + run_rows] if tensor.shape else handle.get_tensor(tensor.name)
+
+
+def _runs(weight: torch.Tensor) -> Iterator[torch.Tensor]:
+    import torch
+
+    yield from torch.split(weight, max(1, _RUN_ITEMS // max(1, weight.shape[1])))
+
+
+def _rounded(tensor: Header, runs: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Rounds to what the header says. Raises GateRefused: a value is not finite, as one too large for float16."""
+    import torch
+
+    kind = {"F16": torch.float16, "BF16": torch.bfloat16}.get(tensor.dtype)
+    for rows in runs:
+        if kind is None:
+            yield rows
+            continue
+        short = rows.to(kind)
+        # aminmax carries NaN on, and takes a twentieth of the time of isfinite
+        if short.numel() and not torch.stack(short.aminmax()).isfinite().all():
+            raise GateRefused(
+                f"{tensor.name} holds values that are not finite in {kind}",
+                hint="float16 ends at 65504: set model.dtype=bfloat16 where that is the cause; "
+                "otherwise the base or the adapter is broken, see the training loss",
+            )
+        yield short
+
+
+def _write_config(base_dir: Path, folder: Path, config: dict[str, Any], dtype: str, size_bytes: int) -> None:
+    """config.json with the written type, generation_config.json and the index, where the base has them."""
+    old_key = {"torch_dtype": dtype} if "torch_dtype" in config else {}  # what transformers 4 reads
+    kept = {key: value for key, value in config.items() if key != "_name_or_path"}
+    write_json(folder / "config.json", {**kept, **old_key, "dtype": dtype})
+    if (base_dir / "generation_config.json").is_file():
+        shutil.copyfile(base_dir / "generation_config.json", folder / "generation_config.json")
+    if (base_dir / INDEX).is_file():
+        index = read_json(base_dir / INDEX)
+        metadata = {**index.get("metadata", {}), "total_size": size_bytes}
+        write_json(folder / INDEX, {**index, "metadata": metadata})

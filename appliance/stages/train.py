@@ -1,0 +1,196 @@
+"""Fits the adapter: trl's SFTTrainer on rows that prompts.py encoded, in the order of batches.py.
+
+Evaluates on val every `eval_every` steps, stops early, keeps the best adapter, writes one line of metrics per step.
+A killed or interrupted training continues from its newest complete checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
+from trl import SFTConfig
+
+from appliance import batches, console, prompts, report, rundir, table
+from appliance.engines import Engine
+from appliance.errors import DataError, Interrupted, TrainingFailed
+from appliance.hub import Base
+from appliance.machine import Device
+from appliance.recipe import ModelSection, TrainSection, TuningSection
+from appliance.trainer import FinishWithEvaluation, Metrics, OrderedTrainer, StopOnSignal, newest_checkpoint, step_of
+
+CHECKPOINTS_KEPT = 3  # the best, the newest, and one before it, in case the newest is damaged
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the training went. Losses in nats per trained token."""
+
+    steps: int
+    best_step: int
+    best_val_loss: float
+    stopped_early: bool
+
+
+def run(
+    *,
+    engine: Engine,
+    device: Device,
+    base: Base,
+    model: ModelSection,
+    tuning: TuningSection,
+    train: TrainSection,
+    prompt_name: str,
+    max_seq_length: int,
+    cut_long_rows: bool,
+    prepare_dir: Path,
+    stage_dir: Path,
+) -> str:
+    """Writes adapter/, metrics.jsonl, loss.png into `stage_dir`; returns the summary.
+
+    Raises TrainingFailed: a loss that is not finite. Interrupted: SIGINT or SIGTERM, after a checkpoint.
+    """
+    set_seed(train.seed)
+    tuned, tokenizer = engine.load_for_training(base.dir, model, tuning, max_seq_length, train.seed)
+    prompt = prompts.from_transformers(prompt_name, tokenizer)
+    tokenizer.pad_token = prompt.pad_token  # already in the vocabulary: nothing is resized
+    tokenizer.chat_template = prompt.chat_template
+    encode = partial(_encode, prompt, loss_on=train.loss_on, max_seq_length=max_seq_length, cut=cut_long_rows)
+    train_rows, val_rows = encode(prepare_dir / "train.csv"), encode(prepare_dir / "val.csv")
+
+    checkpoints_dir = stage_dir / "checkpoints"
+    checkpoints_dir.mkdir(exist_ok=True)
+    resume_from = newest_checkpoint(checkpoints_dir)
+    metrics = Metrics(stage_dir / "metrics.jsonl", resume_step=step_of(resume_from) if resume_from else -1)
+    stop = StopOnSignal()
+    trainer = OrderedTrainer(
+        model=tuned,
+        processing_class=tokenizer,
+        args=_trainer_arguments(train, device, checkpoints_dir, evaluate_first=resume_from is None),
+        train_dataset=_dataset(train_rows),
+        eval_dataset=_dataset(val_rows),
+        data_collator=partial(batches.collate, pad_token_id=prompt.pad_token_id),
+        callbacks=[EarlyStoppingCallback(train.patience, train.min_delta), FinishWithEvaluation(), metrics, stop],
+    )
+    trainer.remove_callback(PrinterCallback)  # it prints every line of metrics; ours writes them
+    trainer.use_order([len(row) for row in train_rows], train.effective_batch_size, train.seed)
+    if resume_from:
+        console.say(f"continuing from step {step_of(resume_from)} ({resume_from.name})")
+    with stop, metrics:
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    if stop.signal_number is not None:
+        raise Interrupted(
+            stop.signal_number,
+            f"stopped by {signal.Signals(stop.signal_number).name} after step {trainer.state.global_step}; it is saved",
+            hint="the same command continues from there",
+        )
+
+    fit = _fit(trainer)
+    _save_adapter(checkpoints_dir / f"checkpoint-{fit.best_step}", stage_dir / "adapter", prompt, tokenizer, base)
+    report.plot_loss(stage_dir / "metrics.jsonl", stage_dir / "loss.png", best_step=fit.best_step)
+    rundir.write_json(stage_dir / "fit.json", fit.__dict__)
+    early = "stopped early" if fit.stopped_early else "ran to the end"
+    return f"{early} after {fit.steps} steps; best val loss {fit.best_val_loss:.4f} at step {fit.best_step}"
+
+
+def _encode(
+    prompt: prompts.Prompt, path: Path, *, loss_on: str, max_seq_length: int, cut: bool
+) -> list[prompts.Encoded]:
+    """The rows of a prepared CSV as ids. Every one trains EOS exactly once, at its end."""
+    encoded = []
+    for row in table.read_canonical(path):
+        one = prompt.encode(row.instruction, row.input, row.output, loss_on=loss_on)
+        one = prompt.cut(one, max_seq_length) if cut else one
+        if len(one) > max_seq_length:
+            raise DataError(
+                f"{path}: row {row.line} has {len(one)} tokens, over max_seq_length {max_seq_length}",
+                hint="the tokenizer changed after `prepare`; redo it with --redo prepare",
+            )
+        assert one.labels[-1] == prompt.eos_token_id
+        assert one.input_ids.count(prompt.eos_token_id) == 1
+        encoded.append(one)
+    return encoded
+
+
+def _dataset(rows: Sequence[prompts.Encoded]) -> Dataset:
+    return Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]})
+
+
+def _trainer_arguments(
+    train: TrainSection, device: Device, checkpoints_dir: Path, *, evaluate_first: bool
+) -> SFTConfig:
+    on_cuda = device.kind == "cuda"
+    return SFTConfig(
+        output_dir=str(checkpoints_dir),
+        # the recipe
+        num_train_epochs=train.epochs,
+        max_steps=train.max_steps or -1,
+        per_device_train_batch_size=train.micro_batch_size,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.scheduler,
+        warmup_steps=train.warmup_steps,
+        weight_decay=train.weight_decay,
+        optim=train.optimizer,
+        seed=train.seed,
+        report_to=train.report_to,
+        # evaluation and checkpoints: eval_every is the only knob, the rest follows from it
+        eval_strategy="steps",
+        eval_steps=train.eval_every,
+        eval_on_start=evaluate_first,  # the base's val loss; after a resume it would count against patience
+        save_strategy="steps",
+        save_steps=train.eval_every,
+        save_total_limit=CHECKPOINTS_KEPT,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        load_best_model_at_end=False,  # the best adapter is copied from its checkpoint, byte for byte
+        restore_callback_states_from_checkpoint=True,  # else the patience counter restarts at zero
+        # rows arrive encoded, in our order, padded by our collator
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        packing=False,
+        remove_unused_columns=False,
+        dataloader_pin_memory=on_cuda,
+        # the machine
+        use_cpu=not on_cuda,
+        bf16=on_cuda and device.dtype == "bfloat16",
+        fp16=on_cuda and device.dtype == "float16",
+        gradient_checkpointing=on_cuda,  # trades a third of the speed for memory, which only a GPU lacks
+        # output is ours
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # else a NaN is logged as the average of the losses before it
+        disable_tqdm=True,
+    )
+
+
+def _fit(trainer: OrderedTrainer) -> Fit:
+    state = trainer.state
+    if not state.best_global_step or not math.isfinite(state.best_metric):
+        raise TrainingFailed("no evaluation gave a finite val loss", hint="see metrics.jsonl and the log file")
+    return Fit(
+        steps=state.global_step,
+        best_step=state.best_global_step,
+        best_val_loss=state.best_metric,
+        stopped_early=state.global_step < state.max_steps,
+    )
+
+
+def _save_adapter(checkpoint: Path, adapter_dir: Path, prompt: prompts.Prompt, tokenizer: Any, base: Base) -> None:
+    """The best checkpoint's adapter as it was saved, with tokenizer, chat template and the base's public name."""
+    with rundir.atomic_dir(adapter_dir) as folder:
+        shutil.copy2(checkpoint / "adapter_model.safetensors", folder)
+        config = rundir.read_json(checkpoint / "adapter_config.json")
+        config |= {"base_model_name_or_path": base.public_id, "revision": base.revision, "inference_mode": True}
+        rundir.write_json(folder / "adapter_config.json", config)
+        tokenizer.save_pretrained(str(folder))
+        rundir.write_json(
+            folder / "prompt.json", {"prompt": prompt.name, "eos": prompt.eos_token, "pad": prompt.pad_token}
+        )

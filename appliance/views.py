@@ -1,0 +1,88 @@
+"""Looking at a CSV or a run without changing it: what `check CSV` and `inspect` print, and where everything went."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from appliance import console, prompts, rundir, table
+from appliance.errors import DataError, RunDirError
+from appliance.job import Job
+from appliance.prompts import IGNORED, Encoded, Prompt
+from appliance.resolve import load
+from appliance.rundir import RunDir
+
+
+def whereabouts(run_dir: RunDir) -> list[tuple[str, Path]]:
+    """(what, where) of everything a user will look for, as far as it exists."""
+    names = {
+        "release": "publish/release",
+        "merged model": "merge/model",
+        "adapter": "train/adapter",
+        "predictions": "evaluate/predictions.csv",
+        "row ledger": "prepare/rows.csv",
+        "report": "report.html",
+        "log": "appliance.log",
+    }
+    return [(what, run_dir.path / name) for what, name in names.items() if (run_dir.path / name).exists()]
+
+
+def is_recipe(source: str) -> bool:
+    """Whether `check` was given a recipe (or a run directory) rather than a CSV."""
+    path = Path(source)
+    if path.is_file():
+        return path.suffix in (".yaml", ".yml")
+    return path.is_dir() or path.suffix in ("", ".yaml", ".yml")  # a mistyped recipe gets the nearest name
+
+
+def require_run(run_path: Path) -> None:
+    """Raises RunDirError: there is no run in this folder."""
+    if not (run_path / "recipe.yaml").is_file():
+        hint = "`appliance check RECIPE` or `appliance run RECIPE` starts a run; `appliance status` lists them"
+        raise RunDirError(f"{run_path} is not a run directory", hint=hint)
+
+
+def check_table(run_path: Path) -> list[dict[str, str]]:
+    return list(rundir.read_json(run_path / "check" / "table.json"))
+
+
+def check_csv(csv_path: Path, overrides: Sequence[str]) -> list[dict[str, str]]:
+    """What a CSV is and holds, without a recipe, a model or torch; `overrides` may set data.columns and the like."""
+    from appliance.stages import check
+
+    data = load("demo", overrides=[f"data.csv={csv_path}", *overrides]).recipe.data
+    return [asdict(finding) for finding in check.csv_findings(csv_path, data)]
+
+
+def inspect(run_path: Path, line: int | None, cache_dir: Path) -> list[str]:
+    """One prepared row as rich markup: masked tokens dim, trained ones bright, special tokens reversed.
+
+    Raises RunDirError: not a prepared run. DataError: no such row in it.
+    """
+    if not (run_path / "prepare" / "stage.json").is_file():
+        hint = "run `appliance prepare` first; `appliance status` lists the runs"
+        raise RunDirError(f"{run_path}: no prepared rows here", hint=hint)
+    recipe = load(str(run_path)).recipe
+    adapter_dir = run_path / "train" / "adapter"
+    folder = adapter_dir if adapter_dir.is_dir() else Job(load(str(run_path)), RunDir(run_path), cache_dir).base.dir
+    prompt = prompts.from_folder(recipe.prompt, folder)
+    for side in ("train", "val", "test"):
+        for row in table.iter_canonical(run_path / "prepare" / f"{side}.csv"):
+            if line in (None, row.line):
+                encoded = prompt.encode(row.instruction, row.input, row.output, loss_on=recipe.train.loss_on)
+                trained = sum(label != IGNORED for label in encoded.labels)
+                return [
+                    f"[bold]row {row.line}[/] ({side}): {len(encoded)} tokens, {trained} trained, the rest masked",
+                    "".join(_token_markup(prompt, encoded)),
+                ]
+    raise DataError(f"{run_path}: row {line} is on no side of the split", hint="see prepare/rows.csv for every row")
+
+
+def _token_markup(prompt: Prompt, encoded: Encoded) -> Iterator[str]:
+    """Runs of masked and of trained tokens as text; special tokens by name, so that EOS can be seen."""
+    marked = [(token, label != IGNORED) for token, label in zip(encoded.input_ids, encoded.labels, strict=True)]
+    for trained, group in itertools.groupby(marked, key=lambda pair: pair[1]):
+        text = prompt.backend.decode([token for token, _ in group], skip_special_tokens=False)
+        yield f"[{'bold green' if trained else 'dim'}]{console.printable_markup(text)}[/]"

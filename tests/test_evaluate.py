@@ -1,0 +1,118 @@
+"""Base against tuned: the same rows, adapter off and on, figures that can be checked by hand."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from appliance import engines, hub, machine, prompts, rundir
+from appliance.recipe import EvaluateSection, ModelSection
+from appliance.stages import evaluate
+from tests.conftest import read_csv
+from tests.models import tiny_adapter
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def prepare_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "prepare"
+    folder.mkdir()
+    rows = [(line, f"질문 {line}?", "" if line % 2 else "참고", f"답 {line}") for line in range(2, 12)]
+    with (folder / "test.csv").open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(("row", "instruction", "input", "output"))
+        writer.writerows(rows)
+    with (folder / "test_groups.csv").open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(("row", "group"))
+        writer.writerows((row[0], f"g{row[0] // 2}") for row in rows)
+    return folder
+
+
+def run(
+    base_dir: Path, adapter_dir: Path, prepare_dir: Path, stage_dir: Path, **changes: object
+) -> evaluate.Comparison:
+    stage_dir.mkdir()
+    return evaluate.run(
+        engine=engines.load_engine("transformers", machine.device()),
+        base=hub.resolve(str(base_dir), None, base_dir),
+        model=ModelSection(id=str(base_dir), load_in_4bit=False),
+        evaluate=EvaluateSection(**{"max_new_tokens": 5, **changes}),  # type: ignore[arg-type]
+        prompt_name="alpaca",
+        seed=0,
+        prepare_dir=prepare_dir,
+        adapter_dir=adapter_dir,
+        stage_dir=stage_dir,
+    )
+
+
+def test_base_and_tuned_are_two_models(base_dir: Path, prepare_dir: Path, tmp_path: Path) -> None:
+    adapter_dir = tiny_adapter(tmp_path / "adapter", base_dir, strength=0.5)
+    seen = run(base_dir, adapter_dir, prepare_dir, tmp_path / "evaluate")
+    assert seen.base.loss != seen.tuned.loss
+
+    # the base's figures are those of the base loaded alone, the tuned ones those of the adapter loaded alone
+    engine = engines.load_engine("transformers", machine.device())
+    prompt = prompts.from_folder("alpaca", base_dir)
+    rows = read_csv(prepare_dir / "test.csv")
+    encoded = [prompt.encode(r["instruction"], r["input"], r["output"]) for r in rows]
+    section = ModelSection(id="x", load_in_4bit=False)
+    for adapter, scores in ((None, seen.base), (adapter_dir, seen.tuned)):
+        model, _ = engine.load_for_inference(base_dir, section, adapter)
+        by_hand, tokens = 0.0, 0
+        for one in encoded:
+            labels = torch.tensor(one.labels)
+            with torch.inference_mode():
+                logs = torch.log_softmax(model(input_ids=torch.tensor([one.input_ids])).logits[0], -1)
+            for position in range(len(one)):
+                if labels[position] != prompts.IGNORED:
+                    by_hand -= float(logs[position - 1, labels[position]])
+                    tokens += 1
+        assert scores.loss == pytest.approx(by_hand / tokens, rel=1e-4)
+
+
+def test_what_is_written(base_dir: Path, prepare_dir: Path, tmp_path: Path) -> None:
+    adapter_dir = tiny_adapter(tmp_path / "adapter", base_dir, strength=0.5)
+    seen = run(base_dir, adapter_dir, prepare_dir, tmp_path / "evaluate", max_rows=6)
+    figures = rundir.read_json(tmp_path / "evaluate" / "metrics.json")
+    assert set(figures) == {
+        "rows", "rows_of_test", "base", "tuned", "f1_unit", "primary", "wins", "losses", "interval", "verdict",
+    }  # fmt: skip
+    assert set(figures["base"]) == {"exact_match", "f1", "rouge_l", "chrf", "loss", "stop_rate"}
+    assert (figures["rows"], figures["rows_of_test"], figures["f1_unit"]) == (6, 10, "character")
+    with (tmp_path / "evaluate" / "predictions.csv").open(encoding="utf-8", newline="") as handle:
+        predictions = list(csv.DictReader(handle))
+    assert len(predictions) == 6
+    assert [int(p["row"]) for p in predictions] == sorted(int(p["row"]) for p in predictions)
+    assert all(p["wanted"] == f"답 {p['row']}" for p in predictions)
+    wins = [p["verdict"] for p in predictions].count("win")
+    assert wins == seen.wins == figures["wins"]
+    proof_rows = rundir.read_json(tmp_path / "evaluate" / "proof_rows.json")
+    prompt = prompts.from_folder("alpaca", base_dir)
+    assert len(proof_rows) == 6
+    for row, prediction in zip(proof_rows, predictions, strict=True):
+        assert prompt.answer_text(row["input_ids"][row["prompt_tokens"] :]) == prediction["tuned"]
+
+
+def test_a_better_and_a_worse_model_are_told_apart() -> None:
+    from appliance.generation import Answer
+    from appliance.table import Row
+
+    rows = [Row(i, f"q{i}", "", f"정답 {i}") for i in range(40)]
+    right = [Answer((1,), f"정답 {i}", True) for i in range(40)]
+    wrong = [Answer((1,), "모름", False) for i in range(40)]
+    groups = [str(i) for i in range(40)]
+    losses = {"base": 2.0, "tuned": 1.0}
+    better, by_row = evaluate.compare(rows, {"base": wrong, "tuned": right}, losses, groups, "f1")
+    assert (better.verdict, better.wins, better.losses) == ("better", 40, 0)
+    assert by_row["tuned"] == [1.0] * 40
+    assert (better.base.stop_rate, better.tuned.stop_rate) == (0.0, 1.0)
+    worse, _ = evaluate.compare(rows, {"base": right, "tuned": wrong}, losses, groups, "f1")
+    assert (worse.verdict, worse.wins, worse.losses) == ("worse", 0, 40)
+    assert worse.interval[1] < 0
+    same, _ = evaluate.compare(rows, {"base": right, "tuned": right}, losses, groups, "f1")
+    assert same.verdict == "not proven"

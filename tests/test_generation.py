@@ -1,0 +1,93 @@
+"""Batched generation: what a batch does to a row's ids, where answers end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from appliance import engines, generation, machine, prompts
+from appliance.recipe import ModelSection
+
+pytestmark = pytest.mark.slow
+QUESTIONS = ["가?", "배송은 얼마나 걸리나요?", "a" * 90, "주차장은 어디에 있나요? 두 대까지 되나요?", "값"]
+
+
+@pytest.fixture(scope="module")
+def loaded(base_dir: Path) -> tuple[Any, prompts.Prompt]:
+    engine = engines.load_engine("transformers", machine.device())
+    model, tokenizer = engine.load_for_inference(base_dir, ModelSection(id="x", load_in_4bit=False), None)
+    return model, prompts.from_transformers("alpaca", tokenizer)
+
+
+def ids_of(prompt: prompts.Prompt) -> list[list[int]]:
+    return [prompt.prompt_ids(prompts.user_message(question)) for question in QUESTIONS]
+
+
+def test_a_batch_gives_each_row_the_logits_it_has_alone(loaded: tuple[Any, prompts.Prompt]) -> None:
+    """Left padding with its mask must not move a row. Teacher-forced: free-running ids may part at a near-tie."""
+    model, prompt = loaded
+    rows = ids_of(prompt)
+    input_ids, mask = generation.pad_left(rows, prompt.pad_token_id)
+    position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.inference_mode():
+        together = model(input_ids=input_ids, attention_mask=mask, position_ids=position_ids).logits
+        for i, row in enumerate(rows):
+            alone = model(input_ids=torch.tensor([row])).logits[0]
+            torch.testing.assert_close(together[i, -len(row) :], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_answers_stand_in_the_order_of_the_questions(loaded: tuple[Any, prompts.Prompt]) -> None:
+    model, prompt = loaded
+    rows = ids_of(prompt)
+    together = generation.answer(model, prompt, rows, max_new_tokens=6, rows_per_batch=2)
+    alone = [generation.answer(model, prompt, [row], max_new_tokens=6)[0] for row in rows]
+    assert [a.ids for a in together] == [a.ids for a in alone]
+    assert all(len(a.ids) <= 6 for a in together)
+
+
+def test_an_answer_ends_at_eos_and_says_so(loaded: tuple[Any, prompts.Prompt]) -> None:
+    model, prompt = loaded
+    row = ids_of(prompt)[0]
+    bias = torch.zeros(model.config.vocab_size)
+    bias[prompt.eos_token_id] = 100.0
+    handle = model.get_output_embeddings().register_forward_hook(lambda _m, _a, logits: logits + bias)
+    try:
+        (stopped,) = generation.answer(model, prompt, [row], max_new_tokens=6)
+    finally:
+        handle.remove()
+    assert stopped == generation.Answer((prompt.eos_token_id,), "", True)
+    bias[prompt.eos_token_id] = -100.0
+    handle = model.get_output_embeddings().register_forward_hook(lambda _m, _a, logits: logits + bias)
+    try:
+        (endless,) = generation.answer(model, prompt, [row], max_new_tokens=6)
+    finally:
+        handle.remove()
+    assert not endless.stopped
+    assert len(endless.ids) == 6
+
+
+def test_a_stop_text_ends_an_answer(loaded: tuple[Any, prompts.Prompt]) -> None:
+    model, prompt = loaded
+    row = ids_of(prompt)[1]
+    (whole,) = generation.answer(model, prompt, [row], max_new_tokens=8)
+    stop = next(c for c in whole.text[1:] if c.strip())
+    (cut,) = generation.answer(model, prompt, [row], max_new_tokens=8, stop=[stop])
+    assert cut.text == whole.text[: whole.text.index(stop)].strip()
+    assert cut.stopped
+
+
+def test_the_bases_own_end_tokens_count_as_stopping(loaded: tuple[Any, prompts.Prompt]) -> None:
+    model, prompt = loaded
+    row = ids_of(prompt)[2]
+    (free,) = generation.answer(model, prompt, [row], max_new_tokens=6)
+    before = model.generation_config.eos_token_id
+    model.generation_config.eos_token_id = [prompt.eos_token_id, free.ids[2]]
+    try:
+        (ended,) = generation.answer(model, prompt, [row], max_new_tokens=6)
+    finally:
+        model.generation_config.eos_token_id = before
+    assert ended.ids == free.ids[: free.ids.index(free.ids[2]) + 1]
+    assert ended.stopped

@@ -1,0 +1,313 @@
+"""prepare: every record of the file has its place in the ledger; what is refused is named by line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from appliance import prompts
+from appliance.errors import DataError
+from appliance.recipe import Columns, DataSection
+from appliance.stages import prepare
+from appliance.stages.prepare import Counts
+from appliance.table import read_canonical
+from tests.conftest import write_qa
+
+Rows = list[tuple[str, ...]]
+
+
+@pytest.fixture(scope="module")
+def prompt() -> prompts.Prompt:
+    """One token a byte, so that lengths can be counted by hand."""
+    tokens = ["<pad>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True) for token in tokens[:3]])
+    return prompts.bind("alpaca", backend, "<s>", "</s>", "<pad>")
+
+
+FRAME = 141  # tokens of the Alpaca prompt around an instruction, and EOS
+
+
+@pytest.fixture
+def work(tmp_path: Path, prompt: prompts.Prompt) -> Work:
+    return Work(tmp_path, prompt)
+
+
+class Work:
+    """One CSV, one stage folder."""
+
+    def __init__(self, folder: Path, prompt: prompts.Prompt) -> None:
+        self.csv_path = folder / "rows.csv"
+        self.stage_dir = folder / "prepare"
+        self.stage_dir.mkdir()
+        self._prompt = prompt
+
+    def run(self, rows: Rows | None = None, length: int | None = None, base: int = 4096, **data: Any) -> Counts:
+        if rows is not None:
+            write_qa(self.csv_path, rows)
+        return prepare.run(
+            csv_path=self.csv_path,
+            data=DataSection(csv=str(self.csv_path), **data),
+            prompt=self._prompt,
+            max_seq_length=length,
+            longest_possible=base,
+            seed=7,
+            stage_dir=self.stage_dir,
+        )
+
+    def refused(self, *arguments: Any, **data: Any) -> DataError:
+        with pytest.raises(DataError) as caught:
+            self.run(*arguments, **data)
+        return caught.value
+
+    def ledger(self) -> dict[int, tuple[str, str]]:
+        with (self.stage_dir / "rows.csv").open(encoding="utf-8", newline="") as handle:
+            lines = list(csv.DictReader(handle))
+        assert len({line["row"] for line in lines}) == len(lines)
+        return {int(line["row"]): (line["side"], line["reason"]) for line in lines}
+
+    def side(self, name: str) -> list[int]:
+        return [row.line for row in read_canonical(self.stage_dir / f"{name}.csv")]
+
+    def groups(self) -> dict[int, str]:
+        with (self.stage_dir / "test_groups.csv").open(encoding="utf-8", newline="") as handle:
+            return {int(line["row"]): line["group"] for line in csv.DictReader(handle)}
+
+
+def _rows(count: int) -> Rows:
+    return [(f"질문 {i}?", f"답 {i}") for i in range(count)]
+
+
+# --- the ledger
+
+
+def test_every_record_has_its_place(work: Work) -> None:
+    rows = _rows(60)
+    rows[3] = ("", "an answer without a question")
+    rows[7] = ("more", "cells", "than columns")
+    rows[9] = ("a question without an answer", " ")
+    rows[11] = ("y" * 400, "too long")
+    counts = work.run(rows, 256, on_bad_row="drop", on_too_long="drop")
+    ledger = work.ledger()
+    assert list(ledger) == list(range(2, 62))  # line 1 is the header
+    assert Counter(side for side, _ in ledger.values()) == {"train": 44, "val": 6, "test": 6, "rejected": 4}
+    assert (counts.rows, counts.train, counts.val, counts.test, counts.rejected) == (60, 44, 6, 6, 4)
+    for name in ("train", "val", "test"):
+        assert work.side(name) == [line for line, (side, _) in ledger.items() if side == name]  # in the file's order
+    assert {line: reason for line, (_, reason) in ledger.items() if reason} == {
+        5: "column 'instruction': the instruction is empty",
+        9: "3 fields; the header has 2",
+        11: "column 'output': the answer is empty",
+        13: f"{FRAME + 400 + 8} tokens, over max_seq_length 256",
+    }
+    assert json.loads((work.stage_dir / "summary.json").read_text(encoding="utf-8")) == asdict(counts)
+
+
+def test_rows_are_written_as_they_were_typed(work: Work) -> None:
+    odd = ('  줄\n바꿈, "따옴표"  ', "\t답\r\n끝 ")
+    work.run([odd, *_rows(9)])
+    written = [row for name in ("train", "val", "test") for row in read_canonical(work.stage_dir / f"{name}.csv")]
+    assert odd in [(row.instruction, row.output) for row in written]
+    assert sorted(row.line for row in written) == [2, *range(5, 14)]  # lines of the file: the first row takes three
+
+
+def test_another_order_of_the_file_gives_the_same_sides(work: Work) -> None:
+    def questions() -> dict[str, set[str]]:
+        return {
+            name: {row.instruction for row in read_canonical(work.stage_dir / f"{name}.csv")}
+            for name in ("train", "val", "test")
+        }
+
+    work.run(_rows(50))
+    before = questions()
+    work.run(_rows(50)[::-1])
+    assert questions() == before
+
+
+def test_the_input_column_is_read_under_its_name(work: Work) -> None:
+    write_qa(work.csv_path, [(f"Q{i}", f"C{i}", f"A{i}") for i in range(10)], ("질문", "문맥", "답"))
+    columns = Columns(instruction="질문", input="문맥", output="답")
+    counts = work.run(columns=columns)
+    row = read_canonical(work.stage_dir / "test.csv")[0]
+    number = row.line - 2
+    assert (row.instruction, row.input, row.output) == (f"Q{number}", f"C{number}", f"A{number}")
+    assert counts.format == "UTF-8, comma, instruction from '질문', input from '문맥', output from '답'"
+
+
+# --- bad rows
+
+
+def test_bad_rows_are_refused_twenty_of_them_by_name(work: Work) -> None:
+    error = work.refused(_rows(5) + [("", "x")] * 23)
+    message = str(error)
+    assert "23 rows cannot be used:\n  line 7: column 'instruction'" in message
+    assert message.count("the instruction is empty") == 20
+    assert "line 26:" in message
+    assert "line 27:" not in message
+    assert f"… and 3 more; all are listed in {work.stage_dir / 'rows.csv'}" in message
+    assert "data.on_bad_row=drop" in error.hint
+    assert {side for side, _ in work.ledger().values()} == {"rejected"}
+    assert list(work.ledger()) == list(range(7, 30))
+    assert not (work.stage_dir / "train.csv").exists()
+
+
+def test_bad_rows_are_dropped_on_request(work: Work) -> None:
+    counts = work.run([*_rows(10), ("", "x")], on_bad_row="drop")
+    assert (counts.rows, counts.rejected) == (11, 1)
+    assert work.ledger()[12] == ("rejected", "column 'instruction': the instruction is empty")
+
+
+def test_blank_lines_are_listed_but_never_refused(work: Work) -> None:
+    text = "instruction,output\n" + "".join(f"q{i},a\n\n" for i in range(10)) + "   \n"
+    work.csv_path.write_text(text, encoding="utf-8")
+    counts = work.run(on_bad_row="refuse")
+    assert (counts.rows, counts.rejected) == (21, 11)
+    assert work.ledger()[3] == ("rejected", "blank line")
+
+
+@pytest.mark.parametrize("row", [("what is </s>?", "x"), ("x", "a<pad>b"), ("<s>x", "y")])
+def test_a_special_token_in_a_cell_is_a_bad_row(work: Work, row: tuple[str, str]) -> None:
+    token = next(token for token in ("</s>", "<pad>", "<s>") if token in "".join(row))
+    error = work.refused([*_rows(10), row])
+    assert f"line 12: holds the special token '{token}'" in str(error)
+    assert work.run(on_bad_row="drop").rejected == 1
+
+
+def test_too_few_rows_are_refused(work: Work) -> None:
+    assert "need at least one each" in str(work.refused([("a", "1"), ("b", "2"), (" A", "3"), ("B", "4")]))
+    assert work.run([("a", "1"), ("b", "2"), ("c", "3")]).train == 1
+
+
+# --- lengths
+
+
+@pytest.mark.parametrize(("letters", "fits"), [(1, 192), (50, 192), (51, 256), (114, 256), (115, 320)])
+def test_auto_length_is_the_smallest_multiple_of_64(work: Work, letters: int, fits: int) -> None:
+    counts = work.run([("x", "y" * letters), *[(str(i), "a") for i in range(5)]])
+    assert counts.longest_row_tokens == FRAME + 1 + letters
+    assert counts.max_seq_length == fits
+    assert counts.cut_rows == 0
+    assert counts.tokens == FRAME * 6 + 1 + letters + 10
+    assert counts.median_row_tokens == FRAME + 2
+
+
+def test_auto_length_ends_where_the_base_does(work: Work) -> None:
+    rows = [("x", "y" * 300), *_rows(5)]
+    error = work.refused(rows, None, 200)
+    assert f"line 2: {FRAME + 301} tokens, over max_seq_length 200" in str(error)
+    assert "this base reads 200 at most" in error.hint
+    assert work.run(rows, None, 200, on_too_long="drop").max_seq_length == 200
+
+
+def test_too_long_rows_are_refused_with_the_length_that_fits(work: Work) -> None:
+    rows = _rows(20)
+    rows[2], rows[5] = ("x", "y" * 100), ("x" * 200, "y")
+    error = work.refused(rows, 192)
+    assert "2 rows are too long:" in str(error)
+    assert f"\n  line 4: {FRAME + 101} tokens, over max_seq_length 192" in str(error)
+    assert f"\n  line 7: {FRAME + 201} tokens" in str(error)
+    assert "model.max_seq_length=384" in error.hint
+    assert work.run(length=384).rejected == 0
+    assert sorted(work.ledger()) == list(range(2, 22))
+
+
+def test_too_long_rows_are_dropped_on_request(work: Work) -> None:
+    rows = _rows(20)
+    rows[2] = ("x", "y" * 100)
+    counts = work.run(rows, 192, on_too_long="drop")
+    assert (counts.rejected, counts.cut_rows, counts.max_seq_length) == (1, 0, 192)
+    assert work.ledger()[4] == ("rejected", f"{FRAME + 101} tokens, over max_seq_length 192")
+
+
+def test_too_long_answers_are_cut_on_request(work: Work, prompt: prompts.Prompt) -> None:
+    rows = _rows(20)
+    longest = 192 - (FRAME - 1) - 2  # an instruction of so many letters leaves room for one answer token and EOS
+    rows[2], rows[5], rows[8] = ("x", "y" * 100), ("x" * longest, "yy"), ("x" * (longest + 1), "y")
+    counts = work.run(rows, 192, on_too_long="cut")
+    assert (counts.rows, counts.rejected, counts.cut_rows, counts.longest_row_tokens) == (20, 1, 2, 192)
+    assert "no answer fits max_seq_length 192" in work.ledger()[10][1]
+    assert {line for line, (side, _) in work.ledger().items() if side == "rejected"} == {10}
+    # the row is written whole: train cuts it when it encodes it
+    written = [row for name in ("train", "val", "test") for row in read_canonical(work.stage_dir / f"{name}.csv")]
+    kept = next(row for row in written if row.line == 7)
+    assert len(prompt.cut(prompt.encode(kept.instruction, "", kept.output), 192)) == 192
+
+
+# --- the split
+
+
+def test_equal_questions_never_part(work: Work) -> None:
+    rows = [(f"  질문 {i % 20}?" if i % 2 else f"질문  {i % 20}?", f"{i}") for i in range(100)]
+    counts = work.run(rows)
+    assert (counts.shared_questions, counts.repeated_questions) == (0, 80)
+    sides: dict[int, set[str]] = {}
+    for line, (side, _) in work.ledger().items():
+        sides.setdefault((line - 2) % 20, set()).add(side)
+    assert {len(found) for found in sides.values()} == {1}
+    assert {side for found in sides.values() for side in found} == {"train", "val", "test"}
+
+
+def test_test_groups_name_the_group_of_each_test_row(work: Work) -> None:
+    work.run([(f"질문 {i % 20}?", f"{i}") for i in range(100)], test_fraction=0.2)
+    groups = work.groups()
+    assert list(groups) == work.side("test")
+    questions = {line: (line - 2) % 20 for line in groups}
+    assert len(groups) == 20
+    assert len(set(groups.values())) == len(set(questions.values())) == 4
+    assert len(set(zip(groups.values(), questions.values(), strict=True))) == 4
+    assert all(len(bytes.fromhex(group)) == 16 for group in groups.values())
+
+
+def test_rows_of_one_group_never_part(work: Work) -> None:
+    rows = [(f"질문 {i}?", f"{i}", f"주제 {i % 10}") for i in range(100)]
+    write_qa(work.csv_path, rows, ("instruction", "output", "topic"))
+    work.run(group_by="topic")
+    sides: dict[int, set[str]] = {}
+    for line, (side, _) in work.ledger().items():
+        sides.setdefault((line - 2) % 10, set()).add(side)
+    assert Counter(side for found in sides.values() for side in found) == {"train": 8, "val": 1, "test": 1}
+    assert len(set(work.groups().values())) == 1
+    error = work.refused(group_by="topik")
+    assert "no column 'topik'" in str(error)
+    assert "data.group_by=topic" in error.hint
+
+
+def test_the_notebook_split_is_that_of_the_notebook(work: Work) -> None:
+    from sklearn.model_selection import train_test_split
+
+    rows = [(f"질문 {i % 30}?", f"{i}") for i in range(60)]
+    counts = work.run(rows, split="notebook", val_fraction=0.2)
+    rest, test = train_test_split(list(range(2, 62)), test_size=0.1, random_state=42)
+    train, val = train_test_split(rest, test_size=0.2, random_state=7)
+    assert (work.side("train"), work.side("val"), work.side("test")) == (train, val, test)  # in its order, too
+    assert list(work.groups()) == test
+    assert list(work.ledger()) == list(range(2, 62))
+    side_of = {line: side for line, (side, _) in work.ledger().items()}
+    assert counts.shared_questions == sum(side_of[line] != side_of[line + 30] for line in range(2, 32)) > 0
+    assert prepare.summarise(counts).count(f"{counts.shared_questions} questions on two sides") == 1
+
+
+def test_the_notebook_split_of_what_is_left_after_dropping(work: Work) -> None:
+    rows = _rows(30)
+    rows[4] = ("", "x")
+    counts = work.run(rows, split="notebook", on_bad_row="drop")
+    assert counts.train + counts.val + counts.test == 29
+    assert Counter(side for side, _ in work.ledger().values())["rejected"] == 1
+    assert sorted(work.side("train") + work.side("val") + work.side("test")) == [2, 3, 4, 5, *range(7, 32)]
+
+
+def test_the_summary_is_one_line_for_people(work: Work) -> None:
+    counts = work.run([*_rows(20), ("질문 0?", "다시"), ("x", "y" * 100)], 192, on_too_long="cut")
+    assert prepare.summarise(counts) == (
+        "22 rows: 18 train, 2 val, 2 test, 0 rejected; max_seq_length 192 (longest row 192 tokens); "
+        "1 rows repeat a question; 0 questions on two sides; 1 answers cut"
+    )

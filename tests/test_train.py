@@ -1,0 +1,229 @@
+"""Training on tiny models: it learns, stops early, keeps the best, continues where it was stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from appliance import engines, hub, machine, prompts, report, rundir, trainer
+from appliance.errors import EnvironmentUnavailable, Interrupted, TrainingFailed
+from appliance.hub import Base
+from appliance.recipe import DataSection, ModelSection, TrainSection, TuningSection
+from appliance.stages import prepare, train
+
+pytestmark = pytest.mark.slow
+
+FAST = {
+    "max_steps": 8,
+    "micro_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 1e-2,
+    "warmup_steps": 0,
+    "optimizer": "adamw_torch",
+    "eval_every": 4,
+    "patience": 9,
+}
+
+
+@pytest.fixture
+def base(base_dir: Path) -> Base:
+    return hub.resolve(str(base_dir), None, base_dir)
+
+
+@pytest.fixture
+def prepare_dir(qa_csv: Path, base: Base, tmp_path: Path) -> Path:
+    folder = tmp_path / "prepare"
+    folder.mkdir()
+    prepare.run(
+        csv_path=qa_csv,
+        data=DataSection(csv=str(qa_csv)),
+        prompt=prompts.from_folder("alpaca", base.dir),
+        max_seq_length=None,
+        longest_possible=512,
+        seed=1,
+        stage_dir=folder,
+    )
+    return folder
+
+
+def fit(base: Base, prepare_dir: Path, stage_dir: Path, *, tuning: dict[str, Any] | None = None, **changes: Any) -> str:
+    stage_dir.mkdir(exist_ok=True)
+    device = machine.device()
+    four_bit = changes.pop("load_in_4bit", False)
+    return train.run(
+        engine=engines.load_engine("transformers", device),
+        device=device,
+        base=base,
+        model=ModelSection(id=str(base.dir), load_in_4bit=four_bit),
+        tuning=TuningSection(**{"r": 4, "alpha": 8, "dropout": 0.1, **(tuning or {})}),
+        train=TrainSection(**{**FAST, **changes}),
+        prompt_name="alpaca",
+        max_seq_length=256,
+        cut_long_rows=False,
+        prepare_dir=prepare_dir,
+        stage_dir=stage_dir,
+    )
+
+
+def adapter(stage_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(stage_dir / "adapter" / "adapter_model.safetensors")
+
+
+def losses(stage_dir: Path, key: str) -> dict[int, float]:
+    return {m["step"]: m[key] for m in report.read_metrics(stage_dir / "metrics.jsonl") if key in m}
+
+
+def test_it_learns_and_every_adapter_weight_moves(base: Base, prepare_dir: Path, tmp_path: Path) -> None:
+    before = rundir.sha256_of(base.dir / "model.safetensors")
+    fit(base, prepare_dir, tmp_path / "train", max_steps=16)
+    train_loss, val_loss = losses(tmp_path / "train", "loss"), losses(tmp_path / "train", "val_loss")
+    assert sorted(train_loss) == list(range(1, 17))
+    assert sorted(val_loss) == [0, 4, 8, 12, 16]
+    assert val_loss[16] < 0.7 * val_loss[0]
+    tensors = adapter(tmp_path / "train")
+    assert {name.split(".")[-3] for name in tensors} == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    }  # fmt: skip
+    # peft starts B at zero: a B that is not zero anywhere has been trained everywhere
+    assert all(bool((tensor != 0).all()) for name, tensor in tensors.items() if "lora_B" in name)
+    assert rundir.sha256_of(base.dir / "model.safetensors") == before
+
+
+def test_the_best_checkpoint_is_what_is_kept(base: Base, prepare_dir: Path, tmp_path: Path) -> None:
+    stage_dir = tmp_path / "train"
+    # a learning rate that first learns and then runs away: the best is neither the first nor the last evaluation
+    fit(base, prepare_dir, stage_dir, max_steps=16, learning_rate=0.3, eval_every=2, scheduler="constant")
+    val_loss = losses(stage_dir, "val_loss")
+    best_step = min((step for step in val_loss if step), key=lambda step: val_loss[step])
+    assert rundir.read_json(stage_dir / "fit.json")["best_step"] == best_step
+    kept = stage_dir / "checkpoints" / f"checkpoint-{best_step}" / "adapter_model.safetensors"
+    assert rundir.sha256_of(kept) == rundir.sha256_of(stage_dir / "adapter" / "adapter_model.safetensors")
+    assert (stage_dir / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_early_stopping_stops(base: Base, prepare_dir: Path, tmp_path: Path) -> None:
+    summary = fit(
+        base, prepare_dir, tmp_path / "train", max_steps=40, eval_every=2, patience=2, min_delta=100.0
+    )  # no fall of the val loss is ever enough
+    assert summary.startswith("stopped early after 6 steps")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_ends_with_the_same_adapter(
+    number: signal.Signals, base: Base, prepare_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(base, prepare_dir, tmp_path / "whole")
+    stop_after = 5
+    seen = trainer.Metrics.on_log
+
+    def on_log(self: Any, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        seen(self, args, state, control, logs, **kwargs)
+        if state.global_step == stop_after - 1 and "loss" in logs:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Metrics, "on_log", on_log)
+        with pytest.raises(Interrupted, match=f"after step {stop_after}") as caught:
+            fit(base, prepare_dir, tmp_path / "stopped")
+    assert caught.value.exit_code == 128 + number
+    assert not (tmp_path / "stopped" / "adapter").exists()
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+
+    fit(base, prepare_dir, tmp_path / "stopped")
+    whole, resumed = adapter(tmp_path / "whole"), adapter(tmp_path / "stopped")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert losses(tmp_path / "stopped", "loss") == losses(tmp_path / "whole", "loss")
+
+
+def test_a_damaged_checkpoint_is_passed_over(base: Base, prepare_dir: Path, tmp_path: Path) -> None:
+    stage_dir = tmp_path / "train"
+    fit(base, prepare_dir, stage_dir)
+    folder = stage_dir / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-4", "checkpoint-8"]
+    damaged = folder / "checkpoint-8" / "optimizer.pt"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    assert trainer.newest_checkpoint(folder) == folder / "checkpoint-4"
+    (folder / "checkpoint-4" / trainer.MANIFEST).unlink()
+    assert trainer.newest_checkpoint(folder) is None
+    assert list(folder.iterdir()) == []
+
+
+def test_micro_batches_do_not_change_the_trajectory(base: Base, prepare_dir: Path, tmp_path: Path) -> None:
+    still = {"tuning": {"dropout": 0.0}}  # dropout draws differ with the shape of a batch
+    fit(base, prepare_dir, tmp_path / "8x1", **still)
+    fit(base, prepare_dir, tmp_path / "1x8", micro_batch_size=1, gradient_accumulation_steps=8, **still)
+    for key in ("loss", "val_loss"):
+        one, other = losses(tmp_path / "8x1", key), losses(tmp_path / "1x8", key)
+        assert one.keys() == other.keys()
+        assert all(math.isclose(one[step], other[step], rel_tol=1e-4) for step in one)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(base: Base, prepare_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingFailed, match="not finite") as caught:
+        fit(base, prepare_dir, tmp_path / "train", learning_rate=1e30, max_steps=12)
+    assert "learning_rate" in caught.value.hint
+    assert not (tmp_path / "train" / "adapter").exists()
+
+
+def test_the_adapter_names_the_public_base_and_carries_the_prompt(
+    base: Base, prepare_dir: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    public = dataclasses.replace(base, public_id="maker/base", revision="0123abc")
+    fit(public, prepare_dir, tmp_path / "train", max_steps=4)
+    folder = tmp_path / "train" / "adapter"
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("maker/base", "0123abc")
+    assert str(base.dir) not in "".join(p.read_text(errors="replace") for p in folder.glob("*.json"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = prompts.from_folder("alpaca", base.dir)
+    for messages in (prompts.user_message("가격은?"), prompts.user_message("번역", "hello")):
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        assert ids == prompt.prompt_ids(messages)
+    assert tokenizer.pad_token_id == prompt.pad_token_id != tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("tuning", [{"dora": True}, {"rslora": True}, {"target_modules": ["q_proj", "v_proj"]}])
+def test_kinds_of_lora(tuning: dict[str, Any], base: Base, prepare_dir: Path, tmp_path: Path) -> None:
+    fit(base, prepare_dir, tmp_path / "train", max_steps=4, tuning=tuning)
+    names = {
+        name.split(".")[-3 if "lora_A" in name or "lora_B" in name else -2] for name in adapter(tmp_path / "train")
+    }
+    config = json.loads((tmp_path / "train" / "adapter" / "adapter_config.json").read_text())
+    if "target_modules" in tuning:
+        assert names == {"q_proj", "v_proj"}
+    assert config["use_dora"] is tuning.get("dora", False)
+    assert config["use_rslora"] is tuning.get("rslora", False)
+
+
+def test_four_bits_train_on_a_cpu(base: Base, prepare_dir: Path, tmp_path: Path) -> None:
+    fit(base, prepare_dir, tmp_path / "train", load_in_4bit=True)
+    val_loss = losses(tmp_path / "train", "val_loss")
+    assert val_loss[8] < val_loss[0]
+
+
+def test_a_target_module_that_is_not_there(base: Base, prepare_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentUnavailable, match="c_attn"):
+        fit(base, prepare_dir, tmp_path / "train", tuning={"target_modules": ["c_attn"]})
+
+
+def test_a_checkpoint_without_its_best_is_not_needed_to_resume_elsewhere(
+    base: Base, prepare_dir: Path, tmp_path: Path
+) -> None:
+    """A run directory may be moved between two calls: no absolute path in it is relied upon."""
+    fit(base, prepare_dir, tmp_path / "one", max_steps=8)
+    shutil.rmtree(tmp_path / "one" / "adapter")
+    (tmp_path / "one").rename(tmp_path / "two")
+    fit(base, prepare_dir, tmp_path / "two", max_steps=12)
+    assert rundir.read_json(tmp_path / "two" / "fit.json")["steps"] == 12
