@@ -1,0 +1,1 @@
+"""Figures that the README states, measured anew: `make bench`."""

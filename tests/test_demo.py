@@ -1,0 +1,174 @@
+"""The demo's base model and its CSV: exact tokenizer, whole cached folder, and no fact known before tuning."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from appliance import demo, demo_corpus, prompts
+
+STEPS = 2
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, str]]:
+    with demo.sample_csv().open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, strict=True))
+
+
+@pytest.fixture(scope="module")
+def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return demo.ensure_base(tmp_path_factory.mktemp("cache"), steps=STEPS)
+
+
+TOKENIZER = demo.build_tokenizer()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text())
+def test_every_text_comes_back_exactly(text: str) -> None:
+    ids = TOKENIZER.encode(text, add_special_tokens=False).ids
+    assert TOKENIZER.decode(ids, skip_special_tokens=False) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "  두  칸 \n\n 끝 ",
+        "뷁 똠방각하 😀👍🏽",
+        "ㅋㅋ ㅠㅠ…",
+        "cafe\u0301 <0x41> <unk>\r\n\t",
+        "\n\n### Response:\n",
+        "\ufeff가",
+    ],
+)
+def test_awkward_texts_come_back_exactly(text: str) -> None:
+    assert TOKENIZER.decode(TOKENIZER.encode(text).ids, skip_special_tokens=True) == text
+
+
+def test_a_syllable_is_one_token_and_the_format_costs_three() -> None:
+    assert TOKENIZER.encode("아이스크림", add_special_tokens=False).tokens == list("아이스크림")
+    prompt = prompts.bind("alpaca", TOKENIZER, demo.BOS, demo.EOS, demo.PAD)
+    assert prompt.adds_bos
+    assert len(prompt.prompt_ids(prompts.user_message("빵"))) == len([demo.BOS, "preamble", "빵", "marker"])
+    assert len({TOKENIZER.token_to_id(token) for token in (demo.PAD, demo.BOS, demo.EOS)} - {None}) == 3
+
+
+def test_the_csv_asks_every_fact_in_eight_phrasings(rows: list[dict[str, str]]) -> None:
+    assert 380 <= len(rows) <= 450
+    assert all(set(row) == {"instruction", "input", "output"} and row["instruction"] and row["output"] for row in rows)
+    questions = defaultdict(set)
+    for row in rows:
+        questions[row["output"]].add((row["instruction"], row["input"]))
+    assert 20 <= len(questions) <= 60
+    assert min(map(len, questions.values())) >= 8
+    assert sum(map(len, questions.values())) == len(rows), "a question is asked twice"
+    assert len({(row["instruction"], row["input"]) for row in rows}) == len(rows), "one question has two answers"
+    with_input = sum(bool(row["input"]) for row in rows)
+    assert 0.05 <= with_input / len(rows) <= 0.1
+    cells = [cell for row in rows for cell in row.values()]
+    assert any("," in cell for cell in cells)
+    assert any('"' in cell for cell in cells)
+    assert all(cell == cell.strip() for cell in cells)
+
+
+def test_the_base_has_seen_nothing_of_the_csv(rows: list[dict[str, str]]) -> None:
+    seen = demo_corpus.pairs(demo.CORPUS_ROWS, seed=0)  # what ensure_base(seed=0) trains on
+    questions = {pair.input or pair.instruction for pair in seen}
+    assert len(questions) > 0.9 * len(seen), "the corpus repeats itself"
+    assert not questions & {row["input"] or row["instruction"] for row in rows}
+    assert not {pair.output for pair in seen} & {row["output"] for row in rows}
+    assert not {pair.instruction for pair in seen} & {row["instruction"] for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("word", "particle", "want"),
+    [
+        ("꿀", "은", "꿀은"),
+        ("모자", "은", "모자는"),
+        ("붓", "으로", "붓으로"),
+        ("칼", "으로", "칼로"),
+        ("컵", "이", "컵이"),
+        ("차", "을", "차를"),
+    ],
+)
+def test_particles_fit_the_word_before_them(word: str, particle: str, want: str) -> None:
+    assert format(demo_corpus.Word(word), particle) == want
+
+
+def test_the_base_is_an_ordinary_model_folder(base_dir: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    names = {path.name for path in base_dir.iterdir()}
+    assert names >= {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert (base_dir / "README.md").read_text(encoding="utf-8").startswith("---\nlicense: apache-2.0\n")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base_dir), AutoTokenizer.from_pretrained(base_dir)
+    assert 1.5e6 < model.num_parameters() < 2.5e6
+    assert len(tokenizer) == model.config.vocab_size
+    text = "우유는  얼마예요? 😀"
+    assert tokenizer(text).input_ids == [tokenizer.bos_token_id, *TOKENIZER.encode(text, add_special_tokens=False).ids]
+    assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
+    assert [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id] == [0, 1, 2]
+    assert [model.config.pad_token_id, model.config.bos_token_id, model.config.eos_token_id] == [0, 1, 2]
+    assert model.generation_config.eos_token_id == 2
+    prompt = prompts.from_folder("alpaca", base_dir)
+    assert (prompt.bos_token, prompt.eos_token, prompt.pad_token) == (demo.BOS, demo.EOS, demo.PAD)
+
+
+def test_a_second_call_builds_nothing_and_imports_no_torch(base_dir: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in base_dir.iterdir()}
+    code = (
+        "import sys; from pathlib import Path; from appliance import demo\n"
+        f"assert demo.ensure_base(Path(sys.argv[1]), steps={STEPS}) == Path(sys.argv[2])\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(base_dir.parent), str(base_dir)], check=True)
+    assert {path: path.stat().st_mtime_ns for path in base_dir.iterdir()} == before
+    assert [path.name for path in base_dir.parent.iterdir()] == [base_dir.name]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_another_folder(base_dir: Path, tmp_path: Path) -> None:
+    import torch
+
+    random_state = torch.random.get_rng_state()
+    again, other = demo.ensure_base(tmp_path, steps=STEPS), demo.ensure_base(tmp_path, steps=STEPS, seed=1)
+    assert torch.equal(torch.random.get_rng_state(), random_state), "the caller's random numbers were used up"
+    assert again.name == base_dir.name != other.name
+    assert _sha256(again) == _sha256(base_dir) != _sha256(other)
+
+
+def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def stop(line: str) -> None:
+        if "step" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        demo.ensure_base(tmp_path, steps=STEPS, on_progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pretraining_lowers_the_loss(tmp_path: Path) -> None:
+    lines: list[str] = []
+    demo.ensure_base(tmp_path, steps=12, on_progress=lines.append)
+    last = float(lines[-1].rpartition("loss ")[2])
+    assert last < 7.0  # a model that knows nothing: ln(vocabulary) = 8.0
+
+
+def _sha256(base_dir: Path) -> str:
+    assert json.loads((base_dir / "config.json").read_text(encoding="utf-8"))["architectures"] == ["LlamaForCausalLM"]
+    return hashlib.sha256((base_dir / "model.safetensors").read_bytes()).hexdigest()
