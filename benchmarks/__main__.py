@@ -23,7 +23,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         lines = [
-            f"{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}",
+            f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}",
             "",
             "| what | median | peak memory |",
             "|---|---|---|",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -14,7 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance import demo, demo_corpus, prompts
+from appliance import demo, demo_corpus, pipeline, prompts, resolve, rundir
+from appliance.rundir import RunDir
+from tests import test_readme
+from tests.conftest import write_qa
 
 STEPS = 2
 
@@ -172,3 +177,104 @@ def test_pretraining_lowers_the_loss(tmp_path: Path) -> None:
 def _sha256(base_dir: Path) -> str:
     assert json.loads((base_dir / "config.json").read_text(encoding="utf-8"))["architectures"] == ["LlamaForCausalLM"]
     return hashlib.sha256((base_dir / "model.safetensors").read_bytes()).hexdigest()
+
+
+# --- the whole demo, as a new user runs it
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo-cache")
+
+
+def _evaluated(folder: Path, cache_dir: Path, *overrides: str) -> dict[str, dict[str, float]]:
+    """Metrics of the demo's recipe up to `evaluate`."""
+    resolved = resolve.load("demo", overrides=overrides, environ={})
+    pipeline.run(resolved, RunDir(folder / "runs" / "demo"), cache_dir, until="evaluate")
+    metrics: dict[str, dict[str, float]] = rundir.read_json(folder / "runs" / "demo" / "evaluate" / "metrics.json")
+    return metrics
+
+
+@pytest.mark.slow
+def test_the_demo_learns_its_facts_and_a_second_call_skips(cache_dir: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "appliance", "demo", "--runs-dir", tmp_path, "--cache-dir", cache_dir]
+    began = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    seconds = time.monotonic() - began
+    assert done.returncode == 0, done.stderr
+    assert seconds < 240
+    metrics = rundir.read_json(tmp_path / "demo" / "evaluate" / "metrics.json")
+    assert metrics["rows"] >= 30
+    assert metrics["base"]["exact_match"] <= 0.20
+    assert metrics["tuned"]["exact_match"] >= 0.85
+    assert metrics["verdict"] == "better"
+    assert rundir.read_json(tmp_path / "demo" / "merge" / "proof.json")["passed"]
+    assert "in words that it did not see" in (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+    assert "100%|" not in done.stderr, "a library drew its own progress bar"
+
+    began = time.monotonic()
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("done before") == len(rundir.STAGES)
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [7, 2026])
+def test_other_seeds_learn_too(seed: int, cache_dir: Path, tmp_path: Path) -> None:
+    metrics = _evaluated(tmp_path, cache_dir, f"train.seed={seed}")
+    assert metrics["base"]["exact_match"] <= 0.20
+    assert metrics["tuned"]["exact_match"] >= 0.70
+
+
+@pytest.mark.slow
+def test_other_facts_are_learnt_too(rows: list[dict[str, str]], cache_dir: Path, tmp_path: Path) -> None:
+    """The same kinds of questions about other things, with other values: nothing in the product knows the answers."""
+    names = {
+        "아이스크림": "초코과자", "우유": "두유", "라면": "국수", "휴지": "물티슈", "공책": "스케치북",
+        "건전지": "전구",
+        "우산": "비옷", "화분": "꽃병", "양말": "장갑", "생수": "주스", "식빵": "단팥빵", "두부": "어묵",
+        "김밥": "도시락",
+        "커피": "홍차", "참기름": "들기름", "냉동고": "창고", "냉장": "건강", "오른쪽": "가운데",
+        "옥상": "뒷마당",
+    }  # fmt: skip
+    digits = str.maketrans("123456789", "314728965")
+    answers: dict[str, str] = {}
+    with (tmp_path / "other.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(rows[0])
+        for row in rows:
+            question, more, answer = row["instruction"], row["input"], row["output"]
+            for old, new in names.items():
+                question, more, answer = (text.replace(old, new) for text in (question, more, answer))
+            answers[row["output"]] = answer.translate(digits)
+            writer.writerow((question, more, answers[row["output"]]))
+    assert len(set(answers.values())) == len(answers)
+    assert sum(old != new for old, new in answers.items()) > 0.7 * len(answers)
+    metrics = _evaluated(tmp_path, cache_dir, f"data.csv={tmp_path / 'other.csv'}")
+    assert metrics["base"]["exact_match"] <= 0.20
+    assert metrics["tuned"]["exact_match"] >= 0.70
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme(cache_dir: Path, tmp_path: Path) -> None:
+    """Every `appliance …` line of the README, in order, as typed, beside a CSV with the columns Q and A."""
+    (tmp_path / "data").mkdir()
+    write_qa(tmp_path / "data" / "train.csv", [(f"{i}번은?", f"{i % 7}입니다.") for i in range(60)], ("Q", "A"))
+    environment = {**os.environ, "APPLIANCE_CACHE_DIR": str(cache_dir)}
+
+    def run(command: str) -> str:
+        line = command.replace("appliance", f"{sys.executable} -m appliance", 1)
+        done = subprocess.run(
+            line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        return done.stdout
+
+    run("appliance demo --set train.max_steps=2")
+    for command in test_readme.commands():
+        if command.startswith("appliance run my.yaml"):  # a user edits the copy; here its model and CSV fit already
+            assert "name: chatbot-cpu" in (tmp_path / "my.yaml").read_text(encoding="utf-8")
+        if command.startswith("appliance "):
+            run(command)
+    assert (tmp_path / "runs" / "short" / "publish" / "release" / "model" / "model.safetensors").is_file()

@@ -293,7 +293,10 @@ def test_no_answer_token_fits(prompt: Prompt) -> None:
 
 def test_loss_on_all_trains_the_prompt_too(prompt: Prompt) -> None:
     encoded = prompt.encode("가격은?", "머그컵", "만 원", loss_on="all")
-    assert encoded == Encoded(encoded.input_ids, encoded.input_ids)
+    question = len(prompt.prompt_ids(user_message("가격은?", "머그컵")))
+    assert encoded == Encoded(encoded.input_ids, encoded.input_ids, question)
+    with pytest.raises(DataError, match="no answer fits"):  # a cut takes from the answer only, whatever is trained
+        prompt.cut(encoded, question + 1)
     assert encoded.input_ids == prompt.encode("가격은?", "머그컵", "만 원").input_ids
     assert encoded.prompt_tokens == 0
 
