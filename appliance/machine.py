@@ -93,7 +93,15 @@ def device() -> Device:
         # bfloat16 needs Ampere (compute capability 8.0); before it, float16 is what the hardware multiplies.
         dtype: DType = "bfloat16" if properties.major >= 8 else "float16"
         return Device("cuda", properties.name, properties.total_memory, dtype)
-    return Device("cpu", platform.processor() or platform.machine(), memory_limit_bytes(), "float32")
+    return Device("cpu", _cpu_name(), memory_limit_bytes(), "float32")
+
+
+def _cpu_name() -> str:
+    """The processor's name and the cores that this process may use."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    names = (line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name"))
+    return f"{next(names, platform.machine())}, {cpu_cores()} cores"
 
 
 def memory_limit_bytes() -> int:

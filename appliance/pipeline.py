@@ -77,7 +77,6 @@ def _check(job: Job, stage_dir: Path) -> str:
     findings = check.run(
         data=recipe.data,
         model=recipe.model,
-        train=recipe.train,
         publish=recipe.publish,
         csv_path=job.csv_path,
         get_base=lambda: job.base,

@@ -319,7 +319,6 @@ FAILURES = [
     ("check {hole.csv} --set data.colums.output=Q", 2, "did you mean `data.columns.output`?"),
     ("run {shop} --set model.id={models/empty}", 4, "has no config.json"),
     ("run {shop} --set model.id={models/quantised}", 4, "is already quantised"),
-    ("check {shop} --set train.optimizer=adamw_8bit", 4, "optimizer: adamw_8bit on a CPU, needed adamw_torch"),
     ("check {shop} --set model.max_seq_length=100000", 4, "max_seq_length: 100000, needed <= 512"),
     ("run {shop} --set model.id=nobody/model", 5, "the base model nobody/model cannot be fetched"),
     ("run {shop} --set 'model.id=no body/model'", 5, "the base model no body/model cannot be fetched"),

@@ -213,6 +213,12 @@ def test_four_bits_train_on_a_cpu(base: Base, prepare_dir: Path, tmp_path: Path)
     assert val_loss[8] < val_loss[0]
 
 
+def test_the_8_bit_optimizer_trains_on_a_cpu(base: Base, prepare_dir: Path, tmp_path: Path) -> None:
+    fit(base, prepare_dir, tmp_path / "train", optimizer="adamw_8bit")
+    val_loss = losses(tmp_path / "train", "val_loss")
+    assert val_loss[8] < 0.9 * val_loss[0]
+
+
 def test_a_target_module_that_is_not_there(base: Base, prepare_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(EnvironmentUnavailable, match="c_attn"):
         fit(base, prepare_dir, tmp_path / "train", tuning={"target_modules": ["c_attn"]})

@@ -11,7 +11,7 @@ from appliance import machine, rundir, table
 from appliance.errors import DataError, EnvironmentUnavailable, RecipeError
 from appliance.hub import Base
 from appliance.machine import Device, Finding, human
-from appliance.recipe import DataSection, ModelSection, PublishSection, TrainSection
+from appliance.recipe import DataSection, ModelSection, PublishSection
 from appliance.table import Rejected
 
 PROVABLE_TEST_ROWS = 30  # below this, a bootstrap interval is so wide that little can be shown
@@ -24,7 +24,6 @@ def run(
     *,
     data: DataSection,
     model: ModelSection,
-    train: TrainSection,
     publish: PublishSection,
     csv_path: Path,
     get_base: Callable[[], Base],
@@ -50,7 +49,7 @@ def run(
         device = get_device()
         name, reason = engine_choice(device)
         findings.append(Finding("engine", f"{name} on {device.name} in {dtype(model, device)}: {reason}", "", "ok"))
-        findings += [*_memory(base, model, device), *_optimizer(train, device)]
+        findings += _memory(base, model, device)
     else:
         fix = "pip install -c constraints.txt '.[train]'"
         findings.append(Finding("packages", "no torch", "torch to train", "fails" if will_train else "warning", fix))
@@ -140,10 +139,3 @@ def _disk(base: Base, stage_dir: Path) -> Finding:
     return Finding(
         "disk", human(free), human(needed), verdict, "" if verdict == "ok" else "free space, or use --runs-dir"
     )
-
-
-def _optimizer(train: TrainSection, device: Device) -> list[Finding]:
-    if train.optimizer == "adamw_8bit" and device.kind == "cpu":
-        fix = "set train.optimizer=adamw_torch"
-        return [Finding("optimizer", "adamw_8bit on a CPU", "adamw_torch", "fails", fix)]
-    return []
