@@ -302,3 +302,31 @@ def test_the_page_shows_the_run(finished: Path) -> None:
     assert "data:image/png;base64," in html
     assert "merged_equals_trained" in html
     assert "<script" not in html
+
+
+def test_the_light_core_checks_and_prepares_without_torch(finished: Path, tmp_path: Path) -> None:
+    """On a folder with a tokenizer.json: the same rows, sides and lengths; training says what is missing."""
+    code = f"""
+import sys
+for name in ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "matplotlib"):
+    sys.modules[name] = None  # as if it were not installed
+from appliance.cli import main
+sys.argv = ["appliance", *sys.argv[1:], "--cache-dir", {str(tmp_path / "cache")!r}]
+main()
+"""
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+
+    checked = call("check", str(finished / "shop.yaml"), "--runs-dir", str(tmp_path))
+    assert checked.returncode == 0, checked.stderr
+    assert "torch to train" in checked.stdout
+    prepared = call("prepare", str(tmp_path / "shop"))
+    assert prepared.returncode == 0, prepared.stderr
+    for name in ("train.csv", "val.csv", "test.csv", "rows.csv", "summary.json"):
+        ours, theirs = (run / "prepare" / name for run in (tmp_path / "shop", finished / "runs" / "shop"))
+        assert ours.read_bytes() == theirs.read_bytes()
+    trained = call("train", str(tmp_path / "shop"))
+    assert trained.returncode == 4
+    assert ".[train]" in trained.stderr
+    assert "Traceback" not in trained.stderr
