@@ -109,17 +109,19 @@ class Job:
     def csv_path(self) -> Path:
         csv = self.resolved.recipe.data.csv
         path = Path(str(files("datasets_src") / "samples" / "shop_faq.csv")) if csv == "demo" else Path(csv)
-        recorded = Path(self._run_json.get("csv", {}).get("path", csv))  # typed relative to another folder, perhaps
-        return path if path.exists() or not recorded.exists() else recorded
+        recorded = self._run_json.get("csv", {})
+        if not path.exists() and recorded.get("typed") == csv and Path(recorded["path"]).exists():
+            return Path(recorded["path"])  # typed relative to another folder, when the run began
+        return path
 
     @cached_property
     def csv_sha256(self) -> str:
         """Hash of the CSV; of the one read before, where it is gone now and its rows are in the run directory."""
-        recorded = self._run_json.get("csv", {}).get("sha256")
+        recorded = self._run_json.get("csv", {})
         if self.csv_path.is_file():
             return rundir.sha256_of(self.csv_path)
-        if recorded and self.run_dir.record("prepare"):
-            return str(recorded)
+        if recorded.get("typed") == self.resolved.recipe.data.csv and self.run_dir.record("prepare"):
+            return str(recorded["sha256"])
         raise DataError(
             f"{self.csv_path}: no such file",
             hint="give the CSV's path: --set data.csv=PATH (in the container, the folder data/ is /data)",
@@ -171,7 +173,7 @@ class Job:
                     "license": base.license,
                     "identity": self.base_identity,
                 },
-                "csv": {"path": str(self.csv_path.resolve()), "sha256": self.csv_sha256},
+                "csv": {"typed": recipe.data.csv, "path": str(self.csv_path.resolve()), "sha256": self.csv_sha256},
                 "test_note": DEMO_NOTE if recipe.data.csv == "demo" else "",
             },
         )

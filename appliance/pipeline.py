@@ -78,7 +78,7 @@ def _check(job: Job, stage_dir: Path) -> str:
         data=recipe.data,
         model=recipe.model,
         publish=recipe.publish,
-        csv_path=job.csv_path,
+        csv_path=job.csv_path if job.csv_path.exists() or not job.run_dir.record("prepare") else None,
         get_base=lambda: job.base,
         get_device=lambda: job.device,
         engine_choice=lambda _: job.engine_choice,

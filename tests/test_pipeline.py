@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from appliance import pipeline, prompts, resolve, rundir
-from appliance.errors import GateRefused, RunDirError
+from appliance.errors import DataError, GateRefused, RunDirError
 from appliance.rundir import STAGES, RunDir
 from tests.conftest import read_csv, write_qa
 
@@ -58,9 +58,8 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 
 
 def again(folder: Path, *overrides: str, redo: str | None = None, until: str = "publish") -> None:
-    resolved = resolve.load(str(folder / "shop.yaml"), overrides=overrides, environ={})
-    resolved_csv = [*overrides, f"data.csv={folder / 'train.csv'}"]
-    resolved = resolve.load(str(folder / "shop.yaml"), overrides=resolved_csv, environ={})
+    beside = [f"data.csv={folder / 'train.csv'}", *overrides]
+    resolved = resolve.load(str(folder / "shop.yaml"), overrides=beside, environ={})
     pipeline.run(resolved, RunDir(folder / "runs" / "shop"), folder / "cache", redo=redo, until=until)
 
 
@@ -187,6 +186,14 @@ def test_a_changed_recipe_is_refused_by_the_first_stage_it_concerns(
 
 def test_the_factors_of_the_batch_are_no_change(copy: Path) -> None:
     again(copy, "train.micro_batch_size=2", "train.gradient_accumulation_steps=4")
+
+
+def test_a_csv_that_is_gone_is_not_needed_once_prepared(copy: Path) -> None:
+    again(copy, redo="publish")  # the run now knows the copy's CSV
+    (copy / "train.csv").unlink()
+    again(copy, redo="publish")
+    with pytest.raises(DataError, match=r"other\.csv: no such file"):  # never the former one in its place
+        again(copy, f"data.csv={copy / 'other.csv'}")
 
 
 def test_a_missing_output_is_refused(copy: Path) -> None:

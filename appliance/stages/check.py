@@ -25,7 +25,7 @@ def run(
     data: DataSection,
     model: ModelSection,
     publish: PublishSection,
-    csv_path: Path,
+    csv_path: Path | None,
     get_base: Callable[[], Base],
     get_device: Callable[[], Device],
     engine_choice: Callable[[Device], tuple[str, str]],
@@ -33,6 +33,8 @@ def run(
     stage_dir: Path,
 ) -> list[Finding]:
     """All findings; writes table.json. What is cheap comes first: a wrong CSV is said before any model is fetched.
+
+    `csv_path` None: the CSV is gone, and its rows are in the run directory already.
 
     Raises RecipeError: an upload is asked for. DataError: the CSV cannot be read. EnvironmentUnavailable: a finding
     fails.
@@ -42,7 +44,7 @@ def run(
             f"publish.repo_id: {publish.repo_id!r} asks for an upload, which this version cannot do",
             hint="leave publish.repo_id unset: the run ends with a release folder that is ready to be uploaded",
         )
-    findings = csv_findings(csv_path, data)
+    findings = csv_findings(csv_path, data) if csv_path else []
     base = get_base()
     findings += [*_base_findings(base, model), _disk(base, stage_dir)]
     if machine.can_train():
