@@ -6,12 +6,16 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import psutil
+
+from appliance import cards
+from appliance.cards import Card
 
 DType = Literal["float32", "bfloat16", "float16"]
 COLUMNS = ("what", "found", "needed", "verdict", "fix")
@@ -57,6 +61,8 @@ def doctor(runs_dir: Path, cache_dir: Path) -> list[Finding]:
         _at_least(f"disk at {runs_dir}", free_disk_bytes(runs_dir), 2 << 30, "free space, or choose --runs-dir"),
         _at_least(f"disk at {cache_dir}", free_disk_bytes(cache_dir), 2 << 30, "free space, or choose --cache-dir"),
     ]
+    if here.kind == "cuda":
+        findings += card_findings(card())
     for folder in (runs_dir, cache_dir):
         findings.append(_writable(folder))
     return findings
@@ -89,11 +95,52 @@ def device() -> Device:
     import torch
 
     if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        # bfloat16 needs Ampere (compute capability 8.0); before it, float16 is what the hardware multiplies.
-        dtype: DType = "bfloat16" if properties.major >= 8 else "float16"
-        return Device("cuda", properties.name, properties.total_memory, dtype)
+        found = card()
+        return Device("cuda", found.name, found.memory_bytes, found.dtype)
     return Device("cpu", _cpu_name(), memory_limit_bytes(), "float32")
+
+
+def card() -> Card:
+    """The first CUDA device. Call it only where there is one."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(0)
+    return Card(
+        name=properties.name,
+        capability=(properties.major, properties.minor),
+        memory_bytes=properties.total_memory,
+        kernels=tuple(torch.cuda.get_arch_list()),
+        cuda=torch.version.cuda or "",
+        driver=driver_version(Path("/proc/driver/nvidia/version")),
+    )
+
+
+def card_findings(found: Card) -> list[Finding]:
+    """Whether the installed torch and driver can use the card: what would else fail with the first kernel."""
+    major, minor = found.capability
+    here = f"{found.name}, compute capability {major}.{minor}"
+    kernels = " ".join(found.kernels)
+    oldest = cards.oldest_driver(found)
+    findings = []
+    if cards.has_kernels(found):
+        findings.append(Finding("GPU", here, "", "ok"))
+    else:
+        fix = "install a torch build with kernels for this card, or use another card"
+        findings.append(Finding("GPU", here, f"one of {kernels}", "fails", fix))
+    if cards.driver_is_old(found):
+        fix = f"install driver {oldest} or newer, or a torch built for an older CUDA"
+        needed = f">= {oldest} for CUDA {found.cuda}"
+        findings.append(Finding("driver", found.driver or "unknown", needed, "fails", fix))
+    else:
+        findings.append(Finding("driver", found.driver or "cannot be read", f">= {oldest}" if oldest else "", "ok"))
+    return findings
+
+
+def driver_version(path: Path) -> str | None:
+    """The NVIDIA kernel driver's version from its file in /proc; None without one."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    match = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", text)
+    return match[1] if match else None
 
 
 def _cpu_name() -> str:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-from appliance import machine, rundir, table
+from appliance import cards, machine, rundir, table
 from appliance.errors import DataError, EnvironmentUnavailable, RecipeError
 from appliance.hub import Base
 from appliance.machine import Device, Finding, human
@@ -51,7 +51,7 @@ def run(
         device = get_device()
         name, reason = engine_choice(device)
         findings.append(Finding("engine", f"{name} on {device.name} in {dtype(model, device)}: {reason}", "", "ok"))
-        findings += _memory(base, model, device)
+        findings += [*_memory(base, model, device), *_card(base, model, device)]
     else:
         fix = "pip install -c constraints.txt '.[train]'"
         findings.append(Finding("packages", "no torch", "torch to train", "fails" if will_train else "warning", fix))
@@ -131,6 +131,16 @@ def _memory(base: Base, model: ModelSection, device: Device) -> list[Finding]:
     verdict: Literal["ok", "fails"] = "ok" if needed <= free else "fails"
     fix = "" if verdict == "ok" else "choose a smaller model.id, or a machine with more memory"
     return [Finding("memory" if device.kind == "cpu" else "GPU memory", human(free), human(needed), verdict, fix)]
+
+
+def _card(base: Base, model: ModelSection, device: Device) -> list[Finding]:
+    """Whether the GPU, its driver and this base's numbers go together."""
+    findings = machine.card_findings(machine.card()) if device.kind == "cuda" else []
+    kind = str(base.config.get("model_type"))
+    if cards.overflows(kind, dtype(model, device)):
+        fix = "use a card of compute capability 8.0 or newer, or set model.dtype=float32"
+        findings.append(Finding("number range", f"{kind} in float16", "bfloat16 or float32", "fails", fix))
+    return findings
 
 
 def _disk(base: Base, stage_dir: Path) -> Finding:
