@@ -51,6 +51,7 @@ CacheOption = Annotated[
     Path, typer.Option("--cache-dir", envvar="APPLIANCE_CACHE_DIR", help="Where models made here are kept.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 _CACHE = Path.home() / ".cache" / "finetune-appliance"
 
 
@@ -67,9 +68,9 @@ def main() -> None:
     except ApplianceError as error:
         _fail(str(error), error.hint, error.exit_code)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in _DISK:
             raise
-        hint = "make room, or give the folder to this user; then the same command continues"
+        hint = "make room, name a folder instead of a file, or give it to this user; then the same command continues"
         _fail(f"{error.filename or 'writing'}: {error.strerror}", hint, 4)
     except Exception as error:
         if not getattr(error, "__notes__", None):
@@ -135,7 +136,8 @@ def _stage_command(stage: str, what: str) -> None:
         from appliance import views
 
         views.require_run(run_dir)
-        _run(str(run_dir), set_, redo, run_dir.parent, cache_dir, until=stage)
+        path = run_dir.absolute()  # a run called `demo` is not the shipped recipe
+        _run(str(path), set_, redo, path.parent, cache_dir, until=stage)
 
     command.__doc__ = f"""{what}
 
@@ -266,7 +268,7 @@ def recipe_show(
     """
     from appliance import resolve
 
-    typer.echo(resolve.locate(name).read_text(encoding="utf-8"), nl=False)
+    typer.echo(resolve.read_text(resolve.locate(name)), nl=False)
 
 
 @recipe_app.command("schema")
@@ -313,7 +315,7 @@ def _run_path(source: str, set_: list[str] | None, runs_dir: Path) -> Path:
     """The run directory itself where one is given, unless --set name=… asks for a new one beside it."""
     from appliance import resolve
 
-    path = Path(source)
+    path = Path(source).absolute() if source not in resolve.shipped() else runs_dir / "-"
     if (path / "recipe.yaml").is_file():
         renamed = any(item.startswith("name=") for item in set_ or [])
         return path.parent / resolve.load(source, overrides=set_ or []).recipe.name if renamed else path

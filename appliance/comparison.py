@@ -10,7 +10,9 @@ written: peft's own arithmetic says what a merge is.
 
 from __future__ import annotations
 
+import ctypes
 import math
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -25,6 +27,7 @@ from appliance.shards import FLOATS, SHORT_NAME, files_of, headers, stored_name
 if TYPE_CHECKING:
     import torch
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LoadTuned = Callable[[Path, Path, str, str], Any]  # base_dir, adapter_dir, type of computation, device -> PeftModel
 
 
@@ -109,6 +112,8 @@ def load_with_peft(base_dir: Path, adapter_dir: Path, dtype: str, device: str) -
 
 def main(arguments: Sequence[str]) -> int:
     """The child process: `reference WORK_DIR` or `examine WORK_DIR MERGED_DIR`."""
+    # The kernel ends this process when its parent dies, by kill -9 too: else a rerun would meet a model in memory.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     verb, work_dir, *rest = arguments
     try:
         if verb == "reference":

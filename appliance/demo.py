@@ -16,7 +16,6 @@ import os
 import random
 import tempfile
 from collections.abc import Callable, Iterator
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,11 +58,6 @@ Made on this machine by `appliance/demo.py` (seed {seed}), pretrained for a minu
 the Alpaca format. It knows the shape of an answer and no fact at all: good for showing that fine-tuning works, and for
 nothing else.
 """
-
-
-def sample_csv() -> Path:
-    """The demo's CSV: what customers ask a Korean shop, each fact in eight or more phrasings."""
-    return Path(str(resources.files("datasets_src") / "samples" / "shop_faq.csv"))
 
 
 def ensure_base(

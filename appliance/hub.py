@@ -80,6 +80,7 @@ def resolve(model_id: str, revision: str | None, cache_dir: Path) -> Base:
 
 
 def _download(model_id: str, revision: str | None) -> Base:
+    import httpx
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -88,7 +89,7 @@ def _download(model_id: str, revision: str | None) -> Base:
         commit = HfApi().model_info(model_id, revision=revision).sha
         console.say(f"base model {model_id} at commit {commit}")
         folder = Path(snapshot_download(model_id, revision=commit, allow_patterns=_WANTED_FILES))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
         raise HubError(
             f"the base model {model_id} cannot be fetched: {(str(error) or repr(error)).splitlines()[0]}",
             hint="check the name, the network, and HF_TOKEN for a gated model; or give a local folder as model.id",

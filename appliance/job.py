@@ -29,6 +29,11 @@ DEMO_NOTE = (
 )
 
 
+def sample_csv() -> Path:
+    """The demo's CSV: what customers ask a Korean shop, each fact in eleven or more phrasings."""
+    return Path(str(files("datasets_src") / "samples" / "shop_faq.csv"))
+
+
 @dataclass(frozen=True)
 class Job:
     """A recipe, its run directory, and what is found out once and kept."""
@@ -37,11 +42,16 @@ class Job:
     run_dir: RunDir
     cache_dir: Path
     until: str = "publish"  # the last stage that this call is to run
+    takes_new_base: bool = False  # whether the base may be another than the one this run began with
 
     @cached_property
     def _run_json(self) -> dict[str, Any]:
         path = self.run_dir.path / "run.json"
-        return dict(rundir.read_json(path)) if path.is_file() else {}
+        try:
+            return dict(rundir.read_json(path)) if path.is_file() else {}
+        except (ValueError, TypeError) as error:
+            hint = "remove it and redo the run with --redo prepare, or start a new one with --set name=NEW"
+            raise RunDirError(f"{path} is damaged: {error}", hint=hint) from error
 
     @cached_property
     def device(self) -> Device:
@@ -70,11 +80,15 @@ class Job:
         from appliance import hub
 
         model, before = self.resolved.recipe.model, self._recorded_base()
-        base = hub.resolve(model.id, before.get("revision") or model.revision, self.cache_dir)
+        typed = Path(model.id)
+        moved = (
+            before.get("dir") if not typed.is_dir() and before.get("dir") else None
+        )  # typed relative to another folder
+        base = hub.resolve(moved or model.id, before.get("revision") or model.revision, self.cache_dir)
         if before and base.identity != before["identity"]:
             raise RunDirError(
                 f"{self.run_dir.path}: the files of the base model {model.id} changed since this run began",
-                hint="start a new run with --set name=NEW, or put the former files back",
+                hint="start a new run with --set name=NEW, or make everything anew from them with --redo prepare",
             )
         return base
 
@@ -101,14 +115,14 @@ class Job:
         return str(self._recorded_base().get("identity") or self.base.identity)
 
     def _recorded_base(self) -> dict[str, Any]:
-        model, recorded = self.resolved.recipe.model, self._run_json.get("base", {})
+        model, recorded = self.resolved.recipe.model, {} if self.takes_new_base else self._run_json.get("base", {})
         asked = {"id": model.id, "asked_revision": model.revision}
         return dict(recorded) if {k: recorded.get(k) for k in asked} == asked else {}
 
     @cached_property
     def csv_path(self) -> Path:
         csv = self.resolved.recipe.data.csv
-        path = Path(str(files("datasets_src") / "samples" / "shop_faq.csv")) if csv == "demo" else Path(csv)
+        path = sample_csv() if csv == "demo" else Path(csv)
         recorded = self._run_json.get("csv", {})
         if not path.exists() and recorded.get("typed") == csv and Path(recorded["path"]).exists():
             return Path(recorded["path"])  # typed relative to another folder, when the run began
@@ -168,6 +182,7 @@ class Job:
                 "base": {
                     "id": recipe.model.id,
                     "asked_revision": recipe.model.revision,
+                    "dir": str(base.dir) if Path(recipe.model.id).is_dir() else self._recorded_base().get("dir"),
                     "public_id": base.public_id,
                     "revision": base.revision,
                     "license": base.license,

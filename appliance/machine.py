@@ -30,6 +30,10 @@ class Device:
     memory_bytes: int
     dtype: DType
 
+    def compute_dtype(self, wanted: str) -> str:
+        """The type of computation for the recipe's `model.dtype`."""
+        return self.dtype if wanted == "auto" else wanted
+
 
 @dataclass(frozen=True)
 class Finding:

@@ -6,6 +6,7 @@ and plain values. A stage is done when its stage.json says so for the same input
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,29 +30,38 @@ def run(
     """
     run_dir.create()
     with run_dir.lock(), console.log_file(run_dir.path / "appliance.log"):
-        job = Job(resolved, run_dir, cache_dir, until)
-        stages = STAGES[: STAGES.index(until) + 1]
         again = STAGES[STAGES.index(redo) :] if redo else ()
-        # check looks at this machine: it is never skipped while something is left to do
-        done = {
-            s
-            for s in stages
-            if s not in ("check", *again) and run_dir.has_begun(s) and run_dir.is_done(s, job.inputs(s))
-        }
-        if done and len(done) == len(stages) - 1 and run_dir.record("check"):
-            done.add("check")
-        else:
-            rundir.write_text(run_dir.path / "recipe.yaml", resolved.to_yaml())
+        job = Job(resolved, run_dir, cache_dir, until, takes_new_base=redo in ("check", "prepare"))
+        done = _done(job, again)
+        todo = [stage for stage in STAGES[: STAGES.index(until) + 1] if stage not in done]
+        if todo:
             _header(job)
-        run_dir.set_aside(again)
-        for stage in stages:
-            if stage in done:
-                record = run_dir.record(stage)
-                console.say(f"{stage:<9} done before: {record.summary if record else ''}", style="dim")
-            else:
-                _run_stage(job, stage)
-        if len(done) < len(stages) or not (run_dir.path / "report.html").is_file():
-            report.write_html(run_dir.path)
+            _run_stage(job, "check")  # looks at this machine: it precedes whatever is still to be done
+            # only now, when nothing refuses any more, is anything of the run changed or set aside
+            rundir.write_text(run_dir.path / "recipe.yaml", resolved.to_yaml())
+            job.write_run_json()
+            run_dir.set_aside([stage for stage in again if stage != "check"])
+        try:
+            for stage in STAGES[: STAGES.index(until) + 1]:
+                if stage in done:
+                    record = run_dir.record(stage)
+                    console.say(f"{stage:<9} done before: {record.summary if record else ''}", style="dim")
+                elif stage != "check":
+                    _run_stage(job, stage)
+        finally:
+            if todo or not (run_dir.path / "report.html").is_file():
+                report.write_html(run_dir.path)
+
+
+def _done(job: Job, again: Sequence[str]) -> set[str]:
+    """The stages to skip. Every stage that has begun is looked at, also those after `until`: raises RunDirError where
+    the recipe, the CSV or the base are others than the stage's, so that nothing finished is ever orphaned."""
+    run_dir = job.run_dir
+    done = {s for s in STAGES[1:] if s not in again and run_dir.has_begun(s) and run_dir.is_done(s, job.inputs(s))}
+    up_to = STAGES[1 : STAGES.index(job.until) + 1]
+    if up_to and done.issuperset(up_to) and run_dir.record("check") and "check" not in again:
+        done.add("check")
+    return done
 
 
 def _run_stage(job: Job, stage: str) -> None:
@@ -86,7 +96,6 @@ def _check(job: Job, stage_dir: Path) -> str:
         stage_dir=stage_dir,
     )
     console.table("", machine.COLUMNS, [finding.cells() for finding in findings])
-    job.write_run_json()
     warnings = [finding for finding in findings if finding.verdict == "warning"]
     return f"{len(findings)} looked at, {len(warnings)} warnings"
 

@@ -15,6 +15,11 @@ Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 
 
+# Output heads and embeddings by their usual names. The loss of trl bypasses a tuned head, and where a base ties the two
+# a merge would change both.
+HEAD_AND_EMBEDDINGS = frozenset({"lm_head", "embed_out", "embed_tokens", "embed_in", "wte", "wpe"})
+
+
 class Section(BaseModel):
     # defaults are validated too: `3` and the `3.0` that a run directory gives back must have one fingerprint
     model_config = ConfigDict(
@@ -65,11 +70,20 @@ class TuningSection(Section):
     r: Positive = Field(16, description="Rank of the adapters: higher learns more and takes more memory.")
     alpha: Positive = Field(32, description="Scale of the adapters; the delta is multiplied by alpha / r.")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.05, description="Dropout before the adapters.")
-    target_modules: Literal["all-linear"] | list[str] = Field(
+    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = Field(
         "all-linear", description="Which linear layers get an adapter: all but the output head, or a list of names."
     )
     rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead of alpha / r.")
     dora: bool = Field(False, description="Train the length of each weight row apart from its direction.")
+
+    @model_validator(mode="after")
+    def _head_and_embeddings_stay(self) -> TuningSection:
+        named = [name for name in self.target_modules if name.rpartition(".")[2] in HEAD_AND_EMBEDDINGS]
+        if isinstance(self.target_modules, list) and named:
+            raise ValueError(
+                f"tuning.target_modules: {', '.join(named)} cannot be tuned here: name linear layers of the blocks"
+            )
+        return self
 
 
 class TrainSection(Section):
@@ -88,7 +102,7 @@ class TrainSection(Section):
     patience: Positive = Field(3, description="Evaluations without a better val loss before training stops.")
     min_delta: Annotated[float, Field(ge=0)] = Field(0.001, description="By how much the val loss must fall to count.")
     loss_on: Literal["answer", "all"] = Field("answer", description="Train the answer only, or the prompt as well.")
-    seed: Annotated[int, Field(ge=0)] = Field(
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         123, description="Seed of the split, the adapters, the order, the dropout."
     )
     report_to: Literal["none"] = Field("none", description="Metrics stay in the run directory.")
@@ -102,7 +116,7 @@ class TrainSection(Section):
 class EvaluateSection(Section):
     max_rows: Positive = Field(200, description="Test rows to answer; more rows make a narrower interval.")
     max_new_tokens: Positive = Field(256, description="Tokens after which an answer that did not stop is cut.")
-    stop: list[str] = Field([], description="Texts that end an answer, beside EOS.")
+    stop: list[Annotated[str, Field(min_length=1)]] = Field([], description="Texts that end an answer, beside EOS.")
     primary: Literal["exact_match", "f1", "rouge_l", "chrf"] = Field(
         "f1", description="The metric that decides the verdict."
     )
@@ -117,6 +131,12 @@ class PublishSection(Section):
     merged: bool = Field(True, description="Release the merged 16-bit model.")
     examples: bool = Field(True, description="Show side-by-side answers from the test rows in the model card.")
     require_improvement: bool = Field(False, description="Refuse to release unless the verdict is `better`.")
+
+    @model_validator(mode="after")
+    def _something_is_released(self) -> PublishSection:
+        if not self.adapter and not self.merged:
+            raise ValueError("publish.adapter and publish.merged are both false: nothing would be released")
+        return self
 
 
 class Recipe(Section):

@@ -55,7 +55,10 @@ def load(source: str, *, overrides: Sequence[str] = (), environ: Mapping[str, st
     path = locate(source)
     given = _read_yaml(path)
     problems: list[str] = []
-    origins = {key: _file_label(source, path) for key, _ in flatten(given)}
+    origins = {key: path.name for key, _ in flatten(given)}
+    if Path(source).is_dir():  # to_yaml wrote where each value had come from, a line for each
+        written = [line.rpartition("  # ")[2] for line in read_text(path).splitlines() if "  # " in line]
+        origins = dict(zip(origins, written, strict=False)) if len(written) == len(origins) else origins
     layers = [*_from_environment(os.environ if environ is None else environ, problems), *_from_set(overrides, problems)]
     for key, text, origin in layers:
         try:
@@ -90,13 +93,13 @@ def headline(path: Path) -> str:
 def locate(source: str) -> Path:
     """The YAML behind a shipped name, a file or a run directory. Raises RecipeError with the nearest name."""
     path = Path(source)
+    recipes = shipped()
+    if source in recipes:  # a file of that name is ./demo
+        return recipes[source]
     if path.is_dir() and (path / "recipe.yaml").is_file():
         return path / "recipe.yaml"
     if path.is_file():
         return path
-    recipes = shipped()
-    if source in recipes:
-        return recipes[source]
     near = difflib.get_close_matches(source, recipes, n=1)
     raise RecipeError(
         f"{source!r} is neither a shipped recipe, nor a file, nor a run directory",
@@ -113,10 +116,18 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", item
 
 
+def read_text(path: Path) -> str:
+    """A recipe file's text. Raises RecipeError: not UTF-8, or not readable."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (UnicodeDecodeError, OSError) as error:
+        raise RecipeError(f"{path}: not a readable YAML file: {error}", hint="recipes are UTF-8 YAML") from error
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        given = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        given = yaml.load(read_text(path), Loader=_Loader)
+    except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not a readable YAML file: {error}", hint="recipes are UTF-8 YAML") from error
     if not isinstance(given, dict):
         raise RecipeError(f"{path}: expected sections such as `model:` and `data:`, saw {type(given).__name__}")
@@ -231,7 +242,3 @@ def _near(key: str) -> str:
 
 def _first_message(error: Exception) -> str:
     return " or ".join(e["msg"] for e in error.errors()) if isinstance(error, ValidationError) else str(error)
-
-
-def _file_label(source: str, path: Path) -> str:
-    return "run directory" if Path(source).is_dir() else path.name

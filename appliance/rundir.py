@@ -156,7 +156,10 @@ class RunDir:
         """Checkpoints of another recipe must not be continued, and hours of training not be thrown away."""
         started = self.stage_dir(stage) / "started.json"
         if started.is_file() and (self.stage_dir(stage) / "checkpoints").is_dir():
-            before = json.loads(started.read_text(encoding="utf-8"))
+            try:
+                before = json.loads(started.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise RunDirError(f"{started} is damaged: {error}", hint=f"redo with --redo {stage}") from error
             if fingerprint(before) != fingerprint(inputs):
                 raise self._changed(stage, before, inputs)
 

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 from trl import SFTTrainer
 
 from appliance import batches, console, report, rundir
@@ -166,6 +166,19 @@ def newest_checkpoint(checkpoints_dir: Path) -> Path | None:
         console.say(f"passing over {path.name}: {fault}", style="yellow")
         shutil.rmtree(path)
     return None
+
+
+def newest_state(checkpoint: Path) -> TrainerState:
+    """The trainer's state as saved in a checkpoint."""
+    return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+
+def is_finished(checkpoint: Path, patience: int) -> bool:
+    """Whether training had ended with this checkpoint: a Trainer that resumes there would go a step too far."""
+    state = newest_state(checkpoint)
+    stopping = state.stateful_callbacks.get("EarlyStoppingCallback", {}).get("attributes", {})
+    waited = stopping.get("early_stopping_patience_counter", 0)
+    return bool(state.global_step >= state.max_steps or waited >= patience)
 
 
 def _fault(checkpoint: Path) -> str | None:

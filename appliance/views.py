@@ -64,6 +64,7 @@ def inspect(run_path: Path, line: int | None, cache_dir: Path) -> list[str]:
     if not (run_path / "prepare" / "stage.json").is_file():
         hint = "run `appliance prepare` first; `appliance status` lists the runs"
         raise RunDirError(f"{run_path}: no prepared rows here", hint=hint)
+    run_path = run_path.absolute()  # a run called `demo` is not the shipped recipe
     recipe = load(str(run_path)).recipe
     adapter_dir = run_path / "train" / "adapter"
     folder = adapter_dir if adapter_dir.is_dir() else Job(load(str(run_path)), RunDir(run_path), cache_dir).base.dir

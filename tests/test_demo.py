@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance import demo, demo_corpus, pipeline, prompts, resolve, rundir
+from appliance.job import sample_csv
 from appliance.rundir import RunDir
 from tests import test_readme
 from tests.conftest import write_qa
@@ -26,7 +27,7 @@ STEPS = 2
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, str]]:
-    with demo.sample_csv().open(encoding="utf-8", newline="") as file:
+    with sample_csv().open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file, strict=True))
 
 

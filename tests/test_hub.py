@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,3 +215,16 @@ def test_the_demo_base_is_made_on_the_spot(folder: Path, tmp_path: Path, monkeyp
 def test_every_refusal_has_its_exit_code() -> None:
     codes: dict[type[ApplianceError], int] = {RecipeError: 2, EnvironmentUnavailable: 4, HubError: 5}
     assert {kind: kind("").exit_code for kind in codes} == codes
+
+
+def test_a_hub_that_cannot_be_reached_is_exit_5(tmp_path: Path) -> None:
+    """The real client against a closed loopback port: its errors are httpx's, not OSErrors."""
+    code = (
+        "from pathlib import Path; from appliance import hub; from appliance.errors import HubError\n"
+        "try: hub.resolve('someone/base', None, Path('.'))\n"
+        "except HubError as error: print(error); raise SystemExit(error.exit_code)"
+    )
+    environment = {"PATH": os.environ["PATH"], "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (5, "")
+    assert "someone/base cannot be fetched" in done.stdout

@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from appliance import pipeline, prompts, resolve, rundir
-from appliance.errors import DataError, GateRefused, RunDirError
+from appliance.errors import DataError, GateRefused, RecipeError, RunDirError
 from appliance.rundir import STAGES, RunDir
 from tests.conftest import read_csv, write_qa
 
@@ -218,6 +219,47 @@ def test_redo_makes_a_stage_and_all_after_it_anew(copy: Path) -> None:
     assert "max_new_tokens: 4" in (run / "recipe.yaml").read_text(encoding="utf-8")
 
 
+def test_a_check_that_refuses_changes_nothing(copy: Path) -> None:
+    """Neither a check of another recipe, nor a redo that check refuses, costs the run its results or its recipe."""
+    before = stamps(copy / "runs" / "shop")
+    with pytest.raises(RunDirError, match=r"train\.learning_rate"):
+        again(copy, "train.learning_rate=0.5", until="check")
+    with pytest.raises(RecipeError, match="repo_id"):
+        again(copy, "publish.repo_id=me/shop", redo="train")
+    after = stamps(copy / "runs" / "shop")
+    changed = {name for name in before if before[name] != after.get(name)}
+    assert {name for name in changed if not name.startswith("check/")} <= {"appliance.log", ".lock", "report.html"}
+    again(copy)
+
+
+def test_a_changed_base_is_refused_and_can_be_redone_from(copy: Path, base_dir: Path) -> None:
+    shutil.copytree(base_dir, copy / "base")
+    here = f"model.id={copy / 'base'}"
+    again(copy, here, redo="prepare", until="prepare")
+    (copy / "base" / "generation_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(RunDirError, match="changed since this run began") as caught:
+        again(copy, here, until="train")
+    assert "--redo prepare" in caught.value.hint
+    again(copy, here, redo="prepare", until="prepare")
+
+
+def test_a_run_goes_on_from_another_folder(finished: Path, base_dir: Path, tmp_path: Path) -> None:
+    """CSV and base typed relative to where the run began; a verb called from elsewhere finds both."""
+    (tmp_path / "began" / "models").mkdir(parents=True)
+    shutil.copytree(base_dir, tmp_path / "began" / "models" / "mine")
+    shutil.copy(finished / "train.csv", tmp_path / "began" / "rows.csv")
+    (tmp_path / "elsewhere").mkdir()
+    command = [sys.executable, "-m", "appliance"]
+    options = ["--set", "model.id=models/mine", "--set", "data.csv=rows.csv", "--runs-dir", "runs"]
+    called: dict[str, Any] = {"capture_output": True, "text": True, "check": False}
+    began = subprocess.run([*command, "check", finished / "shop.yaml", *options], cwd=tmp_path / "began", **called)
+    assert began.returncode == 0, began.stderr
+    verb = [*command, "prepare", Path("..") / "began" / "runs" / "shop"]
+    went_on = subprocess.run(verb, cwd=tmp_path / "elsewhere", **called)
+    assert went_on.returncode == 0, went_on.stderr
+    assert "40 rows" in went_on.stderr
+
+
 def test_a_worse_model_is_not_released(copy: Path) -> None:
     run = copy / "runs" / "shop"
     path = run / "evaluate" / "metrics.json"
@@ -238,8 +280,10 @@ def test_an_improvement_that_is_required_must_be_proven(copy: Path) -> None:
     size = path.stat().st_size
     unproven = json.dumps({**figures, "verdict": "not proven"}, ensure_ascii=False)
     path.write_text(unproven + " " * (size - len(unproven.encode())), encoding="utf-8")
-    with pytest.raises(GateRefused, match="not_worse: not proven, bound better"):
+    with pytest.raises(GateRefused, match="not_worse: not proven, bound better") as caught:
         again(copy, "publish.require_improvement=true", redo="publish")
+    assert "report.html" in caught.value.hint
+    assert "refused: nothing may be released" in (copy / "runs" / "shop" / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_spoiled_adapter_fails_the_proof_and_nothing_is_released(copy: Path) -> None:

@@ -78,7 +78,7 @@ def test_variables_of_the_command_line_are_no_recipe_fields(tmp_path: Path) -> N
 
 def test_a_run_directory_is_a_source(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(MINIMAL, encoding="utf-8")
-    assert load(str(tmp_path), environ={}).origins["name"] == "run directory"
+    assert load(str(tmp_path), environ={}).origins["name"] == "recipe.yaml"
 
 
 # --- unknown names
@@ -364,3 +364,37 @@ def test_numbers_survive_the_written_yaml(tmp_path: Path) -> None:
 
 def test_doctest() -> None:
     assert doctest.testmod(resolve).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ('evaluate.stop=[""]', "at least 1 character"),
+        ("train.seed=4294967296", "less than 4294967296"),
+        ("tuning.target_modules=[]", "at least 1 item"),
+        ("tuning.target_modules=[q_proj,lm_head]", "lm_head cannot be tuned here"),
+    ],
+)
+def test_values_that_would_fail_late_are_refused_first(override: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        load("demo", overrides=[override], environ={})
+
+
+def test_a_release_of_nothing_is_refused() -> None:
+    with pytest.raises(RecipeError, match="nothing would be released"):
+        load("demo", overrides=["publish.adapter=false", "publish.merged=false"], environ={})
+
+
+def test_a_shipped_name_is_not_a_file_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").write_text("no recipe", encoding="utf-8")
+    assert load("demo", environ={}).recipe.name == "demo"
+    with pytest.raises(RecipeError, match="expected sections"):
+        load("./demo", environ={})
+
+
+def test_a_run_directory_remembers_where_its_values_came_from(tmp_path: Path) -> None:
+    first = load("demo", overrides=["data.csv=a  # b.csv"], environ={"APPLIANCE_TRAIN__SEED": "9"})
+    (tmp_path / "recipe.yaml").write_text(first.to_yaml(), encoding="utf-8")
+    again = load(str(tmp_path), overrides=["train.patience=9"], environ={})
+    assert again.origins == {**first.origins, "train.patience": "--set"}

@@ -224,12 +224,18 @@ def test_a_target_module_that_is_not_there(base: Base, prepare_dir: Path, tmp_pa
         fit(base, prepare_dir, tmp_path / "train", tuning={"target_modules": ["c_attn"]})
 
 
-def test_a_checkpoint_without_its_best_is_not_needed_to_resume_elsewhere(
-    base: Base, prepare_dir: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    "changes", [{"max_steps": 8}, {"max_steps": 40, "eval_every": 2, "patience": 1, "min_delta": 50.0}]
+)
+def test_a_training_that_had_ended_is_not_trained_further(
+    changes: dict[str, Any], base: Base, prepare_dir: Path, tmp_path: Path
 ) -> None:
-    """A run directory may be moved between two calls: no absolute path in it is relied upon."""
-    fit(base, prepare_dir, tmp_path / "one", max_steps=8)
+    """Killed after the last checkpoint and before stage.json; and the run directory was moved in between."""
+    summary = fit(base, prepare_dir, tmp_path / "one", **changes)
+    before, metrics = adapter(tmp_path / "one"), (tmp_path / "one" / "metrics.jsonl").read_bytes()
     shutil.rmtree(tmp_path / "one" / "adapter")
+    (tmp_path / "one" / "fit.json").unlink()
     (tmp_path / "one").rename(tmp_path / "two")
-    fit(base, prepare_dir, tmp_path / "two", max_steps=12)
-    assert rundir.read_json(tmp_path / "two" / "fit.json")["steps"] == 12
+    assert fit(base, prepare_dir, tmp_path / "two", **changes) == summary
+    assert (tmp_path / "two" / "metrics.jsonl").read_bytes() == metrics
+    assert all(torch.equal(before[name], tensor) for name, tensor in adapter(tmp_path / "two").items())

@@ -66,7 +66,7 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
     def _load_base(self, base_dir: Path, model: ModelSection) -> tuple[Any, Any]:
-        dtype = getattr(torch, self._device.dtype if model.dtype == "auto" else model.dtype)
+        dtype = getattr(torch, self._device.compute_dtype(model.dtype))
         quantization = None
         if model.load_in_4bit:  # NF4 with double quantization: QLoRA's setting (Dettmers et al. 2023, section 3)
             quantization = BitsAndBytesConfig(

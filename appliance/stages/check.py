@@ -50,7 +50,9 @@ def run(
     if machine.can_train():
         device = get_device()
         name, reason = engine_choice(device)
-        findings.append(Finding("engine", f"{name} on {device.name} in {dtype(model, device)}: {reason}", "", "ok"))
+        findings.append(
+            Finding("engine", f"{name} on {device.name} in {device.compute_dtype(model.dtype)}: {reason}", "", "ok")
+        )
         findings += [*_memory(base, model, device), *_card(base, model, device)]
     else:
         fix = "pip install -c constraints.txt '.[train]'"
@@ -105,11 +107,6 @@ def csv_findings(csv_path: Path, data: DataSection) -> list[Finding]:
     return findings
 
 
-def dtype(model: ModelSection, device: Device) -> str:
-    """The type of computation that the recipe and the device come to."""
-    return device.dtype if model.dtype == "auto" else model.dtype
-
-
 def _base_findings(base: Base, model: ModelSection) -> list[Finding]:
     limit = base.max_positions
     size = human(machine.weights_bytes(base.dir))
@@ -124,7 +121,7 @@ def _base_findings(base: Base, model: ModelSection) -> list[Finding]:
 def _memory(base: Base, model: ModelSection, device: Device) -> list[Finding]:
     """Weights as they are trained, and as the proof loads them: float32 on a CPU, 16 bits on a GPU."""
     weights = machine.weights_bytes(base.dir) / 2  # parameters, the files holding 16-bit numbers
-    per_weight = BITS_4_BYTES if model.load_in_4bit else 4 if dtype(model, device) == "float32" else 2
+    per_weight = BITS_4_BYTES if model.load_in_4bit else 4 if device.compute_dtype(model.dtype) == "float32" else 2
     proof = 4 if device.kind == "cpu" else 2
     needed = int(weights * max(per_weight, proof)) + OVERHEAD_BYTES
     free = machine.memory_available_bytes() if device.kind == "cpu" else device.memory_bytes
@@ -137,7 +134,7 @@ def _card(base: Base, model: ModelSection, device: Device) -> list[Finding]:
     """Whether the GPU, its driver and this base's numbers go together."""
     findings = machine.card_findings(machine.card()) if device.kind == "cuda" else []
     kind = str(base.config.get("model_type"))
-    if cards.overflows(kind, dtype(model, device)):
+    if cards.overflows(kind, device.compute_dtype(model.dtype)):
         fix = "use a card of compute capability 8.0 or newer, or set model.dtype=float32"
         findings.append(Finding("number range", f"{kind} in float16", "bfloat16 or float32", "fails", fix))
     return findings

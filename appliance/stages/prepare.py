@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 from array import array
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,11 +75,13 @@ def run(
     if data.on_bad_row == "refuse":
         bad = {line: reason for line, reason in judged.rejected.items() if reason != table.BLANK_LINE}
         fix = "correct them, or go on without them: --set data.on_bad_row=drop"
-        _refuse(bad, csv_path, stage_dir, "rows cannot be used", fix)
+        _refuse(bad, judged, csv_path, stage_dir, "rows cannot be used", fix)
     if data.on_too_long == "refuse":
         fits = -(-longest // ROUND_UP_TO) * ROUND_UP_TO
         fix = f"the longest row needs model.max_seq_length={fits} (this base reads {longest_possible} at most); "
-        _refuse(too_long, csv_path, stage_dir, "rows are too long", fix + "or choose data.on_too_long=drop or cut")
+        _refuse(
+            too_long, judged, csv_path, stage_dir, "rows are too long", fix + "or choose data.on_too_long=drop or cut"
+        )
     dropped = too_long
     kept = [i for i, line in enumerate(judged.lines) if line not in dropped]
     keys = split.Keys()
@@ -131,10 +134,12 @@ def _judge(csv_path: Path, fmt: table.CsvFormat, prompt: prompts.Prompt) -> _Jud
     return _Judged(lines, lengths, prompt_lengths, keys, rejected, records)
 
 
-def _refuse(bad: dict[int, str], csv_path: Path, stage_dir: Path, what: str, hint: str) -> None:
+def _refuse(bad: dict[int, str], judged: _Judged, csv_path: Path, stage_dir: Path, what: str, hint: str) -> None:
     if not bad:
         return
-    _write_ledger(stage_dir / "rows.csv", {}, bad)
+    # nothing was split; the ledger still has every row
+    sides = dict.fromkeys(judged.lines, "not split")
+    _write_ledger(stage_dir / "rows.csv", sides, judged.rejected | bad)
     shown = [f"line {line}: {reason}" for line, reason in sorted(bad.items())[:SHOWN]]
     if len(bad) > SHOWN:
         shown.append(f"… and {len(bad) - SHOWN} more; all are listed in {stage_dir / 'rows.csv'}")
@@ -195,10 +200,11 @@ def _write(
             write[side_of[row.line]](row)
 
 
-def _write_ledger(path: Path, side_of: dict[int, Side], rejected: dict[int, str]) -> None:
+def _write_ledger(path: Path, side_of: Mapping[int, str], rejected: Mapping[int, str]) -> None:
     with table.ledger_writer(path) as write:
-        for line in sorted(side_of | rejected):
-            write(line, side_of.get(line, "rejected"), rejected.get(line, ""))
+        for line in sorted({*side_of, *rejected}):
+            reason = rejected.get(line)
+            write(line, side_of[line] if reason is None else "rejected", reason or "")
 
 
 def _write_groups(path: Path, groups: list[tuple[int, bytes]]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState, set_seed
 from trl import SFTConfig
 
 from appliance import batches, console, prompts, report, rundir, table
@@ -25,7 +25,16 @@ from appliance.errors import DataError, Interrupted, TrainingFailed
 from appliance.hub import Base
 from appliance.machine import Device
 from appliance.recipe import ModelSection, TrainSection, TuningSection
-from appliance.trainer import FinishWithEvaluation, Metrics, OrderedTrainer, StopOnSignal, newest_checkpoint, step_of
+from appliance.trainer import (
+    FinishWithEvaluation,
+    Metrics,
+    OrderedTrainer,
+    StopOnSignal,
+    is_finished,
+    newest_checkpoint,
+    newest_state,
+    step_of,
+)
 
 CHECKPOINTS_KEPT = 3  # the best, the newest, and one before it, in case the newest is damaged
 
@@ -69,12 +78,17 @@ def run(
     checkpoints_dir = stage_dir / "checkpoints"
     checkpoints_dir.mkdir(exist_ok=True)
     resume_from = newest_checkpoint(checkpoints_dir)
+    if resume_from and is_finished(resume_from, train.patience):
+        console.say(f"training had ended with {resume_from.name}; only the adapter was still to be kept")
+        return _keep_best(newest_state(resume_from), stage_dir, prompt, tokenizer, base)
     metrics = Metrics(stage_dir / "metrics.jsonl", resume_step=step_of(resume_from) if resume_from else -1)
     stop = StopOnSignal()
     trainer = OrderedTrainer(
         model=tuned,
         processing_class=tokenizer,
-        args=_trainer_arguments(train, device, checkpoints_dir, evaluate_first=resume_from is None),
+        args=_trainer_arguments(
+            train, device, device.compute_dtype(model.dtype), checkpoints_dir, evaluate_first=resume_from is None
+        ),
         train_dataset=_dataset(train_rows),
         eval_dataset=_dataset(val_rows),
         data_collator=partial(batches.collate, pad_token_id=prompt.pad_token_id),
@@ -93,7 +107,13 @@ def run(
             hint="the same command continues from there",
         )
 
-    fit = _fit(trainer)
+    return _keep_best(trainer.state, stage_dir, prompt, tokenizer, base)
+
+
+def _keep_best(state: TrainerState, stage_dir: Path, prompt: prompts.Prompt, tokenizer: Any, base: Base) -> str:
+    """adapter/, loss.png and fit.json of a training that ended; returns the summary."""
+    fit = _fit(state)
+    checkpoints_dir = stage_dir / "checkpoints"
     _save_adapter(checkpoints_dir / f"checkpoint-{fit.best_step}", stage_dir / "adapter", prompt, tokenizer, base)
     report.plot_loss(stage_dir / "metrics.jsonl", stage_dir / "loss.png", best_step=fit.best_step)
     rundir.write_json(stage_dir / "fit.json", fit.__dict__)
@@ -125,7 +145,7 @@ def _dataset(rows: Sequence[prompts.Encoded]) -> Dataset:
 
 
 def _trainer_arguments(
-    train: TrainSection, device: Device, checkpoints_dir: Path, *, evaluate_first: bool
+    train: TrainSection, device: Device, dtype: str, checkpoints_dir: Path, *, evaluate_first: bool
 ) -> SFTConfig:
     on_cuda = device.kind == "cuda"
     return SFTConfig(
@@ -161,8 +181,8 @@ def _trainer_arguments(
         dataloader_pin_memory=on_cuda,
         # the machine
         use_cpu=not on_cuda,
-        bf16=on_cuda and device.dtype == "bfloat16",
-        fp16=on_cuda and device.dtype == "float16",
+        bf16=on_cuda and dtype == "bfloat16",
+        fp16=on_cuda and dtype == "float16",
         gradient_checkpointing=on_cuda,  # trades a third of the speed for memory, which only a GPU lacks
         # output is ours
         logging_steps=1,
@@ -171,8 +191,7 @@ def _trainer_arguments(
     )
 
 
-def _fit(trainer: OrderedTrainer) -> Fit:
-    state = trainer.state
+def _fit(state: TrainerState) -> Fit:
     if not state.best_global_step or not math.isfinite(state.best_metric):
         raise TrainingFailed("no evaluation gave a finite val loss", hint="see metrics.jsonl and the log file")
     return Fit(
