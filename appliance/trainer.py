@@ -160,7 +160,7 @@ def newest_checkpoint(checkpoints_dir: Path) -> Path | None:
     """The newest complete checkpoint, or None. A damaged or half-written one is named, removed and passed over."""
     found = sorted(checkpoints_dir.glob("checkpoint-*"), key=step_of, reverse=True)
     for path in found:
-        fault = _fault(path)
+        fault = fault_of(path)
         if fault is None:
             return path
         console.say(f"passing over {path.name}: {fault}", style="yellow")
@@ -181,7 +181,8 @@ def is_finished(checkpoint: Path, patience: int) -> bool:
     return bool(state.global_step >= state.max_steps or waited >= patience)
 
 
-def _fault(checkpoint: Path) -> str | None:
+def fault_of(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, by the hashes of its manifest; None when it is complete."""
     manifest = checkpoint / MANIFEST
     if not manifest.is_file():
         return "it was not written to its end"

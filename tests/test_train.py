@@ -239,3 +239,17 @@ def test_a_training_that_had_ended_is_not_trained_further(
     assert fit(base, prepare_dir, tmp_path / "two", **changes) == summary
     assert (tmp_path / "two" / "metrics.jsonl").read_bytes() == metrics
     assert all(torch.equal(before[name], tensor) for name, tensor in adapter(tmp_path / "two").items())
+
+
+def test_a_best_checkpoint_that_was_damaged_is_not_kept(base: Base, prepare_dir: Path, tmp_path: Path) -> None:
+    """The newest checkpoint is whole, the best one is not: nothing unproven may become the adapter."""
+    stage_dir = tmp_path / "train"
+    fit(base, prepare_dir, stage_dir, max_steps=16, learning_rate=0.3, eval_every=2, scheduler="constant")
+    best_step = rundir.read_json(stage_dir / "fit.json")["best_step"]
+    assert best_step < 16
+    shutil.rmtree(stage_dir / "adapter")
+    weights = stage_dir / "checkpoints" / f"checkpoint-{best_step}" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(TrainingFailed, match=r"adapter_model\.safetensors is missing or damaged"):
+        fit(base, prepare_dir, stage_dir, max_steps=16, learning_rate=0.3, eval_every=2, scheduler="constant")
+    assert not (stage_dir / "adapter").exists()

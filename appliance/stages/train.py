@@ -30,6 +30,7 @@ from appliance.trainer import (
     Metrics,
     OrderedTrainer,
     StopOnSignal,
+    fault_of,
     is_finished,
     newest_checkpoint,
     newest_state,
@@ -204,6 +205,12 @@ def _fit(state: TrainerState) -> Fit:
 
 def _save_adapter(checkpoint: Path, adapter_dir: Path, prompt: prompts.Prompt, tokenizer: Any, base: Base) -> None:
     """The best checkpoint's adapter as it was saved, with tokenizer, chat template and the base's public name."""
+    fault = fault_of(checkpoint)
+    if fault is not None:
+        raise TrainingFailed(
+            f"the best checkpoint {checkpoint} cannot be kept: {fault}",
+            hint="train again with --redo train; the other checkpoints are worse by their val loss",
+        )
     with rundir.atomic_dir(adapter_dir) as folder:
         shutil.copy2(checkpoint / "adapter_model.safetensors", folder)
         config = rundir.read_json(checkpoint / "adapter_config.json")
