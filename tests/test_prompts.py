@@ -177,15 +177,19 @@ def prompt(tokenizer: PreTrainedTokenizerFast) -> Prompt:
     return from_transformers("alpaca", tokenizer)
 
 
-def _template_ids(tokenizer: Any, prompt: Prompt, messages: list[dict[str, str]], **options: Any) -> list[int]:
-    released = PreTrainedTokenizerFast(
+def _released(tokenizer: Any, prompt: Prompt) -> PreTrainedTokenizerFast:
+    """The tokenizer as a release carries it."""
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer,
         chat_template=prompt.chat_template,
         bos_token=tokenizer.bos_token,
         eos_token=tokenizer.eos_token,
         pad_token=prompt.pad_token,
     )
-    return list(released.apply_chat_template(messages, return_dict=False, **options))
+
+
+def _template_ids(tokenizer: Any, prompt: Prompt, messages: list[dict[str, str]], **options: Any) -> list[int]:
+    return list(_released(tokenizer, prompt).apply_chat_template(messages, return_dict=False, **options))
 
 
 # --- text
@@ -425,14 +429,7 @@ def test_released_tokenizer_reloads_to_the_same_ids(tokenizer: Any, prompt: Prom
     """The release folder: saved with the template, loaded by somebody else."""
     from transformers import AutoTokenizer
 
-    released = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer,
-        chat_template=prompt.chat_template,
-        bos_token=tokenizer.bos_token,
-        eos_token=tokenizer.eos_token,
-        pad_token=prompt.pad_token,
-    )
-    released.save_pretrained(tmp_path)
+    _released(tokenizer, prompt).save_pretrained(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     for messages in CONVERSATIONS.values():
         ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)

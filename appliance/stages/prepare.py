@@ -82,15 +82,14 @@ def run(
         _refuse(
             too_long, judged, csv_path, stage_dir, "rows are too long", fix + "or choose data.on_too_long=drop or cut"
         )
-    dropped = too_long
-    kept = [i for i, line in enumerate(judged.lines) if line not in dropped]
+    kept = [i for i, line in enumerate(judged.lines) if line not in too_long]
     keys = split.Keys()
     for i in kept:
         keys.append(judged.keys[i])
     order = _sides(keys, data, seed)
     side_of = {judged.lines[kept[i]]: side for side, indexes in order.items() for i in indexes}
     _write(csv_path, fmt, stage_dir, order, [judged.lines[i] for i in kept])
-    _write_ledger(stage_dir / "rows.csv", side_of, judged.rejected | dropped)
+    _write_ledger(stage_dir / "rows.csv", side_of, judged.rejected | too_long)
     _write_groups(stage_dir / "test_groups.csv", [(judged.lines[kept[i]], keys[i]) for i in order["test"]])
     lengths = sorted(min(judged.lengths[i], limit) for i in kept)
     counts = Counts(
@@ -99,7 +98,7 @@ def run(
         train=len(order["train"]),
         val=len(order["val"]),
         test=len(order["test"]),
-        rejected=len(judged.rejected) + len(dropped),
+        rejected=len(judged.rejected) + len(too_long),
         repeated_questions=len(keys) - len(set(keys)),
         shared_questions=split.shared_questions(keys, _by_index(order, len(keys))),
         tokens=sum(lengths),
