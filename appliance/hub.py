@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from appliance import console
+from appliance import bases, console
 from appliance.errors import EnvironmentUnavailable, HubError, RecipeError
 
 DEMO_ID = "demo"
 # Weights other than safetensors can run code when loaded; they are never fetched.
 _WANTED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md"]
+_JUDGED_FILES = ["config.json", "README.md"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ def resolve(model_id: str, revision: str | None, cache_dir: Path) -> Base:
     """The base model `model_id`, downloaded or made where it is not on disk yet.
 
     Raises RecipeError: no such folder or name. HubError: the Hub refuses or cannot be reached.
-    EnvironmentUnavailable: it is already quantised, or has no safetensors.
+    EnvironmentUnavailable: it cannot be tuned (see `bases`), which is told before its weights are fetched, or it
+    has no safetensors.
     """
     if model_id == DEMO_ID:
         from appliance import demo
@@ -75,7 +78,13 @@ def resolve(model_id: str, revision: str | None, cache_dir: Path) -> Base:
             f"model.id: {model_id!r} is neither a folder, nor USER/NAME on the Hub, nor `{DEMO_ID}`",
             hint="check the path; inside the container only mounted folders exist",
         )
-    _refuse_unusable(base)
+    if not base.revision:  # what comes from the Hub was judged before its weights were fetched
+        _refuse_untunable(base, str(base.dir), _names(base.dir))
+    if not list(base.dir.glob("*.safetensors")):
+        raise EnvironmentUnavailable(
+            f"{base.public_id if base.revision else base.dir} has no safetensors weights",
+            hint="load it once with transformers and save it with save_pretrained",
+        )
     return base
 
 
@@ -86,57 +95,57 @@ def _download(model_id: str, revision: str | None) -> Base:
 
     try:
         # Asked first and pinned: with a dead Hub or a bad token, snapshot_download silently returns what is cached.
-        commit = HfApi().model_info(model_id, revision=revision).sha
-        console.say(f"base model {model_id} at commit {commit}")
-        folder = Path(snapshot_download(model_id, revision=commit, allow_patterns=_WANTED_FILES))
+        info = HfApi().model_info(model_id, revision=revision)
+        console.say(f"base model {model_id} at commit {info.sha}")
+        # Judged before the rest is fetched: the weights may be tens of GB.
+        folder = Path(snapshot_download(model_id, revision=info.sha, allow_patterns=_JUDGED_FILES))
+        base = Base(folder, model_id, info.sha, _license(folder))
+        _refuse_untunable(base, model_id, [file.rfilename for file in info.siblings or []])
+        snapshot_download(model_id, revision=info.sha, allow_patterns=_WANTED_FILES)
     except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
         raise HubError(
             f"the base model {model_id} cannot be fetched: {(str(error) or repr(error)).splitlines()[0]}",
             hint="check the name, the network, and HF_TOKEN for a gated model; or give a local folder as model.id",
         ) from error
-    return Base(folder, model_id, commit, _license(folder))
+    return base
 
 
 def _license(folder: Path) -> str | None:
     """The licence that the model card's front matter names."""
+    return str(license_) if (license_ := _front_matter(folder).get("license")) else None
+
+
+def _front_matter(folder: Path) -> dict[str, Any]:
+    """The YAML at the top of the model card; empty where there is none, or none that can be read."""
     card = folder / "README.md"
     if not card.is_file():
-        return None
+        return {}
     import yaml
 
     parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
     if len(parts) < 3 or parts[0].strip():
-        return None
+        return {}
     try:
         front: Any = yaml.safe_load(parts[1])
     except yaml.YAMLError:
-        return None
-    return str(front["license"]) if isinstance(front, dict) and front.get("license") else None
+        return {}
+    return front if isinstance(front, dict) else {}
 
 
-def _refuse_unusable(base: Base) -> None:
-    config_path = base.dir / "config.json"
-    if not config_path.is_file():
-        raise EnvironmentUnavailable(
-            f"{base.dir} has no config.json: it is not a transformers model",
-            hint="give the folder that holds config.json, tokenizer.json and *.safetensors",
-        )
+def _names(folder: Path) -> list[str]:
+    """The names of the folder's files, and of any config.json one level down."""
+    return [path.relative_to(folder).as_posix() for pattern in ("*", "*/config.json") for path in folder.glob(pattern)]
+
+
+def _refuse_untunable(base: Base, where: str, files: Collection[str]) -> None:
+    """Needs only config.json and the card on disk. `files`: the names of all files of the model, on the Hub or here."""
+    card = _front_matter(base.dir)
+    if not (base.dir / "config.json").is_file():
+        raise bases.without_config(files, where, card)
     try:
         config = base.config
     except (ValueError, TypeError) as error:
-        raise EnvironmentUnavailable(f"{config_path} is damaged: {error}", hint="fetch the model again") from error
-    if "quantization_config" in config:
         raise EnvironmentUnavailable(
-            f"the base model {base.public_id} is already quantised",
-            hint="name its 16-bit original as model.id; model.load_in_4bit quantises while loading",
-        )
-    if "auto_map" in config:
-        raise EnvironmentUnavailable(
-            f"the base model {base.public_id} wants to run code of its own (auto_map in config.json)",
-            hint="choose a model whose architecture transformers knows",
-        )
-    if not list(base.dir.glob("*.safetensors")):
-        raise EnvironmentUnavailable(
-            f"{base.dir} has no safetensors weights",
-            hint="load it once with transformers and save it with save_pretrained",
-        )
+            f"{where}/config.json is damaged: {error}", hint="fetch the model again"
+        ) from error
+    bases.refuse_config(config, where, card)

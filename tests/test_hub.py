@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -138,6 +140,11 @@ def _without_config(folder: Path) -> None:
     (folder / "config.json").unlink()
 
 
+def _merged_inside(folder: Path) -> None:
+    (folder / "merged").mkdir()
+    (folder / "config.json").rename(folder / "merged" / "config.json")
+
+
 def _without_weights(folder: Path) -> None:
     for path in folder.glob("*.safetensors"):
         path.unlink()
@@ -148,6 +155,8 @@ def _without_weights(folder: Path) -> None:
     ("spoil", "seen"),
     [
         (_without_config, "has no config.json: it is not a transformers model"),
+        (_merged_inside, "there is one in merged/"),
+        (lambda folder: _config(folder, num_local_experts=8), "my-model is a mixture of experts"),
         (_without_weights, "has no safetensors weights"),
         (lambda folder: _config(folder, quantization_config={"quant_method": "bitsandbytes"}), "is already quantised"),
         (lambda folder: _config(folder, auto_map={"AutoModel": "x.Y"}), "wants to run code of its own (auto_map"),
@@ -193,6 +202,93 @@ def test_an_error_without_a_text_is_told_by_its_name(tmp_path: Path, monkeypatch
     monkeypatch.setattr(huggingface_hub, "HfApi", Dead)
     with pytest.raises(HubError, match="ConnectionResetError"):
         resolve("nobody/model", None, tmp_path)
+
+
+# --- a download
+
+GOOD = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+WEIGHTS = {"model.safetensors": "weights", "pytorch_model.bin": "pickle", "tokenizer.json": "{}"}
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class FakeHub:
+    """One repository of small files; `asked` records the patterns of each download."""
+
+    def __init__(self, folder: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+        import huggingface_hub
+
+        self.folder, self.files = folder, files
+        self.asked: list[list[str]] = []
+        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", self.model_info)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", self.snapshot_download)
+
+    def model_info(self, repo_id: str, *, revision: str | None) -> object:
+        assert repo_id.count("/") == 1
+        self.revision = revision
+        return SimpleNamespace(sha=COMMIT, siblings=[SimpleNamespace(rfilename=name) for name in self.files])
+
+    def snapshot_download(self, repo_id: str, *, revision: str, allow_patterns: list[str]) -> str:
+        assert (repo_id.count("/"), revision) == (1, COMMIT)
+        self.asked.append(allow_patterns)
+        self.folder.mkdir(exist_ok=True)
+        for name, text in self.files.items():
+            if any(fnmatch(name, pattern) for pattern in allow_patterns):
+                (self.folder / name).write_text(text, encoding="utf-8")
+        return str(self.folder)
+
+    @property
+    def fetched(self) -> set[str]:
+        return {path.name for path in self.folder.glob("*")}
+
+
+def test_the_weights_are_fetched_once_the_config_was_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"config.json": json.dumps(GOOD), "README.md": CARD.format("mit"), **WEIGHTS}
+    fake = FakeHub(tmp_path / "snapshot", files, monkeypatch)
+    base = resolve("a/Good", "v1", tmp_path)
+    assert (base.public_id, base.revision, base.license, base.dir) == ("a/Good", COMMIT, "mit", fake.folder)
+    assert fake.revision == "v1"
+    assert [sorted(patterns) for patterns in fake.asked[:1]] == [["README.md", "config.json"]]
+    assert ["*.safetensors" in patterns for patterns in fake.asked] == [False, True]
+    assert fake.fetched == {"config.json", "README.md", "model.safetensors", "tokenizer.json"}  # and nothing pickled
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "seen", "hint"),
+    [
+        ("a/Good-bnb-4bit", {"quantization_config": {"quant_method": "bitsandbytes"}}, "bitsandbytes", "x/Original"),
+        ("a/Good-A3B", {"model_type": "qwen3_moe", "num_experts": 128}, "num_experts = 128", "Qwen/Qwen3-4B-Instruct"),
+        ("a/Good-VL", {"vision_config": {"depth": 32}}, "vision_config", "choose a text model"),
+    ],
+)
+def test_a_refusal_costs_no_weights(
+    name: str, config: dict[str, Any], seen: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = "---\nbase_model: x/Original\n---\n"
+    files = {"config.json": json.dumps(GOOD | config), "README.md": card, **WEIGHTS}
+    fake = FakeHub(tmp_path / "snapshot", files, monkeypatch)
+    with pytest.raises(EnvironmentUnavailable) as caught:
+        resolve(name, None, tmp_path)
+    assert f"the base model {name} is " in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)  # the user knows the id, not where the cache lies
+    assert seen in str(caught.value)
+    assert hint in caught.value.hint
+    assert fake.fetched == {"config.json", "README.md"}
+    assert len(fake.asked) == 1
+
+
+def test_a_repository_of_gguf_files_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"README.md": "---\nbase_model: Qwen/Qwen3-4B\n---\n", "Qwen3-4B-Q8_0.gguf": "weights"}
+    fake = FakeHub(tmp_path / "snapshot", files, monkeypatch)
+    with pytest.raises(EnvironmentUnavailable, match=r"^a/Qwen3-4B-GGUF has no config\.json: .*\.gguf files") as caught:
+        resolve("a/Qwen3-4B-GGUF", None, tmp_path)
+    assert "Qwen/Qwen3-4B, as its card says" in caught.value.hint
+    assert fake.fetched == {"README.md"}
+
+
+def test_a_repository_without_safetensors_is_named_by_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeHub(tmp_path / "snapshot", {"config.json": json.dumps(GOOD), "pytorch_model.bin": "pickle"}, monkeypatch)
+    with pytest.raises(EnvironmentUnavailable, match=r"^a/Old has no safetensors weights"):
+        resolve("a/Old", None, tmp_path)
 
 
 # --- the demo
