@@ -62,7 +62,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
     console = _stdout if to_stdout else _stderr
     console.print(drawn, soft_wrap=False)
     for row in rows:
-        _log.info("%s: %s", title, " | ".join(row))
+        _log.info("%s: %s", title or columns[0], " | ".join(row))
 
 
 def error(message: str, hint: str) -> None:

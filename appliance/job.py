@@ -61,13 +61,13 @@ class Job:
     def engine_choice(self) -> tuple[str, str]:
         from appliance import engines
 
-        return engines.choose(self.resolved.recipe.engine, self.device)
+        return engines.choose(self.resolved.recipe.engine, self.device, str(self.base.config.get("model_type")))
 
     @cached_property
     def engine(self) -> Engine:
         from appliance import engines
 
-        engine = engines.load_engine(self.engine_choice[0], self.device)
+        engine = engines.load_engine(self.engine_choice[0], self.device, self.cache_dir)
         console.quiet_libraries()
         return engine
 

@@ -8,6 +8,9 @@ import os
 import platform
 import re
 import shutil
+import subprocess
+import sysconfig
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +22,9 @@ from appliance.cards import Card
 
 DType = Literal["float32", "bfloat16", "float16"]
 COLUMNS = ("what", "found", "needed", "verdict", "fix")
+# Over the weights themselves: activations, optimizer states of the adapters, the CUDA context, the interpreter.
+OVERHEAD_BYTES = 1 << 30
+BITS_4_BYTES = 0.6  # bytes per weight in NF4, its scales and the layers that stay in 16 bits included
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Device:
     name: str
     memory_bytes: int
     dtype: DType
+    capability: tuple[int, int] | None = None  # of a CUDA device
 
     def compute_dtype(self, wanted: str) -> str:
         """The type of computation for the recipe's `model.dtype`."""
@@ -66,7 +73,7 @@ def doctor(runs_dir: Path, cache_dir: Path) -> list[Finding]:
         _at_least(f"disk at {cache_dir}", free_disk_bytes(cache_dir), 2 << 30, "free space, or choose --cache-dir"),
     ]
     if here.kind == "cuda":
-        findings += card_findings(card())
+        findings += [*card_findings(card()), compiler_finding()]
     for folder in (runs_dir, cache_dir):
         findings.append(_writable(folder))
     return findings
@@ -100,7 +107,7 @@ def device() -> Device:
 
     if torch.cuda.is_available():
         found = card()
-        return Device("cuda", found.name, found.memory_bytes, found.dtype)
+        return Device("cuda", found.name, found.memory_bytes, found.dtype, found.capability)
     return Device("cpu", _cpu_name(), memory_limit_bytes(), "float32")
 
 
@@ -138,6 +145,31 @@ def card_findings(found: Card) -> list[Finding]:
     else:
         findings.append(Finding("driver", found.driver or "cannot be read", f">= {oldest}" if oldest else "", "ok"))
     return findings
+
+
+def compiler_finding() -> Finding:
+    """Whether a C extension builds here: Triton compiles its launchers when they are first used.
+
+    The compiler is looked for as Triton does (triton 3.7, runtime/build.py): CC, then gcc, then clang.
+    """
+    fix = "apt-get install gcc python3-dev (or your distribution's compiler and Python headers)"
+    what, needed = "C compiler", "one that builds a Python extension"
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        return Finding(what, "none", needed, "fails", fix)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "probe.c"
+        source.write_text("#include <Python.h>\nint probe(void) { return PY_MAJOR_VERSION; }\n", encoding="ascii")
+        include = sysconfig.get_path("include")
+        command = [compiler, str(source), "-shared", "-fPIC", "-I", include, "-o", str(source.with_suffix(".so"))]
+        try:
+            built = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return Finding(what, f"{compiler} does not run: {error}", needed, "fails", fix)
+    if built.returncode:
+        complaint = next((line for line in built.stderr.splitlines() if "error" in line), built.stderr.strip())
+        return Finding(what, f"{compiler} fails: {complaint}", needed, "fails", fix)
+    return Finding(what, compiler, needed, "ok")
 
 
 def driver_version(path: Path) -> str | None:
@@ -186,7 +218,10 @@ def cpu_cores() -> int:
 
 def versions() -> dict[str, str]:
     """Installed version of every package that a result may depend on; absent ones are left out."""
-    names = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers", "unsloth")
+    names = (
+        *("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers"),
+        *("unsloth", "unsloth-zoo", "triton"),
+    )
     found = {"python": platform.python_version()}
     for name in names:
         try:
@@ -199,6 +234,37 @@ def versions() -> dict[str, str]:
 def weights_bytes(model_dir: Path) -> int:
     """Size of the safetensors in `model_dir`."""
     return sum(path.stat().st_size for path in model_dir.glob("*.safetensors"))
+
+
+def parameters_of(model_dir: Path) -> int:
+    """Weights in `model_dir`, its files holding 16-bit numbers."""
+    return weights_bytes(model_dir) // 2
+
+
+def training_bytes(parameters: int, load_in_4bit: bool, dtype: str) -> int:
+    """Memory to train adapters on a base of so many weights: the weights as they are loaded, and OVERHEAD_BYTES."""
+    per_weight = BITS_4_BYTES if load_in_4bit else 4 if dtype == "float32" else 2
+    return int(parameters * per_weight) + OVERHEAD_BYTES
+
+
+def proof_bytes(parameters: int, device: Literal["cuda", "cpu"]) -> int:
+    """Memory for the proof, which loads one model at a time: in 16 bits on a GPU, in float32 on a CPU."""
+    return parameters * (2 if device == "cuda" else 4) + OVERHEAD_BYTES
+
+
+def proof_device(parameters: int, device: Device) -> Literal["cuda", "cpu"]:
+    """Where the proof computes: on the GPU unless only the 4-bit model fits there."""
+    fits = device.kind == "cuda" and proof_bytes(parameters, "cuda") <= device.memory_bytes
+    return "cuda" if fits else "cpu"
+
+
+def what_fits(memory_bytes: int) -> str:
+    """The largest base that a device of so much memory can train, for people."""
+    room = max(memory_bytes - OVERHEAD_BYTES, 0) / 1e9
+    return (
+        f"{human(memory_bytes)} hold a base of up to about {room / 2:.1f} billion weights in 16 bits "
+        f"(model.load_in_4bit=false), {room / BITS_4_BYTES:.1f} billion in 4 bits (model.load_in_4bit=true)"
+    )
 
 
 def human(count: int) -> str:

@@ -91,7 +91,7 @@ def _check(job: Job, stage_dir: Path) -> str:
         csv_path=job.csv_path if job.csv_path.exists() or not job.run_dir.record("prepare") else None,
         get_base=lambda: job.base,
         get_device=lambda: job.device,
-        engine_choice=lambda _: job.engine_choice,
+        engine=recipe.engine,
         will_train=job.until not in ("check", "prepare"),
         stage_dir=stage_dir,
     )
@@ -173,7 +173,7 @@ def _merge(job: Job, stage_dir: Path) -> str:
         stage_dir,
         dtype=job.base.stored_dtype,
         rows=[proof.ProofRow(tuple(row["input_ids"]), row["prompt_tokens"]) for row in rows],
-        device=job.device.kind,
+        device=machine.proof_device(machine.parameters_of(job.base.dir), job.device),
     )
     return f"{merged.merged_tensors} of {merged.tensors} tensors merged into {merged.dtype}; {_proven(proven)}"
 

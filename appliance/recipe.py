@@ -143,7 +143,10 @@ class Recipe(Section):
     """Everything a run depends on."""
 
     name: str = Field(pattern=r"^[\w][\w.-]*$", description="Name of the run: its folder under the runs directory.")
-    engine: Literal["auto", "transformers"] = Field("auto", description="Library that loads and attaches the model.")
+    engine: Literal["auto", "unsloth", "transformers"] = Field(
+        "auto",
+        description="Library that loads the model; auto takes Unsloth where there is CUDA and it knows the base.",
+    )
     model: ModelSection
     data: DataSection
     prompt: Literal["alpaca"] = Field("alpaca", description="Prompt format.")

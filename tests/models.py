@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -20,6 +20,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
 )
+
+from appliance import prompts
 
 VOCAB = 320  # 256 bytes, 3 special tokens, and padding rows as real vocabularies have them
 INIT_STD = 0.12  # about 1 / sqrt(hidden): layers move the residual stream as much as the embeddings do
@@ -39,10 +41,15 @@ def tiny_base(
     hidden: int = 64,
     layers: int = 2,
     tokenizer: bool = True,
+    short_prompts: bool = False,
 ) -> Path:
-    """A causal LM with random weights, stored as safetensors: one file, or several with an index."""
+    """A causal LM with random weights, stored as safetensors: one file, or several with an index.
+
+    `short_prompts`: the fixed text of an Alpaca prompt is two tokens instead of some 150.
+    """
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(_config(family, tied, hidden, layers))
+    words = alpaca_tokenizer() if short_prompts else tiny_tokenizer()
+    model = AutoModelForCausalLM.from_config(_config(family, tied, hidden, layers, max(VOCAB, len(words))))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:  # norms: ones would hide a norm that was left out
@@ -50,8 +57,25 @@ def tiny_base(
         model.get_output_embeddings().weight.mul_(HEAD_STD / INIT_STD)
     model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size="60KB" if sharded else "5GB")
     if tokenizer:
-        tiny_tokenizer().save_pretrained(folder)
+        words.save_pretrained(folder)
     return folder
+
+
+def alpaca_tokenizer() -> PreTrainedTokenizerFast:
+    """As tiny_tokenizer, but the fixed text of the Alpaca format is as few tokens as may be."""
+    fixed = prompts.render(prompts.chat_template("alpaca"), prompts.user_message("\0")).split("\0")
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    learner = trainers.BpeTrainer(
+        vocab_size=1000,
+        min_frequency=1,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(fixed, learner)
+    return _fast(backend)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -61,6 +85,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
+    return _fast(backend)
+
+
+def _fast(backend: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>", padding_side="left"
     )
@@ -139,14 +167,20 @@ def _randomise(module: Any, strength: float) -> None:
         magnitude.mul_(1 + strength * torch.randn_like(magnitude))
 
 
-def _config(family: Family, tied: bool, hidden: int, layers: int) -> Any:
+def _config(family: Family, tied: bool, hidden: int, layers: int, vocabulary: int) -> Any:
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "initializer_range": INIT_STD}
     if family == "gpt2":  # the one family whose linear layers are transposed (Conv1D, fan_in_fan_out)
         return GPT2Config(
-            vocab_size=VOCAB, n_embd=hidden, n_layer=layers, n_head=4, n_positions=512, tie_word_embeddings=tied, **ids
+            vocab_size=vocabulary,
+            n_embd=hidden,
+            n_layer=layers,
+            n_head=4,
+            n_positions=512,
+            tie_word_embeddings=tied,
+            **ids,
         )
     common: dict[str, Any] = {
-        "vocab_size": VOCAB,
+        "vocab_size": vocabulary,
         "hidden_size": hidden,
         "intermediate_size": 2 * hidden,
         "num_hidden_layers": layers,

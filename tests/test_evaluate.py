@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from appliance import engines, hub, machine, prompts, rundir
+from appliance import hub, machine, prompts, rundir
+from appliance.engines.transformers import TransformersEngine
 from appliance.recipe import EvaluateSection, ModelSection
 from appliance.stages import evaluate
 from tests.conftest import read_csv
@@ -38,7 +39,7 @@ def run(
 ) -> evaluate.Comparison:
     stage_dir.mkdir()
     return evaluate.run(
-        engine=engines.load_engine("transformers", machine.device()),
+        engine=TransformersEngine(machine.device()),
         base=hub.resolve(str(base_dir), None, base_dir),
         model=ModelSection(id=str(base_dir), load_in_4bit=False),
         evaluate=EvaluateSection(**{"max_new_tokens": 5, **changes}),  # type: ignore[arg-type]
@@ -56,7 +57,7 @@ def test_base_and_tuned_are_two_models(base_dir: Path, prepare_dir: Path, tmp_pa
     assert seen.base.loss != seen.tuned.loss
 
     # the base's figures are those of the base loaded alone, the tuned ones those of the adapter loaded alone
-    engine = engines.load_engine("transformers", machine.device())
+    engine = TransformersEngine(machine.device())
     prompt = prompts.from_folder("alpaca", base_dir)
     rows = read_csv(prepare_dir / "test.csv")
     encoded = [prompt.encode(r["instruction"], r["input"], r["output"]) for r in rows]

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from appliance import engines, generation, machine, prompts
+from appliance import generation, machine, prompts
+from appliance.engines.transformers import TransformersEngine
 from appliance.recipe import ModelSection
 
 pytestmark = pytest.mark.slow
@@ -17,7 +18,7 @@ QUESTIONS = ["가?", "배송은 얼마나 걸리나요?", "a" * 90, "주차장�
 
 @pytest.fixture(scope="module")
 def loaded(base_dir: Path) -> tuple[Any, prompts.Prompt]:
-    engine = engines.load_engine("transformers", machine.device())
+    engine = TransformersEngine(machine.device())
     model, tokenizer = engine.load_for_inference(base_dir, ModelSection(id="x", load_in_4bit=False), None)
     return model, prompts.from_transformers("alpaca", tokenizer)
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from appliance import engines, hub, machine, prompts, report, rundir, trainer
+from appliance import hub, machine, prompts, report, rundir, trainer
+from appliance.engines.transformers import TransformersEngine
 from appliance.errors import EnvironmentUnavailable, Interrupted, TrainingFailed
 from appliance.hub import Base
 from appliance.recipe import DataSection, ModelSection, TrainSection, TuningSection
@@ -61,7 +62,7 @@ def fit(base: Base, prepare_dir: Path, stage_dir: Path, *, tuning: dict[str, Any
     device = machine.device()
     four_bit = changes.pop("load_in_4bit", False)
     return train.run(
-        engine=engines.load_engine("transformers", device),
+        engine=TransformersEngine(device),
         device=device,
         base=base,
         model=ModelSection(id=str(base.dir), load_in_4bit=four_bit),

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-from appliance import cards, machine, rundir, table
+from appliance import cards, engines, machine, rundir, table
 from appliance.errors import DataError, EnvironmentUnavailable, RecipeError
 from appliance.hub import Base
 from appliance.machine import Device, Finding, human
@@ -15,9 +15,6 @@ from appliance.recipe import DataSection, ModelSection, PublishSection
 from appliance.table import Rejected
 
 PROVABLE_TEST_ROWS = 30  # below this, a bootstrap interval is so wide that little can be shown
-# Over the weights themselves: activations, optimizer states of the adapters, the CUDA context, the interpreter.
-OVERHEAD_BYTES = 1 << 30
-BITS_4_BYTES = 0.6  # bytes per weight in NF4, its scales and the layers that stay in 16 bits included
 
 
 def run(
@@ -28,7 +25,7 @@ def run(
     csv_path: Path | None,
     get_base: Callable[[], Base],
     get_device: Callable[[], Device],
-    engine_choice: Callable[[Device], tuple[str, str]],
+    engine: str,
     will_train: bool,
     stage_dir: Path,
 ) -> list[Finding]:
@@ -45,26 +42,31 @@ def run(
             hint="leave publish.repo_id unset: the run ends with a release folder that is ready to be uploaded",
         )
     findings = csv_findings(csv_path, data) if csv_path else []
-    base = get_base()
-    findings += [*_base_findings(base, model), _disk(base, stage_dir)]
-    if machine.can_train():
-        device = get_device()
-        name, reason = engine_choice(device)
-        findings.append(
-            Finding("engine", f"{name} on {device.name} in {device.compute_dtype(model.dtype)}: {reason}", "", "ok")
-        )
-        findings += [*_memory(base, model, device), *_card(base, model, device)]
+    table_path = stage_dir / "table.json"
+    device = get_device() if machine.can_train() else None
+    if device:
+        engines.refuse_impossible(engine, device)
+        findings += _device_findings(engine, device)
     else:
         fix = "pip install -c constraints.txt '.[train]'"
         findings.append(Finding("packages", "no torch", "torch to train", "fails" if will_train else "warning", fix))
-    rundir.write_json(stage_dir / "table.json", [asdict(finding) for finding in findings])
+    _judge(findings, table_path)  # before a base is fetched: what is wrong with the machine stays wrong
+    base = get_base()
+    findings += [*_base_findings(base, model), _disk(base, stage_dir)]
+    if device:
+        findings += [*_engine_findings(engine, base, model, device), *_memory(base, model, device)]
+    _judge(findings, table_path)
+    return findings
+
+
+def _judge(findings: list[Finding], table_path: Path) -> None:
+    rundir.write_json(table_path, [asdict(finding) for finding in findings])
     failed = [finding for finding in findings if finding.verdict == "fails"]
     if failed:
         raise EnvironmentUnavailable(
             "this recipe cannot run here: " + "; ".join(f"{f.what}: {f.found}, needed {f.needed}" for f in failed),
             hint="; ".join(f.fix for f in failed),
         )
-    return findings
 
 
 def csv_findings(csv_path: Path, data: DataSection) -> list[Finding]:
@@ -118,31 +120,53 @@ def _base_findings(base: Base, model: ModelSection) -> list[Finding]:
     return findings
 
 
-def _memory(base: Base, model: ModelSection, device: Device) -> list[Finding]:
-    """Weights as they are trained, and as the proof loads them: float32 on a CPU, 16 bits on a GPU."""
-    weights = machine.weights_bytes(base.dir) / 2  # parameters, the files holding 16-bit numbers
-    per_weight = BITS_4_BYTES if model.load_in_4bit else 4 if device.compute_dtype(model.dtype) == "float32" else 2
-    proof = 4 if device.kind == "cpu" else 2
-    needed = int(weights * max(per_weight, proof)) + OVERHEAD_BYTES
-    free = machine.memory_available_bytes() if device.kind == "cpu" else device.memory_bytes
-    verdict: Literal["ok", "fails"] = "ok" if needed <= free else "fails"
-    fix = "" if verdict == "ok" else "choose a smaller model.id, or a machine with more memory"
-    return [Finding("memory" if device.kind == "cpu" else "GPU memory", human(free), human(needed), verdict, fix)]
+def _device_findings(engine: str, device: Device) -> list[Finding]:
+    """Whether the GPU, its driver and the compiler that Unsloth's kernels need go together."""
+    if device.kind == "cpu":
+        return []
+    findings = machine.card_findings(machine.card())
+    if engine != "transformers" and engines.unsloth_obstacle(device) is None:
+        findings.append(machine.compiler_finding())
+    return findings
 
 
-def _card(base: Base, model: ModelSection, device: Device) -> list[Finding]:
-    """Whether the GPU, its driver and this base's numbers go together."""
-    findings = machine.card_findings(machine.card()) if device.kind == "cuda" else []
-    kind = str(base.config.get("model_type"))
-    if cards.overflows(kind, device.compute_dtype(model.dtype)):
+def _engine_findings(engine: str, base: Base, model: ModelSection, device: Device) -> list[Finding]:
+    """Which engine, why, and whether the base's numbers fit its type of computation."""
+    kind, dtype = str(base.config.get("model_type")), device.compute_dtype(model.dtype)
+    name, reason = engines.choose(engine, device, kind)
+    findings = [Finding("engine", f"{name} on {device.name} in {dtype}: {reason}", "", "ok")]
+    if dtype == "bfloat16" and device.dtype == "float16":  # emulated by torch, exchanged for float16 by Unsloth
+        fix = "set model.dtype=auto, or use a card of compute capability 8.0 or newer"
+        findings.append(Finding("number type", f"bfloat16 on {device.name}", "float16", "fails", fix))
+    if cards.overflows(kind, dtype):
         fix = "use a card of compute capability 8.0 or newer, or set model.dtype=float32"
         findings.append(Finding("number range", f"{kind} in float16", "bfloat16 or float32", "fails", fix))
     return findings
 
 
+def _memory(base: Base, model: ModelSection, device: Device) -> list[Finding]:
+    """Room for training, and for the proof, which loads the model again in 16 bits (on a CPU: in float32)."""
+    parameters = machine.parameters_of(base.dir)
+    room = {"cuda": device.memory_bytes, "cpu": machine.memory_available_bytes()}
+    training = machine.training_bytes(parameters, model.load_in_4bit, device.compute_dtype(model.dtype))
+    place = machine.proof_device(parameters, device)
+    return [
+        _fits("training", device.kind, room[device.kind], training),
+        _fits("the proof", place, room[place], machine.proof_bytes(parameters, place)),
+    ]
+
+
+def _fits(purpose: str, place: str, room: int, needed: int) -> Finding:
+    what = f"{'memory' if place == 'cpu' else 'GPU memory'} for {purpose}"
+    if needed <= room:
+        return Finding(what, human(room), human(needed), "ok")
+    fix = f"choose a smaller model.id, or a machine with more memory: {machine.what_fits(room)}"
+    return Finding(what, human(room), human(needed), "fails", fix)
+
+
 def _disk(base: Base, stage_dir: Path) -> Finding:
     """The merged model once more (the release shares its blocks), checkpoints, and a tenth on top."""
-    needed = int(machine.weights_bytes(base.dir) * 1.1) + OVERHEAD_BYTES // 2
+    needed = int(machine.weights_bytes(base.dir) * 1.1) + machine.OVERHEAD_BYTES // 2
     free = machine.free_disk_bytes(stage_dir)
     verdict: Literal["ok", "fails"] = "ok" if needed <= free else "fails"
     return Finding(

@@ -88,7 +88,12 @@ def run(
         model=tuned,
         processing_class=tokenizer,
         args=_trainer_arguments(
-            train, device, device.compute_dtype(model.dtype), checkpoints_dir, evaluate_first=resume_from is None
+            train,
+            device,
+            device.compute_dtype(model.dtype),
+            checkpoints_dir,
+            evaluate_first=resume_from is None,
+            gradient_checkpointing=engine.trainer_checkpoints_gradients,
         ),
         train_dataset=_dataset(train_rows),
         eval_dataset=_dataset(val_rows),
@@ -146,7 +151,13 @@ def _dataset(rows: Sequence[prompts.Encoded]) -> Dataset:
 
 
 def _trainer_arguments(
-    train: TrainSection, device: Device, dtype: str, checkpoints_dir: Path, *, evaluate_first: bool
+    train: TrainSection,
+    device: Device,
+    dtype: str,
+    checkpoints_dir: Path,
+    *,
+    evaluate_first: bool,
+    gradient_checkpointing: bool,
 ) -> SFTConfig:
     on_cuda = device.kind == "cuda"
     return SFTConfig(
@@ -184,7 +195,7 @@ def _trainer_arguments(
         use_cpu=not on_cuda,
         bf16=on_cuda and dtype == "bfloat16",
         fp16=on_cuda and dtype == "float16",
-        gradient_checkpointing=on_cuda,  # trades a third of the speed for memory, which only a GPU lacks
+        gradient_checkpointing=gradient_checkpointing,
         # output is ours
         logging_steps=1,
         logging_nan_inf_filter=False,  # else a NaN is logged as the average of the losses before it

@@ -1,0 +1,125 @@
+"""The fast engine: Unsloth on CUDA. The only module that imports it, and it does so before transformers, trl and peft.
+
+Unsloth rewrites those libraries when it is imported, and the loaded model's methods after that. Our surface to it is
+this file: load, attach, generate. Rows, order, loop, merge and proof stay ours, and the tokenizer is the base's own as
+transformers loads it: Unsloth's copy may have another pad token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from appliance.engines import Loaded, load_failures, refuse_too_long
+from appliance.errors import EnvironmentUnavailable
+from appliance.machine import Device
+from appliance.recipe import ModelSection, TuningSection
+
+_log = logging.getLogger(__name__)
+
+
+class UnslothEngine:
+    name = "unsloth"
+    # get_peft_model has installed Unsloth's own; the Trainer's would replace it by the slower one of transformers
+    trainer_checkpoints_gradients = False
+
+    def __init__(self, device: Device, cache_dir: Path) -> None:
+        """Imports Unsloth. What it compiles is kept below `cache_dir`, unless the environment names another place."""
+        self._device = device
+        self._checkpoints = "unsloth" if device.kind == "cuda" else False  # of gradients: it moves them to host memory
+        os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"  # else it asks the Hub for a file that counts users
+        for variable, folder in (
+            ("UNSLOTH_COMPILE_LOCATION", "unsloth_compiled"),
+            ("TRITON_CACHE_DIR", "triton"),
+            ("TORCHINDUCTOR_CACHE_DIR", "torchinductor"),
+        ):
+            os.environ.setdefault(variable, str((cache_dir / folder).absolute()))
+        with _prints_to_log():
+            import unsloth
+        self._unsloth: Any = unsloth.FastLanguageModel
+
+    def load_for_training(
+        self, base_dir: Path, model: ModelSection, tuning: TuningSection, max_seq_length: int, seed: int
+    ) -> Loaded:
+        """See Engine. Raises EnvironmentUnavailable: as the transformers engine."""
+        with _prints_to_log():
+            base, tokenizer = self._load(base_dir, model, max_seq_length)
+            try:
+                tuned = self._unsloth.get_peft_model(
+                    base,
+                    r=tuning.r,
+                    target_modules=tuning.target_modules,
+                    lora_alpha=tuning.alpha,
+                    lora_dropout=tuning.dropout,
+                    bias="none",
+                    use_gradient_checkpointing=self._checkpoints,
+                    random_state=seed,
+                    use_rslora=tuning.rslora,
+                    use_dora=tuning.dora,
+                )
+            except ValueError as error:  # peft: "Target modules … not found in the base model"
+                raise EnvironmentUnavailable(
+                    f"adapters cannot be attached to this base: {error}",
+                    hint="tuning.target_modules=all-linear fits every architecture",
+                ) from error
+        return tuned, tokenizer
+
+    def load_for_inference(self, base_dir: Path, model: ModelSection, adapter_dir: Path | None) -> Loaded:
+        """See Engine."""
+        from peft import PeftModel
+
+        with _prints_to_log():
+            loaded, tokenizer = self._load(base_dir, model, None)
+            if adapter_dir is not None:
+                loaded = PeftModel.from_pretrained(loaded, str(adapter_dir))
+            return self._unsloth.for_inference(loaded), tokenizer
+
+    def release(self) -> None:
+        """See Engine."""
+        import torch
+
+        gc.collect()
+        if self._device.kind == "cuda":
+            torch.cuda.empty_cache()
+
+    def _load(self, base_dir: Path, model: ModelSection, max_seq_length: int | None) -> Loaded:
+        """The base and its own tokenizer. `max_seq_length` None: as long as the base was made for."""
+        import torch
+        from transformers import AutoTokenizer
+
+        longest = refuse_too_long(base_dir, max_seq_length or 0)
+        dtype = getattr(torch, self._device.compute_dtype(model.dtype))
+        with load_failures(base_dir, model, self._device):
+            loaded, _ = self._unsloth.from_pretrained(
+                str(base_dir),
+                # Unsloth cuts what is longer without a word, and stretches the positions where it is over the base's
+                max_seq_length=max_seq_length or longest,
+                dtype=dtype,
+                load_in_4bit=model.load_in_4bit,
+                use_gradient_checkpointing=self._checkpoints,
+                device_map={"": 0 if self._device.kind == "cuda" else "cpu"},
+                fix_tokenizer=False,
+                use_exact_model_name=True,  # else a known name is exchanged for its 4-bit mirror, whatever its revision
+                local_files_only=True,
+                trust_remote_code=False,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(str(base_dir), local_files_only=True, trust_remote_code=False)
+        return loaded, tokenizer
+
+
+@contextlib.contextmanager
+def _prints_to_log() -> Iterator[None]:
+    """Unsloth prints its banner and its notes to stdout, where only results belong: they go to the log."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    finally:
+        for line in printed.getvalue().splitlines():
+            _log.info("%s", line)

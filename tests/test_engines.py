@@ -1,0 +1,198 @@
+"""One contract for both engines: the same rows, files and answers, whichever of them loaded the model.
+
+The real Unsloth runs here without a GPU, through Triton's interpreter (tests/unsloth_on_cpu.py): Llama in float32, and
+Qwen3 in float16, where its fused LoRA kernels take part. Each run is a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from appliance import pipeline, report, resolve, rundir
+from appliance.rundir import RunDir
+from tests.conftest import read_csv, write_qa
+from tests.engine_child import Request
+from tests.models import Family, tiny_base
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+ENGINES = ("unsloth", "transformers")
+FAMILIES: dict[Family, str] = {"llama": "float32", "qwen3": "float16"}
+ROWS = 20
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What the runs of one family left behind: by engine, the run directory and the report of its process."""
+
+    folder: Path
+    dtype: str
+    runs: dict[str, Path]
+    reports: dict[str, dict[str, Any]]
+    stdout: str
+
+    @property
+    def loss_tolerance(self) -> float:
+        """Relative; in float16 the two engines round at different places."""
+        return 1e-4 if self.dtype == "float32" else 2e-3
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    family: Family = request.param
+    folder = tmp_path_factory.mktemp(family)
+    write_qa(folder / "train.csv", [(f"사과 {i}?", "네!") for i in range(ROWS)])
+    base = tiny_base(folder / "base", family=family, hidden=32, layers=1, short_prompts=True)
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(
+        f"""name: run
+engine: auto
+model: {{id: {base}, load_in_4bit: false, dtype: {FAMILIES[family]}}}
+data: {{csv: {folder / "train.csv"}}}
+tuning: {{r: 4, alpha: 8, dropout: 0.0}}
+train: {{max_steps: 2, micro_batch_size: 1, gradient_accumulation_steps: 2, learning_rate: 1e-2,
+         optimizer: adamw_torch, eval_every: 1}}
+evaluate: {{max_rows: 2, max_new_tokens: 3}}
+""",
+        encoding="utf-8",
+    )
+    runs = {engine: folder / engine for engine in ENGINES}
+    plain = _run(folder, Request("transformers", str(recipe), str(runs["transformers"]), "", "", until="train"))
+    shutil.copytree(runs["transformers"], folder / "handed-over")
+    fast = _run(
+        folder,
+        Request(
+            "unsloth",
+            str(recipe),
+            str(runs["unsloth"]),
+            "",
+            "",
+            pretend_cuda=True,
+            unsloth_merge=str(folder / "merged-by-unsloth"),
+            then=str(folder / "handed-over"),
+        ),
+    )
+    resolved = resolve.load(str(recipe), environ={})
+    pipeline.run(resolved, RunDir(runs["transformers"]), folder / "cache")
+    shutil.copytree(runs["unsloth"], folder / "taken-over")
+    for stage in ("evaluate", "merge", "publish"):
+        shutil.rmtree(folder / "taken-over" / stage)
+    pipeline.run(resolved, RunDir(folder / "taken-over"), folder / "cache", until="evaluate")
+    reports = {"transformers": plain[0], "unsloth": fast[0]}
+    return Ran(folder, FAMILIES[family], runs, reports, fast[1])
+
+
+def _run(folder: Path, request: Request) -> tuple[dict[str, Any], str]:
+    """(report, stdout) of a child process."""
+    path = folder / f"{request.engine}.json"
+    fields = asdict(request) | {"cache": str(folder / "cache"), "report": str(folder / f"{request.engine}.report.json")}
+    path.write_text(json.dumps(fields), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.engine_child", str(path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(Path(fields["report"]).read_text(encoding="utf-8")), done.stdout
+
+
+def metrics(run: Path) -> dict[str, Any]:
+    return dict(rundir.read_json(run / "evaluate" / "metrics.json"))
+
+
+def answers(run: Path) -> list[tuple[str, str]]:
+    return [(row["base"], row["tuned"]) for row in read_csv(run / "evaluate" / "predictions.csv")]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_it_trains_and_the_merge_is_proven(ran: Ran, engine: str) -> None:
+    run = ran.runs[engine]
+    lines = report.read_metrics(run / "train" / "metrics.jsonl")
+    val_loss = {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
+    assert sorted(val_loss) == [0, 1, 2]
+    assert val_loss[2] < val_loss[0]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2]
+    assert rundir.read_json(run / "merge" / "proof.json")["passed"]
+    assert rundir.read_json(run / "run.json")["engine"] == engine
+    assert len(answers(run)) == 2
+    assert (run / "publish" / "release" / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_row_reaches_the_model_as_it_was_encoded(ran: Ran, engine: str) -> None:
+    batches = ran.reports[engine]["batches"]
+    assert len(batches) == 4
+    assert batches == ran.reports["transformers"]["batches"]
+    for batch in batches:
+        for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+            trained = [token for token in labels if token != -100]
+            assert trained[-1] == 2  # EOS, once
+            assert trained.count(2) == ids.count(2) == 1
+
+
+def test_both_leave_the_same_files(ran: Ran) -> None:
+    for part in ("train/adapter", "merge/model", "publish/release/model", "publish/release/adapter"):
+        names = [{path.name for path in (ran.runs[engine] / part).iterdir()} for engine in ENGINES]
+        assert names[0] == names[1], part
+    configs = [rundir.read_json(ran.runs[e] / "train" / "adapter" / "adapter_config.json") for e in ENGINES]
+    for key in ("peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "bias"):
+        assert configs[0][key] == configs[1][key], key
+    assert configs[0]["base_model_name_or_path"] == configs[1]["base_model_name_or_path"] == "base"
+    for part in ("train/adapter/adapter_model.safetensors", "merge/model/model.safetensors"):
+        shapes = [
+            {name: (tensor.shape, tensor.dtype) for name, tensor in load_file(ran.runs[engine] / part).items()}
+            for engine in ENGINES
+        ]
+        assert shapes[0] == shapes[1], part
+    templates = [(ran.runs[e] / "publish/release/model/chat_template.jinja").read_text("utf-8") for e in ENGINES]
+    assert templates[0] == templates[1]
+
+
+def test_both_learn_the_same(ran: Ran) -> None:
+    """The same seed draws the same first values, and the kernels compute the same but for rounding."""
+    losses = [
+        [
+            line.get("loss", line.get("val_loss"))
+            for line in report.read_metrics(ran.runs[e] / "train" / "metrics.jsonl")
+        ]
+        for e in ENGINES
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=ran.loss_tolerance)
+
+
+@pytest.mark.parametrize(("trained_by", "other"), [("transformers", "handed-over"), ("unsloth", "taken-over")])
+def test_a_run_goes_on_with_the_other_engine(ran: Ran, trained_by: str, other: str) -> None:
+    """An adapter trained by one is evaluated by the other, base and tuned, rows padded on either side."""
+    mine, theirs = metrics(ran.runs[trained_by]), metrics(ran.folder / other)
+    for who in ("base", "tuned"):
+        assert theirs[who]["loss"] == pytest.approx(mine[who]["loss"], rel=ran.loss_tolerance)
+    assert mine["tuned"]["loss"] < mine["base"]["loss"]
+    if ran.dtype == "float32":  # in float16 so small a model has near-ties
+        assert answers(ran.folder / other) == answers(ran.runs[trained_by])
+
+
+def test_our_merge_is_unsloths_own(ran: Ran) -> None:
+    ours = load_file(ran.runs["unsloth"] / "merge" / "model" / "model.safetensors")
+    theirs = load_file(ran.folder / "merged-by-unsloth" / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert tensor.dtype == theirs[name].dtype == torch.bfloat16
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def test_unsloth_comes_first_from_one_module_and_reports_to_nobody(ran: Ran) -> None:
+    seen = ran.reports["unsloth"]
+    assert seen["before_unsloth"] == []
+    assert seen["importers"] == ["appliance.engines.unsloth"]
+    assert seen["environment"].pop("UNSLOTH_DISABLE_STATISTICS") == "1"
+    assert all(str(ran.folder / "cache") in place for place in seen["environment"].values())
+    assert ran.stdout == ""  # only results belong there; Unsloth's banner is in the log
+    assert "Unsloth" in (ran.runs["unsloth"] / "appliance.log").read_text(encoding="utf-8")

@@ -1,0 +1,94 @@
+"""Lets the real Unsloth run where there is no GPU, for tests with tiny models.
+
+Its Triton kernels run in Triton's interpreter, on CPU tensors. What is left are questions that it asks of torch.cuda,
+answered here as a made-up Ampere card would, and tensors that it wants on "cuda", which are made on the CPU.
+Numbers are float32 or float16: the interpreter computes nonsense in bfloat16.
+Import this module before torch; use it in a process of its own: nothing of it can be taken back.
+
+>>> with pretend_cuda():
+...     import unsloth
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+os.environ.update(
+    UNSLOTH_ALLOW_CPU="1",  # it also leaves trl's trainer as it is: what Unsloth makes of that, tests/gpu looks at
+    TRITON_INTERPRET="1",
+    UNSLOTH_COMPILE_DISABLE="1",  # torch.compile would ask the real CUDA
+    TORCHDYNAMO_DISABLE="1",
+    ACCELERATE_MIXED_PRECISION="no",
+)
+
+import bitsandbytes  # noqa: F401  before torch.cuda has answers, else it looks for its CUDA library
+import torch
+from torch.overrides import TorchFunctionMode
+
+GIB = 1 << 30
+CARD = SimpleNamespace(
+    name="made-up card", major=8, minor=0, total_memory=80 * GIB, multi_processor_count=108, is_integrated=False
+)
+
+
+class _Nothing:
+    """torch.cuda.Stream, Event and device: contexts and handles that do nothing."""
+
+    idx = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+    def __enter__(self) -> _Nothing:
+        return self
+
+    def __exit__(self, *exc: object) -> None: ...
+    def wait_stream(self, *args: Any) -> None: ...
+    def synchronize(self, *args: Any) -> None: ...
+
+
+class _CudaMeansCpu(TorchFunctionMode):
+    """Every "cuda" in the arguments of a torch function becomes "cpu"."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.device and args and isinstance(args[0], int):
+            return torch.device("cpu", args[0])  # Unsloth keeps tables by the device's index
+        kwargs = {name: _on_cpu(value) for name, value in (kwargs or {}).items() if name != "pin_memory"}
+        if isinstance(kwargs.get("device"), int):
+            kwargs["device"] = "cpu"
+        return func(*map(_on_cpu, args), **kwargs)
+
+
+def _on_cpu(value: Any) -> Any:
+    named = isinstance(value, torch.device) or (isinstance(value, str) and value.startswith("cuda"))
+    return "cpu" if named and torch.device(value).type == "cuda" else value
+
+
+@contextmanager
+def pretend_cuda() -> Iterator[None]:
+    """Answers for torch.cuda from here on; tensors wanted on CUDA are made on the CPU inside the block.
+
+    torch.cuda.is_available() stays False: our own code still sees the machine as it is.
+    """
+    answers = {
+        "get_device_properties": CARD,
+        "get_device_capability": (CARD.major, CARD.minor),
+        "get_device_name": CARD.name,
+        "device_count": 1,
+        "current_device": 0,
+        "set_device": None,
+        "synchronize": None,
+        "mem_get_info": (60 * GIB, 80 * GIB),  # free, total: Unsloth's fused loss plans with them
+        "max_memory_reserved": 0,
+        "current_stream": _Nothing(),
+        "stream": nullcontext(),
+    }
+    for name, answer in answers.items():
+        setattr(torch.cuda, name, lambda *args, _answer=answer, **kwargs: _answer)  # noqa: ARG005
+    for name in ("device", "Stream", "Event"):
+        setattr(torch.cuda, name, _Nothing)
+    torch._C._cuda_getCurrentRawStream = lambda *args: 0  # type: ignore[attr-defined]  # noqa: ARG005
+    with _CudaMeansCpu():
+        yield
