@@ -1,0 +1,225 @@
+"""Which engine a recipe gets, and what is said in the first seconds where the machine cannot run it. No model here."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import torch
+
+from appliance import engines, machine
+from appliance.cards import Card
+from appliance.errors import EnvironmentUnavailable
+from appliance.hub import Base
+from appliance.machine import Device
+from appliance.recipe import DataSection, ModelSection, PublishSection
+from appliance.stages import check
+from tests.conftest import write_qa
+
+GIB = 1 << 30
+CPU = Device("cpu", "a CPU", 8 * GIB, "float32")
+L4 = Device("cuda", "L4", 24 * GIB, "bfloat16", (8, 9))
+T4 = Device("cuda", "T4", 15 * GIB, "float16", (7, 5))
+P100 = Device("cuda", "P100", 16 * GIB, "float16", (6, 0))
+KERNELS = ("sm_75", "sm_80", "sm_86", "sm_90")
+
+
+def card_of(device: Device, driver: str = "580.65.06") -> Card:
+    assert device.capability
+    return Card(device.name, device.capability, device.memory_bytes, KERNELS, "13.0", driver)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "model_type", "engine", "reason"),
+    [
+        ("auto", CPU, "qwen3", "transformers", "no CUDA device"),
+        ("auto", L4, "qwen3", "unsloth", "Unsloth knows qwen3"),
+        ("auto", T4, "llama", "unsloth", "Unsloth knows llama"),
+        ("auto", P100, "llama", "transformers", "compute capability 6.0, Unsloth needs 7.0"),
+        ("auto", L4, "gpt2", "transformers", "no code of its own for gpt2"),
+        ("unsloth", L4, "gpt2", "unsloth", "the recipe says so"),
+        ("transformers", L4, "llama", "transformers", "the recipe says so"),
+        ("transformers", CPU, "llama", "transformers", "the recipe says so"),
+    ],
+)
+def test_the_choice_and_its_reason(wanted: str, device: Device, model_type: str, engine: str, reason: str) -> None:
+    name, why = engines.choose(wanted, device, model_type)
+    assert name == engine
+    assert reason in why
+
+
+def test_without_unsloth_auto_says_so_and_unsloth_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+    assert engines.choose("auto", L4, "llama") == ("transformers", "Unsloth is not installed")
+    with pytest.raises(EnvironmentUnavailable, match="not installed") as caught:
+        engines.choose("unsloth", L4, "llama")
+    assert "pip install" in caught.value.hint
+
+
+def test_only_one_module_imports_unsloth() -> None:
+    importers = set()
+    for path in Path(engines.__file__).parents[1].rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if any(name.partition(".")[0] in ("unsloth", "unsloth_zoo") for name in names):
+                importers.add(path.name)
+    assert importers == {"unsloth.py"}
+
+
+# --- check, with made-up cards: what is wrong with the machine is said before a base is fetched
+
+
+def look(
+    tmp_path: Path,
+    device: Device,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    engine: str = "auto",
+    driver: str = "580.65.06",
+    base: Base | None = None,
+    model: ModelSection | None = None,
+) -> list[machine.Finding]:
+    def no_base() -> NoReturn:
+        raise AssertionError("the base was asked for")
+
+    if device.kind == "cuda":
+        monkeypatch.setattr(machine, "card", lambda: card_of(device, driver))
+    csv_path = write_qa(tmp_path / "train.csv", [(f"{i}?", "답") for i in range(40)])
+    return check.run(
+        data=DataSection(csv=str(csv_path)),
+        model=model or ModelSection(id="base"),
+        publish=PublishSection(),
+        csv_path=csv_path,
+        get_base=(lambda: base) if base else no_base,
+        get_device=lambda: device,
+        engine=engine,
+        will_train=True,
+        stage_dir=tmp_path,
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "engine", "driver", "message", "fix"),
+    [
+        (CPU, "unsloth", "", "engine: unsloth cannot run here: no CUDA device", "engine=auto"),
+        (P100, "unsloth", "580.1", "compute capability 6.0, Unsloth needs 7.0", "engine=transformers"),
+        (P100, "auto", "580.1", "GPU: P100, compute capability 6.0, needed one of sm_75", "torch build with kernels"),
+        (L4, "auto", "570.26", "driver: 570.26, needed >= 580 for CUDA 13.0", "install driver 580"),
+    ],
+)
+def test_the_machine_is_judged_before_the_base(
+    device: Device,
+    engine: str,
+    driver: str,
+    message: str,
+    fix: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(EnvironmentUnavailable) as caught:
+        look(tmp_path, device, monkeypatch, engine=engine, driver=driver)
+    assert message in str(caught.value)
+    assert fix in caught.value.hint
+    assert caught.value.exit_code == 4
+
+
+def test_unsloth_without_a_compiler_is_refused_transformers_is_not(
+    base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", str(tmp_path / "no-compiler"))
+    with pytest.raises(EnvironmentUnavailable, match="C compiler") as caught:
+        look(tmp_path, L4, monkeypatch)
+    assert "apt-get install gcc python3-dev" in caught.value.hint
+    base = Base(base_dir, "base", None, None)
+    findings = look(tmp_path, L4, monkeypatch, engine="transformers", base=base)
+    assert "C compiler" not in {finding.what for finding in findings}
+
+
+def test_a_good_card_is_told_with_its_engine(base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    findings = {f.what: f for f in look(tmp_path, L4, monkeypatch, base=Base(base_dir, "base", None, None))}
+    assert findings["engine"].found == "unsloth on L4 in bfloat16: a CUDA device, and Unsloth knows llama"
+    assert {findings[what].verdict for what in ("GPU", "driver", "C compiler", "GPU memory for training")} == {"ok"}
+
+
+def test_bfloat16_is_refused_on_a_card_that_has_none(
+    base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unsloth would take float16 without asking, transformers would emulate it."""
+    base, model = Base(base_dir, "base", None, None), ModelSection(id="base", dtype="bfloat16")
+    with pytest.raises(EnvironmentUnavailable, match="bfloat16 on T4"):
+        look(tmp_path, T4, monkeypatch, base=base, model=model)
+
+
+def test_a_base_too_large_says_what_fits(base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "weights_bytes", lambda *_: 140 * 10**9)  # 70 billion weights
+    monkeypatch.setattr(machine, "free_disk_bytes", lambda *_: 1 << 50)
+    with pytest.raises(EnvironmentUnavailable, match="GPU memory for training") as caught:
+        look(tmp_path, L4, monkeypatch, base=Base(base_dir, "base", None, None))
+    assert "up to about 12.3 billion weights in 16 bits" in caught.value.hint
+    assert "41.2 billion in 4 bits" in caught.value.hint
+
+
+@pytest.mark.parametrize(("parameters", "place"), [(4 * 10**9, "cuda"), (8 * 10**9, "cpu")])
+def test_the_proof_goes_to_the_cpu_where_only_4_bits_fit_the_card(parameters: int, place: str) -> None:
+    assert machine.proof_device(parameters, T4) == place
+    assert machine.proof_device(parameters, CPU) == "cpu"
+
+
+# --- the compiler
+
+
+def test_a_compiler_that_works() -> None:
+    assert machine.compiler_finding().verdict == "ok"
+
+
+def test_missing_headers_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sysconfig, "get_path", lambda *_: str(tmp_path))
+    finding = machine.compiler_finding()
+    assert finding.verdict == "fails"
+    assert "Python.h" in finding.found
+
+
+def test_no_compiler_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert (machine.compiler_finding().verdict, machine.compiler_finding().found) == ("fails", "none")
+
+
+# --- loading
+
+
+def test_no_room_for_the_base_says_what_fits(base_dir: Path) -> None:
+    small = dataclasses.replace(L4, memory_bytes=2 * GIB)
+    with (
+        pytest.raises(EnvironmentUnavailable, match="L4 has no room for the base model") as caught,
+        engines.load_failures(base_dir, ModelSection(id="x"), small),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    assert "2.0 GiB hold a base of up to about 0.5 billion weights in 16 bits" in caught.value.hint
+    assert "nvidia-smi" in caught.value.hint
+
+
+def test_a_length_over_the_bases_positions_is_refused(base_dir: Path) -> None:
+    """Unsloth would stretch the positions and go on."""
+    assert engines.refuse_too_long(base_dir, 512) == 512
+    with pytest.raises(EnvironmentUnavailable, match="513 is over the 512 positions"):
+        engines.refuse_too_long(base_dir, 513)
+
+
+@pytest.mark.slow
+def test_engine_unsloth_on_a_cpu_is_exit_4_within_seconds(tmp_path: Path) -> None:
+    csv_path = write_qa(tmp_path / "train.csv", [(f"{i}?", "답") for i in range(40)])
+    code = "from appliance.cli import main; main()"
+    command = ["run", "demo", "--set", "engine=unsloth", "--set", f"data.csv={csv_path}", "--runs-dir", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 4, done.stderr
+    assert "engine: unsloth cannot run here: no CUDA device" in done.stderr
+    assert "engine=auto" in done.stderr
+    assert not list((tmp_path / "cache").glob("*"))  # the demo's base was not made first
