@@ -32,7 +32,7 @@ class Facts:
     prompt_name: str
     counts: dict[str, Any]  # prepare/summary.json
     metrics: dict[str, Any]  # evaluate/metrics.json
-    tuning: dict[str, Any]  # the adapter's adapter_config.json
+    tuning: dict[str, Any] | None  # the adapter's adapter_config.json; None after full fine-tuning
     examples: tuple[dict[str, str], ...]  # rows of predictions.csv; empty where the recipe does not want them shown
 
 
@@ -42,13 +42,14 @@ def gather(*, name: str, base: Base, prompt_name: str, run_path: Path, examples:
     if examples:
         with (run_path / "evaluate" / "predictions.csv").open(encoding="utf-8", newline="") as handle:
             shown = tuple(list(csv.DictReader(handle))[:EXAMPLES])
+    adapter_config = run_path / "train" / "adapter" / "adapter_config.json"
     return Facts(
         name=name,
         base=base,
         prompt_name=prompt_name,
         counts=rundir.read_json(run_path / "prepare" / "summary.json"),
         metrics=rundir.read_json(run_path / "evaluate" / "metrics.json"),
-        tuning=rundir.read_json(run_path / "train" / "adapter" / "adapter_config.json"),
+        tuning=rundir.read_json(adapter_config) if adapter_config.is_file() else None,
         examples=shown,
     )
 
@@ -65,6 +66,8 @@ inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, ret
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=256)[0, inputs["input_ids"].shape[1]:]))
 {_CODE}"""
     kind = f"{facts.base.public_id} with a fine-tuned LoRA adapter merged into its 16-bit weights."
+    if facts.tuning is None:
+        kind = f"{facts.base.public_id}, all of its weights fine-tuned, in 16 bits."
     return _card(facts, kind, code, {"library_name": "transformers", "base_model_relation": "finetune"})
 
 
@@ -89,7 +92,7 @@ def _card(facts: Facts, kind: str, code: str, front: dict[str, str]) -> str:
         "license": facts.base.license or "unknown",
         "base_model": facts.base.public_id,
         "pipeline_tag": "text-generation",
-        "tags": ["lora", facts.prompt_name],
+        "tags": ["lora" if tuning else "full-fine-tuning", facts.prompt_name],
         **front,
     }
     revision = f", commit {facts.base.revision}" if facts.base.revision else ""
@@ -97,8 +100,7 @@ def _card(facts: Facts, kind: str, code: str, front: dict[str, str]) -> str:
         f"---\n{yaml.safe_dump(matter, allow_unicode=True, sort_keys=False)}---\n",
         f"# {facts.name}\n\n{kind}\n",
         f"- Base model: {facts.base.public_id}{revision}; licence: {facts.base.license or 'not stated by the base'}",
-        f"- LoRA: r {tuning['r']}, alpha {tuning['lora_alpha']}"
-        f"{', rank-stabilised' if tuning.get('use_rslora') else ''}{', DoRA' if tuning.get('use_dora') else ''}",
+        f"- Tuning: {_tuning(tuning)}",
         f"- Rows: {counts['train']} train, {counts['val']} val, {counts['test']} test; {counts['rejected']} rejected; "
         f"{counts['shared_questions']} questions on two sides of the split\n",
         f"## Before and after\n\n{_scores(facts.metrics)}\n",
@@ -109,6 +111,13 @@ def _card(facts: Facts, kind: str, code: str, front: dict[str, str]) -> str:
     if facts.examples:
         parts.append(f"## Answers on test rows\n\n{_answers(facts.examples)}\n")
     return "\n".join(parts)
+
+
+def _tuning(config: dict[str, Any] | None) -> str:
+    if config is None:
+        return "all weights"
+    kinds = (", rank-stabilised" if config.get("use_rslora") else "") + (", DoRA" if config.get("use_dora") else "")
+    return f"LoRA, r {config['r']}, alpha {config['lora_alpha']}{kinds}"
 
 
 def _scores(metrics: dict[str, Any]) -> str:

@@ -10,28 +10,26 @@ written: peft's own arithmetic says what a merge is.
 
 from __future__ import annotations
 
-import ctypes
 import math
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from appliance import machine
 from appliance.errors import ApplianceError, GateRefused
 from appliance.proof import DELTA_NOISE, SAMPLE, TOP_TOKENS, Measures, ProofRequest, ProofRow
 from appliance.rundir import read_json, write_json
-from appliance.shards import FLOATS, SHORT_NAME, files_of, headers, stored_name
+from appliance.shards import FLOATS, SHORT_NAME, files_of, headers, is_adapter, stored_name
 
 if TYPE_CHECKING:
     import torch
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-LoadTuned = Callable[[Path, Path, str, str], Any]  # base_dir, adapter_dir, type of computation, device -> PeftModel
+Load = Callable[[Path, Path | None, str, str], Any]  # model_dir, adapter_dir, type of computation, device -> model
 
 
-def write_reference(work_dir: Path, load: LoadTuned) -> None:
+def write_reference(work_dir: Path, load: Load) -> None:
     """Saves what base, base + adapter, and a perfect merge of them say at the compared positions.
 
     Writes reference.safetensors: `ids` (P, K) the likeliest tokens of base + adapter, best first; `tuned`, `base`,
@@ -42,17 +40,23 @@ def write_reference(work_dir: Path, load: LoadTuned) -> None:
     import torch
     from safetensors.torch import save_file
 
-    model = load(wanted.base_dir, wanted.adapter_dir, wanted.compute_dtype, wanted.device)
+    adapter_dir = wanted.trained_dir if is_adapter(wanted.trained_dir) else None
+    model = load(wanted.weights_dir, adapter_dir, wanted.compute_dtype, wanted.device)
     with torch.no_grad():
         ids, tuned = [], []
         for row in wanted.rows:
             said = _log_probs(model, row)
             ids.append(said.topk(min(TOP_TOKENS, said.shape[1] - 1)).indices)
             tuned.append(_lump(said, ids[-1]))
-        with model.disable_adapter():
-            base, _ = _compare(model, wanted.rows, ids)
-        weights = _round_like_a_merge(model, wanted)
+        if adapter_dir:
+            with model.disable_adapter():
+                base, _ = _compare(model, wanted.rows, ids)
+        weights = _round_like_a_merge(model, wanted) if adapter_dir else _round_the_trained(model, wanted)
         calibrated, agrees = _compare(model, wanted.rows, ids)
+        if not adapter_dir:
+            del model  # one model in memory
+            model = load(wanted.base_dir, None, wanted.compute_dtype, wanted.device)
+            base, _ = _compare(model, wanted.rows, ids)
     saved = {"ids": torch.cat(ids).int(), "tuned": torch.cat(tuned), "base": base, "calibrated": calibrated}
     save_file({**saved, "agrees": agrees, **weights}, work_dir / "reference.safetensors")
 
@@ -98,22 +102,23 @@ def examine(work_dir: Path, merged_dir: Path) -> Measures:
     )
 
 
-def load_with_peft(base_dir: Path, adapter_dir: Path, dtype: str, device: str) -> Any:
-    """Base and adapter by transformers and peft, in `dtype` on `device`."""
+def load_with_peft(model_dir: Path, adapter_dir: Path | None, dtype: str, device: str) -> Any:
+    """A model by transformers, and its adapter by peft, in `dtype` on `device`."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
-        base_dir, dtype=getattr(torch, dtype), device_map=device, local_files_only=True, use_safetensors=True
+        model_dir, dtype=getattr(torch, dtype), device_map=device, local_files_only=True, use_safetensors=True
     )
+    if adapter_dir is None:
+        return model.eval()
     return PeftModel.from_pretrained(model, adapter_dir).eval()
 
 
 def main(arguments: Sequence[str]) -> int:
     """The child process: `reference WORK_DIR` or `examine WORK_DIR MERGED_DIR`."""
-    # The kernel ends this process when its parent dies, by kill -9 too: else a rerun would meet a model in memory.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    machine.die_with_parent()
     verb, work_dir, *rest = arguments
     try:
         if verb == "reference":
@@ -129,7 +134,7 @@ def main(arguments: Sequence[str]) -> int:
 def _read_request(work_dir: Path) -> ProofRequest:
     saved = read_json(work_dir / "request.json")
     rows = tuple(ProofRow(tuple(row["input_ids"]), row["prompt_tokens"]) for row in saved["rows"])
-    return ProofRequest(**{**saved, "rows": rows, **{k: Path(saved[k]) for k in ("base_dir", "adapter_dir")}})
+    return ProofRequest(**{**saved, "rows": rows, **{k: Path(saved[k]) for k in ("base_dir", "trained_dir")}})
 
 
 def _log_probs(model: Any, row: ProofRow) -> torch.Tensor:
@@ -199,6 +204,30 @@ def _round_like_a_merge(model: Any, wanted: ProofRequest) -> dict[str, torch.Ten
     return samples
 
 
+def _round_the_trained(model: Any, wanted: ProofRequest) -> dict[str, torch.Tensor]:
+    """Rounds a fully tuned model in place; returns samples of its stored weights, rounded, beside the base's own."""
+    import torch
+    from safetensors import safe_open
+
+    kind = getattr(torch, wanted.dtype)
+    for parameter in model.parameters():
+        parameter.data = parameter.to(kind).to(parameter.dtype)
+    base_files = {name: path for path, names in files_of(wanted.base_dir).items() for name in names}
+    samples = {}
+    for path, names in files_of(wanted.trained_dir).items():
+        for name in names:
+            with safe_open(path, framework="pt") as handle:
+                trained = handle.get_tensor(name)
+            if not trained.is_floating_point() or name not in base_files:
+                continue
+            with safe_open(base_files[name], framework="pt") as handle:
+                stored = handle.get_tensor(name)
+            chosen = _sampled(trained.numel())
+            samples[f"wanted/{name}"] = trained.reshape(-1)[chosen].to(kind)
+            samples[f"stored/{name}"] = stored.reshape(-1)[chosen].to(kind)
+    return samples
+
+
 def _sampled(count: int) -> torch.Tensor:
     """Up to SAMPLE indices below `count`, the same in both processes."""
     import torch
@@ -232,18 +261,19 @@ def _missing_delta(reference: dict[str, torch.Tensor], merged_dir: Path) -> tupl
 
 
 def _wrong_tensors(wanted: ProofRequest, merged_dir: Path) -> list[str]:
-    """Names that differ from the base's in presence, shape or type, where 16 bits are the type of every float."""
+    """Names that differ from what was merged in presence, shape or type, where 16 bits are the type of every float."""
 
     def described(model_dir: Path) -> dict[str, tuple[tuple[int, ...], str]]:
         found = [header for path, names in files_of(model_dir).items() for header in headers(path, names)]
         return {header.name: (header.shape, header.dtype) for header in found}
 
     short = SHORT_NAME[wanted.dtype]
-    base = {
-        name: (shape, short if kind in FLOATS else kind) for name, (shape, kind) in described(wanted.base_dir).items()
+    expected = {
+        name: (shape, short if kind in FLOATS else kind)
+        for name, (shape, kind) in described(wanted.weights_dir).items()
     }
     merged = described(merged_dir)
-    return sorted(name for name in base.keys() | merged.keys() if base.get(name) != merged.get(name))
+    return sorted(name for name in expected.keys() | merged.keys() if expected.get(name) != merged.get(name))
 
 
 if __name__ == "__main__":

@@ -14,14 +14,18 @@ import json
 import math
 import os
 import random
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, processors, trainers
 
-from appliance import demo_corpus, prompts
+from appliance import demo_corpus, machine, prompts
+from appliance.errors import EnvironmentUnavailable
 
 if TYPE_CHECKING:
     import torch
@@ -68,10 +72,7 @@ def ensure_base(
     The same seed gives the same weights on one machine. The folder appears whole or not at all: it is made under
     another name and renamed. `steps` is for tests.
     """
-    rates = [_PEAK_LEARNING_RATE, _EMBEDDING_LEARNING_RATE, _EMBEDDING_SPREAD]
-    corpus = [repr(pair) for pair in demo_corpus.pairs(200, seed)]  # enough to notice a changed generator
-    made_of = json.dumps([_VERSION, seed, steps, _SHAPE, _BATCH_ROWS, rates, prompts.chat_template(_FORMAT), corpus])
-    base_dir = cache_dir / f"demo-base-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
+    base_dir = _base_dir(cache_dir, seed, steps)
     if base_dir.is_dir():
         return base_dir
     cache_dir.mkdir(parents=True, exist_ok=True)
@@ -85,6 +86,35 @@ def ensure_base(
                 raise
             # Another process was quicker; what it made is the same.
     return base_dir
+
+
+def ensure_base_apart(cache_dir: Path, *, on_progress: Callable[[str], None]) -> Path:
+    """As ensure_base, in a process of its own: Unsloth must be imported before transformers, which makes the base.
+
+    Raises EnvironmentUnavailable: that process failed; its own words are on stderr.
+    """
+    base_dir = _base_dir(cache_dir, seed=0, steps=_STEPS)
+    if base_dir.is_dir():
+        return base_dir
+    command = [sys.executable, "-m", "appliance.demo", str(cache_dir)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8") as child:
+        assert child.stdout
+        for line in child.stdout:
+            on_progress(line.rstrip("\n"))
+    if child.returncode or not base_dir.is_dir():
+        raise EnvironmentUnavailable(
+            f"the demo's base model was not made: its process ended with {child.returncode}",
+            hint="run the same command again; a signal 9 (-9) is the system running out of memory",
+        )
+    return base_dir
+
+
+def _base_dir(cache_dir: Path, seed: int, steps: int) -> Path:
+    """Named after everything that it is made of."""
+    rates = [_PEAK_LEARNING_RATE, _EMBEDDING_LEARNING_RATE, _EMBEDDING_SPREAD]
+    corpus = [repr(pair) for pair in demo_corpus.pairs(200, seed)]  # enough to notice a changed generator
+    made_of = json.dumps([_VERSION, seed, steps, _SHAPE, _BATCH_ROWS, rates, prompts.chat_template(_FORMAT), corpus])
+    return cache_dir / f"demo-base-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
 
 
 def build_tokenizer() -> Tokenizer:
@@ -235,3 +265,8 @@ def _batches(tokenizer: Tokenizer, seed: int, steps: int) -> Iterator[tuple[torc
         ids = [row.input_ids + [prompt.pad_token_id] * (longest - len(row)) for row in batch]
         labels = [row.labels + [prompts.IGNORED] * (longest - len(row)) for row in batch]
         yield torch.tensor(ids), torch.tensor(labels)
+
+
+if __name__ == "__main__":
+    machine.die_with_parent()
+    ensure_base(Path(sys.argv[1]), on_progress=partial(print, flush=True))

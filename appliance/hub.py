@@ -66,7 +66,7 @@ def resolve(model_id: str, revision: str | None, cache_dir: Path) -> Base:
     if model_id == DEMO_ID:
         from appliance import demo
 
-        folder = demo.ensure_base(cache_dir, on_progress=console.say)
+        folder = demo.ensure_base_apart(cache_dir, on_progress=console.say)
         base = Base(folder, "finetune-appliance/demo-base", None, "apache-2.0")
     elif Path(model_id).is_dir():
         folder = Path(model_id).resolve()

@@ -92,6 +92,12 @@ class Job:
             )
         return base
 
+    @property
+    def trained_dir(self) -> Path:
+        """What training leaves: the adapter, or with `method: full` the whole model."""
+        name = "adapter" if self.resolved.recipe.tuning.method == "lora" else "model"
+        return self.run_dir.stage_dir("train") / name
+
     @cached_property
     def prompt(self) -> Prompt:
         """The prompt format with the base's tokenizer as transformers loads it, which may rebuild it from other files.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import importlib.util
 import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sysconfig
 import tempfile
@@ -21,6 +23,7 @@ from appliance import cards
 from appliance.cards import Card
 
 DType = Literal["float32", "bfloat16", "float16"]
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 COLUMNS = ("what", "found", "needed", "verdict", "fix")
 # Over the weights themselves: activations, optimizer states of the adapters, the CUDA context, the interpreter.
 OVERHEAD_BYTES = 1 << 30
@@ -99,6 +102,11 @@ def _writable(folder: Path) -> Finding:
 def can_train() -> bool:
     """Whether the packages of the `train` extra are installed. Imports none of them."""
     return all(importlib.util.find_spec(name) for name in ("torch", "transformers", "trl", "peft"))
+
+
+def die_with_parent() -> None:
+    """The kernel ends this child process when its parent dies, by kill -9 too: else a rerun would meet it at work."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def device() -> Device:
@@ -241,9 +249,15 @@ def parameters_of(model_dir: Path) -> int:
     return weights_bytes(model_dir) // 2
 
 
-def training_bytes(parameters: int, load_in_4bit: bool, dtype: str) -> int:
-    """Memory to train adapters on a base of so many weights: the weights as they are loaded, and OVERHEAD_BYTES."""
+def training_bytes(parameters: int, load_in_4bit: bool, dtype: str, full_with: str | None = None) -> int:
+    """Memory to train adapters on a base of so many weights: the weights as they are loaded, and OVERHEAD_BYTES.
+
+    `full_with`: the optimizer, where all weights are trained. Then a gradient and AdamW's two moments come on top for
+    each weight, all in the weights' own type (torch.optim.AdamW), the moments in one byte each with adamw_8bit.
+    """
     per_weight = BITS_4_BYTES if load_in_4bit else 4 if dtype == "float32" else 2
+    if full_with:
+        per_weight = 2 * per_weight + (2 if full_with == "adamw_8bit" else 2 * per_weight)
     return int(parameters * per_weight) + OVERHEAD_BYTES
 
 

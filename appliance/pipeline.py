@@ -87,6 +87,8 @@ def _check(job: Job, stage_dir: Path) -> str:
     findings = check.run(
         data=recipe.data,
         model=recipe.model,
+        tuning=recipe.tuning,
+        train=recipe.train,
         publish=recipe.publish,
         csv_path=job.csv_path if job.csv_path.exists() or not job.run_dir.record("prepare") else None,
         get_base=lambda: job.base,
@@ -137,6 +139,7 @@ def _train(job: Job, stage_dir: Path) -> str:
         cut_long_rows=recipe.data.on_too_long == "cut",
         prepare_dir=job.run_dir.stage_dir("prepare"),
         stage_dir=stage_dir,
+        trained_dir=job.trained_dir,
     )
     engine.release()
     return summary
@@ -155,7 +158,7 @@ def _evaluate(job: Job, stage_dir: Path) -> str:
         prompt_name=recipe.prompt,
         seed=recipe.train.seed,
         prepare_dir=job.run_dir.stage_dir("prepare"),
-        adapter_dir=job.run_dir.stage_dir("train") / "adapter",
+        trained_dir=job.trained_dir,
         stage_dir=stage_dir,
     )
     engine.release()
@@ -169,13 +172,16 @@ def _merge(job: Job, stage_dir: Path) -> str:
     rows = rundir.read_json(job.run_dir.stage_dir("evaluate") / "proof_rows.json")
     merged, proven = merge.run(
         job.base.dir,
-        job.run_dir.stage_dir("train") / "adapter",
+        job.trained_dir,
         stage_dir,
         dtype=job.base.stored_dtype,
         rows=[proof.ProofRow(tuple(row["input_ids"]), row["prompt_tokens"]) for row in rows],
         device=machine.proof_device(machine.parameters_of(job.base.dir), job.device),
     )
-    return f"{merged.merged_tensors} of {merged.tensors} tensors merged into {merged.dtype}; {_proven(proven)}"
+    changed = f"{merged.merged_tensors} of {merged.tensors} tensors merged into"
+    if not merged.merged_tensors:
+        changed = f"{merged.tensors} trained tensors rounded to"
+    return f"{changed} {merged.dtype}; {_proven(proven)}"
 
 
 def _proven(proven: Proof) -> str:

@@ -1,5 +1,7 @@
 """What must hold of a merged model before it may leave: that it answers as base + adapter does.
 
+After full fine-tuning read "the trained model" for "base + adapter": its weights rounded once are what a merge is.
+
 Two processes, never both at once, so that the merged model is read as its users will read it. `reference` loads base
 and adapter and saves what they say; `examine` loads the merged folder alone, with plain transformers, and compares.
 Both see the same rows, teacher-forced. Must not know how the merge was written: peft's own arithmetic is the judge.
@@ -26,6 +28,7 @@ from typing import Any
 
 from appliance.errors import EnvironmentUnavailable, GateRefused
 from appliance.rundir import read_json, write_json
+from appliance.shards import is_adapter
 
 ROWS = 32  # compared at most; with POSITIONS a row this keeps the saved reference below 60 MB for any vocabulary
 POSITIONS = 64  # a row at most: the first ones and EOS
@@ -63,14 +66,22 @@ class ProofRow:
 
 @dataclass(frozen=True)
 class ProofRequest:
-    """What both processes work on. `dtype`: what the merge stores; `compute_dtype`: what both sides compute in."""
+    """What both processes work on. `dtype`: what the merge stores; `compute_dtype`: what both sides compute in.
+
+    `trained_dir`: an adapter of the base, or after full fine-tuning a model of its own.
+    """
 
     base_dir: Path
-    adapter_dir: Path
+    trained_dir: Path
     dtype: str
     compute_dtype: str
     device: str
     rows: tuple[ProofRow, ...]
+
+    @property
+    def weights_dir(self) -> Path:
+        """The model folder whose tensors the merged model must have."""
+        return self.base_dir if is_adapter(self.trained_dir) else self.trained_dir
 
 
 @dataclass(frozen=True)
@@ -123,7 +134,7 @@ class Proof:
         return {"passed": self.passed, "gates": gates, **measures}
 
 
-def request(base_dir: Path, adapter_dir: Path, *, dtype: str, device: str, rows: Sequence[ProofRow]) -> ProofRequest:
+def request(base_dir: Path, trained_dir: Path, *, dtype: str, device: str, rows: Sequence[ProofRow]) -> ProofRequest:
     """The first ROWS rows; float32 on a CPU, the merged model's own 16 bits on a GPU.
 
     Raises GateRefused: there is no row to compare.
@@ -131,7 +142,7 @@ def request(base_dir: Path, adapter_dir: Path, *, dtype: str, device: str, rows:
     if not rows:
         raise GateRefused("no held-out row is left to prove the merge with", hint="raise data.test_fraction")
     compute_dtype = "float32" if device == "cpu" else dtype
-    return ProofRequest(base_dir, adapter_dir, dtype, compute_dtype, device, tuple(rows[:ROWS]))
+    return ProofRequest(base_dir, trained_dir, dtype, compute_dtype, device, tuple(rows[:ROWS]))
 
 
 def prove(wanted: ProofRequest, merged_dir: Path, work_dir: Path) -> Proof:
@@ -192,7 +203,8 @@ def judge(seen: Measures) -> tuple[Gate, ...]:
             seen.delta_missing <= DELTA_BOUND,
             seen.delta_missing,
             DELTA_BOUND,
-            f"worst distance from peft's float32 merge, 1 = as far as the base: {seen.delta_missing_name}",
+            "worst distance from the trained weights (an adapter's by peft's float32 merge), 1 = as far as the base: "
+            f"{seen.delta_missing_name}",
         ),
         Gate(
             "merged_equals_trained",
@@ -236,5 +248,5 @@ def _run_child(verb: str, paths: Sequence[Path], log_path: Path) -> None:
     message = f"proof: the process `{verb}` {ended}:\n{tail}"
     # A merged folder that transformers cannot load is the merge's fault, any other trouble the machine's.
     if code == GateRefused.exit_code or (verb == "examine" and code == 1):
-        raise GateRefused(message, hint=f"the adapter is kept; see {log_path}")
+        raise GateRefused(message, hint=f"what was trained is kept; see {log_path}")
     raise EnvironmentUnavailable(message, hint=f"a signal 9 is the system running out of memory; see {log_path}")

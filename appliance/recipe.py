@@ -66,7 +66,9 @@ class DataSection(Section):
 
 
 class TuningSection(Section):
-    method: Literal["lora"] = Field("lora", description="What is trained: low-rank adapters beside frozen weights.")
+    method: Literal["lora", "full"] = Field(
+        "lora", description="lora: low-rank adapters beside frozen weights. full: every weight; many times the memory."
+    )
     r: Positive = Field(16, description="Rank of the adapters: higher learns more and takes more memory.")
     alpha: Positive = Field(32, description="Scale of the adapters; the delta is multiplied by alpha / r.")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.05, description="Dropout before the adapters.")
@@ -75,6 +77,15 @@ class TuningSection(Section):
     )
     rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead of alpha / r.")
     dora: bool = Field(False, description="Train the length of each weight row apart from its direction.")
+
+    @model_validator(mode="after")
+    def _full_has_no_adapter(self) -> TuningSection:
+        if self.method == "full":
+            defaults = {name: field.default for name, field in type(self).model_fields.items() if name != "method"}
+            changed = [name for name, default in defaults.items() if getattr(self, name) != default]
+            if changed:
+                raise ValueError(f"tuning.{', tuning.'.join(changed)}: of no effect with method: full; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _head_and_embeddings_stay(self) -> TuningSection:
@@ -127,7 +138,7 @@ class PublishSection(Section):
         None, description="USER/NAME on the Hub; null ends with the release folder. (Upload is not in this version.)"
     )
     visibility: Literal["private", "public"] = Field("private", description="Who may see the repository.")
-    adapter: bool = Field(True, description="Release the adapter.")
+    adapter: bool = Field(True, description="Release the adapter (method: lora).")
     merged: bool = Field(True, description="Release the merged 16-bit model.")
     examples: bool = Field(True, description="Show side-by-side answers from the test rows in the model card.")
     require_improvement: bool = Field(False, description="Refuse to release unless the verdict is `better`.")
@@ -154,6 +165,14 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
     publish: PublishSection = PublishSection()
+
+    @model_validator(mode="after")
+    def _full_tunes_16_bits(self) -> Recipe:
+        if self.tuning.method == "full" and self.model.load_in_4bit:
+            raise ValueError("tuning.method: full trains the weights themselves: set model.load_in_4bit to false")
+        if self.tuning.method == "full" and not self.publish.merged:
+            raise ValueError("publish.merged: false leaves nothing to release: method: full makes no adapter")
+        return self
 
     @model_validator(mode="after")
     def _sides_leave_room(self) -> Recipe:

@@ -21,7 +21,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def plot_loss(metrics_path: Path, png_path: Path, *, best_step: int) -> None:
-    """Train and val loss over the steps, the kept adapter's step marked."""
+    """Train and val loss over the steps, the step that was kept marked."""
     from matplotlib.figure import Figure
 
     lines = read_metrics(metrics_path)

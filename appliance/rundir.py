@@ -21,6 +21,7 @@ from typing import Any
 from appliance.errors import RunDirError
 
 STAGES = ("check", "prepare", "train", "evaluate", "merge", "publish")
+CHECKPOINTS_KEPT = 3  # the best, the newest, and one before it, in case the newest is damaged
 Inputs = Mapping[str, Any]  # dotted name of a recipe field or file -> its value or hash; JSON
 
 
@@ -225,6 +226,14 @@ def atomic_dir(path: Path) -> Iterator[Path]:
         _fsync(path.parent)
     finally:
         _remove(temporary)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """`target` as a hard link to `source` where the file system has them, else as a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def fsync_all(folder: Path) -> None:

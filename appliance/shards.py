@@ -67,6 +67,11 @@ class Delta:
     transposed: bool  # Conv1D keeps its weight as (in, out)
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds what peft saves, and not a model of its own."""
+    return (folder / "adapter_config.json").is_file()
+
+
 def files_of(model_dir: Path) -> dict[Path, list[str]]:
     """Each safetensors file of a model folder with the names of its tensors.
 

@@ -21,6 +21,7 @@ def whereabouts(run_dir: RunDir) -> list[tuple[str, Path]]:
         "release": "publish/release",
         "merged model": "merge/model",
         "adapter": "train/adapter",
+        "trained model": "train/model",
         "predictions": "evaluate/predictions.csv",
         "row ledger": "prepare/rows.csv",
         "report": "report.html",
@@ -66,8 +67,8 @@ def inspect(run_path: Path, line: int | None, cache_dir: Path) -> list[str]:
         raise RunDirError(f"{run_path}: no prepared rows here", hint=hint)
     run_path = run_path.absolute()  # a run called `demo` is not the shipped recipe
     recipe = load(str(run_path)).recipe
-    adapter_dir = run_path / "train" / "adapter"
-    folder = adapter_dir if adapter_dir.is_dir() else Job(load(str(run_path)), RunDir(run_path), cache_dir).base.dir
+    job = Job(load(str(run_path)), RunDir(run_path), cache_dir)
+    folder = job.trained_dir if job.trained_dir.is_dir() else job.base.dir
     prompt = prompts.from_folder(recipe.prompt, folder)
     for side in ("train", "val", "test"):
         for row in table.iter_canonical(run_path / "prepare" / f"{side}.csv"):

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-BATCHES_SEEN = 4
+# what turns a recipe for LoRA into one for full fine-tuning
+FULL = ("tuning.method=full", "tuning.r=16", "tuning.alpha=32", "tuning.dropout=0.05", "model.dtype=float32")
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,10 @@ class Request:
     report: str
     pretend_cuda: bool = False
     until: str = "publish"
+    batches_seen: int = 4
     unsloth_merge: str = ""  # folder for Unsloth's own merge of the trained model
     then: str = ""
+    full: str = ""  # run directory of a full fine-tuning of the same recipe, until evaluated
 
 
 @dataclass
@@ -41,6 +45,7 @@ class Report:
     importers: list[str] = field(default_factory=list)  # modules of ours that imported it
     environment: dict[str, str | None] = field(default_factory=dict)
     batches: list[dict[str, Any]] = field(default_factory=list)  # input ids, labels, mask as the model got them
+    step_seconds: list[float] = field(default_factory=list)  # when each step's loss was known; 0 is the loaded model
     peak_bytes: int = 0
 
 
@@ -90,7 +95,8 @@ def _run(request: Request, report: Report) -> None:
 
         def load_for_training(*args: Any) -> Any:
             trained[:] = load(*args)
-            _watch_batches(report)
+            _watch_batches(report, request.batches_seen)
+            _watch_steps(report)
             return tuple(trained)
 
         engine.load_for_training = load_for_training  # type: ignore[method-assign]
@@ -111,20 +117,37 @@ def _run(request: Request, report: Report) -> None:
     trained.clear()
     if request.then:
         pipeline.run(resolved, RunDir(Path(request.then)), Path(request.cache), until="evaluate")
+    if request.full:
+        resolved = resolve.load(request.recipe, overrides=FULL, environ={})
+        pipeline.run(resolved, RunDir(Path(request.full)), Path(request.cache), until="evaluate")
 
 
-def _watch_batches(report: Report) -> None:
+def _watch_batches(report: Report, count: int) -> None:
     """Notes what reaches the model: trl's trainer, rewritten or not, is behind us by then."""
     from appliance import trainer
 
     compute_loss = trainer.OrderedTrainer.compute_loss
 
     def noted(self: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        if model.training and len(report.batches) < BATCHES_SEEN:
+        if model.training and len(report.batches) < count:
             report.batches.append({name: value.tolist() for name, value in inputs.items() if hasattr(value, "tolist")})
         return compute_loss(self, model, inputs, *args, **kwargs)
 
     trainer.OrderedTrainer.compute_loss = noted
+
+
+def _watch_steps(report: Report) -> None:
+    """Notes the time whenever a step's loss is logged: the device has computed it by then."""
+    from appliance import trainer
+
+    log, began = trainer.OrderedTrainer.log, time.perf_counter()
+
+    def noted(self: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            report.step_seconds.append(time.perf_counter() - began)
+        log(self, logs, *args, **kwargs)
+
+    trainer.OrderedTrainer.log = noted
 
 
 if __name__ == "__main__":

@@ -135,6 +135,18 @@ def tiny_adapter(
     return folder
 
 
+def tiny_full(folder: Path, base_dir: Path, *, strength: float = 0.1, seed: int = 0) -> Path:
+    """`base_dir` after full fine-tuning: every weight moved by `strength` of its size, stored in float32."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(strength * parameter.std(correction=0) * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
 def change_adapter(source: Path, folder: Path, change: Any) -> Path:
     """A copy of the adapter in `source` whose tensors went through `change(dict) -> dict`."""
     import shutil

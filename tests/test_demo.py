@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance import demo, demo_corpus, pipeline, prompts, resolve, rundir
+from appliance.errors import EnvironmentUnavailable
 from appliance.job import sample_csv
 from appliance.rundir import RunDir
 from tests import test_readme
@@ -173,6 +174,25 @@ def test_pretraining_lowers_the_loss(tmp_path: Path) -> None:
     demo.ensure_base(tmp_path, steps=12, on_progress=lines.append)
     last = float(lines[-1].rpartition("loss ")[2])
     assert last < 7.0  # a model that knows nothing: ln(vocabulary) = 8.0
+
+
+def test_a_process_that_makes_no_base_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(EnvironmentUnavailable, match="ended with 1") as caught:
+        demo.ensure_base_apart(tmp_path / "cache", on_progress=print)
+    assert "same command again" in caught.value.hint
+
+
+def test_the_base_is_made_by_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unsloth has to be imported before transformers, and making the base imports transformers."""
+    monkeypatch.setattr(demo, "_base_dir", lambda cache_dir, **_: cache_dir / "made")
+    stand_in = tmp_path / "python"  # gets `-m appliance.demo CACHE_DIR`, as the real one would
+    stand_in.write_text('#!/bin/sh\necho "step 1 of 1"\nmkdir -p "$3/made"\n', encoding="utf-8")
+    stand_in.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(stand_in))
+    lines: list[str] = []
+    assert demo.ensure_base_apart(tmp_path, on_progress=lines.append) == tmp_path / "made"
+    assert lines == ["step 1 of 1"]
 
 
 def _sha256(base_dir: Path) -> str:

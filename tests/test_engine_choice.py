@@ -18,7 +18,7 @@ from appliance.cards import Card
 from appliance.errors import EnvironmentUnavailable
 from appliance.hub import Base
 from appliance.machine import Device
-from appliance.recipe import DataSection, ModelSection, PublishSection
+from appliance.recipe import DataSection, ModelSection, PublishSection, TrainSection, TuningSection
 from appliance.stages import check
 from tests.conftest import write_qa
 
@@ -85,6 +85,7 @@ def look(
     driver: str = "580.65.06",
     base: Base | None = None,
     model: ModelSection | None = None,
+    tuning: TuningSection | None = None,
 ) -> list[machine.Finding]:
     def no_base() -> NoReturn:
         raise AssertionError("the base was asked for")
@@ -95,6 +96,8 @@ def look(
     return check.run(
         data=DataSection(csv=str(csv_path)),
         model=model or ModelSection(id="base"),
+        tuning=tuning or TuningSection(),
+        train=TrainSection(),
         publish=PublishSection(),
         csv_path=csv_path,
         get_base=(lambda: base) if base else no_base,
@@ -155,6 +158,31 @@ def test_bfloat16_is_refused_on_a_card_that_has_none(
     base, model = Base(base_dir, "base", None, None), ModelSection(id="base", dtype="bfloat16")
     with pytest.raises(EnvironmentUnavailable, match="bfloat16 on T4"):
         look(tmp_path, T4, monkeypatch, base=base, model=model)
+
+
+def test_full_fine_tuning_in_float16_is_refused(
+    base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, model = TuningSection(method="full"), ModelSection(id="base", load_in_4bit=False)
+    with pytest.raises(EnvironmentUnavailable, match="bfloat16 or float32 for method: full"):
+        look(tmp_path, T4, monkeypatch, base=Base(base_dir, "base", None, None), model=model, tuning=full)
+
+
+@pytest.mark.parametrize(
+    ("load_in_4bit", "dtype", "full_with", "bytes_per_weight"),
+    [
+        (True, "bfloat16", None, 0.6),
+        (False, "bfloat16", None, 2),
+        (False, "bfloat16", "adamw_8bit", 6),
+        (False, "bfloat16", "adamw_torch", 8),
+        (False, "float32", "adamw_torch", 16),
+    ],
+)
+def test_memory_by_what_is_trained(
+    load_in_4bit: bool, dtype: str, full_with: str | None, bytes_per_weight: float
+) -> None:
+    needed = machine.training_bytes(10**9, load_in_4bit, dtype, full_with)
+    assert needed == int(10**9 * bytes_per_weight) + machine.OVERHEAD_BYTES
 
 
 def test_a_base_too_large_says_what_fits(base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from appliance import pipeline, report, resolve, rundir
 from appliance.rundir import RunDir
 from tests.conftest import read_csv, write_qa
-from tests.engine_child import Request
+from tests.engine_child import FULL, Request
 from tests.models import Family, tiny_base
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -80,6 +80,7 @@ evaluate: {{max_rows: 2, max_new_tokens: 3}}
             pretend_cuda=True,
             unsloth_merge=str(folder / "merged-by-unsloth"),
             then=str(folder / "handed-over"),
+            full=str(folder / "full-unsloth"),
         ),
     )
     resolved = resolve.load(str(recipe), environ={})
@@ -88,6 +89,8 @@ evaluate: {{max_rows: 2, max_new_tokens: 3}}
     for stage in ("evaluate", "merge", "publish"):
         shutil.rmtree(folder / "taken-over" / stage)
     pipeline.run(resolved, RunDir(folder / "taken-over"), folder / "cache", until="evaluate")
+    full = resolve.load(str(recipe), overrides=FULL, environ={})
+    pipeline.run(full, RunDir(folder / "full-transformers"), folder / "cache", until="evaluate")
     reports = {"transformers": plain[0], "unsloth": fast[0]}
     return Ran(folder, FAMILIES[family], runs, reports, fast[1])
 
@@ -177,6 +180,20 @@ def test_a_run_goes_on_with_the_other_engine(ran: Ran, trained_by: str, other: s
     assert mine["tuned"]["loss"] < mine["base"]["loss"]
     if ran.dtype == "float32":  # in float16 so small a model has near-ties
         assert answers(ran.folder / other) == answers(ran.runs[trained_by])
+
+
+def test_full_fine_tuning_is_the_same_by_both(ran: Ran) -> None:
+    folders = [ran.folder / f"full-{engine}" for engine in ENGINES]
+    losses = [[line.get("loss") for line in report.read_metrics(run / "train" / "metrics.jsonl")] for run in folders]
+    assert [loss for loss in losses[0] if loss] == pytest.approx([loss for loss in losses[1] if loss], rel=1e-4)
+    trained = [load_file(run / "train" / "model" / "model.safetensors") for run in folders]
+    stored = load_file(ran.folder / "base" / "model.safetensors")
+    assert trained[0].keys() == trained[1].keys() == stored.keys()
+    for name, tensor in trained[0].items():
+        assert tensor.dtype == trained[1][name].dtype == torch.float32
+        assert not torch.equal(tensor, stored[name].float()), name
+    for who in ("base", "tuned"):
+        assert metrics(folders[0])[who]["loss"] == pytest.approx(metrics(folders[1])[who]["loss"], rel=1e-3)
 
 
 def test_our_merge_is_unsloths_own(ran: Ran) -> None:

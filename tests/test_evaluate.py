@@ -46,7 +46,7 @@ def run(
         prompt_name="alpaca",
         seed=0,
         prepare_dir=prepare_dir,
-        adapter_dir=adapter_dir,
+        trained_dir=adapter_dir,
         stage_dir=stage_dir,
     )
 

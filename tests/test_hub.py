@@ -302,7 +302,7 @@ def test_the_demo_base_is_made_on_the_spot(folder: Path, tmp_path: Path, monkeyp
         on_progress("step 50 of 500")
         return folder
 
-    monkeypatch.setattr(demo, "ensure_base", ensure_base)
+    monkeypatch.setattr(demo, "ensure_base_apart", ensure_base)
     base = resolve("demo", None, tmp_path / "cache")
     assert asked == [tmp_path / "cache"]
     assert (base.dir, base.public_id, base.license) == (folder, "finetune-appliance/demo-base", "apache-2.0")

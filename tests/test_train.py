@@ -36,6 +36,9 @@ FAST = {
 }
 
 
+FULL = {"method": "full"}
+
+
 @pytest.fixture
 def base(base_dir: Path) -> Base:
     return hub.resolve(str(base_dir), None, base_dir)
@@ -66,13 +69,14 @@ def fit(base: Base, prepare_dir: Path, stage_dir: Path, *, tuning: dict[str, Any
         device=device,
         base=base,
         model=ModelSection(id=str(base.dir), load_in_4bit=four_bit),
-        tuning=TuningSection(**{"r": 4, "alpha": 8, "dropout": 0.1, **(tuning or {})}),
+        tuning=TuningSection(**(tuning if tuning == FULL else {"r": 4, "alpha": 8, "dropout": 0.1, **(tuning or {})})),
         train=TrainSection(**{**FAST, **changes}),
         prompt_name="alpaca",
         max_seq_length=256,
         cut_long_rows=False,
         prepare_dir=prepare_dir,
         stage_dir=stage_dir,
+        trained_dir=stage_dir / ("model" if (tuning or {}).get("method") == "full" else "adapter"),
     )
 
 
@@ -98,6 +102,21 @@ def test_it_learns_and_every_adapter_weight_moves(base: Base, prepare_dir: Path,
     # peft starts B at zero: a B that is not zero anywhere has been trained everywhere
     assert all(bool((tensor != 0).all()) for name, tensor in tensors.items() if "lora_B" in name)
     assert rundir.sha256_of(base.dir / "model.safetensors") == before
+
+
+def test_full_fine_tuning_moves_every_weight_and_keeps_a_model(base: Base, prepare_dir: Path, tmp_path: Path) -> None:
+    stage_dir = tmp_path / "train"
+    fit(base, prepare_dir, stage_dir, tuning=FULL, learning_rate=1e-3)
+    val_loss = losses(stage_dir, "val_loss")
+    assert val_loss[8] < 0.9 * val_loss[0]
+    before, after = load_file(base.dir / "model.safetensors"), load_file(stage_dir / "model" / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, tensor in after.items():
+        assert tensor.dtype == torch.float32
+        assert not torch.equal(tensor, before[name].float()), name
+    config = json.loads((stage_dir / "model" / "config.json").read_text())
+    assert config == {k: v for k, v in base.config.items() if k != "_name_or_path"}
+    assert not (stage_dir / "adapter").exists()
 
 
 def test_the_best_checkpoint_is_what_is_kept(base: Base, prepare_dir: Path, tmp_path: Path) -> None:

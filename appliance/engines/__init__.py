@@ -35,7 +35,7 @@ class Engine(Protocol):
     def load_for_training(
         self, base_dir: Path, model: ModelSection, tuning: TuningSection, max_seq_length: int, seed: int
     ) -> Loaded:
-        """A PEFT model ready to train. `seed` draws the adapters' first values."""
+        """A PEFT model ready to train, whose adapters `seed` draws; with `method: full` the base itself."""
         ...
 
     def load_for_inference(self, base_dir: Path, model: ModelSection, adapter_dir: Path | None) -> Loaded:

@@ -28,6 +28,8 @@ class TransformersEngine:
         """See Engine. Raises EnvironmentUnavailable: the weights do not load, or a named target module is not there."""
         refuse_too_long(base_dir, max_seq_length)
         base, tokenizer = self._load_base(base_dir, model)
+        if tuning.method == "full":
+            return base, tokenizer
         if model.load_in_4bit:
             base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
         torch.manual_seed(seed)

@@ -49,7 +49,9 @@ class UnslothEngine:
     ) -> Loaded:
         """See Engine. Raises EnvironmentUnavailable: as the transformers engine."""
         with _prints_to_log():
-            base, tokenizer = self._load(base_dir, model, max_seq_length)
+            base, tokenizer = self._load(base_dir, model, max_seq_length, full=tuning.method == "full")
+            if tuning.method == "full":
+                return base, tokenizer
             try:
                 tuned = self._unsloth.get_peft_model(
                     base,
@@ -88,7 +90,7 @@ class UnslothEngine:
         if self._device.kind == "cuda":
             torch.cuda.empty_cache()
 
-    def _load(self, base_dir: Path, model: ModelSection, max_seq_length: int | None) -> Loaded:
+    def _load(self, base_dir: Path, model: ModelSection, max_seq_length: int | None, *, full: bool = False) -> Loaded:
         """The base and its own tokenizer. `max_seq_length` None: as long as the base was made for."""
         import torch
         from transformers import AutoTokenizer
@@ -102,6 +104,7 @@ class UnslothEngine:
                 max_seq_length=max_seq_length or longest,
                 dtype=dtype,
                 load_in_4bit=model.load_in_4bit,
+                full_finetuning=full,
                 use_gradient_checkpointing=self._checkpoints,
                 device_map={"": 0 if self._device.kind == "cuda" else "cpu"},
                 fix_tokenizer=False,

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 from appliance import cards, engines, machine, rundir, table
 from appliance.errors import DataError, EnvironmentUnavailable, RecipeError
 from appliance.hub import Base
 from appliance.machine import Device, Finding, human
-from appliance.recipe import DataSection, ModelSection, PublishSection
+from appliance.recipe import DataSection, ModelSection, PublishSection, TrainSection, TuningSection
 from appliance.table import Rejected
 
 PROVABLE_TEST_ROWS = 30  # below this, a bootstrap interval is so wide that little can be shown
@@ -21,6 +20,8 @@ def run(
     *,
     data: DataSection,
     model: ModelSection,
+    tuning: TuningSection,
+    train: TrainSection,
     publish: PublishSection,
     csv_path: Path | None,
     get_base: Callable[[], Base],
@@ -52,9 +53,13 @@ def run(
         findings.append(Finding("packages", "no torch", "torch to train", "fails" if will_train else "warning", fix))
     _judge(findings, table_path)  # before a base is fetched: what is wrong with the machine stays wrong
     base = get_base()
-    findings += [*_base_findings(base, model), _disk(base, stage_dir)]
+    full_with = train.optimizer if tuning.method == "full" else None
+    findings += [*_base_findings(base, model), _disk(base, stage_dir, full_with)]
     if device:
-        findings += [*_engine_findings(engine, base, model, device), *_memory(base, model, device)]
+        findings += [
+            *_engine_findings(engine, base, model, device, full_with),
+            *_memory(base, model, device, full_with),
+        ]
     _judge(findings, table_path)
     return findings
 
@@ -130,7 +135,9 @@ def _device_findings(engine: str, device: Device) -> list[Finding]:
     return findings
 
 
-def _engine_findings(engine: str, base: Base, model: ModelSection, device: Device) -> list[Finding]:
+def _engine_findings(
+    engine: str, base: Base, model: ModelSection, device: Device, full_with: str | None
+) -> list[Finding]:
     """Which engine, why, and whether the base's numbers fit its type of computation."""
     kind, dtype = str(base.config.get("model_type")), device.compute_dtype(model.dtype)
     name, reason = engines.choose(engine, device, kind)
@@ -138,17 +145,21 @@ def _engine_findings(engine: str, base: Base, model: ModelSection, device: Devic
     if dtype == "bfloat16" and device.dtype == "float16":  # emulated by torch, exchanged for float16 by Unsloth
         fix = "set model.dtype=auto, or use a card of compute capability 8.0 or newer"
         findings.append(Finding("number type", f"bfloat16 on {device.name}", "float16", "fails", fix))
+    if dtype == "float16" and full_with:  # the gradient scaler refuses weights in float16, and so small a step is lost
+        fix = "use method: lora, a card of compute capability 8.0 or newer, or model.dtype=float32"
+        findings.append(Finding("number type", "float16", "bfloat16 or float32 for method: full", "fails", fix))
     if cards.overflows(kind, dtype):
         fix = "use a card of compute capability 8.0 or newer, or set model.dtype=float32"
         findings.append(Finding("number range", f"{kind} in float16", "bfloat16 or float32", "fails", fix))
     return findings
 
 
-def _memory(base: Base, model: ModelSection, device: Device) -> list[Finding]:
+def _memory(base: Base, model: ModelSection, device: Device, full_with: str | None) -> list[Finding]:
     """Room for training, and for the proof, which loads the model again in 16 bits (on a CPU: in float32)."""
     parameters = machine.parameters_of(base.dir)
     room = {"cuda": device.memory_bytes, "cpu": machine.memory_available_bytes()}
-    training = machine.training_bytes(parameters, model.load_in_4bit, device.compute_dtype(model.dtype))
+    dtype = device.compute_dtype(model.dtype)
+    training = machine.training_bytes(parameters, model.load_in_4bit, dtype, full_with)
     place = machine.proof_device(parameters, device)
     return [
         _fits("training", device.kind, room[device.kind], training),
@@ -164,11 +175,16 @@ def _fits(purpose: str, place: str, room: int, needed: int) -> Finding:
     return Finding(what, human(room), human(needed), "fails", fix)
 
 
-def _disk(base: Base, stage_dir: Path) -> Finding:
-    """The merged model once more (the release shares its blocks), checkpoints, and a tenth on top."""
-    needed = int(machine.weights_bytes(base.dir) * 1.1) + machine.OVERHEAD_BYTES // 2
+def _disk(base: Base, stage_dir: Path, full_with: str | None) -> Finding:
+    """The merged model once more (the release shares its blocks), checkpoints, and a tenth on top.
+
+    With `method: full` each checkpoint holds the weights and AdamW's moments, at worst in float32, and one more is
+    written before the oldest is removed.
+    """
+    weights = machine.weights_bytes(base.dir)
+    checkpoints = (rundir.CHECKPOINTS_KEPT + 1) * machine.parameters_of(base.dir) * 12 if full_with else 0
+    needed = int((weights + checkpoints) * 1.1) + machine.OVERHEAD_BYTES // 2
     free = machine.free_disk_bytes(stage_dir)
-    verdict: Literal["ok", "fails"] = "ok" if needed <= free else "fails"
-    return Finding(
-        "disk", human(free), human(needed), verdict, "" if verdict == "ok" else "free space, or use --runs-dir"
-    )
+    if needed <= free:
+        return Finding("disk", human(free), human(needed), "ok")
+    return Finding("disk", human(free), human(needed), "fails", "free space, or use --runs-dir")

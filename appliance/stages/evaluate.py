@@ -1,22 +1,26 @@
-"""Base against tuned on the untouched test rows: the same prompts, one loaded model, adapter off and on, greedy."""
+"""Base against tuned on the untouched test rows: the same prompts, greedy, one model in memory.
+
+With an adapter it is one model, the adapter off and on; after full fine-tuning two models, one after the other.
+"""
 
 from __future__ import annotations
 
 import csv
 import random
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoTokenizer
 
 from appliance import batches, console, generation, metrics, prompts, rundir, table
 from appliance.engines import Engine
 from appliance.generation import Answer
 from appliance.hub import Base
 from appliance.recipe import EvaluateSection, ModelSection
+from appliance.shards import is_adapter
 
 LOSS_ROWS_PER_BATCH = 4
 PREDICTION_COLUMNS = ("row", "question", "wanted", "base", "tuned", "verdict")
@@ -46,11 +50,11 @@ def run(
     prompt_name: str,
     seed: int,
     prepare_dir: Path,
-    adapter_dir: Path,
+    trained_dir: Path,
     stage_dir: Path,
 ) -> Comparison:
     """Writes metrics.json, predictions.csv and proof_rows.json."""
-    tuned, tokenizer = engine.load_for_inference(base.dir, model, adapter_dir)
+    tokenizer = AutoTokenizer.from_pretrained(str(trained_dir), local_files_only=True, trust_remote_code=False)
     prompt = prompts.from_transformers(prompt_name, tokenizer)
     test_rows = table.read_canonical(prepare_dir / "test.csv")
     rows = _chosen(test_rows, evaluate.max_rows, seed)
@@ -58,18 +62,29 @@ def run(
     encoded = [prompt.encode(row.instruction, row.input, row.output) for row in rows]
     answers: dict[str, list[Answer]] = {}
     losses: dict[str, float] = {}
-    for who, adapter_state in (("base", tuned.disable_adapter), ("tuned", nullcontext)):
-        with adapter_state(), console.Steps(f"answers of the {who} model", len(rows)) as bar:
-            losses[who] = mean_loss(tuned, encoded, prompt.pad_token_id)
+
+    def look(who: str, loaded: Any) -> None:
+        with console.Steps(f"answers of the {who} model", len(rows)) as bar:
+            losses[who] = mean_loss(loaded, encoded, prompt.pad_token_id)
             answers[who] = generation.answer(
-                tuned,
+                loaded,
                 prompt,
                 questions,
                 max_new_tokens=evaluate.max_new_tokens,
                 stop=evaluate.stop,
                 on_progress=bar.advance,
             )
-    del tuned
+
+    if is_adapter(trained_dir):
+        tuned, _ = engine.load_for_inference(base.dir, model, trained_dir)
+        with tuned.disable_adapter():
+            look("base", tuned)
+        look("tuned", tuned)
+        del tuned
+    else:
+        for who, folder in (("base", base.dir), ("tuned", trained_dir)):
+            look(who, engine.load_for_inference(folder, model, None)[0])
+            engine.release()
     engine.release()
 
     rundir.write_json(

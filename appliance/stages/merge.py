@@ -1,5 +1,7 @@
 """The merge: base shards + adapter -> 16-bit shards, one tensor at a time, and the proof of the result.
 
+After full fine-tuning there is nothing to add: the trained weights are rounded to 16 bits and proven alike.
+
 Owns the arithmetic of merging and the safetensors files it writes. Must not know recipes, prompts or how the adapter
 was trained. Memory: one weight matrix in float32, whatever the size of the model.
 
@@ -30,6 +32,7 @@ from appliance.shards import (
     Header,
     files_of,
     headers,
+    is_adapter,
     read_adapter,
     stored_name,
     write_shard,
@@ -60,7 +63,7 @@ class MergeSummary:
 
 def run(
     base_dir: Path,
-    adapter_dir: Path,
+    trained_dir: Path,
     stage_dir: Path,
     *,
     dtype: str,
@@ -69,17 +72,21 @@ def run(
 ) -> tuple[MergeSummary, proof.Proof]:
     """Merges into `stage_dir/model` and proves it; `stage_dir/proof.json` is written whatever happens.
 
-    `dtype` is what the merged model is stored in, `device` ("cpu" | "cuda") where the proof computes. The model is
-    called `model` only once it is proven; a refused one is kept as `model.refused`.
+    `trained_dir` holds an adapter of the base, or a model of its own. `dtype` is what the merged model is stored in,
+    `device` ("cpu" | "cuda") where the proof computes. The model is called `model` only once it is proven; a refused
+    one is kept as `model.refused`.
     Raises GateRefused: a gate did not pass, or the adapter cannot be merged. EnvironmentUnavailable: disk, base files.
     """
     stage_dir.mkdir(parents=True, exist_ok=True)
     unproven, refused, work_dir = (stage_dir / name for name in ("model.unproven", "model.refused", "proof.work"))
     try:
-        request = proof.request(base_dir, adapter_dir, dtype=dtype, device=device, rows=rows)
+        request = proof.request(base_dir, trained_dir, dtype=dtype, device=device, rows=rows)
         with proof.work_folder(work_dir):
             proof.run_reference(request, work_dir, stage_dir / "proof.log")
-            summary = merge_adapter(base_dir, adapter_dir, unproven, dtype=dtype)
+            if is_adapter(trained_dir):
+                summary = merge_adapter(base_dir, trained_dir, unproven, dtype=dtype)
+            else:
+                summary = round_model(trained_dir, unproven, dtype=dtype)
             result = proof.run_examination(work_dir, unproven, stage_dir / "proof.log")
     except ApplianceError as error:
         write_json(stage_dir / "proof.json", {"passed": False, "error": str(error), "gates": []})
@@ -92,8 +99,8 @@ def run(
     failed = [gate for gate in result.gates if not gate.passed]
     if failed:
         raise GateRefused(
-            "the merged model is not base + adapter: " + "; ".join(gate.sentence() for gate in failed),
-            hint=f"the adapter is kept; nothing may be published. Compare {refused} and {stage_dir / 'proof.json'}, "
+            "the merged model is not the trained one: " + "; ".join(gate.sentence() for gate in failed),
+            hint=f"what was trained is kept; nothing is published. Compare {refused} and {stage_dir / 'proof.json'}, "
             "then run merge again: a second refusal on the same files is a bug to report",
         )
     return summary, result
@@ -108,13 +115,24 @@ def merge_adapter(base_dir: Path, adapter_dir: Path, out_dir: Path, *, dtype: st
     Raises EnvironmentUnavailable: the base cannot be read, is quantised, or the disk is too small.
     Raises GateRefused: the adapter holds what a merge cannot express, or a result is not finite.
     """
+    config = _base_config(base_dir)
+    names = [name for listed in files_of(base_dir).values() for name in listed]
+    return _write(base_dir, _match(read_adapter(adapter_dir), names, config), adapter_dir, out_dir, dtype)
+
+
+def round_model(trained_dir: Path, out_dir: Path, *, dtype: str) -> MergeSummary:
+    """Writes a fully fine-tuned model as 16-bit safetensors, under the same names; raises as merge_adapter."""
+    return _write(trained_dir, {}, trained_dir, out_dir, dtype)
+
+
+def _write(model_dir: Path, deltas: dict[str, Delta], tokenizer_dir: Path, out_dir: Path, dtype: str) -> MergeSummary:
+    """The tensors of `model_dir`, each with its delta added where there is one, rounded to `dtype`."""
     import torch
 
-    config = _base_config(base_dir)
-    files = files_of(base_dir)
+    config = _base_config(model_dir)
+    files = files_of(model_dir)
     shards = {path: [_written(path, header, dtype) for header in headers(path, names)] for path, names in files.items()}
     tensors = {tensor.name: path for path, shard in shards.items() for tensor in shard}
-    deltas = _match(read_adapter(adapter_dir), tensors, config)
     written_bytes = sum(tensor.bytes for shard in shards.values() for tensor in shard)
     if (free_bytes := machine.free_disk_bytes(out_dir.parent)) < written_bytes:
         raise EnvironmentUnavailable(
@@ -137,10 +155,10 @@ def merge_adapter(base_dir: Path, adapter_dir: Path, out_dir: Path, *, dtype: st
         for path, shard in shards.items():
             write_shard(folder / path.name, shard, rows_of)
         assert used == Counter(deltas.keys()), f"LoRA modules not used exactly once: {used.keys() ^ deltas.keys()}"
-        _write_config(base_dir, folder, config, dtype, written_bytes)
+        _write_config(model_dir, folder, config, dtype, written_bytes)
         for name in TOKENIZER_FILES:
-            if (adapter_dir / name).is_file():
-                shutil.copyfile(adapter_dir / name, folder / name)
+            if (tokenizer_dir / name).is_file():
+                shutil.copyfile(tokenizer_dir / name, folder / name)
     return MergeSummary(len(shards), len(tensors), len(deltas), written_bytes, dtype)
 
 

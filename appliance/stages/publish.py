@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ def run(*, name: str, publish: PublishSection, base: Base, prompt_name: str, run
         rundir.write_json(stage_dir / "hub.json", {**record, "message": "refused: nothing may be released"})
         raise GateRefused(
             "the release is refused: " + "; ".join(f"{g['name']}: {g['measured']}, bound {g['bound']}" for g in failed),
-            hint="the adapter and the merged model are kept; see report.html for the answers behind the figures",
+            hint="what was trained and the merged model are kept; see report.html for the answers behind the figures",
         )
     facts = card.gather(name=name, base=base, prompt_name=prompt_name, run_path=run_path, examples=publish.examples)
     with rundir.atomic_dir(stage_dir / "release") as release:
@@ -36,7 +35,7 @@ def run(*, name: str, publish: PublishSection, base: Base, prompt_name: str, run
             _link_tree(run_path / "merge" / "model", release / "model")
             _copy_license(base, release / "model")
             rundir.write_text(release / "model" / "README.md", card.model_card(facts))
-        if publish.adapter:
+        if publish.adapter and (run_path / "train" / "adapter").is_dir():
             _link_tree(run_path / "train" / "adapter", release / "adapter")
             _copy_license(base, release / "adapter")
             rundir.write_text(release / "adapter" / "README.md", card.adapter_card(facts))
@@ -59,17 +58,14 @@ def _gates(proof: dict[str, Any], metrics: dict[str, Any], require_improvement: 
 
 
 def _link_tree(source: Path, target: Path) -> None:
-    """The files of `source` under `target`, as hard links where the file system has them: no second copy on disk."""
+    """The files of `source` under `target`: no second copy on disk."""
     target.mkdir(parents=True)
     for path in sorted(source.rglob("*")):
         copy = target / path.relative_to(source)
         if path.is_dir():
             copy.mkdir()
-            continue
-        try:
-            os.link(path, copy)
-        except OSError:
-            shutil.copy2(path, copy)
+        else:
+            rundir.link_or_copy(path, copy)
 
 
 def _copy_license(base: Base, folder: Path) -> None:

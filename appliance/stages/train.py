@@ -1,4 +1,4 @@
-"""Fits the adapter: trl's SFTTrainer on rows that prompts.py encoded, in the order of batches.py.
+"""Fits the adapter, or all weights: trl's SFTTrainer on rows that prompts.py encoded, in the order of batches.py.
 
 Evaluates on val every `eval_every` steps, stops early, keeps the best adapter, writes one line of metrics per step.
 A killed or interrupted training continues from its newest complete checkpoint.
@@ -25,6 +25,7 @@ from appliance.errors import DataError, Interrupted, TrainingFailed
 from appliance.hub import Base
 from appliance.machine import Device
 from appliance.recipe import ModelSection, TrainSection, TuningSection
+from appliance.shards import is_adapter
 from appliance.trainer import (
     FinishWithEvaluation,
     Metrics,
@@ -36,8 +37,6 @@ from appliance.trainer import (
     newest_state,
     step_of,
 )
-
-CHECKPOINTS_KEPT = 3  # the best, the newest, and one before it, in case the newest is damaged
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,9 @@ def run(
     cut_long_rows: bool,
     prepare_dir: Path,
     stage_dir: Path,
+    trained_dir: Path,
 ) -> str:
-    """Writes adapter/, metrics.jsonl, loss.png into `stage_dir`; returns the summary.
+    """Writes `trained_dir` and, into `stage_dir`, metrics.jsonl and loss.png; returns the summary.
 
     Raises TrainingFailed: a loss that is not finite. Interrupted: SIGINT or SIGTERM, after a checkpoint.
     """
@@ -80,8 +80,8 @@ def run(
     checkpoints_dir.mkdir(exist_ok=True)
     resume_from = newest_checkpoint(checkpoints_dir)
     if resume_from and is_finished(resume_from, train.patience):
-        console.say(f"training had ended with {resume_from.name}; only the adapter was still to be kept")
-        return _keep_best(newest_state(resume_from), stage_dir, prompt, tokenizer, base)
+        console.say(f"training had ended with {resume_from.name}; only the best of it was still to be kept")
+        return _keep_best(newest_state(resume_from), trained_dir, prompt, tokenizer, base)
     metrics = Metrics(stage_dir / "metrics.jsonl", resume_step=step_of(resume_from) if resume_from else -1)
     stop = StopOnSignal()
     trainer = OrderedTrainer(
@@ -113,14 +113,14 @@ def run(
             hint="the same command continues from there",
         )
 
-    return _keep_best(trainer.state, stage_dir, prompt, tokenizer, base)
+    return _keep_best(trainer.state, trained_dir, prompt, tokenizer, base)
 
 
-def _keep_best(state: TrainerState, stage_dir: Path, prompt: prompts.Prompt, tokenizer: Any, base: Base) -> str:
-    """adapter/, loss.png and fit.json of a training that ended; returns the summary."""
+def _keep_best(state: TrainerState, target: Path, prompt: prompts.Prompt, tokenizer: Any, base: Base) -> str:
+    """What was trained, loss.png and fit.json of a training that ended; returns the summary."""
     fit = _fit(state)
-    checkpoints_dir = stage_dir / "checkpoints"
-    _save_adapter(checkpoints_dir / f"checkpoint-{fit.best_step}", stage_dir / "adapter", prompt, tokenizer, base)
+    stage_dir = target.parent
+    _save_best(stage_dir / "checkpoints" / f"checkpoint-{fit.best_step}", target, prompt, tokenizer, base)
     report.plot_loss(stage_dir / "metrics.jsonl", stage_dir / "loss.png", best_step=fit.best_step)
     rundir.write_json(stage_dir / "fit.json", fit.__dict__)
     early = "stopped early" if fit.stopped_early else "ran to the end"
@@ -180,7 +180,7 @@ def _trainer_arguments(
         eval_on_start=evaluate_first,  # the base's val loss; after a resume it would count against patience
         save_strategy="steps",
         save_steps=train.eval_every,
-        save_total_limit=CHECKPOINTS_KEPT,
+        save_total_limit=rundir.CHECKPOINTS_KEPT,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         load_best_model_at_end=False,  # the best adapter is copied from its checkpoint, byte for byte
@@ -214,19 +214,27 @@ def _fit(state: TrainerState) -> Fit:
     )
 
 
-def _save_adapter(checkpoint: Path, adapter_dir: Path, prompt: prompts.Prompt, tokenizer: Any, base: Base) -> None:
-    """The best checkpoint's adapter as it was saved, with tokenizer, chat template and the base's public name."""
+def _save_best(checkpoint: Path, target: Path, prompt: prompts.Prompt, tokenizer: Any, base: Base) -> None:
+    """The best checkpoint's weights as they were saved, with tokenizer and chat template; no local path in them."""
     fault = fault_of(checkpoint)
     if fault is not None:
         raise TrainingFailed(
             f"the best checkpoint {checkpoint} cannot be kept: {fault}",
             hint="train again with --redo train; the other checkpoints are worse by their val loss",
         )
-    with rundir.atomic_dir(adapter_dir) as folder:
-        shutil.copy2(checkpoint / "adapter_model.safetensors", folder)
-        config = rundir.read_json(checkpoint / "adapter_config.json")
-        config |= {"base_model_name_or_path": base.public_id, "revision": base.revision, "inference_mode": True}
-        rundir.write_json(folder / "adapter_config.json", config)
+    with rundir.atomic_dir(target) as folder:
+        if is_adapter(checkpoint):
+            shutil.copy2(checkpoint / "adapter_model.safetensors", folder)
+            config = rundir.read_json(checkpoint / "adapter_config.json")
+            config |= {"base_model_name_or_path": base.public_id, "revision": base.revision, "inference_mode": True}
+            rundir.write_json(folder / "adapter_config.json", config)
+        else:
+            for path in checkpoint.glob("model*.safetensors*"):  # with their index
+                rundir.link_or_copy(path, folder / path.name)
+            # the base's own config: a library may have written settings of its own into the model's
+            rundir.write_json(folder / "config.json", {k: v for k, v in base.config.items() if k != "_name_or_path"})
+            if (base.dir / "generation_config.json").is_file():
+                shutil.copyfile(base.dir / "generation_config.json", folder / "generation_config.json")
         tokenizer.save_pretrained(str(folder))
         rundir.write_json(
             folder / "prompt.json", {"prompt": prompt.name, "eos": prompt.eos_token, "pad": prompt.pad_token}
