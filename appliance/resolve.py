@@ -79,6 +79,12 @@ def load(source: str, *, overrides: Sequence[str] = (), environ: Mapping[str, st
     return Resolved(recipe, {key: origins.get(key, "default") for key, _ in flatten(recipe.model_dump())})
 
 
+def usual_recipe() -> str:
+    """What is run when no recipe is named: the one beside the CSV, else the shipped default."""
+    beside = Path("data/recipe.yaml")
+    return str(beside) if beside.is_file() else "default"
+
+
 def shipped() -> dict[str, Path]:
     """Name -> path of the recipes that come with the package."""
     folder = Path(str(files("appliance") / "recipes"))
@@ -168,7 +174,8 @@ def _from_environment(environ: Mapping[str, str], problems: list[str]) -> Iterat
                 problems.append(f"{name}: no such field{_near(key)}")
 
 
-NOT_RECIPE = {"runs_dir", "cache_dir"}  # APPLIANCE_ variables that belong to the command line, not to the recipe
+# APPLIANCE_ variables that belong to the command line, not to the recipe
+NOT_RECIPE = {"recipe", "runs_dir", "cache_dir", "host_runs_dir"}
 
 
 def _from_set(overrides: Sequence[str], problems: list[str]) -> Iterator[tuple[str, str, str]]:

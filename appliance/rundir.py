@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from appliance.errors import RunDirError
+from appliance.errors import EnvironmentUnavailable, RunDirError
 
 STAGES = ("check", "prepare", "train", "evaluate", "merge", "publish")
 CHECKPOINTS_KEPT = 3  # the best, the newest, and one before it, in case the newest is damaged
@@ -45,14 +45,15 @@ class RunDir:
     _started: dict[str, float] = field(default_factory=dict)
 
     def create(self) -> None:
-        """Makes the folder, mode 0700. Raises RunDirError where that is not permitted."""
+        """Makes the folder, mode 0700. Raises EnvironmentUnavailable where that is not permitted."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.path.chmod(0o700)
         except OSError as error:
-            raise RunDirError(
+            raise EnvironmentUnavailable(
                 f"cannot write the run directory {self.path}: {error.strerror}",
-                hint="choose another place with --runs-dir, or give this one to the current user with chown",
+                hint=f"give the folder to this user: sudo chown -R {os.getuid()}:{os.getgid()} {self.path.parent} "
+                "(in a container, runs/ on the host), or choose another place with --runs-dir",
             ) from error
 
     def stage_dir(self, stage: str) -> Path:

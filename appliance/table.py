@@ -120,14 +120,14 @@ def read(path: Path, fmt: CsvFormat) -> Iterator[Row | Rejected]:
 @contextmanager
 def row_writer(path: Path) -> Iterator[Callable[[Row], object]]:
     """A canonical CSV (CANONICAL_COLUMNS; row = physical line): call what is yielded once per row."""
-    with _writer(path, CANONICAL_COLUMNS) as write:
+    with csv_writer(path, CANONICAL_COLUMNS) as write:
         yield lambda row: write((row.line, row.instruction, row.input, row.output))
 
 
 @contextmanager
 def ledger_writer(path: Path) -> Iterator[Callable[[int, str, str], object]]:
     """The ledger of all physical rows (LEDGER_COLUMNS): call what is yielded with line, side and reason."""
-    with _writer(path, LEDGER_COLUMNS) as write:
+    with csv_writer(path, LEDGER_COLUMNS) as write:
         yield lambda line, side, reason: write((line, side, reason))
 
 
@@ -309,7 +309,8 @@ def _bytes(path: Path) -> Iterator[io.BufferedReader]:
 
 
 @contextmanager
-def _writer(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Sequence[object]], object]]:
+def csv_writer(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Sequence[object]], object]]:
+    """A CSV of ours (UTF-8, LF, with its header) as the function that writes a row. On disk at the end."""
     with path.open("w", encoding="utf-8", newline="") as stream:
         # csv quotes the characters of its own line end. Before Python 3.13 it quotes no others: with LF for a line end,
         # a lone CR in a cell would stay bare, and would end the row for every reader.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +29,14 @@ def whereabouts(run_dir: RunDir) -> list[tuple[str, Path]]:
         "log": "appliance.log",
     }
     return [(what, run_dir.path / name) for what, name in names.items() if (run_dir.path / name).exists()]
+
+
+def shown_path(path: Path, runs_dir: Path) -> Path:
+    """`path` as the user knows it: in a container APPLIANCE_HOST_RUNS_DIR names the folder that is mounted there."""
+    host_dir = os.environ.get("APPLIANCE_HOST_RUNS_DIR")
+    if host_dir and path.is_relative_to(runs_dir):
+        return Path(host_dir) / path.relative_to(runs_dir)
+    return path
 
 
 def is_recipe(source: str) -> bool:

@@ -99,6 +99,19 @@ def test_what_is_written(base_dir: Path, prepare_dir: Path, tmp_path: Path) -> N
         assert prompt.answer_text(row["input_ids"][row["prompt_tokens"] :]) == prediction["tuned"]
 
 
+def test_an_answer_with_a_lone_carriage_return_stays_one_row(tmp_path: Path) -> None:
+    from appliance.generation import Answer
+    from appliance.table import Row
+
+    answers = {who: [Answer((1,), f'a\rb, "{who}"\n끝', True)] for who in ("base", "tuned")}
+    scores = {who: [0.0] for who in answers}
+    evaluate._write_predictions(tmp_path / "p.csv", [Row(2, "q", "", "w")], answers, scores)
+    with (tmp_path / "p.csv").open(encoding="utf-8", newline="") as handle:
+        (row,) = csv.DictReader(handle)
+    assert row["tuned"] == 'a\rb, "tuned"\n끝'
+    assert row["verdict"] == "tie"
+
+
 def test_a_better_and_a_worse_model_are_told_apart() -> None:
     from appliance.generation import Answer
     from appliance.table import Row

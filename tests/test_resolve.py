@@ -398,3 +398,13 @@ def test_a_run_directory_remembers_where_its_values_came_from(tmp_path: Path) ->
     (tmp_path / "recipe.yaml").write_text(first.to_yaml(), encoding="utf-8")
     again = load(str(tmp_path), overrides=["train.patience=9"], environ={})
     assert again.origins == {**first.origins, "train.patience": "--set"}
+
+
+def test_without_a_name_the_recipe_beside_the_csv_is_taken_else_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve.usual_recipe() == "default"
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "recipe.yaml").write_text(MINIMAL, encoding="utf-8")
+    assert load(resolve.usual_recipe(), environ={}).recipe.name == "shop"

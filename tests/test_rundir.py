@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from appliance import rundir
-from appliance.errors import RunDirError
+from appliance.errors import EnvironmentUnavailable, RunDirError
 from appliance.rundir import RunDir, atomic_dir, atomic_file, fingerprint, overview
 
 INPUTS = {"data.split": "group", "train.seed": 1, "CSV (sha256)": "a" * 64}
@@ -295,10 +295,11 @@ def test_only_the_owner_can_look_in(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["file", "file/run"])
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("x", encoding="utf-8")
-    with _refused() as told:
+    with pytest.raises(EnvironmentUnavailable, match="cannot write the run directory") as caught:
         RunDir(tmp_path / name).create()
-    assert f"cannot write the run directory {tmp_path / name}" in told[0]
-    assert "--runs-dir" in told[1]
+    assert str(tmp_path / name) in str(caught.value)
+    assert f"chown -R {os.getuid()}:{os.getgid()}" in caught.value.hint
+    assert "--runs-dir" in caught.value.hint
 
 
 # --- overview

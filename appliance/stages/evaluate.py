@@ -180,13 +180,9 @@ def _groups(path: Path) -> dict[int, str]:
 def _write_predictions(
     path: Path, rows: Sequence[table.Row], answers: dict[str, list[Answer]], scores: dict[str, list[float]]
 ) -> None:
-    with rundir.atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(PREDICTION_COLUMNS)
+    with rundir.atomic_file(path) as temporary, table.csv_writer(temporary, PREDICTION_COLUMNS) as write:
         for i, row in enumerate(rows):
             before, after = scores["base"][i], scores["tuned"][i]
             verdict = "win" if after > before else "loss" if after < before else "tie"
             question = row.instruction + (f"\n\n{row.input}" if row.input else "")
-            writer.writerow(
-                (row.line, question, row.output, answers["base"][i].text, answers["tuned"][i].text, verdict)
-            )
+            write((row.line, question, row.output, answers["base"][i].text, answers["tuned"][i].text, verdict))

@@ -5,7 +5,6 @@ Two passes over the file: the first reads, encodes and judges every row and keep
 
 from __future__ import annotations
 
-import csv
 from array import array
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -208,11 +207,9 @@ def _write_ledger(path: Path, side_of: Mapping[int, str], rejected: Mapping[int,
 
 def _write_groups(path: Path, groups: list[tuple[int, bytes]]) -> None:
     """Row -> group of the test rows: evaluate resamples whole groups."""
-    with rundir.atomic_file(path) as temporary, ExitStack() as stack:
-        handle = stack.enter_context(temporary.open("w", encoding="utf-8", newline=""))
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(("row", "group"))
-        writer.writerows((line, key.hex()) for line, key in groups)
+    with rundir.atomic_file(path) as temporary, table.csv_writer(temporary, ("row", "group")) as write:
+        for line, key in groups:
+            write((line, key.hex()))
 
 
 def summarise(counts: Counts) -> str:

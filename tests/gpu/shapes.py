@@ -1,0 +1,175 @@
+"""Bases, rows, recipes and child processes of the GPU tests. Every size is a parameter: small ones run on a CPU too."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from appliance import batches, prompts, rundir, table
+from tests.conftest import write_qa
+from tests.engine_child import Request
+from tests.models import alpaca_tokenizer
+
+ROOT = Path(__file__).parents[2]  # children find `appliance` and `tests` there
+# meta-llama/Llama-3.2-1B, config.json; without its rope_scaling, which only matters beyond 8192 positions
+LLAMA_1B = {
+    "vocab_size": 128256,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+    "rms_norm_eps": 1e-5,
+    "initializer_range": 0.02,
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained, and how. `pretend_cuda`: Unsloth is to run on a CPU (tests/unsloth_on_cpu.py)."""
+
+    base: Path
+    csv: Path
+    dtype: str = "bfloat16"
+    load_in_4bit: bool = False
+    steps: int = 30
+    micro_batch_size: int = 2
+    gradient_accumulation_steps: int = 4
+    r: int = 16
+    alpha: int = 32
+    learning_rate: float = 2e-4
+    warmup_steps: int = 5
+    weight_decay: float = 0.01
+    scheduler: str = "cosine"
+    optimizer: str = "adamw_8bit"
+    eval_every: int = 1000
+    max_new_tokens: int = 8
+    seed: int = 123
+    pretend_cuda: bool = False
+
+    def write_recipe(self, path: Path) -> Path:
+        """JSON, which YAML reads as well."""
+        train = (
+            *("micro_batch_size", "gradient_accumulation_steps", "learning_rate", "warmup_steps", "weight_decay"),
+            *("scheduler", "optimizer", "eval_every", "seed"),
+        )
+        recipe = {
+            "name": "run",
+            "model": {"id": str(self.base), "load_in_4bit": self.load_in_4bit, "dtype": self.dtype},
+            "data": {"csv": str(self.csv)},
+            "tuning": {"r": self.r, "alpha": self.alpha, "dropout": 0.0},
+            "train": {"max_steps": self.steps} | {name: getattr(self, name) for name in train},
+            "evaluate": {"max_new_tokens": self.max_new_tokens},
+        }
+        path.write_text(json.dumps(recipe), encoding="utf-8")
+        return path
+
+
+def llama_1b(folder: Path, *, seed: int = 0, **smaller: Any) -> Path:
+    """A Llama of the 1B shape with random weights in bfloat16, and a tokenizer that uses few of its ids."""
+    torch.manual_seed(seed)
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**LLAMA_1B | ids | smaller), dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    alpaca_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def write_rows(path: Path, count: int, *, shortest: int, longest: int, seed: int = 0) -> Path:
+    """Questions and answers of `shortest` to `longest` tokens in all, prompt text and EOS included.
+
+    Capital letters: the tokenizer has no pair of them, so each is one token.
+    """
+    tokenizer = alpaca_tokenizer()
+    prompt = prompts.from_transformers("alpaca", tokenizer)
+    frame = len(prompt.encode("", "", ""))
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        letters = "".join(rng.choices("ABCDEFGH", k=rng.randint(shortest, longest) - frame))
+        rows.append((letters[: len(letters) // 3], letters[len(letters) // 3 :]))
+    return write_qa(path, rows)
+
+
+def encoded_rows(setting: Setting, run: Path) -> list[prompts.Encoded]:
+    """The train rows of a run, encoded here."""
+    prompt = prompts.from_folder("alpaca", setting.base)
+    rows = table.read_canonical(run / "prepare" / "train.csv")
+    return [prompt.encode(row.instruction, row.input, row.output) for row in rows]
+
+
+def micro_batches(setting: Setting, rows: list[prompts.Encoded]) -> Iterator[list[dict[str, list[int]]]]:
+    """The rows of each forward pass, in order and without end, as a training of ours is to deliver them."""
+    rows_per_step = setting.micro_batch_size * setting.gradient_accumulation_steps
+    sampler = batches.EpochSampler([len(row) for row in rows], rows_per_step=rows_per_step, seed=setting.seed)
+    epoch = 0
+    while True:
+        sampler.set_epoch(epoch)
+        drawn = [{"input_ids": rows[i].input_ids, "labels": rows[i].labels} for i in sampler]
+        for start in range(0, len(drawn), setting.micro_batch_size):
+            yield drawn[start : start + setting.micro_batch_size]
+        epoch += 1
+
+
+def wanted_batches(setting: Setting, run: Path, count: int) -> list[dict[str, Any]]:
+    """What the model must have got in its first `count` forward passes."""
+    pad = prompts.from_folder("alpaca", setting.base).pad_token_id
+    passes = micro_batches(setting, encoded_rows(setting, run))
+    collated = [batches.collate(next(passes), pad_token_id=pad) for _ in range(count)]
+    return [{name: tensor.tolist() for name, tensor in batch.items()} for batch in collated]
+
+
+def run_engine(
+    setting: Setting, engine: str, run: Path, *, until: str = "publish", name: str = "", **request: Any
+) -> tuple[dict[str, Any], str]:
+    """(report, stdout) of tests/engine_child.py; `run` is the run directory, and what is noted lies beside it."""
+    beside = run.parent / (name or run.name)
+    wanted = Request(
+        engine=engine,
+        recipe=str(setting.write_recipe(run.parent / "recipe.yaml")),
+        run=str(run),
+        cache=str(run.parent / "cache"),
+        report=f"{beside}.report.json",
+        pretend_cuda=setting.pretend_cuda and engine == "unsloth",
+        until=until,
+        **request,
+    )
+    return run_child("tests.engine_child", asdict(wanted), Path(f"{beside}.request.json"))
+
+
+def run_bare(setting: Setting, run: Path, folder: Path) -> dict[str, Any]:
+    """What tests/gpu/bare.py saw: the same rows in the same order as the finished training in `run`."""
+    folder.mkdir()
+    passes = micro_batches(setting, encoded_rows(setting, run))
+    count = setting.steps * setting.gradient_accumulation_steps
+    request = asdict(setting) | {
+        "base": str(setting.base),
+        "csv": "",
+        "rows": [row for _ in range(count) for row in next(passes)],
+        "pad_token_id": prompts.from_folder("alpaca", setting.base).pad_token_id,
+        "max_seq_length": rundir.read_json(run / "prepare" / "summary.json")["max_seq_length"],
+        "folder": str(folder),
+        "report": str(folder / "report.json"),
+    }
+    return run_child("tests.gpu.bare", request, folder / "request.json")[0]
+
+
+def run_child(module: str, request: dict[str, Any], path: Path) -> tuple[dict[str, Any], str]:
+    """(report, stdout) of a module of ours in a process of its own, which reads `path` and writes request["report"]."""
+    path.write_text(json.dumps(request), encoding="utf-8")
+    command = [sys.executable, "-m", module, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+    return json.loads(Path(request["report"]).read_text(encoding="utf-8")), done.stdout
