@@ -36,7 +36,14 @@ recipe_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=_RECI
 app.add_typer(recipe_app, name="recipe")
 
 RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE|RUN_DIR", help="A shipped recipe's name, a YAML file, or a run directory.")
+    str | None,
+    typer.Argument(
+        metavar="[RECIPE|RUN_DIR]",
+        envvar="APPLIANCE_RECIPE",
+        show_default=False,
+        help="A shipped recipe's name, a YAML file, or a run directory. "
+        "Without it data/recipe.yaml where that exists, else the recipe `default`.",
+    ),
 ]
 RunDirArgument = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory, such as runs/demo.")]
 SetOption = Annotated[
@@ -51,6 +58,12 @@ CacheOption = Annotated[
     Path, typer.Option("--cache-dir", envvar="APPLIANCE_CACHE_DIR", help="Where models made here are kept.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+TokensOption = Annotated[
+    int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens; without it the recipe's.")
+]
+TemperatureOption = Annotated[
+    float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token each time; more adds chance.")
+]
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 _CACHE = Path.home() / ".cache" / "finetune-appliance"
 
@@ -98,7 +111,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command()
 def run(
-    source: RecipeArgument,
+    source: RecipeArgument = None,
     set_: SetOption = None,
     redo: RedoOption = None,
     runs_dir: RunsOption = Path("runs"),
@@ -110,7 +123,9 @@ def run(
 
     appliance run my.yaml --set train.epochs=1 --set name=short
     """
-    _run(source, set_, redo, runs_dir, cache_dir, until="publish")
+    from appliance import resolve
+
+    _run(source or resolve.usual_recipe(), set_, redo, runs_dir, cache_dir, until="publish")
 
 
 @app.command()
@@ -222,6 +237,48 @@ def inspect(
 
 
 @app.command()
+def chat(
+    run_dir: Annotated[Path | None, typer.Argument(help="A run directory; without it the newest proven model.")] = None,
+    max_new_tokens: TokensOption = None,
+    temperature: TemperatureOption = 0.0,
+    runs_dir: RunsOption = Path("runs"),
+) -> None:
+    """Talk to the model that a run made. /new starts over, /quit or Ctrl-D ends.
+
+    Through a pipe: a question a line in, an answer a line out, its line breaks written as \\n.
+
+    appliance chat
+
+    appliance chat runs/demo --temperature 0.7
+    """
+    from appliance import chat as talk
+
+    talk.chat(run_dir, runs_dir, max_new_tokens=max_new_tokens, temperature=temperature)
+
+
+@app.command()
+def ask(
+    words: Annotated[list[str], typer.Argument(metavar="[RUN_DIR] QUESTION", help="Without RUN_DIR the newest model.")],
+    input_: Annotated[str, typer.Option("--input", metavar="TEXT", help="Further context of the question.")] = "",
+    max_new_tokens: TokensOption = None,
+    temperature: TemperatureOption = 0.0,
+    runs_dir: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Ask the model that a run made one question.
+
+    appliance ask "How long does the delivery take?"
+
+    appliance ask runs/demo "How long does the delivery take?" --json
+    """
+    from appliance import chat as talk
+
+    talk.ask(
+        words, runs_dir, input_text=input_, max_new_tokens=max_new_tokens, temperature=temperature, as_json=as_json
+    )
+
+
+@app.command()
 def doctor(runs_dir: RunsOption = Path("runs"), cache_dir: CacheOption = _CACHE, as_json: JsonOption = False) -> None:
     """Say what this machine has and what it lacks. Needs no recipe.
 
@@ -231,9 +288,9 @@ def doctor(runs_dir: RunsOption = Path("runs"), cache_dir: CacheOption = _CACHE,
     """
     from dataclasses import asdict
 
-    from appliance import console, machine
+    from appliance import console, doctor, machine
 
-    findings = machine.doctor(runs_dir, cache_dir)
+    findings = doctor.run(runs_dir, cache_dir, Path("data"))
     if as_json:
         console.result(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False, indent=2))
     else:
@@ -308,7 +365,7 @@ def _run(
     pipeline.run(resolved, run_dir, cache_dir, redo=redo, until=until)
     if announce:
         for name, path in views.whereabouts(run_dir):
-            console.result(f"{name:<14} {path}")
+            console.result(f"{name:<14} {views.shown_path(path, runs_dir)}")
 
 
 def _run_path(source: str, set_: list[str] | None, runs_dir: Path) -> Path:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,6 +89,26 @@ def resolve(model_id: str, revision: str | None, cache_dir: Path) -> Base:
     return base
 
 
+def token(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The Hub token: HF_TOKEN, else what stands in HF_TOKEN_FILE (a mounted secret); None leaves it to the library.
+
+    Raises EnvironmentUnavailable: the file cannot be read. Never log or store the result.
+    """
+    if environ.get("HF_TOKEN"):
+        return environ["HF_TOKEN"].strip()
+    path = environ.get("HF_TOKEN_FILE")
+    if not path:
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8").strip() or None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise EnvironmentUnavailable(
+            f"HF_TOKEN_FILE cannot be read: {reason}",
+            hint="name a file that holds the token and that this user may read, or unset it",
+        ) from error
+
+
 def _download(model_id: str, revision: str | None) -> Base:
     import httpx
     from huggingface_hub import HfApi, snapshot_download
@@ -95,13 +116,14 @@ def _download(model_id: str, revision: str | None) -> Base:
 
     try:
         # Asked first and pinned: with a dead Hub or a bad token, snapshot_download silently returns what is cached.
-        info = HfApi().model_info(model_id, revision=revision)
+        access = token()
+        info = HfApi(token=access).model_info(model_id, revision=revision)
         console.say(f"base model {model_id} at commit {info.sha}")
         # Judged before the rest is fetched: the weights may be tens of GB.
-        folder = Path(snapshot_download(model_id, revision=info.sha, allow_patterns=_JUDGED_FILES))
+        folder = Path(snapshot_download(model_id, revision=info.sha, allow_patterns=_JUDGED_FILES, token=access))
         base = Base(folder, model_id, info.sha, _license(folder))
         _refuse_untunable(base, model_id, [file.rfilename for file in info.siblings or []])
-        snapshot_download(model_id, revision=info.sha, allow_patterns=_WANTED_FILES)
+        snapshot_download(model_id, revision=info.sha, allow_patterns=_WANTED_FILES, token=access)
     except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
         raise HubError(
             f"the base model {model_id} cannot be fetched: {(str(error) or repr(error)).splitlines()[0]}",

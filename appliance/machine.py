@@ -59,44 +59,36 @@ class Finding:
         return self.what, self.found, self.needed, self.verdict, self.fix
 
 
-def doctor(runs_dir: Path, cache_dir: Path) -> list[Finding]:
-    """What this machine has for a run, without knowing the recipe. Imports torch where it is installed."""
-    found = versions()
-    findings = [Finding("python", found["python"], ">= 3.11", "ok")]
-    if "torch" not in found:
-        fix = "pip install -c constraints.txt '.[train]'"
-        return [*findings, Finding("torch", "not installed", "for training", "fails", fix)]
-    here = device()
-    findings += [
-        Finding("packages", ", ".join(f"{k} {v}" for k, v in found.items() if k != "python"), "", "ok"),
-        Finding("device", f"{here.name}, {human(here.memory_bytes)}, computes in {here.dtype}", "", "ok"),
-        Finding("CPU cores", str(cpu_cores()), "", "ok"),
-        _at_least("memory", memory_available_bytes(), 4 << 30, "stop other programs, or raise the container's limit"),
-        _at_least(f"disk at {runs_dir}", free_disk_bytes(runs_dir), 2 << 30, "free space, or choose --runs-dir"),
-        _at_least(f"disk at {cache_dir}", free_disk_bytes(cache_dir), 2 << 30, "free space, or choose --cache-dir"),
-    ]
-    if here.kind == "cuda":
-        findings += [*card_findings(card()), compiler_finding()]
-    for folder in (runs_dir, cache_dir):
-        findings.append(_writable(folder))
-    return findings
+@dataclass(frozen=True)
+class Place:
+    """Where this process runs. `root`: where /proc, /dev and /sys are looked up."""
+
+    root: Path
+    container: Literal["", "docker", "podman"]
+    host_uid: int  # of uid 0 here; not 0 inside a user namespace
+    wsl: str  # the kernel's name where it is Windows' Subsystem for Linux
 
 
-def _at_least(what: str, found: int, needed: int, fix: str) -> Finding:
-    enough = found >= needed
-    return Finding(what, human(found), human(needed), "ok" if enough else "warning", "" if enough else fix)
+def place(root: Path = Path("/")) -> Place:
+    """Container, user namespace and WSL, from the traces that they leave."""
+    cgroup = read_text(root / "proc/1/cgroup") + read_text(root / "proc/self/cgroup")
+    container: Literal["", "docker", "podman"] = ""
+    if (root / "run/.containerenv").exists() or re.search(r"/libpod[-_/]", cgroup):
+        container = "podman"
+    elif (root / ".dockerenv").exists() or re.search(r"/docker[-/]", cgroup):
+        container = "docker"
+    ids = read_text(root / "proc/self/uid_map").split()  # first uid here, the same uid outside, how many
+    kernel = read_text(root / "proc/sys/kernel/osrelease").strip()
+    wsl = kernel if "microsoft" in kernel.lower() else ""
+    return Place(root, container, int(ids[1]) if ids[:1] == ["0"] else 0, wsl)
 
 
-def _writable(folder: Path) -> Finding:
-    """Whether the folder, or the nearest parent that exists, takes new files."""
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    if os.access(existing, os.W_OK | os.X_OK):
-        return Finding(f"writing to {folder}", "possible", "", "ok")
-    return Finding(
-        f"writing to {folder}", "refused", "possible", "fails", f"chown {os.getuid()}:{os.getgid()} {existing}"
-    )
+def read_text(path: Path) -> str:
+    """The file's text; nothing where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def can_train() -> bool:
@@ -195,12 +187,15 @@ def _cpu_name() -> str:
     return f"{next(names, platform.machine())}, {cpu_cores()} cores"
 
 
-def memory_limit_bytes() -> int:
-    """Host memory this process may use: the machine's, or the container's (cgroup v2, then v1) where that is less."""
+def memory_limit_bytes(root: Path = Path("/")) -> int:
+    """Host memory this process may use: the machine's, or the container's (cgroup v2, then v1) where that is less.
+
+    `root`: where /sys is looked up.
+    """
     total = int(psutil.virtual_memory().total)
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    for path in ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
-            text = Path(path).read_text(encoding="ascii").strip()
+            text = (root / path).read_text(encoding="ascii").strip()
         except OSError:
             continue
         if text.isdigit():
@@ -208,15 +203,31 @@ def memory_limit_bytes() -> int:
     return total
 
 
-def memory_available_bytes() -> int:
-    return min(int(psutil.virtual_memory().available), memory_limit_bytes())
+def memory_available_bytes(root: Path = Path("/")) -> int:
+    return min(int(psutil.virtual_memory().available), memory_limit_bytes(root))
 
 
 def free_disk_bytes(path: Path) -> int:
     """Free bytes on the volume of `path`, or of its nearest parent that exists."""
-    while not path.exists():
+    return shutil.disk_usage(nearest(path)).free
+
+
+def volume_bytes(path: Path) -> int:
+    """Size of the volume at `path`."""
+    return shutil.disk_usage(path).total
+
+
+def nearest(path: Path) -> Path:
+    """`path`, or its nearest parent that exists as far as this user may see. Absolute."""
+    path = path.absolute()
+    while not os.path.exists(path):  # noqa: PTH110 - Path.exists raises where a parent may not be searched
         path = path.parent
-    return shutil.disk_usage(path).free
+    return path
+
+
+def may_write(folder: Path) -> bool:
+    """Whether this user can make files in the folder; never on a read-only volume."""
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def cpu_cores() -> int:

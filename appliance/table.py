@@ -299,7 +299,10 @@ def _bytes(path: Path) -> Iterator[io.BufferedReader]:
     try:
         stream = path.open("rb")
     except FileNotFoundError as error:
-        raise DataError(f"there is no file {path}", hint="put it there, or name it: --set data.csv=FILE") from error
+        raise DataError(
+            f"there is no file {path}",
+            hint="put it there, or name it: --set data.csv=FILE (in the container, the folder data/ is /data)",
+        ) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     with stream:

@@ -12,6 +12,8 @@ import pytest  # after the environment: torch reads OMP_NUM_THREADS when it is i
 
 # Without an NVIDIA device they are not collected: skipped tests would look as if something was left out here.
 collect_ignore = [] if Path("/dev/nvidiactl").exists() else ["gpu"]
+if "TEST_IMAGE" not in os.environ:  # set by `make test-image`: needs a container engine
+    collect_ignore.append("image")
 collect_ignore_glob = [f"{name}/*" for name in collect_ignore]  # also where the folder itself is named to pytest
 
 

@@ -38,6 +38,8 @@ OPTIONS = {
     "publish": STAGE_OPTIONS,
     "status": ["--runs-dir", "--json"],
     "inspect": ["--row", "--cache-dir"],
+    "chat": ["--max-new-tokens", "--temperature", "--runs-dir"],
+    "ask": ["--input", "--max-new-tokens", "--temperature", "--runs-dir", "--json"],
     "doctor": ["--runs-dir", "--cache-dir", "--json"],
     "recipe": [],
     "recipe list": [],
@@ -126,7 +128,10 @@ finally:
 """
 
 
-@pytest.mark.parametrize("command", ["--help", "run --help", "recipe list", "recipe schema", "status", "train --help"])
+_LIGHT_COMMANDS = ["--help", "run --help", "recipe list", "recipe schema", "status", "train --help", "chat --help"]
+
+
+@pytest.mark.parametrize("command", _LIGHT_COMMANDS)
 def test_a_light_command_loads_nothing_heavy(command: str) -> None:
     done = _python(_LIGHT.format(heavy=HEAVY), *command.split())
     assert (done.returncode, done.stderr) == (0, "[]\n")
@@ -297,7 +302,7 @@ FAILURES = [
     ("run nonsense", 2, "'nonsense' is neither a shipped recipe, nor a file, nor a run directory"),
     ("run chatbot-cqu", 2, "did you mean 'chatbot-cpu'?"),
     ("nosuchcommand", 2, "No such command"),
-    ("run", 2, "Missing argument"),
+    ("run", 3, "there is no file data/train.csv"),
     ("run {shop} --sett x=1", 2, "No such option"),
     ("run {shop} --set train.epoch=1", 2, "--set train.epoch: no such field; did you mean `train.epochs`?"),
     ("run {shop} --set train.epochs=viele", 2, "seen 'viele'"),
@@ -323,7 +328,13 @@ FAILURES = [
     ("run {shop} --set model.id=nobody/model", 5, "the base model nobody/model cannot be fetched"),
     ("run {shop} --set 'model.id=no body/model'", 5, "the base model no body/model cannot be fetched"),
     ("inspect {models}", 8, "no prepared rows here"),
-    ("run {shop} --runs-dir {hole.csv}", 8, "cannot write the run directory"),
+    ("ask {run}", 2, "no question was given"),
+    ("ask {nosuchrun} '얼마?'", 8, "nosuchrun is not a run directory"),
+    ("ask {run} '얼마?'", 8, "the stage `check` is not done"),
+    ("ask '얼마?'", 8, "no runs in"),
+    ("chat {models}", 8, "is not a run directory"),
+    ("chat --max-new-tokens 0", 2, "Invalid value"),
+    ("run {shop} --runs-dir {hole.csv}", 4, "cannot write the run directory"),
 ]
 
 

@@ -196,6 +196,8 @@ def test_an_error_without_a_text_is_told_by_its_name(tmp_path: Path, monkeypatch
     import huggingface_hub
 
     class Dead:
+        def __init__(self, **_: object) -> None: ...
+
         def model_info(self, *_: object, **__: object) -> None:
             raise ConnectionResetError
 
@@ -227,7 +229,7 @@ class FakeHub:
         self.revision = revision
         return SimpleNamespace(sha=COMMIT, siblings=[SimpleNamespace(rfilename=name) for name in self.files])
 
-    def snapshot_download(self, repo_id: str, *, revision: str, allow_patterns: list[str]) -> str:
+    def snapshot_download(self, repo_id: str, *, revision: str, allow_patterns: list[str], token: str | None) -> str:  # noqa: ARG002
         assert (repo_id.count("/"), revision) == (1, COMMIT)
         self.asked.append(allow_patterns)
         self.folder.mkdir(exist_ok=True)
@@ -289,6 +291,21 @@ def test_a_repository_without_safetensors_is_named_by_its_id(tmp_path: Path, mon
     FakeHub(tmp_path / "snapshot", {"config.json": json.dumps(GOOD), "pytorch_model.bin": "pickle"}, monkeypatch)
     with pytest.raises(EnvironmentUnavailable, match=r"^a/Old has no safetensors weights"):
         resolve("a/Old", None, tmp_path)
+
+
+# --- the token
+
+
+def test_the_token_comes_from_the_environment_or_a_mounted_file(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(" hf_from_file\n", encoding="utf-8")
+    file = {"HF_TOKEN_FILE": str(tmp_path / "token")}
+    assert hub.token({"HF_TOKEN": "hf_direct", **file}) == "hf_direct"
+    assert hub.token({"HF_TOKEN": "", **file}) == "hf_from_file"
+    assert hub.token({"HF_TOKEN_FILE": os.devnull}) is None  # what compose mounts where none is named
+    assert hub.token({}) is None
+    with pytest.raises(EnvironmentUnavailable, match="HF_TOKEN_FILE cannot be read: No such file") as caught:
+        hub.token({"HF_TOKEN_FILE": str(tmp_path / "hf_secret")})
+    assert "hf_secret" not in str(caught.value) + caught.value.hint  # people put the token itself there
 
 
 # --- the demo

@@ -94,10 +94,3 @@ def test_the_drivers_version_is_read_from_proc(tmp_path: Path) -> None:
 
 def test_bytes_for_people() -> None:
     assert [machine.human(n) for n in (0, 1536, 3 << 30, 5 << 40)] == ["0 B", "1.5 KiB", "3.0 GiB", "5.0 TiB"]
-
-
-def test_the_doctor_finds_this_machine_fit(tmp_path: Path) -> None:
-    findings = {finding.what: finding for finding in machine.doctor(tmp_path / "runs", tmp_path / "cache")}
-    assert findings["device"].verdict == "ok"
-    assert "torch" in findings["packages"].found
-    assert findings[f"writing to {tmp_path / 'runs'}"].verdict == "ok"

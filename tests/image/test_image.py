@@ -1,0 +1,302 @@
+"""The image and compose.yaml as a user has them: built, run without a GPU, stopped, searched for secrets.
+
+Needs a container engine: `make test-image`. Not part of `make test`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from appliance import rundir
+from tests import test_readme
+from tests.conftest import write_qa
+from tests.models import tiny_base
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+ROOT = Path(__file__).parents[2]
+IMAGE = "finetune-appliance:cpu"
+CANARY = "hf_" + "Canary" * 6
+STEPS = 6
+FEW = [f"train.max_steps={STEPS}", "train.eval_every=3", "evaluate.max_new_tokens=8", "evaluate.max_rows=4"]
+SIZE_BUDGET_BYTES = 3.0e9
+REBUILD_BUDGET_SECONDS = 20
+
+
+def docker(*command: str, check: bool = True, environ: dict[str, str] | None = None, cwd: Path = ROOT) -> str:
+    """stdout and stderr of a docker command."""
+    done = subprocess.run(
+        ["docker", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env=os.environ | (environ or {}),
+    )
+    said = done.stdout + done.stderr
+    assert not check or done.returncode == 0, said[-3000:]
+    return said
+
+
+@dataclass
+class Project:
+    """A folder with compose.yaml, data/ and runs/, as after the README's quickstart."""
+
+    folder: Path
+    uid: int = 1000
+    environ: dict[str, str] = field(default_factory=dict)
+
+    def compose(self, *command: str) -> tuple[int, str]:
+        """(exit code, stdout and stderr)."""
+        settings = {
+            "COMPOSE_FILE": "compose.yaml:compose.cpu.yaml",
+            "TORCH": "cpu",
+            "APP_UID": str(self.uid),
+            "APP_GID": str(self.uid),
+            "RECIPE": "demo",
+            "MODEL": "/data/base",
+            "HF_TOKEN": CANARY,
+        }
+        done = subprocess.run(
+            ["docker", "compose", *command],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=self.folder,
+            env=os.environ | settings | self.environ,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    def run(self, service: str, *arguments: str) -> tuple[int, str]:
+        return self.compose("run", "--rm", "-T", service, *arguments)
+
+    def train(self, *settings: str) -> tuple[int, str]:
+        chosen = [part for one in ["data.csv=data/train.csv", *FEW, *settings] for part in ("--set", one)]
+        return self.run("train", *chosen)
+
+
+def make_project(folder: Path, uid: int) -> Project:
+    for name in ("data", "runs"):
+        (folder / name).mkdir(parents=True)
+    for name in ("compose.yaml", "compose.cpu.yaml"):
+        shutil.copy(ROOT / name, folder)
+    names = ["사과", "배", "감", "귤", "밤"]
+    write_qa(folder / "data" / "train.csv", [(f"{names[i % 5]} {i}?", f"{names[i % 5]}!") for i in range(60)])
+    tiny_base(folder / "data" / "base", short_prompts=True)
+    for path in (folder / "data").rglob("*"):  # safetensors writes for the owner only
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    os.chown(folder / "runs", uid, uid)
+    for path in [folder, *folder.parents]:  # pytest's own folders are for their owner only
+        if path.stat().st_mode & 0o005 != 0o005 and path != Path("/"):
+            path.chmod(path.stat().st_mode | 0o055)
+    return Project(folder, uid)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _image() -> None:
+    docker("compose", "build", "train", environ={"TORCH": "cpu", "HF_TOKEN": CANARY})
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    made = make_project(tmp_path_factory.mktemp("project"), uid=1000)
+    yield made
+    made.compose("down", "--volumes")
+
+
+@pytest.fixture(scope="module")
+def trained(project: Project) -> tuple[Project, str]:
+    """The project after `docker compose run --rm train`, and what that said."""
+    code, said = project.train()
+    assert code == 0, said[-3000:]
+    return project, said
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_whole_way_leaves_everything_to_its_owner(trained: tuple[Project, str]) -> None:
+    project, said = trained
+    run = project.folder / "runs" / "demo"
+    for name in ("report.html", "prepare/rows.csv", "train/adapter/adapter_model.safetensors", "merge/proof.json"):
+        assert (run / name).is_file(), name
+    assert rundir.read_json(run / "merge" / "proof.json")["passed"]
+    assert {path.stat().st_uid for path in run.rglob("*")} == {1000}
+    assert "report         runs/demo/report.html" in said  # a path of the host
+    assert "model.id" in said.split("check")[0]  # what was decided, and by what
+    assert "APPLIANCE_MODEL__ID" in said
+
+
+def test_a_second_call_skips_and_the_csv_is_as_it_was(trained: tuple[Project, str]) -> None:
+    project, _ = trained
+    before = sha256(project.folder / "data" / "train.csv")
+    code, said = project.train()
+    assert code == 0
+    assert said.count("done before") == len(rundir.STAGES)
+    assert sha256(project.folder / "data" / "train.csv") == before
+    code, said = project.run("publish", "/runs/demo")
+    assert code == 0, said
+
+
+def test_another_owner(tmp_path: Path) -> None:
+    other = make_project(tmp_path / "other", uid=1234)
+    code, said = other.train("name=other")
+    assert code == 0, said[-3000:]
+    assert {path.stat().st_uid for path in (other.folder / "runs").rglob("*")} == {1234}
+
+
+def test_no_root_and_nothing_writable_but_what_is_mounted(project: Project) -> None:
+    script = (
+        "id -u; for place in /x /usr/x /app/x /data/x; do touch $place 2>/dev/null && echo wrote $place; done; true"
+    )
+    code, said = project.compose("run", "--rm", "-T", "--entrypoint", "sh", "train", "-c", script)
+    assert code == 0
+    assert "1000" in said.split()
+    assert "wrote" not in said
+    shown = docker(
+        "run", "--rm", "--user", "0", "--entrypoint", "find", IMAGE, "/", "-xdev", "-perm", "/6000", "-type", "f"
+    )
+    assert shown.strip() == ""
+
+
+def test_the_quickstart_as_typed(tmp_path: Path) -> None:
+    """README's three lines, in a folder that belongs to somebody else than uid 1000."""
+    made = make_project(tmp_path / "typed", uid=os.getuid())
+    shutil.copy(ROOT / ".env.example", made.folder)
+    data = "data: {csv: data/train.csv}"
+    (made.folder / "data" / "recipe.yaml").write_text(
+        f"name: mine\nmodel: {{id: /data/base, load_in_4bit: false}}\n{data}\n"
+        f"train: {{max_steps: {STEPS}, eval_every: 3, optimizer: adamw_torch}}\n"
+        "evaluate: {max_new_tokens: 8, max_rows: 4}\n",
+        encoding="utf-8",
+    )
+    environ = {"COMPOSE_FILE": "compose.yaml:compose.cpu.yaml", "TORCH": "cpu"}
+    for command in test_readme.RUN_BY_IMAGE_TEST:
+        done = subprocess.run(
+            command, shell=True, cwd=made.folder, env=os.environ | environ, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert f"APP_UID={os.getuid()}\n" in (made.folder / ".env").read_text(encoding="utf-8")
+    assert {path.stat().st_uid for path in (made.folder / "runs").rglob("*")} == {os.getuid()}
+    assert (made.folder / "runs" / "mine" / "publish" / "release" / "model" / "model.safetensors").is_file()
+
+
+def test_docker_stop_leaves_a_run_that_goes_on(project: Project) -> None:
+    metrics = project.folder / "runs" / "stopped" / "train" / "metrics.jsonl"
+
+    def steps() -> int:
+        return metrics.read_text(encoding="utf-8").count('"loss"') if metrics.is_file() else 0
+
+    def stopped_after(count: int) -> str:
+        """What a training says that is stopped once it has done so many steps."""
+        changes = [*FEW, "name=stopped", "train.max_steps=100000", "train.epochs=100000", "train.patience=100000"]
+        settings = [part for one in ["data.csv=data/train.csv", *changes] for part in ("--set", one)]
+        code, said = project.compose("run", "-d", "-T", "train", *settings)
+        assert code == 0, said
+        container = said.strip().splitlines()[-1]
+        deadline = time.monotonic() + 120
+        while steps() < count:
+            assert time.monotonic() < deadline, docker("logs", container)
+            time.sleep(0.2)
+        docker("stop", container)
+        log = docker("logs", container)
+        assert docker("wait", container).strip() == "143", log
+        docker("rm", container)
+        return log
+
+    assert "the same command continues from there" in stopped_after(4)
+    done = steps()
+    again = stopped_after(done + 4)
+    assert "continuing from step" in again
+    assert f"(checkpoint-{done})" in again
+
+
+@pytest.mark.parametrize("token_in", ["environment", "file"])
+def test_a_token_is_found_nowhere(trained: tuple[Project, str], token_in: str, tmp_path: Path) -> None:
+    project, said = trained
+    if token_in == "file":
+        (tmp_path / "token").write_text(CANARY, encoding="utf-8")
+        project.environ["HF_TOKEN_FILE"] = str(tmp_path / "token")
+        project.environ["HF_TOKEN"] = ""
+    code, doctor = project.run("doctor")
+    assert code in (0, 4)
+    assert CANARY not in said + doctor
+    for path in (project.folder / "runs").rglob("*"):
+        assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
+
+
+def test_no_layer_holds_the_token_that_was_there_while_building() -> None:
+    assert CANARY not in docker("history", "--no-trunc", IMAGE) + docker("inspect", IMAGE)
+    saved = subprocess.Popen(["docker", "save", IMAGE], stdout=subprocess.PIPE)
+    assert saved.stdout
+    tail, wanted, read = b"", CANARY.encode(), 0
+    while block := saved.stdout.read(1 << 24):
+        assert wanted not in tail + block
+        tail, read = block[-len(wanted) :], read + len(block)
+    assert saved.wait() == 0
+    assert read > 1e9
+
+
+def test_doctor_explains_a_machine_without_a_gpu(project: Project) -> None:
+    code, said = project.run("doctor", "--json")
+    findings = {one["what"]: one for one in json.loads(said[said.index("[") : said.rindex("]") + 1])}
+    assert code == 0, said
+    driver = next(one for what, one in findings.items() if "driver" in what)
+    assert driver["verdict"] == "warning"
+    assert "compose.cpu.yaml" in driver["fix"]
+    code, said = Project(project.folder, environ={"COMPOSE_FILE": "compose.yaml"}).train()
+    assert code != 0
+    assert "could not select device driver" in said  # the engine's own words; README and doctor explain them
+
+
+def test_what_is_missing_is_said(project: Project, tmp_path: Path) -> None:
+    code, said = project.run("train", "--set", "data.csv=data/other.csv", "--set", "name=other")
+    assert code == 3, said
+    assert "the folder data/ is /data" in said
+    locked = make_project(tmp_path / "locked", uid=1000)
+    os.chown(locked.folder / "runs", 0, 0)
+    (locked.folder / "runs").chmod(0o755)
+    code, said = locked.train()
+    assert code == 4, said
+    assert "sudo chown -R 1000:1000" in said
+    shutil.rmtree(locked.folder / "data")
+    code, said = locked.train()
+    assert code != 0
+    assert "does not exist" in said  # never made by the engine, as root
+
+
+def test_size_and_time_to_rebuild() -> None:
+    size = int(docker("image", "inspect", "--format", "{{.Size}}", IMAGE))
+    assert size <= SIZE_BUDGET_BYTES, f"{size / 1e9:.2f} GB"
+    began = time.monotonic()
+    path = ROOT / "appliance" / "__init__.py"
+    before = path.read_text(encoding="utf-8")
+    try:
+        path.write_text(before + f"# {time.time()}\n", encoding="utf-8")
+        docker("build", "--build-arg", "TORCH=cpu", "--tag", "finetune-appliance:rebuilt", ".")
+    finally:
+        path.write_text(before, encoding="utf-8")
+    seconds = time.monotonic() - began
+    docker("image", "rm", "finetune-appliance:rebuilt")
+    assert seconds <= REBUILD_BUDGET_SECONDS, f"{seconds:.0f} s"
+
+
+def test_labels_and_environment() -> None:
+    (inspected,) = json.loads(docker("image", "inspect", IMAGE))
+    assert inspected["Config"]["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
+    environment = dict(one.split("=", 1) for one in inspected["Config"]["Env"])
+    assert "UNSLOTH_ALLOW_CPU" not in environment
+    assert environment["UNSLOTH_DISABLE_STATISTICS"] == environment["DO_NOT_TRACK"] == "1"
+    assert inspected["Config"]["User"] == "1000:1000"
+    assert inspected["Config"]["StopSignal"] == "SIGTERM"

@@ -1,0 +1,349 @@
+"""What the doctor says of made-up machines: trees with /proc and /dev, environments, and what torch answers."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from appliance import cli, doctor, machine
+from appliance.cards import Card
+from appliance.machine import Device, Finding
+
+GIB = 1 << 30
+CPU = Device("cpu", "a CPU", 8 * GIB, "float32")
+L4 = Device("cuda", "L4", 24 * GIB, "bfloat16", (8, 9))
+DOCKER = {".dockerenv": ""}
+NODES = {"dev/nvidiactl": "", "dev/nvidia0": ""}
+WSL = {"proc/sys/kernel/osrelease": "6.6.87.2-microsoft-standard-WSL2\n"}
+CANARY = "hf_CANARYcanaryCANARYcanaryCANARYcanary"
+NO_DRIVER = f"nvidia-driver-580, or the distribution's package); without a GPU the CPU mode works: {doctor.CPU_MODE}"
+Look = Callable[..., dict[str, Finding]]
+
+
+def driver(version: str) -> dict[str, str]:
+    text = f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {version}  Release Build\nGCC version: 12\n"
+    return {doctor.DRIVER_FILE: text}
+
+
+def tree(root: Path, files: Mapping[str, str]) -> Path:
+    for name, text in {"dev/shm/x": "", **files}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+    return root
+
+
+def raising(error: Exception) -> Callable[..., NoReturn]:
+    def call(*_: object) -> NoReturn:
+        raise error
+
+    return call
+
+
+def torch_says(monkeypatch: pytest.MonkeyPatch, cuda: str | None, device: Device = CPU, refusal: str = "") -> None:
+    """A build of torch, the device that it finds, and why it finds no GPU."""
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "init", raising(RuntimeError(refusal + "\nmore of it")))
+    # torch warns where it finds no GPU; here a warning that gets out is an error
+    monkeypatch.setattr(machine, "device", lambda: warnings.warn("CUDA initialization", stacklevel=1) or device)
+
+
+@pytest.fixture
+def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Look:
+    """The doctor's findings by name, on a machine of these files, with CPU torch, a compiler, no pins."""
+    monkeypatch.setattr(machine, "compiler_finding", lambda: Finding("C compiler", "gcc", "", "ok"))
+    monkeypatch.setattr(doctor, "CHECKOUT", tmp_path)
+    torch_says(monkeypatch, None)
+
+    def findings(files: Mapping[str, str] = {}, environ: Mapping[str, str] = {}, **given: Any) -> dict[str, Finding]:
+        folders = {"runs_dir": tmp_path / "runs", "cache_dir": tmp_path / "cache", **given}
+        found = doctor.run(**folders, environ=environ, root=tree(tmp_path / "root", files))
+        assert all(finding.fix for finding in found if finding.verdict != "ok"), "what is wrong can be mended"
+        assert len({finding.what for finding in found}) == len(found)
+        return {finding.what: finding for finding in found}
+
+    return findings
+
+
+def test_this_very_machine(tmp_path: Path) -> None:
+    found = {finding.what: finding for finding in doctor.run(tmp_path / "runs", tmp_path / "cache")}
+    assert found["device"].verdict == "ok"
+    assert "torch" in found["packages"].found
+    assert found["C compiler"].verdict == "ok"
+    assert found[f"writing to {tmp_path / 'runs'}"].verdict == "ok"
+
+
+def test_the_order(look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch_says(monkeypatch, None)
+    (tmp_path / "constraints.txt").write_text("torch==0.1\n", encoding="utf-8")
+    environ = {"HF_ENDPOINT": "http://localhost:1", "UNSLOTH_ALLOW_CPU": "1"}
+    runs, cache = tmp_path / "runs", tmp_path / "cache"
+    assert list(look(WSL, environ, data_dir=tmp_path / "data")) == [
+        *("python", "packages", "pins", "container", "WSL", "driver", "device", "C compiler", "memory", "CPU cores"),
+        *("/dev/shm", f"disk at {runs}", f"disk at {cache}", f"writing to {runs}", f"writing to {cache}"),
+        *("data", "Hub token", "network", "UNSLOTH_ALLOW_CPU"),
+    ]
+
+
+# --- from the driver to torch: (files, torch's CUDA, torch's refusal) -> the one link that is missing
+
+CHAIN: dict[str, tuple[dict[str, str], str | None, str, str, str, str, str]] = {
+    # name: files, torch.version.cuda, refusal, what, verdict, in found, in fix
+    "no driver": ({}, "13.0", "", "driver", "warning", "no NVIDIA driver", NO_DRIVER),
+    "old driver": (driver("570.26") | NODES, "13.0", "", "driver", "fails", "570.26", doctor.OLDER_DRIVERS),
+    "old driver, no nodes": (driver("570.26"), "13.0", "", "driver", "fails", "570.26", "driver 580 or newer"),
+    "in a container": (
+        *(driver("580.65.06") | DOCKER, "13.0", "No NVIDIA driver", "GPU", "ok"),
+        "the host has a driver (580.65.06), this container was given no GPU",
+        "docker compose run --rm --entrypoint nvidia-smi train; if that answers `could not select device driver "
+        f'"nvidia"`, install the NVIDIA Container Toolkit and run: {doctor.TOOLKIT}',
+    ),
+    "no nodes": (driver("580.65.06"), "13.0", "", "GPU", "fails", "module is loaded", "sudo nvidia-modprobe"),
+    "CPU build": (driver("580.65.06") | NODES, None, "", "CUDA", "fails", "CPU build", "docker compose build"),
+    "no fabric": (
+        *(driver("580.65.06") | NODES, "13.0", "Error 802: system not yet initialized", "CUDA", "fails"),
+        *("Error 802: system not yet initialized", "nvidia-fabricmanager"),
+    ),
+    "two versions": (
+        *(driver("580.65.06") | NODES, "13.0", "Error 803: system has unsupported display driver / cuda driver"),
+        *("CUDA", "fails", "Error 803", "reboot"),
+    ),
+    "no libcuda": (
+        *(driver("580.65.06") | NODES | DOCKER, "13.0", "Found no NVIDIA driver on your system.", "CUDA", "fails"),
+        *("Found no NVIDIA driver", "NVIDIA_DRIVER_CAPABILITIES=compute,utility"),
+    ),
+    "unheard of": (driver("580.65.06") | NODES, "13.0", "Error 4711", "CUDA", "fails", "Error 4711", "nvidia-smi"),
+    "WSL, no driver": (WSL, "13.0", "", "driver", "warning", "no NVIDIA driver", "in Windows"),
+    "WSL, container": (WSL | DOCKER, "13.0", "", "driver", "warning", "no NVIDIA driver", "--entrypoint nvidia-smi"),
+    "WSL, old driver": (
+        *(WSL | {"dev/dxg": ""}, "13.0", "The NVIDIA driver on your system is too old (found version 12080).", "CUDA"),
+        *("fails", "too old", "580 or newer in Windows, or build the image for older drivers"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHAIN)
+def test_the_first_missing_link_is_named(name: str, look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, cuda, refusal, what, verdict, found, fix = CHAIN[name]
+    torch_says(monkeypatch, cuda, refusal=refusal)
+    findings = look(files)
+    assert (findings[what].verdict, "more of it" in findings[what].found) == (verdict, False)
+    assert found in findings[what].found
+    assert fix in findings[what].fix
+    links = [link for link in ("driver", "GPU", "CUDA", "free GPU memory") if link in findings]
+    assert links in ([what], ["driver", what]), "later links are left out"
+    assert what == "driver" or findings["driver"].verdict == "ok"
+
+
+@pytest.mark.parametrize(("cuda", "version"), [("13.0", "470.57.02"), ("12.8", "520.61.05")])
+def test_the_build_for_older_drivers_is_offered_only_where_it_runs(
+    cuda: str, version: str, look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch_says(monkeypatch, cuda)
+    finding = look(driver(version) | NODES)["driver"]
+    assert finding.verdict == "fails"
+    assert "constraints-cu128" not in finding.fix
+
+
+def test_a_gpu_hidden_by_a_variable(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch_says(monkeypatch, "13.0", refusal="No CUDA GPUs are available")
+    files = driver("580.65.06") | NODES
+    assert look(files, {"CUDA_VISIBLE_DEVICES": ""})["CUDA"].fix.startswith("unset CUDA_VISIBLE_DEVICES")
+    assert "nvidia-smi" in look(files, {"CUDA_VISIBLE_DEVICES": "0"})["CUDA"].fix
+
+
+@pytest.mark.parametrize(("free", "verdict"), [(23 * GIB, "ok"), (20 * GIB, "warning"), (None, "fails")])
+def test_a_card_that_works_and_what_others_hold_of_it(
+    free: int | None, verdict: str, look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = torch.OutOfMemoryError("CUDA error: out of memory")
+    torch_says(monkeypatch, "13.0", L4)
+    monkeypatch.setattr(machine, "card", lambda: Card("L4", (8, 9), 24 * GIB, ("sm_89",), "13.0", "580.65.06"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", (lambda: (free, 24 * GIB)) if free else raising(full))
+    found = look()
+    assert (found["GPU"].verdict, found["driver"].verdict) == ("ok", "ok")
+    assert found["free GPU memory"].verdict == verdict
+    assert ("nvidia-smi" in found["free GPU memory"].fix) is (verdict != "ok")
+    assert "L4, 24.0 GiB, computes in bfloat16" in found["device"].found
+
+
+def test_a_device_that_cannot_be_asked_does_not_end_the_doctor(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch_says(monkeypatch, "13.0")
+    monkeypatch.setattr(machine, "device", raising(RuntimeError("CUDA error: unknown error")))
+    found = look(driver("580.65.06") | NODES)
+    assert found["CUDA"].found == "CUDA error: unknown error"
+    assert "restart the container" in found["CUDA"].fix
+    assert "device" not in found
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({}, "none"),
+        ({"proc/self/cgroup": "0::/system.slice/docker.service\n"}, "none"),
+        (DOCKER, "inside a container (docker)"),
+        ({"proc/1/cgroup": "5:devices:/docker/0123456789ab\n"}, "inside a container (docker)"),
+        ({"proc/self/cgroup": "0::/machine.slice/libpod-0123.scope\n"}, "inside a container (podman)"),
+        (
+            {"run/.containerenv": "", "proc/self/uid_map": "0 1000 1\n1 100000 65536\n"},
+            "inside a container (podman), in a user namespace: uid 0 here is 1000 outside",
+        ),
+        (DOCKER | {"proc/self/uid_map": "         0          0 4294967295\n"}, "inside a container (docker)"),
+    ],
+)
+def test_containers(files: dict[str, str], found: str, look: Look) -> None:
+    finding = look(files)["container"]
+    assert (finding.found, finding.verdict) == (found, "ok")
+
+
+def test_wsl_is_told_and_that_its_driver_is_windows(look: Look) -> None:
+    assert "WSL" not in look({"proc/sys/kernel/osrelease": "6.1.0-9-amd64"})
+    assert "belongs to Windows" in look(WSL)["WSL"].fix
+
+
+def test_versions_that_differ_from_the_pins(look: Look, tmp_path: Path) -> None:
+    here = machine.versions()
+    public = here["torch"].partition("+")[0]
+    path = tmp_path / "constraints.txt"
+    path.write_text(f"# all\ntorch=={public}  # any build\nnot-installed==1\npeft=={here['peft']}\n", encoding="utf-8")
+    assert look()["pins"].verdict == "ok"
+    path.write_text("torch==0.1\npeft==0.2\ntrl==0.3 ; python_version < '4'\ntransformers==0.4\n", encoding="utf-8")
+    finding = look()["pins"]
+    assert finding.verdict == "warning"
+    assert finding.found.startswith(f"4 differ: torch {here['torch']} (0.1), peft {here['peft']} (0.2), trl")
+    assert finding.found.endswith("and 1 more")
+    assert "transformers" not in finding.found
+    (tmp_path / "constraints-cu128.txt").write_text(f"torch=={public}\n", encoding="utf-8")
+    assert (look()["pins"].verdict, look()["pins"].needed) == ("ok", "constraints-cu128.txt")
+
+
+def test_the_images_pins_and_none(look: Look) -> None:
+    assert "pins" not in look()
+    finding = look({"app/constraints.txt": "torch==0.1\n"} | DOCKER)["pins"]
+    assert (finding.verdict, finding.fix) == ("warning", "docker compose build")
+
+
+def test_without_torch_the_rest_is_told(look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "versions", lambda: {"python": "3.11.7", "tokenizers": "0.23"})
+    found = look(driver("580.65.06") | NODES)
+    assert (found["torch"].verdict, found["torch"].fix) == ("fails", "pip install -c constraints.txt '.[train]'")
+    assert found["driver"].verdict == found[f"writing to {tmp_path / 'runs'}"].verdict == "ok"
+    assert not {"device", "CUDA"} & set(found)
+
+
+@pytest.mark.parametrize(("device", "verdict"), [(CPU, "warning"), (L4, "fails")])
+def test_a_missing_compiler(device: Device, verdict: str, look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch_says(monkeypatch, None, device)
+    monkeypatch.setattr(machine, "compiler_finding", lambda: Finding("C compiler", "none", "", "fails", "get gcc"))
+    assert look()["C compiler"].verdict == verdict
+
+
+def test_no_folder_to_try_the_compiler_in(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = FileNotFoundError(2, "No usable temporary directory found")
+    monkeypatch.setattr(machine, "compiler_finding", raising(error))
+    assert "/tmp" in look()["C compiler"].fix
+
+
+@pytest.mark.parametrize(("size", "verdict"), [(64 << 20, "ok"), (1 << 20, "warning")])
+def test_shared_memory(size: int, verdict: str, look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "volume_bytes", lambda _: size)
+    finding = look(DOCKER)["/dev/shm"]
+    assert finding.verdict == verdict
+    assert ("shm_size in compose.yaml" in finding.fix) is (verdict == "warning")
+
+
+def test_the_containers_memory_limit_counts(look: Look) -> None:
+    assert look({"sys/fs/cgroup/memory.max": f"{GIB}\n"})["memory"].found == "1.0 GiB"
+
+
+def test_a_folder_that_is_refused(look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "may_write", lambda folder: folder.name != "runs")
+    runs, me = tmp_path / "runs", f"{os.getuid()}:{os.getgid()}"
+    runs.mkdir()
+    finding = look()[f"writing to {runs}"]
+    assert (finding.verdict, finding.fix) == ("fails", f"sudo chown -R {me} {runs}")
+    below = look(runs_dir=runs / "of" / "mine")[f"writing to {runs}/of/mine"]
+    assert below.fix == f"sudo mkdir -p {runs}/of/mine && sudo chown -R {me} {runs}/of/mine"
+    inside = look(DOCKER)[f"writing to {runs}"]
+    assert f"on the host: sudo chown -R {me} runs" in inside.fix
+    assert "APP_UID" in inside.fix
+    podman = look({"run/.containerenv": "", "proc/self/uid_map": "0 1000 1"})[f"writing to {runs}"]
+    assert f"podman unshare chown -R {me} runs" in podman.fix
+
+
+def test_a_file_where_a_folder_should_be(look: Look, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    finding = look(cache_dir=tmp_path / "file" / "cache")[f"writing to {tmp_path}/file/cache"]
+    assert (finding.verdict, finding.fix) == ("fails", "choose another --cache-dir")
+
+
+def test_the_csv(look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "data"
+    assert "data" not in look()
+    missing = look(data_dir=data)["data"]
+    assert (missing.verdict, missing.found) == ("warning", f"no train.csv in {data}/")
+    assert "put it there" in missing.fix
+    data.mkdir()
+    (data / "train.csv").write_text("instruction,output\n", encoding="utf-8")
+    assert look(data_dir=data)["data"].verdict == "ok"
+    monkeypatch.setattr(os, "access", lambda _, mode: mode != os.R_OK)
+    assert look(data_dir=data)["data"].fix == f"chmod a+rX {data} {data}/train.csv"
+
+
+# --- the environment, and what must never be shown
+
+
+@pytest.mark.parametrize(
+    ("environ", "verdict", "found"),
+    [
+        ({}, "ok", "not set"),
+        ({"HF_TOKEN": CANARY}, "ok", "set in HF_TOKEN"),
+        ({"HF_TOKEN": CANARY, "HF_TOKEN_FILE": "/nowhere/token"}, "ok", "set in HF_TOKEN"),
+        ({"HUGGING_FACE_HUB_TOKEN": CANARY}, "ok", "set in HUGGING_FACE_HUB_TOKEN"),
+        ({"HF_TOKEN": f'"{CANARY}"'}, "warning", "set in HF_TOKEN, and does not look like one"),
+        ({"HF_TOKEN": f"{CANARY} # mine"}, "warning", "set in HF_TOKEN, and does not look like one"),
+        ({"HF_TOKEN": CANARY[3:]}, "warning", "set in HF_TOKEN, and does not look like one"),
+        ({"HF_TOKEN_FILE": "FOLDER/token"}, "ok", "set in HF_TOKEN_FILE, FOLDER/token"),
+        ({"HF_TOKEN_FILE": "FOLDER/odd"}, "warning", "set in HF_TOKEN_FILE, FOLDER/odd, and does not look like one"),
+        ({"HF_TOKEN_FILE": "/dev/null"}, "ok", "not set"),
+        ({"HF_TOKEN_FILE": "/dev/null", "HUGGING_FACE_HUB_TOKEN": CANARY}, "ok", "set in HUGGING_FACE_HUB_TOKEN"),
+        ({"HF_TOKEN_FILE": "FOLDER/none"}, "warning", "FOLDER/none: No such file or directory"),
+        ({"HF_TOKEN_FILE": "FOLDER"}, "warning", "FOLDER: Is a directory"),
+        ({"HF_TOKEN_FILE": CANARY}, "warning", "it may be the token itself"),
+    ],
+)
+def test_the_token_is_never_shown(
+    environ: dict[str, str], verdict: str, found: str, look: Look, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text(CANARY + "\n", encoding="utf-8")
+    (tmp_path / "odd").write_bytes(b"\xff" + CANARY[3:].encode())
+    findings = look(environ={name: value.replace("FOLDER", str(tmp_path)) for name, value in environ.items()})
+    assert findings["Hub token"].verdict == verdict
+    assert found.replace("FOLDER", str(tmp_path)) in findings["Hub token"].found
+    assert not re.search("canary", repr(findings), re.IGNORECASE)
+
+
+def test_the_network_by_names_only(look: Look) -> None:
+    environ = {"https_proxy": "http://me:canary@proxy:3128", "HF_ENDPOINT": "https://x:canary@hub", "NO_PROXY": ""}
+    findings = look(environ=environ)
+    assert findings["network"].found == "HF_ENDPOINT, https_proxy set (values not shown)"
+    assert "canary" not in repr(findings)
+    assert "network" not in look()
+
+
+@pytest.mark.parametrize(("value", "warned"), [("1", True), ("0", False), ("", False)])
+def test_the_switch_that_turns_unsloths_trainer_off(value: str, warned: bool, look: Look) -> None:
+    assert ("UNSLOTH_ALLOW_CPU" in look(environ={"UNSLOTH_ALLOW_CPU": value})) is warned
+
+
+def test_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "run", lambda *_: [Finding("driver", "570.26", ">= 580", "fails", "a newer one")])
+    done = CliRunner().invoke(cli.app, ["doctor", "--json"])
+    assert done.exit_code == 4
