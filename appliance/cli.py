@@ -146,10 +146,17 @@ def demo(
 
 def _stage_command(stage: str, what: str) -> None:
     def command(
-        run_dir: RunDirArgument, set_: SetOption = None, redo: RedoOption = None, cache_dir: CacheOption = _CACHE
+        run_dir: Annotated[
+            Path | None, typer.Argument(metavar="[RUN_DIR]", help="A run directory; without it the newest run.")
+        ] = None,
+        set_: SetOption = None,
+        redo: RedoOption = None,
+        runs_dir: RunsOption = Path("runs"),
+        cache_dir: CacheOption = _CACHE,
     ) -> None:
         from appliance import views
 
+        run_dir = run_dir or views.newest_run(runs_dir)
         views.require_run(run_dir)
         path = run_dir.absolute()  # a run called `demo` is not the shipped recipe
         _run(str(path), set_, redo, path.parent, cache_dir, until=stage)

@@ -54,6 +54,14 @@ def require_run(run_path: Path) -> None:
         raise RunDirError(f"{run_path} is not a run directory", hint=hint)
 
 
+def newest_run(runs_dir: Path) -> Path:
+    """The run that was begun or changed last. Raises RunDirError: there is none."""
+    found = [path for path in runs_dir.glob("*/recipe.yaml") if path.is_file()]
+    if not found:
+        raise RunDirError(f"no runs in {runs_dir}", hint="`appliance demo` or `appliance run RECIPE` starts one")
+    return max(found, key=lambda path: path.stat().st_mtime).parent
+
+
 def check_table(run_path: Path) -> list[dict[str, str]]:
     return list(rundir.read_json(run_path / "check" / "table.json"))
 

@@ -275,7 +275,7 @@ def test_hangul_of_a_tokenizer_with_byte_fallback() -> None:
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     pieces, answer = _stream(backend, [3 + byte for byte in "만원입니다".encode()])
     assert (pieces, answer) == (list("만원입니다"), "만원입니다")
-    pieces, _ = _stream(backend, [3 + byte for byte in "만".encode() * 2][:4] + [2])
+    pieces, _ = _stream(backend, [*(3 + byte for byte in "만".encode()), 3 + "만".encode()[0], 2])
     assert pieces == ["만"]  # four replacement characters now, but what was shown is not shown again
 
 

@@ -24,18 +24,17 @@ from tests.conftest import write_qa
 HEAVY = ["torch", "transformers", "trl", "peft", "unsloth", "datasets", "pandas", "sklearn", "huggingface_hub"]
 
 RUN_OPTIONS = ["--set", "--redo", "--runs-dir", "--cache-dir"]
-STAGE_OPTIONS = ["--set", "--redo", "--cache-dir"]
 # The whole surface. Whoever adds an option adds it here, and says in the review whom it serves.
 OPTIONS = {
     "": ["--version"],
     "run": RUN_OPTIONS,
     "demo": RUN_OPTIONS,
     "check": ["--set", "--runs-dir", "--cache-dir", "--json"],
-    "prepare": STAGE_OPTIONS,
-    "train": STAGE_OPTIONS,
-    "evaluate": STAGE_OPTIONS,
-    "merge": STAGE_OPTIONS,
-    "publish": STAGE_OPTIONS,
+    "prepare": RUN_OPTIONS,
+    "train": RUN_OPTIONS,
+    "evaluate": RUN_OPTIONS,
+    "merge": RUN_OPTIONS,
+    "publish": RUN_OPTIONS,
     "status": ["--runs-dir", "--json"],
     "inspect": ["--row", "--cache-dir"],
     "chat": ["--max-new-tokens", "--temperature", "--runs-dir"],
@@ -309,6 +308,7 @@ FAILURES = [
     ("run {shop} --set train.epochs", 2, "expected KEY=VALUE"),
     ("run {broken.yaml}", 2, "not a readable YAML file"),
     ("run {shop} --redo trian", 2, "one of check, prepare, train, evaluate, merge, publish"),
+    ("publish --runs-dir {hole.csv}", 8, "no runs in"),
     ("train {run} --redo merge", 2, "one of check, prepare, train"),
     ("run {shop} --set publish.repo_id=me/shop", 2, "publish.repo_id: 'me/shop' asks for an upload"),
     ("run {shop} --set model.id={nowhere}", 2, "neither a folder, nor USER/NAME on the Hub"),
@@ -434,3 +434,22 @@ def test_a_signal_that_nohup_ignores_stays_ignored(appliance: Appliance) -> None
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     appliance("--version")
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_without_a_name_the_newest_run_is_taken(tmp_path: Path) -> None:
+    from appliance import views
+
+    for age, name in enumerate(("new", "old")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.yaml").write_text("", encoding="utf-8")
+        os.utime(tmp_path / name / "recipe.yaml", (1000 - age, 1000 - age))
+    assert views.newest_run(tmp_path) == tmp_path / "new"
+
+
+def test_paths_are_shown_as_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    from appliance import views
+
+    assert views.shown_path(Path("/runs/a/b"), Path("/runs")) == Path("/runs/a/b")
+    monkeypatch.setenv("APPLIANCE_HOST_RUNS_DIR", "./runs")
+    assert views.shown_path(Path("/runs/a/b"), Path("/runs")) == Path("runs/a/b")
+    assert views.shown_path(Path("/elsewhere/a"), Path("/runs")) == Path("/elsewhere/a")

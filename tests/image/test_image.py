@@ -145,7 +145,7 @@ def test_a_second_call_skips_and_the_csv_is_as_it_was(trained: tuple[Project, st
     assert code == 0
     assert said.count("done before") == len(rundir.STAGES)
     assert sha256(project.folder / "data" / "train.csv") == before
-    code, said = project.run("publish", "/runs/demo")
+    code, said = project.run("publish")
     assert code == 0, said
 
 
