@@ -28,10 +28,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from appliance import chat, cli, prompts
-from appliance.chat import Conversation, Speaker, Stream
+from appliance import chat, cli, prompts, speaker
 from appliance.errors import DataError, EnvironmentUnavailable, Interrupted, RecipeError, RunDirError
 from appliance.rundir import RunDir, write_json
+from appliance.speaker import Conversation, Speaker, Stream
 from tests.models import tiny_tokenizer
 
 ENDLESS = "끝없이"  # the question that the scripted model answers until it is stopped
@@ -64,7 +64,7 @@ def run_path(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(run_path: Path) -> Speaker:
-    return chat.load(run_path, max_new_tokens=None, temperature=0.0)
+    return speaker.load(run_path, max_new_tokens=None, temperature=0.0)
 
 
 def scripted(speaker: Speaker, script: Callable[[str], str], *, pause: float = 0.0) -> Speaker:
@@ -170,8 +170,8 @@ def test_the_model_is_loaded_as_a_user_of_the_release_would(loaded: Speaker, bas
 
 def test_the_recipe_says_how_an_answer_ends(tmp_path: Path, base_dir: Path) -> None:
     run = make_run(tmp_path / "run", base_dir, more=", stop: ['끝', 'END']")
-    speaker = chat.load(run, max_new_tokens=7, temperature=0.5)
-    assert (speaker.max_new_tokens, speaker.stop, speaker.temperature) == (7, ("끝", "END"), 0.5)
+    loaded = speaker.load(run, max_new_tokens=7, temperature=0.5)
+    assert (loaded.max_new_tokens, loaded.stop, loaded.temperature) == (7, ("끝", "END"), 0.5)
 
 
 def test_a_model_that_does_not_load_is_no_bug(tmp_path: Path, base_dir: Path) -> None:
@@ -179,15 +179,15 @@ def test_a_model_that_does_not_load_is_no_bug(tmp_path: Path, base_dir: Path) ->
     model_dir = run / "merge" / "model"
     (model_dir / "chat_template.jinja").unlink()
     with pytest.raises(EnvironmentUnavailable, match="no chat template") as caught:
-        chat.load(run, max_new_tokens=None, temperature=0.0)
+        speaker.load(run, max_new_tokens=None, temperature=0.0)
     assert "--redo merge" in caught.value.hint
     weights = model_dir / "model.safetensors"
     weights.write_bytes(b"\xff" * weights.stat().st_size)
     with pytest.raises(EnvironmentUnavailable, match=re.escape(f"{model_dir} does not load")):
-        chat.load(run, max_new_tokens=None, temperature=0.0)
+        speaker.load(run, max_new_tokens=None, temperature=0.0)
     (model_dir / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(EnvironmentUnavailable, match="does not load"):
-        chat.load(run, max_new_tokens=None, temperature=0.0)
+        speaker.load(run, max_new_tokens=None, temperature=0.0)
 
 
 # --- the answer
@@ -220,7 +220,7 @@ def test_ask_answers_as_transformers_does(run_path: Path, capsys: pytest.Capture
 
 
 def test_json_shows_no_control_character() -> None:
-    reply = chat.Reply("값?", "\x9b31m\x1b[2J\x7f한글", True, 3, 0.5)
+    reply = speaker.Reply("값?", "\x9b31m\x1b[2J\x7f한글", True, 3, 0.5)
     assert re.search(r"[\x00-\x1f\x7f-\x9f]", reply.to_json()) is None
     assert "한글" in reply.to_json()
     assert json.loads(reply.to_json())["answer"] == reply.answer
