@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import os
 import subprocess
 import sys
 import sysconfig
@@ -232,6 +233,29 @@ def test_no_room_for_the_base_says_what_fits(base_dir: Path) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     assert "2.0 GiB hold a base of up to about 0.5 billion weights in 16 bits" in caught.value.hint
     assert "nvidia-smi" in caught.value.hint
+
+
+@pytest.mark.parametrize("error", [OSError("no file"), RuntimeError("`x` is not supported yet")])
+def test_a_base_that_does_not_load_is_no_bug(error: Exception, base_dir: Path) -> None:
+    with (
+        pytest.raises(EnvironmentUnavailable, match=f"does not load: {error}"),
+        engines.load_failures(base_dir, ModelSection(id="x"), L4),
+    ):
+        raise error
+
+
+def test_an_unsloth_that_does_not_load_is_no_bug(tmp_path: Path) -> None:
+    """A stand-in that fails as the real one does beside the wrong torchvision; in a process of its own."""
+    (tmp_path / "unsloth.py").write_text("raise ImportError('torchvision 0.1 is for torch 1')", encoding="utf-8")
+    code = (
+        "from pathlib import Path\nfrom appliance import engines\nfrom appliance.machine import Device\n"
+        "try: engines.load_engine('unsloth', Device('cpu', 'x', 1, 'float32'), Path('.'))\n"
+        "except engines.EnvironmentUnavailable as error: print(error, '|', error.hint)\n"
+    )
+    environ = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(engines.__file__).parents[2]}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False)
+    assert "Unsloth does not load: torchvision 0.1 is for torch 1" in done.stdout, done.stderr
+    assert "engine=transformers" in done.stdout
 
 
 def test_a_length_over_the_bases_positions_is_refused(base_dir: Path) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from appliance.engines import Loaded, load_failures, refuse_too_long
+from appliance.engines import INSTALL_UNSLOTH, Loaded, load_failures, refuse_too_long
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine import Device
 from appliance.recipe import ModelSection, TuningSection
@@ -30,7 +30,10 @@ class UnslothEngine:
     trainer_checkpoints_gradients = False
 
     def __init__(self, device: Device, cache_dir: Path) -> None:
-        """Imports Unsloth. What it compiles is kept below `cache_dir`, unless the environment names another place."""
+        """Imports Unsloth. What it compiles is kept below `cache_dir`, unless the environment names another place.
+
+        Raises EnvironmentUnavailable: it does not load, for example beside a torchvision made for another torch.
+        """
         self._device = device
         self._checkpoints = "unsloth" if device.kind == "cuda" else False  # of gradients: it moves them to host memory
         os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"  # else it asks the Hub for a file that counts users
@@ -40,8 +43,14 @@ class UnslothEngine:
             ("TORCHINDUCTOR_CACHE_DIR", "torchinductor"),
         ):
             os.environ.setdefault(variable, str((cache_dir / folder).absolute()))
-        with _prints_to_log():
-            import unsloth
+        try:
+            with _prints_to_log():
+                import unsloth
+        except (ImportError, RuntimeError, OSError) as error:
+            raise EnvironmentUnavailable(
+                f"Unsloth does not load: {(str(error).strip() or repr(error)).splitlines()[0]}",
+                hint=f"install it as pinned ({INSTALL_UNSLOTH}), or set engine=transformers",
+            ) from error
         self._unsloth: Any = unsloth.FastLanguageModel
 
     def load_for_training(
