@@ -238,13 +238,13 @@ def test_a_token_is_found_nowhere(trained: tuple[Project, str], token_in: str, t
 
 def test_no_layer_holds_the_token_that_was_there_while_building() -> None:
     assert CANARY not in docker("history", "--no-trunc", IMAGE) + docker("inspect", IMAGE)
-    saved = subprocess.Popen(["docker", "save", IMAGE], stdout=subprocess.PIPE)
-    assert saved.stdout
     tail, wanted, read = b"", CANARY.encode(), 0
-    while block := saved.stdout.read(1 << 24):
-        assert wanted not in tail + block
-        tail, read = block[-len(wanted) :], read + len(block)
-    assert saved.wait() == 0
+    with subprocess.Popen(["docker", "save", IMAGE], stdout=subprocess.PIPE) as saved:
+        assert saved.stdout
+        while block := saved.stdout.read(1 << 24):
+            assert wanted not in tail + block
+            tail, read = block[-len(wanted) :], read + len(block)
+    assert saved.returncode == 0
     assert read > 1e9
 
 
