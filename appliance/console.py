@@ -5,12 +5,13 @@ With a terminal: colours and live progress bars. Without one: plain lines, nothi
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,26 @@ def log_file(path: Path) -> Iterator[None]:
         logging.captureWarnings(False)
         root.removeHandler(handler)
         handler.close()
+
+
+@contextmanager
+def prints_to_log() -> Iterator[None]:
+    """What libraries print while the block runs goes to the log: on stdout belong results only. Unsloth prints."""
+    with redirect_stdout(_LogLines()):
+        yield
+
+
+class _LogLines(io.TextIOBase):
+    """Lines that are written here are logged."""
+
+    def __init__(self) -> None:
+        self._begun = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            _log.info("printed: %s", line)
+        return len(text)
 
 
 def quiet_libraries() -> None:

@@ -17,6 +17,7 @@ from appliance.errors import EnvironmentUnavailable, HubError, RecipeError
 DEMO_ID = "demo"
 # Weights other than safetensors can run code when loaded; they are never fetched.
 _WANTED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md"]
+_UNWANTED_FILES = ["consolidated*", "original/*"]  # the same weights in their maker's own format
 _JUDGED_FILES = ["config.json", "README.md"]
 
 
@@ -123,7 +124,13 @@ def _download(model_id: str, revision: str | None) -> Base:
         folder = Path(snapshot_download(model_id, revision=info.sha, allow_patterns=_JUDGED_FILES, token=access))
         base = Base(folder, model_id, info.sha, _license(folder))
         _refuse_untunable(base, model_id, [file.rfilename for file in info.siblings or []])
-        snapshot_download(model_id, revision=info.sha, allow_patterns=_WANTED_FILES, token=access)
+        snapshot_download(
+            model_id,
+            revision=info.sha,
+            allow_patterns=_WANTED_FILES,
+            ignore_patterns=_UNWANTED_FILES,
+            token=access,
+        )
     except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
         raise HubError(
             f"the base model {model_id} cannot be fetched: {(str(error) or repr(error)).splitlines()[0]}",

@@ -112,7 +112,12 @@ class Job:
         self.engine  # noqa: B018  first: Unsloth has to be imported before transformers
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(str(self.base.dir), local_files_only=True, trust_remote_code=False)
+        from appliance import engines
+
+        with engines.load_failures(self.base.dir, self.resolved.recipe.model, self.device):
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(self.base.dir), local_files_only=True, trust_remote_code=False
+            )
         return prompts.from_transformers(name, tokenizer)
 
     @cached_property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import re
@@ -27,7 +28,8 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 COLUMNS = ("what", "found", "needed", "verdict", "fix")
 # Over the weights themselves: activations, optimizer states of the adapters, the CUDA context, the interpreter.
 OVERHEAD_BYTES = 1 << 30
-BITS_4_BYTES = 0.6  # bytes per weight in NF4, its scales and the layers that stay in 16 bits included
+# Bytes per weight in NF4 with its scales; embeddings and head stay in 16 bits. 0.71 for Llama-3-8B, 0.66 for Qwen3-4B.
+BITS_4_BYTES = 0.75
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def compiler_finding() -> Finding:
 
     The compiler is looked for as Triton does (triton 3.7, runtime/build.py): CC, then gcc, then clang.
     """
-    fix = "apt-get install gcc python3-dev (or your distribution's compiler and Python headers)"
+    fix = "apt-get install gcc python3-dev (or your distribution's names for them), or set engine=transformers"
     what, needed = "C compiler", "one that builds a Python extension"
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
@@ -170,6 +172,25 @@ def compiler_finding() -> Finding:
         complaint = next((line for line in built.stderr.splitlines() if "error" in line), built.stderr.strip())
         return Finding(what, f"{compiler} fails: {complaint}", needed, "fails", fix)
     return Finding(what, compiler, needed, "ok")
+
+
+def unusable_gpu(root: Path = Path("/")) -> Finding | None:
+    """A GPU that is here and that torch, built for CUDA, cannot use: a run would go on with the CPU, for days.
+
+    None as well where the CPU is meant: CUDA_VISIBLE_DEVICES is set and empty, or torch is the build for CPUs.
+    """
+    import torch
+
+    meant = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if meant or torch.version.cuda is None or not (root / "dev" / "nvidiactl").exists():
+        return None
+    driver = driver_version(root / "proc" / "driver" / "nvidia" / "version")
+    oldest = cards.OLDEST_DRIVER.get(int(torch.version.cuda.partition(".")[0]))
+    if driver and oldest and int(driver.partition(".")[0]) < oldest:
+        fix = f"install driver {oldest} or newer, or a torch built for an older CUDA (`appliance doctor` says how)"
+        return Finding("driver", driver, f">= {oldest} for CUDA {torch.version.cuda}", "fails", fix)
+    fix = "`appliance doctor` says why; CUDA_VISIBLE_DEVICES= in front of the command takes the CPU"
+    return Finding("GPU", "a device that torch cannot use", "a CUDA device", "fails", fix)
 
 
 def driver_version(path: Path) -> str | None:
@@ -251,8 +272,16 @@ def versions() -> dict[str, str]:
 
 
 def weights_bytes(model_dir: Path) -> int:
-    """Size of the safetensors in `model_dir`."""
-    return sum(path.stat().st_size for path in model_dir.glob("*.safetensors"))
+    """Size of the safetensors that transformers loads from `model_dir`: some folders hold the weights twice."""
+    single, index = model_dir / "model.safetensors", model_dir / "model.safetensors.index.json"
+    if single.is_file():
+        files = {single}
+    elif index.is_file():
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = {model_dir / name for name in weight_map.values()}
+    else:
+        files = set(model_dir.glob("*.safetensors"))
+    return sum(path.stat().st_size for path in files if path.is_file())
 
 
 def parameters_of(model_dir: Path) -> int:
@@ -278,8 +307,8 @@ def proof_bytes(parameters: int, device: Literal["cuda", "cpu"]) -> int:
 
 
 def proof_device(parameters: int, device: Device) -> Literal["cuda", "cpu"]:
-    """Where the proof computes: on the GPU unless only the 4-bit model fits there."""
-    fits = device.kind == "cuda" and proof_bytes(parameters, "cuda") <= device.memory_bytes
+    """Where the proof computes: on the GPU, where another process of this run holds memory as well, if it fits."""
+    fits = device.kind == "cuda" and proof_bytes(parameters, "cuda") + OVERHEAD_BYTES <= device.memory_bytes
     return "cuda" if fits else "cpu"
 
 

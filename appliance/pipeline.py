@@ -6,11 +6,13 @@ and plain values. A stage is done when its stage.json says so for the same input
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from appliance import console, machine, report, rundir
+from appliance.errors import EnvironmentUnavailable
 from appliance.job import Job
 from appliance.resolve import Resolved, flatten
 from appliance.rundir import STAGES, RunDir
@@ -68,14 +70,26 @@ def _run_stage(job: Job, stage: str) -> None:
     console.say(f"{stage} …", style="bold")
     inputs = job.inputs(stage) if stage != "check" else {}
     stage_dir = job.run_dir.begin(stage, inputs, keep=RESUMABLE.get(stage, ()))
-    summary = {
+    run_stage = {
         "check": _check,
         "prepare": _prepare,
         "train": _train,
         "evaluate": _evaluate,
         "merge": _merge,
         "publish": _publish,
-    }[stage](job, stage_dir)
+    }[stage]
+    try:
+        with console.prints_to_log():
+            summary = run_stage(job, stage_dir)
+    except RuntimeError as error:
+        torch = sys.modules.get("torch")
+        if torch is None or not isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise EnvironmentUnavailable(
+            f"{stage}: {job.device.name} is out of memory: {str(error).splitlines()[0]}",
+            hint="a smaller train.micro_batch_size with more train.gradient_accumulation_steps, or a smaller "
+            f"model.max_seq_length; {machine.what_fits(job.device.memory_bytes)}; the same command continues",
+        ) from error
     record = job.run_dir.finish(stage, inputs, summary, unlisted=RESUMABLE.get(stage, ())[:1])
     console.say(f"{stage:<9} {summary} ({console.duration(record.seconds)})")
 

@@ -20,6 +20,7 @@ from appliance.errors import EnvironmentUnavailable
 from appliance.hub import Base
 from appliance.machine import Device
 from appliance.recipe import DataSection, ModelSection, PublishSection, TrainSection, TuningSection
+from appliance.rundir import write_json
 from appliance.stages import check
 from tests.conftest import write_qa
 
@@ -113,7 +114,13 @@ def look(
     ("device", "engine", "driver", "message", "fix"),
     [
         (CPU, "unsloth", "", "engine: unsloth cannot run here: no CUDA device", "engine=auto"),
-        (P100, "unsloth", "580.1", "compute capability 6.0, Unsloth needs 7.0", "engine=transformers"),
+        (
+            P100,
+            "unsloth",
+            "580.1",
+            "GPU: P100, compute capability 6.0, needed one of sm_75",
+            "torch build with kernels",
+        ),
         (P100, "auto", "580.1", "GPU: P100, compute capability 6.0, needed one of sm_75", "torch build with kernels"),
         (L4, "auto", "570.26", "driver: 570.26, needed >= 580 for CUDA 13.0", "install driver 580"),
     ],
@@ -172,7 +179,7 @@ def test_full_fine_tuning_in_float16_is_refused(
 @pytest.mark.parametrize(
     ("load_in_4bit", "dtype", "full_with", "bytes_per_weight"),
     [
-        (True, "bfloat16", None, 0.6),
+        (True, "bfloat16", None, 0.75),
         (False, "bfloat16", None, 2),
         (False, "bfloat16", "adamw_8bit", 6),
         (False, "bfloat16", "adamw_torch", 8),
@@ -192,13 +199,66 @@ def test_a_base_too_large_says_what_fits(base_dir: Path, tmp_path: Path, monkeyp
     with pytest.raises(EnvironmentUnavailable, match="GPU memory for training") as caught:
         look(tmp_path, L4, monkeypatch, base=Base(base_dir, "base", None, None))
     assert "up to about 12.3 billion weights in 16 bits" in caught.value.hint
-    assert "41.2 billion in 4 bits" in caught.value.hint
+    assert "32.9 billion in 4 bits" in caught.value.hint
 
 
 @pytest.mark.parametrize(("parameters", "place"), [(4 * 10**9, "cuda"), (8 * 10**9, "cpu")])
 def test_the_proof_goes_to_the_cpu_where_only_4_bits_fit_the_card(parameters: int, place: str) -> None:
     assert machine.proof_device(parameters, T4) == place
     assert machine.proof_device(parameters, CPU) == "cpu"
+
+
+def test_float32_through_unsloth_is_refused_where_its_trainer_would_take_bfloat16(
+    base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, model = Base(base_dir, "base", None, None), ModelSection(id="base", dtype="float32")
+    with pytest.raises(EnvironmentUnavailable, match="float32 through Unsloth"):
+        look(tmp_path, L4, monkeypatch, base=base, model=model)
+    look(tmp_path, L4, monkeypatch, base=base, model=model, engine="transformers")
+
+
+def test_a_gpu_that_torch_cannot_use_is_no_reason_to_train_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an old driver torch finds no CUDA at all: a run would go on, a hundred times slower."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert machine.unusable_gpu(tmp_path) is None  # no card
+    node, version = tmp_path / "dev" / "nvidiactl", tmp_path / "proc" / "driver" / "nvidia" / "version"
+    for path in (node, version):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    node.touch()
+    version.write_text("NVRM version: NVIDIA x86_64  570.26  Mon", encoding="utf-8")
+    old = machine.unusable_gpu(tmp_path)
+    assert old
+    assert (old.verdict, old.what, old.found, old.needed) == ("fails", "driver", "570.26", ">= 580 for CUDA 13.0")
+    (tmp_path / "proc/driver/nvidia/version").write_text(
+        "NVRM version: NVIDIA x86_64  580.65.06  Mon", encoding="utf-8"
+    )
+    other = machine.unusable_gpu(tmp_path)
+    assert other
+    assert "CUDA_VISIBLE_DEVICES=" in other.fix
+    monkeypatch.setattr(machine, "unusable_gpu", lambda: old)
+    with pytest.raises(EnvironmentUnavailable, match=r"570\.26, needed >= 580"):
+        look(tmp_path, CPU, monkeypatch, engine="unsloth")
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the CPU is meant
+    assert machine.unusable_gpu(tmp_path) is None
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch.version, "cuda", None)  # the build for CPUs
+    assert machine.unusable_gpu(tmp_path) is None
+
+
+def test_weights_that_lie_there_twice_count_once(tmp_path: Path) -> None:
+    for name, size in (("model-1.safetensors", 10), ("model-2.safetensors", 20), ("consolidated.safetensors", 30)):
+        (tmp_path / name).write_bytes(b"x" * size)
+    assert machine.weights_bytes(tmp_path) == 60  # nothing says which
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}}
+    write_json(tmp_path / "model.safetensors.index.json", index)
+    assert machine.weights_bytes(tmp_path) == 30
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 5)
+    assert machine.weights_bytes(tmp_path) == 5
 
 
 # --- the compiler

@@ -229,7 +229,7 @@ class FakeHub:
         self.revision = revision
         return SimpleNamespace(sha=COMMIT, siblings=[SimpleNamespace(rfilename=name) for name in self.files])
 
-    def snapshot_download(self, repo_id: str, *, revision: str, allow_patterns: list[str], token: str | None) -> str:  # noqa: ARG002
+    def snapshot_download(self, repo_id: str, *, revision: str, allow_patterns: list[str], **_: object) -> str:
         assert (repo_id.count("/"), revision) == (1, COMMIT)
         self.asked.append(allow_patterns)
         self.folder.mkdir(exist_ok=True)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from appliance import pipeline, prompts, resolve, rundir
-from appliance.errors import DataError, GateRefused, RecipeError, RunDirError
+from appliance.errors import DataError, EnvironmentUnavailable, GateRefused, RecipeError, RunDirError
 from appliance.rundir import STAGES, RunDir
 from tests.conftest import read_csv, write_qa
 
@@ -381,3 +381,46 @@ main()
     assert trained.returncode == 4
     assert ".[train]" in trained.stderr
     assert "Traceback" not in trained.stderr
+
+
+def test_out_of_memory_in_a_stage_is_exit_4_with_what_fits(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from appliance.stages import evaluate
+
+    def no_memory(**_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    monkeypatch.setattr(evaluate, "run", no_memory)
+    with pytest.raises(EnvironmentUnavailable, match=r"evaluate: .* is out of memory: CUDA out of memory\.") as caught:
+        again(copy, redo="evaluate")
+    assert "train.micro_batch_size" in caught.value.hint
+
+
+def test_what_a_library_prints_in_a_stage_goes_to_the_log(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from appliance.stages import evaluate
+
+    run = evaluate.run
+
+    def chatty(**arguments: Any) -> Any:
+        print("a banner\nof two lines")  # noqa: T201
+        return run(**arguments)
+
+    monkeypatch.setattr(evaluate, "run", chatty)
+    again(copy, redo="evaluate", until="evaluate")
+    assert capsys.readouterr().out == ""
+    log = (copy / "runs" / "shop" / "appliance.log").read_text(encoding="utf-8")
+    assert "printed: a banner" in log
+    assert "printed: of two lines" in log
+
+
+def test_a_base_without_a_tokenizer_is_no_bug(tmp_path: Path) -> None:
+    from tests.models import tiny_base
+
+    write_qa(tmp_path / "train.csv", [(f"{i}?", "답") for i in range(40)])
+    base = tiny_base(tmp_path / "base", tokenizer=False)
+    path = recipe(tmp_path, base, tmp_path / "train.csv")
+    with pytest.raises(EnvironmentUnavailable, match="does not load"):
+        pipeline.run(resolve.load(str(path), environ={}), RunDir(tmp_path / "run"), tmp_path / "cache")

@@ -123,7 +123,7 @@ def load_failures(base_dir: Path, model: ModelSection, device: Device) -> Iterat
             hint=f"{machine.what_fits(device.memory_bytes)}; "
             "other programs may hold memory of the card: nvidia-smi lists them",
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise EnvironmentUnavailable(
             f"the base model in {base_dir} does not load: {error}",
             hint="expected a transformers causal language model with safetensors weights",

@@ -7,12 +7,8 @@ transformers loads it: Unsloth's copy may have another pad token.
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import io
-import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +16,6 @@ from appliance.engines import INSTALL_UNSLOTH, Loaded, load_failures, refuse_too
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine import Device
 from appliance.recipe import ModelSection, TuningSection
-
-_log = logging.getLogger(__name__)
 
 
 class UnslothEngine:
@@ -44,8 +38,7 @@ class UnslothEngine:
         ):
             os.environ.setdefault(variable, str((cache_dir / folder).absolute()))
         try:
-            with _prints_to_log():
-                import unsloth
+            import unsloth
         except (ImportError, RuntimeError, OSError) as error:
             raise EnvironmentUnavailable(
                 f"Unsloth does not load: {(str(error).strip() or repr(error)).splitlines()[0]}",
@@ -57,39 +50,37 @@ class UnslothEngine:
         self, base_dir: Path, model: ModelSection, tuning: TuningSection, max_seq_length: int, seed: int
     ) -> Loaded:
         """See Engine. Raises EnvironmentUnavailable: as the transformers engine."""
-        with _prints_to_log():
-            base, tokenizer = self._load(base_dir, model, max_seq_length, full=tuning.method == "full")
-            if tuning.method == "full":
-                return base, tokenizer
-            try:
-                tuned = self._unsloth.get_peft_model(
-                    base,
-                    r=tuning.r,
-                    target_modules=tuning.target_modules,
-                    lora_alpha=tuning.alpha,
-                    lora_dropout=tuning.dropout,
-                    bias="none",
-                    use_gradient_checkpointing=self._checkpoints,
-                    random_state=seed,
-                    use_rslora=tuning.rslora,
-                    use_dora=tuning.dora,
-                )
-            except ValueError as error:  # peft: "Target modules … not found in the base model"
-                raise EnvironmentUnavailable(
-                    f"adapters cannot be attached to this base: {error}",
-                    hint="tuning.target_modules=all-linear fits every architecture",
-                ) from error
+        base, tokenizer = self._load(base_dir, model, max_seq_length, full=tuning.method == "full")
+        if tuning.method == "full":
+            return base, tokenizer
+        try:
+            tuned = self._unsloth.get_peft_model(
+                base,
+                r=tuning.r,
+                target_modules=tuning.target_modules,
+                lora_alpha=tuning.alpha,
+                lora_dropout=tuning.dropout,
+                bias="none",
+                use_gradient_checkpointing=self._checkpoints,
+                random_state=seed,
+                use_rslora=tuning.rslora,
+                use_dora=tuning.dora,
+            )
+        except ValueError as error:  # peft: "Target modules … not found in the base model"
+            raise EnvironmentUnavailable(
+                f"adapters cannot be attached to this base: {error}",
+                hint="tuning.target_modules=all-linear fits every architecture",
+            ) from error
         return tuned, tokenizer
 
     def load_for_inference(self, base_dir: Path, model: ModelSection, adapter_dir: Path | None) -> Loaded:
         """See Engine."""
         from peft import PeftModel
 
-        with _prints_to_log():
-            loaded, tokenizer = self._load(base_dir, model, None)
-            if adapter_dir is not None:
-                loaded = PeftModel.from_pretrained(loaded, str(adapter_dir))
-            return self._unsloth.for_inference(loaded), tokenizer
+        loaded, tokenizer = self._load(base_dir, model, None)
+        if adapter_dir is not None:
+            loaded = PeftModel.from_pretrained(loaded, str(adapter_dir))
+        return self._unsloth.for_inference(loaded), tokenizer
 
     def release(self) -> None:
         """See Engine."""
@@ -115,6 +106,8 @@ class UnslothEngine:
                 load_in_4bit=model.load_in_4bit,
                 full_finetuning=full,
                 use_gradient_checkpointing=self._checkpoints,
+                # under `auto` it keeps room for a step of max_seq_length: at inference that is the base's whole context
+                offload_embedding=False if max_seq_length is None else "auto",
                 device_map={"": 0 if self._device.kind == "cuda" else "cpu"},
                 fix_tokenizer=False,
                 use_exact_model_name=True,  # else a known name is exchanged for its 4-bit mirror, whatever its revision
@@ -123,15 +116,3 @@ class UnslothEngine:
             )
             tokenizer = AutoTokenizer.from_pretrained(str(base_dir), local_files_only=True, trust_remote_code=False)
         return loaded, tokenizer
-
-
-@contextlib.contextmanager
-def _prints_to_log() -> Iterator[None]:
-    """Unsloth prints its banner and its notes to stdout, where only results belong: they go to the log."""
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(printed):
-            yield
-    finally:
-        for line in printed.getvalue().splitlines():
-            _log.info("%s", line)

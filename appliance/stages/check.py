@@ -46,12 +46,13 @@ def run(
     table_path = stage_dir / "table.json"
     device = get_device() if machine.can_train() else None
     if device:
-        engines.refuse_impossible(engine, device)
         findings += _device_findings(engine, device)
     else:
         fix = "pip install -c constraints.txt '.[train]'"
         findings.append(Finding("packages", "no torch", "torch to train", "fails" if will_train else "warning", fix))
     _judge(findings, table_path)  # before a base is fetched: what is wrong with the machine stays wrong
+    if device:
+        engines.refuse_impossible(engine, device)
     base = get_base()
     full_with = train.optimizer if tuning.method == "full" else None
     findings += [*_base_findings(base, model), _disk(base, stage_dir, full_with)]
@@ -128,7 +129,8 @@ def _base_findings(base: Base, model: ModelSection) -> list[Finding]:
 def _device_findings(engine: str, device: Device) -> list[Finding]:
     """Whether the GPU, its driver and the compiler that Unsloth's kernels need go together."""
     if device.kind == "cpu":
-        return []
+        unusable = machine.unusable_gpu()
+        return [unusable] if unusable else []
     findings = machine.card_findings(machine.card())
     if engine != "transformers" and engines.unsloth_obstacle(device) is None:
         findings.append(machine.compiler_finding())
@@ -145,6 +147,9 @@ def _engine_findings(
     if dtype == "bfloat16" and device.dtype == "float16":  # emulated by torch, exchanged for float16 by Unsloth
         fix = "set model.dtype=auto, or use a card of compute capability 8.0 or newer"
         findings.append(Finding("number type", f"bfloat16 on {device.name}", "float16", "fails", fix))
+    if name == "unsloth" and dtype == "float32" and device.dtype == "bfloat16":  # its trainer would switch bfloat16 on
+        fix = "set model.dtype=auto, or engine=transformers for float32"
+        findings.append(Finding("number type", "float32 through Unsloth", "bfloat16", "fails", fix))
     if dtype == "float16" and full_with:  # the gradient scaler refuses weights in float16, and so small a step is lost
         fix = "use method: lora, a card of compute capability 8.0 or newer, or model.dtype=float32"
         findings.append(Finding("number type", "float16", "bfloat16 or float32 for method: full", "fails", fix))

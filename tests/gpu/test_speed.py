@@ -64,7 +64,7 @@ def sentence(setting: Setting, ours: Training, bare: Training) -> str:
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     folder = tmp_path_factory.mktemp("1b")
-    rows = write_rows(folder / "train.csv", 400, shortest=50, longest=400)
+    rows = write_rows(folder / "train.csv", 400, shortest=50, longest=700)
     return Setting(base=llama_1b(folder / "base"), csv=rows)
 
 
