@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "finetune-appliance:cpu"
+PROJECT = "finetune-appliance-test"  # a volume of its own: the user's models stay where they are
 CANARY = "hf_" + "Canary" * 6
 STEPS = 6
 FEW = [f"train.max_steps={STEPS}", "train.eval_every=3", "evaluate.max_new_tokens=8", "evaluate.max_rows=4"]
@@ -59,6 +60,7 @@ class Project:
     def compose(self, *command: str) -> tuple[int, str]:
         """(exit code, stdout and stderr)."""
         settings = {
+            "COMPOSE_PROJECT_NAME": PROJECT,
             "COMPOSE_FILE": "compose.yaml:compose.cpu.yaml",
             "TORCH": "cpu",
             "APP_UID": str(self.uid),
@@ -181,7 +183,7 @@ def test_the_quickstart_as_typed(tmp_path: Path) -> None:
         "evaluate: {max_new_tokens: 8, max_rows: 4}\n",
         encoding="utf-8",
     )
-    environ = {"COMPOSE_FILE": "compose.yaml:compose.cpu.yaml", "TORCH": "cpu"}
+    environ = {"COMPOSE_PROJECT_NAME": PROJECT, "COMPOSE_FILE": "compose.yaml:compose.cpu.yaml", "TORCH": "cpu"}
     for command in test_readme.RUN_BY_IMAGE_TEST:
         done = subprocess.run(
             command, shell=True, cwd=made.folder, env=os.environ | environ, capture_output=True, text=True, check=False
