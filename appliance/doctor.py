@@ -21,8 +21,10 @@ CHECKOUT = Path(__file__).parents[1]
 DRIVER_FILE = "proc/driver/nvidia/version"  # in a container the host's
 NODES = ("nvidiactl", "nvidia0", "dxg")  # below /dev; dxg is WSL's, and stands for the driver in Windows
 DRIVER = max(cards.OLDEST_DRIVER.values())
-DRIVER_OF_CU128 = cards.OLDEST_DRIVER[12]
-OLDER_DRIVERS = "TORCH=cu128 TORCH_INDEX=<PyTorch's index for CUDA 12.8> docker compose build"
+DRIVER_OF_CU128 = 570  # what CUDA 12.8 came with (NVIDIA, "CUDA Toolkit Release Notes")
+OLDER_DRIVERS = (
+    "put TORCH=cu128 and TORCH_INDEX=… (PyTorch's install page names that index) into .env, then docker compose build"
+)
 CPU_MODE = "COMPOSE_FILE=compose.yaml:compose.cpu.yaml docker compose run --rm train"
 TOOLKIT = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
 # What CUDA says (torch's own sentence, else the runtime's, NVIDIA, "CUDA Runtime API", cudaError) -> what mends it.
