@@ -52,8 +52,8 @@ class RunDir:
         except OSError as error:
             raise EnvironmentUnavailable(
                 f"cannot write the run directory {self.path}: {error.strerror}",
-                hint=f"give the folder to this user: sudo chown -R {os.getuid()}:{os.getgid()} {self.path.parent} "
-                "(in a container, runs/ on the host), or choose another place with --runs-dir",
+                hint=f"give the folder to this user: sudo chown -R {os.getuid()}:{os.getgid()} {self.path.parent}, or "
+                "choose another with --runs-dir; in a container set APP_UID and APP_GID in .env to the owner of runs/",
             ) from error
 
     def stage_dir(self, stage: str) -> Path:

@@ -166,6 +166,12 @@ def test_no_root_and_nothing_writable_but_what_is_mounted(project: Project) -> N
     assert code == 0
     assert "1000" in said.split()
     assert "wrote" not in said
+    root = Project(project.folder, uid=0)  # whom no owner stops: only the read-only root does
+    code, said = root.compose(
+        "run", "--rm", "-T", "--entrypoint", "sh", "train", "-c", script.replace(" 2>/dev/null", "")
+    )
+    assert "wrote" not in said
+    assert said.count("Read-only file system") == 4
     shown = docker(
         "run", "--rm", "--user", "0", "--entrypoint", "find", IMAGE, "/", "-xdev", "-perm", "/6000", "-type", "f"
     )
@@ -233,6 +239,7 @@ def test_a_token_is_found_nowhere(trained: tuple[Project, str], token_in: str, t
         project.environ["HF_TOKEN"] = ""
     code, doctor = project.run("doctor")
     assert code in (0, 4)
+    assert f"set in HF_TOKEN{'_FILE' if token_in == 'file' else ''}" in " ".join(doctor.split())  # it arrives
     assert CANARY not in said + doctor
     for path in (project.folder / "runs").rglob("*"):
         assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
