@@ -24,11 +24,11 @@ COPY pyproject.toml constraints*.txt ./
 # Unsloth's web app (AGPL; Unsloth itself is for CUDA only), and bitsandbytes' libraries for other CUDA versions.
 # hadolint ignore=DL3013,DL3042,SC2086
 RUN --mount=type=cache,target=/root/.cache,sharing=locked \
-    pins=constraints.txt extras="--extra train --extra unsloth" \
+    pins=constraints.txt extras="--extra train --extra sources --extra unsloth" \
  && case "${TORCH}" in \
       cuda) wanted="===" ;; \
       cu128) wanted="==" pins=constraints-cu128.txt ;; \
-      cpu) wanted="==" extras="--extra train" ;; \
+      cpu) wanted="==" extras="--extra train --extra sources" ;; \
       *) echo "TORCH=${TORCH}: expected cuda, cu128 or cpu" >&2; exit 1 ;; \
     esac \
  && version=$(sed -n 's/^torch==//p' "${pins}") \
@@ -52,13 +52,10 @@ COPY appliance appliance
 RUN uv pip install --system --quiet --no-deps --no-build-isolation --compile-bytecode . \
  && rm -rf build ./*.egg-info
 
-ARG VERSION=0
-ARG REVISION=unknown
 LABEL org.opencontainers.image.title="finetune-appliance" \
       org.opencontainers.image.description="A CSV goes in, a proven model comes out: fine-tuning on one GPU" \
       org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
+      org.opencontainers.image.version="0.1.0"
 
 # The user need not exist: USER and HOME stand for what /etc/passwd would say. What is compiled or fetched goes to /cache.
 ENV USER=app \

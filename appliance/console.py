@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 import sys
 import time
@@ -59,15 +60,36 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
     for column in columns:
         drawn.add_column(column, overflow="fold")
     for row in rows:
-        drawn.add_row(*(printable_markup(cell) for cell in row))
+        drawn.add_row(*(printable_markup(as_typed(cell)) for cell in row))
     console = _stdout if to_stdout else _stderr
     console.print(drawn, soft_wrap=False)
     for row in rows:
         _log.info("%s: %s", title or columns[0], " | ".join(row))
 
 
+# compose.yaml's service for a command of ours; the service `appliance` takes all others.
+_SERVICES = {"run": "train", "demo": "train demo"} | {name: name for name in ("doctor", "chat", "publish", "dataset")}
+
+
+def is_in_compose() -> bool:
+    """Whether compose.yaml started this process: then the user types its commands."""
+    return "APPLIANCE_HOST_RUNS_DIR" in os.environ
+
+
+def as_typed(hint: str) -> str:
+    """The hint with the commands between backticks as this user types them."""
+    if not is_in_compose():
+        return hint
+    return re.sub(
+        r"`appliance ([a-z]+)",
+        lambda found: f"`docker compose run --rm {_SERVICES.get(found[1], f'appliance {found[1]}')}",
+        hint,
+    )
+
+
 def error(message: str, hint: str) -> None:
     """An expected failure: what is wrong, and what mends it."""
+    hint = as_typed(hint)
     _stderr.print(f"[bold red]Error:[/] {printable_markup(message)}")
     if hint:
         _stderr.print(f"[bold]Fix:[/] {printable_markup(hint)}")

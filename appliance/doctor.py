@@ -39,6 +39,7 @@ REASONS = {
 # What the context of this very process takes before it holds any tensor: a few hundred MiB by card and CUDA version.
 CONTEXT_BYTES = 600 << 20
 SHM_BYTES = 64 << 20  # Docker's default
+CACHES = ("HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "UNSLOTH_COMPILE_LOCATION")
 NETWORK = ("HF_ENDPOINT", "HF_HUB_OFFLINE", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
@@ -64,7 +65,7 @@ def run(
         compiler,
         *_room(place, runs_dir, cache_dir),
         _writable(runs_dir, place),
-        _writable(cache_dir, place, is_cache=True),
+        _caches(cache_dir, place, environ),
         *([_data(data_dir)] if data_dir else []),
         _token(environ),
         *_network(environ),
@@ -283,6 +284,15 @@ def _at_least(what: str, found: int, needed: int, fix: str) -> Finding:
     return Finding(what, human(found), human(needed), "ok" if enough else "warning", "" if enough else fix)
 
 
+def _caches(cache_dir: Path, place: Place, environ: Mapping[str, str]) -> Finding:
+    """The first cache that cannot be written: in a volume that another uid has begun, its folders are that uid's."""
+    folders = [cache_dir, *(Path(environ[name]) for name in CACHES if environ.get(name))]
+    if environ.get("HF_HOME"):
+        folders.append(Path(environ["HF_HOME"]) / "hub")
+    findings = [_writable(folder, place, is_cache=True) for folder in folders]
+    return next((finding for finding in findings if finding.verdict == "fails"), findings[0])
+
+
 def _writable(folder: Path, place: Place, *, is_cache: bool = False) -> Finding:
     what, existing, owner = f"writing to {folder}", machine.nearest(folder), f"{os.getuid()}:{os.getgid()}"
     if not existing.is_dir():
@@ -298,6 +308,7 @@ def _writable(folder: Path, place: Place, *, is_cache: bool = False) -> Finding:
     if place.container:
         unshare = "podman unshare" if place.container == "podman" and place.host_uid else "sudo"
         fix = f"on the host: {unshare} chown -R {owner} runs, and APP_UID and APP_GID in .env must be the caller's"
+        fix += " (both 0 under rootless Docker and Podman)"
         fix = "docker volume rm finetune-appliance_cache (it is made anew)" if is_cache else fix
     return Finding(what, f"refused to {owner}", "possible", "fails", fix)
 

@@ -131,12 +131,22 @@ def _download(model_id: str, revision: str | None) -> Base:
             ignore_patterns=_UNWANTED_FILES,
             token=access,
         )
+    except PermissionError as error:
+        raise _unwritable_cache(error) from error
     except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
         raise HubError(
             f"the base model {model_id} cannot be fetched: {(str(error) or repr(error)).splitlines()[0]}",
             hint="check the name, the network, and HF_TOKEN for a gated model; or give a local folder as model.id",
         ) from error
     return base
+
+
+def _unwritable_cache(error: PermissionError) -> EnvironmentUnavailable:
+    """In a volume that another uid has begun, its folders are that uid's."""
+    hint = "give that folder to this user, or let HF_HOME name another"
+    if console.is_in_compose():
+        hint = "docker volume rm finetune-appliance_cache (it is made anew), or the APP_UID of before in .env"
+    return EnvironmentUnavailable(f"the model cache cannot be written: {error.filename}: {error.strerror}", hint=hint)
 
 
 def _license(folder: Path) -> str | None:

@@ -20,7 +20,7 @@ from typing import Literal
 
 import psutil
 
-from appliance import cards
+from appliance import cards, console
 from appliance.cards import Card
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -182,15 +182,26 @@ def unusable_gpu(root: Path = Path("/")) -> Finding | None:
     import torch
 
     meant = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if meant or torch.version.cuda is None or not (root / "dev" / "nvidiactl").exists():
+    if meant or torch.version.cuda is None or not _has_nvidia_node(root):
         return None
     driver = driver_version(root / "proc" / "driver" / "nvidia" / "version")
     oldest = cards.OLDEST_DRIVER.get(int(torch.version.cuda.partition(".")[0]))
     if driver and oldest and int(driver.partition(".")[0]) < oldest:
         fix = f"install driver {oldest} or newer, or a torch built for an older CUDA (`appliance doctor` says how)"
         return Finding("driver", driver, f">= {oldest} for CUDA {torch.version.cuda}", "fails", fix)
-    fix = "`appliance doctor` says why; CUDA_VISIBLE_DEVICES= in front of the command takes the CPU"
+    fix = f"`appliance doctor` says why; {cpu_instead()} in front of the command takes the CPU"
     return Finding("GPU", "a device that torch cannot use", "a CUDA device", "fails", fix)
+
+
+def _has_nvidia_node(root: Path) -> bool:
+    """NVIDIA's control node; in WSL the node that leads to Windows, which other makers' cards have as well."""
+    in_wsl = (root / "dev" / "dxg").exists() and (root / "usr" / "lib" / "wsl" / "lib" / "libcuda.so.1").exists()
+    return in_wsl or (root / "dev" / "nvidiactl").exists()
+
+
+def cpu_instead() -> str:
+    """What a user puts in front of a command to have it computed on the CPU."""
+    return "COMPOSE_FILE=compose.yaml:compose.cpu.yaml" if console.is_in_compose() else "CUDA_VISIBLE_DEVICES="
 
 
 def driver_version(path: Path) -> str | None:

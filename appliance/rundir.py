@@ -37,6 +37,17 @@ class StageRecord:
     summary: str
 
 
+def _give(runs_dir: Path) -> str:
+    """How the runs directory becomes this user's. The host's folder is named by what compose.yaml says of it."""
+    owner, host_dir = f"{os.getuid()}:{os.getgid()}", os.environ.get("APPLIANCE_HOST_RUNS_DIR")
+    if host_dir:
+        return (
+            f"on the host: sudo chown -R {owner} {host_dir}, or put the owner's uid and gid into .env as APP_UID and "
+            "APP_GID (both 0 under rootless Docker and Podman)"
+        )
+    return f"give the folder to this user: sudo chown -R {owner} {runs_dir}, or choose another with --runs-dir"
+
+
 @dataclass(frozen=True)
 class RunDir:
     """`runs/<name>/`. Everything in it is readable by its owner only."""
@@ -52,8 +63,7 @@ class RunDir:
         except OSError as error:
             raise EnvironmentUnavailable(
                 f"cannot write the run directory {self.path}: {error.strerror}",
-                hint=f"give the folder to this user: sudo chown -R {os.getuid()}:{os.getgid()} {self.path.parent}, or "
-                "choose another with --runs-dir; in a container set APP_UID and APP_GID in .env to the owner of runs/",
+                hint=_give(self.path.parent),
             ) from error
 
     def stage_dir(self, stage: str) -> Path:

@@ -106,10 +106,15 @@ class Speaker:
                     stopping_criteria=[heard],
                 )
         except torch.OutOfMemoryError as error:
-            raise EnvironmentUnavailable(f"no memory left for the answer: {_first_line(error)}", hint=_ROOM) from error
+            raise EnvironmentUnavailable(
+                f"no memory left for the answer: {_first_line(error)}", hint=_room()
+            ) from error
 
 
-_ROOM = "nvidia-smi lists who else uses the card; with CUDA_VISIBLE_DEVICES= in front of the command the CPU answers"
+def _room() -> str:
+    return (
+        f"nvidia-smi lists who else uses the card; with {machine.cpu_instead()} in front of the command the CPU answers"
+    )
 
 
 def load(run_path: Path, *, max_new_tokens: int | None, temperature: float) -> Speaker:
@@ -144,7 +149,7 @@ def load(run_path: Path, *, max_new_tokens: int | None, temperature: float) -> S
     except torch.OutOfMemoryError as error:
         raise EnvironmentUnavailable(
             f"{device.name} has no room for the model: {machine.human(machine.weights_bytes(folder))} of weights",
-            hint=_ROOM,
+            hint=_room(),
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _damaged(folder, run_path, _first_line(error)) from error

@@ -310,7 +310,6 @@ FAILURES = [
     ("run {shop} --redo trian", 2, "one of check, prepare, train, evaluate, merge, publish"),
     ("publish --runs-dir {hole.csv}", 8, "no runs in"),
     ("train {run} --redo merge", 2, "one of check, prepare, train"),
-    ("run {shop} --set publish.repo_id=me/shop", 2, "publish.repo_id: 'me/shop' asks for an upload"),
     ("run {shop} --set model.id={nowhere}", 2, "neither a folder, nor USER/NAME on the Hub"),
     ("run {shop} --set data.csv={nowhere.csv}", 3, "nowhere.csv"),
     ("run {shop} --set data.csv={models}", 3, "is a folder, not a CSV file"),

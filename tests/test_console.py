@@ -213,3 +213,16 @@ def test_quiet_libraries_sends_their_handlers_to_the_log() -> None:
     console.quiet_libraries()
     assert library.handlers == []
     assert library.propagate
+
+
+def test_hints_name_what_this_user_types(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Under compose.yaml the commands are those of its services."""
+    hint = "`appliance run demo` or `appliance status`; `appliance doctor` says why"
+    monkeypatch.delenv("APPLIANCE_HOST_RUNS_DIR", raising=False)
+    assert console.as_typed(hint) == hint
+    monkeypatch.setenv("APPLIANCE_HOST_RUNS_DIR", "./runs")
+    console.error("wrong", hint)
+    said = capsys.readouterr().err
+    assert "`docker compose run --rm train demo`" in said
+    assert "`docker compose run --rm appliance status`" in said
+    assert "`docker compose run --rm doctor`" in said

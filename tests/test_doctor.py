@@ -278,6 +278,18 @@ def test_a_folder_that_is_refused(look: Look, tmp_path: Path, monkeypatch: pytes
     assert f"podman unshare chown -R {me} runs" in podman.fix
 
 
+def test_each_cache_is_looked_at(look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A volume's own folder may be writable, and what another uid made in it not."""
+    cache, hub = tmp_path / "cache", tmp_path / "huggingface" / "hub"
+    hub.mkdir(parents=True)
+    monkeypatch.setattr(machine, "may_write", lambda folder: folder != hub)
+    environ = {"HF_HOME": str(hub.parent)}
+    assert look(DOCKER)[f"writing to {cache}"].verdict == "ok"
+    finding = look(DOCKER, environ)[f"writing to {hub}"]
+    assert (finding.verdict, finding.fix) == ("fails", "docker volume rm finetune-appliance_cache (it is made anew)")
+    assert f"writing to {cache}" not in look(DOCKER, environ)
+
+
 def test_a_file_where_a_folder_should_be(look: Look, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     finding = look(cache_dir=tmp_path / "file" / "cache")[f"writing to {tmp_path}/file/cache"]

@@ -238,6 +238,15 @@ def test_a_gpu_that_torch_cannot_use_is_no_reason_to_train_on_the_cpu(
     other = machine.unusable_gpu(tmp_path)
     assert other
     assert "CUDA_VISIBLE_DEVICES=" in other.fix
+    monkeypatch.setenv("APPLIANCE_HOST_RUNS_DIR", "./runs")  # a variable in front of it does not get into a container
+    inside = machine.unusable_gpu(tmp_path)
+    assert inside
+    assert "COMPOSE_FILE=compose.yaml:compose.cpu.yaml in front" in inside.fix
+    node.rename(node.with_name("dxg"))
+    assert machine.unusable_gpu(tmp_path) is None  # Windows' own node: another maker's card has it too
+    (tmp_path / "usr/lib/wsl/lib").mkdir(parents=True)
+    (tmp_path / "usr/lib/wsl/lib/libcuda.so.1").touch()
+    assert machine.unusable_gpu(tmp_path)
     monkeypatch.setattr(machine, "unusable_gpu", lambda: old)
     with pytest.raises(EnvironmentUnavailable, match=r"570\.26, needed >= 580"):
         look(tmp_path, CPU, monkeypatch, engine="unsloth")

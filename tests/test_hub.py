@@ -293,6 +293,22 @@ def test_a_repository_without_safetensors_is_named_by_its_id(tmp_path: Path, mon
         resolve("a/Old", None, tmp_path)
 
 
+def test_a_cache_of_another_user_is_no_fault_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def refused(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied", "/cache/huggingface/hub/models--a--Good")
+
+    FakeHub(tmp_path / "snapshot", {"config.json": json.dumps(GOOD)}, monkeypatch)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
+    with pytest.raises(EnvironmentUnavailable, match="the model cache cannot be written: /cache/huggingface/hub"):
+        resolve("a/Good", None, tmp_path)
+    monkeypatch.setenv("APPLIANCE_HOST_RUNS_DIR", "./runs")
+    with pytest.raises(EnvironmentUnavailable) as caught:
+        resolve("a/Good", None, tmp_path)
+    assert "docker volume rm finetune-appliance_cache" in caught.value.hint
+
+
 # --- the token
 
 

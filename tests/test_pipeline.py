@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from appliance import pipeline, prompts, resolve, rundir
-from appliance.errors import DataError, EnvironmentUnavailable, GateRefused, RecipeError, RunDirError
+from appliance.errors import DataError, EnvironmentUnavailable, GateRefused, RunDirError
 from appliance.rundir import STAGES, RunDir
 from tests.conftest import read_csv, write_qa
 
@@ -224,8 +224,8 @@ def test_a_check_that_refuses_changes_nothing(copy: Path) -> None:
     before = stamps(copy / "runs" / "shop")
     with pytest.raises(RunDirError, match=r"train\.learning_rate"):
         again(copy, "train.learning_rate=0.5", until="check")
-    with pytest.raises(RecipeError, match="repo_id"):
-        again(copy, "publish.repo_id=me/shop", redo="train")
+    with pytest.raises(DataError, match="no column 'nope'"):
+        again(copy, "data.columns.output=nope", redo="prepare")
     after = stamps(copy / "runs" / "shop")
     changed = {name for name in before if before[name] != after.get(name)}
     assert {name for name in changed if not name.startswith("check/")} <= {"appliance.log", ".lock", "report.html"}

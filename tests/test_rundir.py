@@ -302,6 +302,15 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> N
     assert "--runs-dir" in caught.value.hint
 
 
+def test_in_a_container_the_folder_of_the_host_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APPLIANCE_HOST_RUNS_DIR", "./runs")
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    with pytest.raises(EnvironmentUnavailable) as caught:
+        RunDir(tmp_path / "file" / "run").create()
+    assert f"sudo chown -R {os.getuid()}:{os.getgid()} ./runs, or put" in caught.value.hint
+    assert str(tmp_path) not in caught.value.hint
+
+
 # --- overview
 
 

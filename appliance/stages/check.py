@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from appliance import cards, engines, machine, rundir, table
-from appliance.errors import DataError, EnvironmentUnavailable, RecipeError
+from appliance.errors import DataError, EnvironmentUnavailable
 from appliance.hub import Base
 from appliance.machine import Device, Finding, human
 from appliance.recipe import DataSection, ModelSection, PublishSection, TrainSection, TuningSection
@@ -34,15 +34,12 @@ def run(
 
     `csv_path` None: the CSV is gone, and its rows are in the run directory already.
 
-    Raises RecipeError: an upload is asked for. DataError: the CSV cannot be read. EnvironmentUnavailable: a finding
-    fails.
+    Raises DataError: the CSV cannot be read. EnvironmentUnavailable: a finding fails.
     """
-    if publish.repo_id is not None:
-        raise RecipeError(
-            f"publish.repo_id: {publish.repo_id!r} asks for an upload, which this version cannot do",
-            hint="leave publish.repo_id unset: the run ends with a release folder that is ready to be uploaded",
-        )
     findings = csv_findings(csv_path, data) if csv_path else []
+    if publish.repo_id is not None:
+        fix = "upload the release folder yourself: this version does not"
+        findings.append(Finding("publish.repo_id", publish.repo_id, "", "warning", fix))
     table_path = stage_dir / "table.json"
     device = get_device() if machine.can_train() else None
     if device:

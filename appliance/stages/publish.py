@@ -21,6 +21,8 @@ def run(*, name: str, publish: PublishSection, base: Base, prompt_name: str, run
     metrics = rundir.read_json(run_path / "evaluate" / "metrics.json")
     gates = _gates(proof, metrics, publish.require_improvement)
     message = "nothing was uploaded: publish.repo_id is not set"
+    if publish.repo_id:
+        message = f"nothing was uploaded: this version does not upload; the release for {publish.repo_id} is ready"
     record = {"uploaded": False, "message": message, "visibility": None, "gates": gates}
     failed = [gate for gate in gates if not gate["passed"]]
     if failed:
