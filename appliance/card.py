@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from appliance import prompts, rundir
+from appliance import language, leaks, prompts, rundir, table, usage
 from appliance.hub import Base
 
 EXAMPLES = 10
@@ -21,6 +23,10 @@ METRICS = {
     "stop_rate": "answers that stopped by themselves",
 }
 _CODE = "```"
+_MARK = "\x00"  # stands for the question, where the prompt is taken apart
+_OVERRIDDEN = (
+    "\n**Released although this verdict speaks against it**, at its maker's word (`publish --even-if-worse`).\n"
+)
 
 
 @dataclass(frozen=True)
@@ -29,42 +35,72 @@ class Facts:
 
     name: str
     base: Base
-    prompt_name: str
+    prompt: prompts.Prompt
     counts: dict[str, Any]  # prepare/summary.json
     metrics: dict[str, Any]  # evaluate/metrics.json
     tuning: dict[str, Any] | None  # the adapter's adapter_config.json; None after full fine-tuning
     examples: tuple[dict[str, str], ...]  # rows of predictions.csv; empty where the recipe does not want them shown
+    overridden: bool = False  # whether it was released against the verdict
+    warnings: tuple[leaks.Caveat, ...] = ()  # what the split lets through; examples only where they may be shown
+    repos: Mapping[str, str] = field(default_factory=dict)  # part of the release -> where it goes; empty: nowhere
+    languages: tuple[str, ...] = ()  # ISO 639-1, of the train rows
+    stop: tuple[str, ...] = ()  # texts that ended the answers that were scored, beside EOS
+    max_new_tokens: int = 256
+    hashes: Mapping[str, str] = field(default_factory=dict)  # side -> sha256 of its CSV
+
+    def repo(self, part: str) -> str:
+        return self.repos.get(part, "FOLDER_OR_REPO")
 
 
-def gather(*, name: str, base: Base, prompt_name: str, run_path: Path, examples: bool) -> Facts:
+def gather(
+    *,
+    name: str,
+    base: Base,
+    prompt_name: str,
+    run_path: Path,
+    examples: bool,
+    overridden: bool = False,
+    repos: Mapping[str, str] | None = None,
+    stop: Sequence[str] = (),
+    max_new_tokens: int = 256,
+) -> Facts:
     """Reads the finished stages of a run."""
     shown: tuple[dict[str, str], ...] = ()
     if examples:
         with (run_path / "evaluate" / "predictions.csv").open(encoding="utf-8", newline="") as handle:
             shown = tuple(list(csv.DictReader(handle))[:EXAMPLES])
     adapter_config = run_path / "train" / "adapter" / "adapter_config.json"
+    trained_dir = adapter_config.parent if adapter_config.is_file() else run_path / "train" / "model"
+    sides = {side: run_path / "prepare" / f"{side}.csv" for side in ("train", "val", "test")}
     return Facts(
         name=name,
         base=base,
-        prompt_name=prompt_name,
+        prompt=prompts.from_folder(prompt_name, trained_dir),
         counts=rundir.read_json(run_path / "prepare" / "summary.json"),
         metrics=rundir.read_json(run_path / "evaluate" / "metrics.json"),
         tuning=rundir.read_json(adapter_config) if adapter_config.is_file() else None,
         examples=shown,
+        overridden=overridden,
+        repos=repos or {},
+        languages=tuple(language.of_texts(f"{r.instruction} {r.output}" for r in table.iter_canonical(sides["train"]))),
+        stop=tuple(stop),
+        max_new_tokens=max_new_tokens,
+        hashes={side: rundir.sha256_of(path) for side, path in sides.items()},
+        warnings=tuple(w if examples else replace(w, examples=()) for w in leaks.warnings(run_path / "prepare")),
     )
 
 
 def model_card(facts: Facts) -> str:
     """README.md of the merged model."""
-    code = f"""{_CODE}python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("FOLDER_OR_REPO")
-model = AutoModelForCausalLM.from_pretrained("FOLDER_OR_REPO", dtype="auto")
-messages = [{{"role": "user", "content": "…"}}]
-inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=256)[0, inputs["input_ids"].shape[1]:]))
-{_CODE}"""
+    repo = facts.repo("model")
+    code = "\n\n".join(
+        (
+            usage.with_transformers(repo, facts.max_new_tokens),
+            f"With vLLM:\n\n{usage.with_vllm(repo)}",
+            f"With Ollama, for questions without further context:\n\n"
+            f"{usage.with_ollama(repo, _asked(facts, _MARK), _MARK, (facts.prompt.eos_token, *facts.stop))}",
+        )
+    )
     kind = f"{facts.base.public_id} with a fine-tuned LoRA adapter merged into its 16-bit weights."
     if facts.tuning is None:
         kind = f"{facts.base.public_id}, all of its weights fine-tuned, in 16 bits."
@@ -73,17 +109,24 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=256)[0, inputs["i
 
 def adapter_card(facts: Facts) -> str:
     """README.md of the adapter."""
-    revision = f', revision="{facts.base.revision}"' if facts.base.revision else ""
-    code = f"""{_CODE}python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-base = AutoModelForCausalLM.from_pretrained("{facts.base.public_id}"{revision}, dtype="auto")
-model = PeftModel.from_pretrained(base, "FOLDER_OR_REPO")
-tokenizer = AutoTokenizer.from_pretrained("FOLDER_OR_REPO")
-{_CODE}"""
+    code = usage.with_peft(facts.base.public_id, facts.base.revision, facts.repo("adapter"))
     kind = f"A LoRA adapter for {facts.base.public_id}."
     return _card(facts, kind, code, {"library_name": "peft", "base_model_relation": "adapter"})
+
+
+def dataset_card(facts: Facts) -> str:
+    """README.md of the rows. The column `row` is the line in the CSV that they came from."""
+    files = [{"split": {"val": "validation"}.get(s, s), "path": f"{s}.csv"} for s in ("train", "val", "test")]
+    matter = {"pretty_name": facts.name, "configs": [{"config_name": "default", "data_files": files}]}
+    code = (
+        f'{_CODE}python\nfrom datasets import load_dataset\n\nrows = load_dataset("{facts.repo("dataset")}")\n{_CODE}'
+    )
+    counts = facts.counts
+    return (
+        f"---\n{yaml.safe_dump(matter, allow_unicode=True, sort_keys=False)}---\n\n# {facts.name}\n\n"
+        f"The rows that {facts.name} was tuned on ({counts['train']} train), stopped by ({counts['val']} validation) "
+        f"and scored on ({counts['test']} test). `row` is the line of the CSV that a row came from.\n\n{code}\n"
+    )
 
 
 def _card(facts: Facts, kind: str, code: str, front: dict[str, str]) -> str:
@@ -91,9 +134,11 @@ def _card(facts: Facts, kind: str, code: str, front: dict[str, str]) -> str:
     matter = {
         "license": facts.base.license or "unknown",
         "base_model": facts.base.public_id,
+        **({"language": list(facts.languages)} if facts.languages else {}),
         "pipeline_tag": "text-generation",
-        "tags": ["lora" if tuning else "full-fine-tuning", facts.prompt_name],
+        "tags": ["lora" if tuning else "full-fine-tuning", "sft", facts.prompt.name],
         **front,
+        "model-index": [_index(facts)],
     }
     revision = f", commit {facts.base.revision}" if facts.base.revision else ""
     parts = [
@@ -102,10 +147,14 @@ def _card(facts: Facts, kind: str, code: str, front: dict[str, str]) -> str:
         f"- Base model: {facts.base.public_id}{revision}; licence: {facts.base.license or 'not stated by the base'}",
         f"- Tuning: {_tuning(tuning)}",
         f"- Rows: {counts['train']} train, {counts['val']} val, {counts['test']} test; {counts['rejected']} rejected; "
-        f"{counts['shared_questions']} questions on two sides of the split\n",
-        f"## Before and after\n\n{_scores(facts.metrics)}\n",
-        f"## Prompt\n\nFormat `{facts.prompt_name}`; the tokenizer's chat template writes it. A question becomes\n",
-        f"{_CODE}text\n{_example_prompt(facts)}\n{_CODE}\n",
+        f"{counts['shared_questions']} questions on two sides of the split",
+        *(f"  - {side}: sha256 {digest}" for side, digest in facts.hashes.items()),
+        "",
+        f"## Before and after\n\n{_scores(facts.metrics)}\n" + (_OVERRIDDEN if facts.overridden else ""),
+        *([f"## Limits of these figures\n\n{_limits(facts.warnings)}\n"] if facts.warnings else []),
+        f"## Prompt\n\nFormat `{facts.prompt.name}`; the tokenizer's chat template writes it. A question becomes\n",
+        f"{_CODE}text\n{_asked(facts, '…').rstrip()}\n{_CODE}\n",
+        f"An answer ends with {_listed((facts.prompt.eos_token, *facts.stop))}.\n",
         f"## Use\n\n{code}\n",
     ]
     if facts.examples:
@@ -134,8 +183,34 @@ def _scores(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _example_prompt(facts: Facts) -> str:
-    return prompts.render(prompts.chat_template(facts.prompt_name), prompts.user_message("…")).rstrip("\n")
+def _limits(warnings: tuple[leaks.Caveat, ...]) -> str:
+    lines = []
+    for warning in warnings:
+        lines.append(f"- {warning.text[:1].upper()}{warning.text[1:]}.")
+        lines += ["  - `{}`".format(example.replace("`", "'")) for example in warning.examples]
+    return "\n".join(lines)
+
+
+def _index(facts: Facts) -> dict[str, Any]:
+    """The entry of `model-index`, which the Hub shows beside the card: the tuned model's scores on the test rows."""
+    scored = [
+        {"type": key, "name": f"{label} ({facts.metrics['f1_unit']})" if key == "f1" else label,
+         "value": round(facts.metrics["tuned"][key], 4)}
+        for key, label in METRICS.items()
+    ]  # fmt: skip
+    rows = {"type": "csv", "name": f"{facts.name}, {facts.metrics['rows']} held-out rows", "split": "test"}
+    return {
+        "name": facts.name,
+        "results": [{"task": {"type": "text-generation"}, "dataset": rows, "metrics": scored}],
+    }
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return " or ".join(f"`{json.dumps(text, ensure_ascii=False)[1:-1]}`" for text in texts)
+
+
+def _asked(facts: Facts, question: str) -> str:
+    return facts.prompt.text_without_bos(prompts.user_message(question))
 
 
 def _answers(examples: tuple[dict[str, str], ...]) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from appliance import __version__
+from appliance import __version__, cli_dataset
 from appliance.errors import ApplianceError, Interrupted, RecipeError
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ _RECIPE_HELP = """Look at recipes.
     appliance recipe schema"""
 recipe_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=_RECIPE_HELP)
 app.add_typer(recipe_app, name="recipe")
+app.add_typer(cli_dataset.dataset_app, name="dataset")
 
 RecipeArgument = Annotated[
     str | None,
@@ -191,12 +192,20 @@ def check(
     if views.is_recipe(source):
         _run(source, set_, None, runs_dir, cache_dir, until="check", announce=False)
         findings = views.check_table(_run_path(source, set_, runs_dir))
-    else:
-        findings = views.check_csv(Path(source), set_ or [])
+        if as_json:
+            console.result(json.dumps(findings, ensure_ascii=False, indent=2))
+        else:
+            console.table("", tuple(findings[0]), [tuple(row.values()) for row in findings], to_stdout=True)
+        return
+    checked = views.check_csv(source, set_ or [])
     if as_json:
-        console.result(json.dumps(findings, ensure_ascii=False, indent=2))
+        console.result(checked.as_json())
     else:
-        console.table("", tuple(findings[0]), [tuple(row.values()) for row in findings], to_stdout=True)
+        console.table("", ("what", "found"), checked.rows, to_stdout=True)
+        for line in ("", *checked.preview):
+            console.result(line)
+    if checked.refusal:
+        raise checked.refusal
 
 
 _stage_command("prepare", "Read the CSV, account for every row, split it.")

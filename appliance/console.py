@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from appliance import clean
 from appliance.errors import ApplianceError
 
 _log = logging.getLogger("appliance")
@@ -95,6 +96,13 @@ def error(message: str, hint: str) -> None:
         _stderr.print(f"[bold]Fix:[/] {printable_markup(hint)}")
 
 
+class _Redacting(logging.Formatter):
+    """A log may be sent to somebody with a question: home folders, names and tokens never get into it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return clean.redact(super().format(record), clean.names_here())
+
+
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Everything that any library logs or warns about goes to `path` (appended) while the block runs.
@@ -102,7 +110,7 @@ def log_file(path: Path) -> Iterator[None]:
     An exception that is no expected failure leaves its traceback there, and a note that says so.
     """
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO)

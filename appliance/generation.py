@@ -1,13 +1,16 @@
-"""Batched generation from prompt ids, greedy. Knows models and ids, no files and no recipe."""
+"""Batched generation from prompt ids, greedy or sampled. Knows models and ids, no files and no recipe."""
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from appliance.prompts import Prompt
 
@@ -21,6 +24,27 @@ class Answer:
     stopped: bool
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. Each row has a stream of chance of its own, from `seed` and its prompt.
+
+    So the same prompt gets the same answer whatever shares its batch (but for near-ties in rounding); asked twice in
+    one call, it gets two. `temperature` 0 or less than 0.01 takes the likeliest token. `top_p`: only the likeliest
+    tokens that together reach this probability are drawn (Holtzman et al. 2020, "The Curious Case of Neural Text
+    Degeneration"). The last two are transformers' own, and count the prompt's tokens too.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    seed: int = 0
+
+
+GREEDY = Sampling(temperature=0.0)
+_GREEDY_BELOW = 0.01  # logits divided by less come near float32's end
+
+
 def answer(
     model: Any,
     prompt: Prompt,
@@ -29,9 +53,10 @@ def answer(
     max_new_tokens: int,
     stop: Sequence[str] = (),
     rows_per_batch: int = 16,
+    sampling: Sampling = GREEDY,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Answer]:
-    """Greedy answers to `prompts` (ids), in their order. `on_progress` gets the number of rows just answered.
+    """Answers to `prompts` (ids), in their order. `on_progress` gets the number of rows just answered.
 
     Rows are batched by length and padded on the left with attention mask 0; positions follow from the mask. An answer
     has stopped when it ended in EOS (the tokenizer's, or one that the base itself names) or in a `stop` text.
@@ -39,24 +64,28 @@ def answer(
     ends = _end_ids(model, prompt)
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
-        do_sample=False,
+        do_sample=False,  # what is drawn is drawn by _Draw
         num_beams=1,
-        repetition_penalty=1.0,  # what is left unset would come from the base's generation_config.json
-        no_repeat_ngram_size=0,
+        # What is left unset would come from the base's generation_config.json.
+        repetition_penalty=sampling.repetition_penalty,
+        no_repeat_ngram_size=sampling.no_repeat_ngram_size,
         bos_token_id=prompt.backend.token_to_id(prompt.bos_token) if prompt.bos_token else None,
         eos_token_id=sorted(ends),
         pad_token_id=prompt.pad_token_id,
     )
+    streams = _streams(prompts, sampling) if sampling.temperature >= _GREEDY_BELOW else []
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     answers: dict[int, Answer] = {}
     for start in range(0, len(by_length), rows_per_batch):
         batch = by_length[start : start + rows_per_batch]
         input_ids, attention_mask = pad_left([prompts[i] for i in batch], prompt.pad_token_id)
+        drawn = LogitsProcessorList([_Draw(sampling, [streams[i] for i in batch])]) if streams else None
         with torch.inference_mode():
             output = model.generate(
                 input_ids=input_ids.to(model.device),
                 attention_mask=attention_mask.to(model.device),
                 generation_config=config,
+                logits_processor=drawn,
             )
         for i, ids in zip(batch, output[:, input_ids.shape[1] :].tolist(), strict=True):
             answers[i] = _answer(prompt, ids, ends, stop)
@@ -74,6 +103,39 @@ def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Te
         input_ids[i, width - len(row) :] = torch.as_tensor(row)
         attention_mask[i, width - len(row) :] = 1
     return input_ids, attention_mask
+
+
+class _Draw(LogitsProcessor):  # type: ignore[misc]  # transformers has no types that hold
+    """Draws each row's next token with that row's own stream, and leaves nothing else for the greedy step to take.
+
+    transformers' sampling draws for the whole batch from one global stream: a row's answer would follow from its
+    neighbours, and a run that was stopped could not go on as if it had not been.
+    """
+
+    def __init__(self, sampling: Sampling, streams: Sequence[random.Random]) -> None:
+        self._sampling, self._streams = sampling, streams
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """Scores (B, V) to scores that are -inf everywhere but at one token a row."""
+        likely, tokens = (scores.float() / self._sampling.temperature).softmax(-1).sort(-1, descending=True)
+        reached = likely.cumsum(-1)  # (B, V), rising to 1
+        # Holtzman's nucleus: the fewest tokens that reach top_p, so the one that crosses it is in.
+        kept = (reached - likely < self._sampling.top_p).sum(-1, keepdim=True)  # (B, 1), at least 1
+        mass = reached.gather(-1, kept - 1)
+        chance = torch.tensor([[stream.random()] for stream in self._streams], device=scores.device)
+        place = torch.searchsorted(reached, chance * mass, right=True).clamp(max=kept - 1)
+        chosen = tokens.gather(-1, place)
+        return torch.full_like(scores, -torch.inf).scatter(-1, chosen, 0.0)
+
+
+def _streams(prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[random.Random]:
+    seen: Counter[tuple[int, ...]] = Counter()
+    streams = []
+    for ids in map(tuple, prompts):
+        name = f"{sampling.seed}:{seen[ids]}:{','.join(map(str, ids))}"
+        streams.append(random.Random(blake2b(name.encode(), digest_size=16).digest()))
+        seen[ids] += 1
+    return streams
 
 
 def _answer(prompt: Prompt, ids: list[int], ends: set[int], stop: Sequence[str]) -> Answer:

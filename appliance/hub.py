@@ -1,20 +1,29 @@
-"""Where base models come from: a folder, the demo, or one pinned commit on the Hub. Sole user of huggingface_hub."""
+"""Where base models come from: a folder, the demo, or one pinned commit on the Hub; and single files of datasets.
+
+The client's cache and the transfer into it: see `download` and `snapshot`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
-from appliance import bases, console
+from appliance import bases, console, download
 from appliance.errors import EnvironmentUnavailable, HubError, RecipeError
+from appliance.refusals import Source
+from appliance.snapshot import Snapshot
 
 DEMO_ID = "demo"
+DATASET_SCHEME = "hf://datasets/"
 # Weights other than safetensors can run code when loaded; they are never fetched.
 _WANTED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md"]
 _UNWANTED_FILES = ["consolidated*", "original/*"]  # the same weights in their maker's own format
@@ -74,7 +83,7 @@ def resolve(model_id: str, revision: str | None, cache_dir: Path) -> Base:
         folder = Path(model_id).resolve()
         base = Base(folder, folder.name, None, _license(folder))
     elif model_id.count("/") == 1 and not model_id.startswith((".", "/", "~")):
-        base = _download(model_id, revision)
+        base = _download(model_id, revision, cache_dir)
     else:
         raise RecipeError(
             f"model.id: {model_id!r} is neither a folder, nor USER/NAME on the Hub, nor `{DEMO_ID}`",
@@ -88,6 +97,50 @@ def resolve(model_id: str, revision: str | None, cache_dir: Path) -> Base:
             hint="load it once with transformers and save it with save_pretrained",
         )
     return base
+
+
+@dataclass(frozen=True)
+class DatasetFile:
+    """One file of a dataset on the Hub. `revision`: a commit, tag or branch; None is the newest commit."""
+
+    repo: str  # USER/NAME
+    revision: str | None
+    file: str  # its path in the repository
+
+    @classmethod
+    def parse(cls, text: str) -> DatasetFile:
+        """From hf://datasets/USER/NAME[@REVISION]/FILE. Raises RecipeError: it is no such address."""
+        # As in huggingface_hub's own file system: a slash in a revision is written %2F, but for these two kinds.
+        revision = r"@(refs/(?:convert|pr)/[^/]+|[^/]+)"
+        found = re.fullmatch(rf"hf://datasets/([^/@]+/[^/@]+)(?:{revision})?/([^/].*)", text.strip())
+        if found is None:
+            raise RecipeError(
+                f"{text!r} is no file of a dataset on the Hub; expected hf://datasets/USER/NAME@REVISION/FILE",
+                hint="open the file on the Hub: its address holds user, name and file; without @REVISION the newest "
+                "commit is taken, and kept for the run",
+            )
+        return cls(found[1], unquote(found[2]) if found[2] else None, found[3])
+
+    def __str__(self) -> str:
+        return f"{DATASET_SCHEME}{self.repo}{f'@{self.revision}' if self.revision else ''}/{self.file}"
+
+    def fetch(self, cache_dir: Path | None = None) -> tuple[Path, str]:
+        """Where the file is on this machine, downloaded if need be, and the commit it is of.
+
+        A commit that was fetched before needs no network. What was checked is remembered in `cache_dir`. Raises
+        HubError: no such dataset, revision or file, no right to it, no network, or the file arrives damaged.
+        EnvironmentUnavailable: the cache cannot be written, or is full.
+        """
+        hint = "check the name and the network; a private or gated dataset needs HF_TOKEN of somebody who may read it"
+        source = Source(self.repo, "dataset", self.revision, token(), hint)
+        snapshot = download.find(source, cache_dir or _usual_cache_dir())
+        if self.file not in snapshot.files:
+            raise HubError(
+                f"the dataset {self.repo} has no file {self.file} at commit {snapshot.commit}",
+                hint=_there_is(snapshot.files),
+            )
+        console.say(f"{self.file} of the dataset {self.repo} at commit {snapshot.commit}{_without_asking(snapshot)}")
+        return download.obtain(source, snapshot, [self.file]) / self.file, snapshot.commit
 
 
 def token(environ: Mapping[str, str] = os.environ) -> str | None:
@@ -110,43 +163,39 @@ def token(environ: Mapping[str, str] = os.environ) -> str | None:
         ) from error
 
 
-def _download(model_id: str, revision: str | None) -> Base:
-    import httpx
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        # Asked first and pinned: with a dead Hub or a bad token, snapshot_download silently returns what is cached.
-        access = token()
-        info = HfApi(token=access).model_info(model_id, revision=revision)
-        console.say(f"base model {model_id} at commit {info.sha}")
-        # Judged before the rest is fetched: the weights may be tens of GB.
-        folder = Path(snapshot_download(model_id, revision=info.sha, allow_patterns=_JUDGED_FILES, token=access))
-        base = Base(folder, model_id, info.sha, _license(folder))
-        _refuse_untunable(base, model_id, [file.rfilename for file in info.siblings or []])
-        snapshot_download(
-            model_id,
-            revision=info.sha,
-            allow_patterns=_WANTED_FILES,
-            ignore_patterns=_UNWANTED_FILES,
-            token=access,
-        )
-    except PermissionError as error:
-        raise _unwritable_cache(error) from error
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
-        raise HubError(
-            f"the base model {model_id} cannot be fetched: {(str(error) or repr(error)).splitlines()[0]}",
-            hint="check the name, the network, and HF_TOKEN for a gated model; or give a local folder as model.id",
-        ) from error
+def _download(model_id: str, revision: str | None, cache_dir: Path) -> Base:
+    hint = "check the name, the network, and HF_TOKEN for a gated model; or give a local folder as model.id"
+    source = Source(model_id, "model", revision, token(), hint)
+    snapshot = download.find(source, cache_dir)
+    console.say(f"base model {model_id} at commit {snapshot.commit}{_without_asking(snapshot)}")
+    # Judged before the rest is fetched: the weights may be tens of GB.
+    folder = download.obtain(source, snapshot, [name for name in _JUDGED_FILES if name in snapshot.files])
+    base = Base(folder, model_id, snapshot.commit, _license(folder))
+    _refuse_untunable(base, model_id, list(snapshot.files))
+    download.obtain(source, snapshot, [name for name in snapshot.files if _is_wanted(name)])
     return base
 
 
-def _unwritable_cache(error: PermissionError) -> EnvironmentUnavailable:
-    """In a volume that another uid has begun, its folders are that uid's."""
-    hint = "give that folder to this user, or let HF_HOME name another"
-    if console.is_in_compose():
-        hint = "docker volume rm finetune-appliance_cache (it is made anew), or the APP_UID of before in .env"
-    return EnvironmentUnavailable(f"the model cache cannot be written: {error.filename}: {error.strerror}", hint=hint)
+def _is_wanted(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in _WANTED_FILES) and not any(
+        fnmatch(name, pattern) for pattern in _UNWANTED_FILES
+    )
+
+
+def _without_asking(snapshot: Snapshot) -> str:
+    return ", which was fetched before: the Hub is not asked" if snapshot.is_recorded else ""
+
+
+def _usual_cache_dir() -> Path:
+    """Where the command line keeps the cache unless told otherwise."""
+    return Path(os.environ.get("APPLIANCE_CACHE_DIR") or Path.home() / ".cache" / "finetune-appliance")
+
+
+def _there_is(files: Collection[str]) -> str:
+    """The files of a dataset, those that can hold rows first."""
+    ranked = sorted(files, key=lambda name: (not name.endswith((".csv", ".tsv", ".json", ".jsonl", ".parquet")), name))
+    rest = f" and {len(ranked) - 20} more" if len(ranked) > 20 else ""
+    return f"it has {', '.join(ranked[:20])}{rest}" if ranked else "it has no files"
 
 
 def _license(folder: Path) -> str | None:

@@ -7,7 +7,7 @@ base model on disk and without the network.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -132,16 +132,45 @@ class Job:
 
     @cached_property
     def csv_path(self) -> Path:
+        """The CSV on this machine; one on the Hub is fetched. Raises HubError where that fails."""
         csv = self.resolved.recipe.data.csv
+        if self._is_on_hub:
+            return self._fetched_csv[0]
         path = sample_csv() if csv == "demo" else Path(csv)
         recorded = self._run_json.get("csv", {})
         if not path.exists() and recorded.get("typed") == csv and Path(recorded["path"]).exists():
             return Path(recorded["path"])  # typed relative to another folder, when the run began
         return path
 
+    @property
+    def csv_to_check(self) -> Path | None:
+        """None where the rows are in the run directory already and the CSV is gone, or a pinned one on the Hub."""
+        if not self.run_dir.record("prepare") or self.takes_new_base:
+            return self.csv_path
+        return None if self._is_on_hub or not self.csv_path.exists() else self.csv_path
+
+    @property
+    def _is_on_hub(self) -> bool:
+        return self.resolved.recipe.data.csv.startswith("hf://")
+
+    @cached_property
+    def _fetched_csv(self) -> tuple[Path, str]:
+        """Path and commit of a CSV on the Hub. A run keeps the commit that it began with."""
+        from appliance import hub
+
+        file = hub.DatasetFile.parse(self.resolved.recipe.data.csv)
+        return replace(file, revision=self._recorded_commit or file.revision).fetch(self.cache_dir)
+
+    @property
+    def _recorded_commit(self) -> str | None:
+        recorded = {} if self.takes_new_base else self._run_json.get("csv", {})
+        return recorded.get("commit") if recorded.get("typed") == self.resolved.recipe.data.csv else None
+
     @cached_property
     def csv_sha256(self) -> str:
         """Hash of the CSV; of the one read before, where it is gone now and its rows are in the run directory."""
+        if self._is_on_hub and self._recorded_commit and self.run_dir.record("prepare"):
+            return str(self._run_json["csv"]["sha256"])  # a commit never changes: needs no network
         recorded = self._run_json.get("csv", {})
         if self.csv_path.is_file():
             return rundir.sha256_of(self.csv_path)
@@ -199,7 +228,14 @@ class Job:
                     "license": base.license,
                     "identity": self.base_identity,
                 },
-                "csv": {"typed": recipe.data.csv, "path": str(self.csv_path.resolve()), "sha256": self.csv_sha256},
+                "csv": {
+                    "typed": recipe.data.csv,
+                    "path": None if self._is_on_hub else str(self.csv_path.resolve()),
+                    "sha256": self.csv_sha256,
+                    "commit": (self._recorded_commit or self._fetched_csv[1]) if self._is_on_hub else None,
+                },
                 "test_note": DEMO_NOTE if recipe.data.csv == "demo" else "",
+                # of the last release; replay says whether it still fits
+                **{key: self._run_json[key] for key in ("passport",) if key in self._run_json},
             },
         )

@@ -104,7 +104,7 @@ def _check(job: Job, stage_dir: Path) -> str:
         tuning=recipe.tuning,
         train=recipe.train,
         publish=recipe.publish,
-        csv_path=job.csv_path if job.csv_path.exists() or not job.run_dir.record("prepare") else None,
+        csv_path=job.csv_to_check,
         get_base=lambda: job.base,
         get_device=lambda: job.device,
         engine=recipe.engine,
@@ -117,6 +117,7 @@ def _check(job: Job, stage_dir: Path) -> str:
 
 
 def _prepare(job: Job, stage_dir: Path) -> str:
+    from appliance import leaks
     from appliance.stages import prepare
 
     recipe = job.resolved.recipe
@@ -130,9 +131,8 @@ def _prepare(job: Job, stage_dir: Path) -> str:
         seed=recipe.train.seed,
         stage_dir=stage_dir,
     )
-    if counts.shared_questions:
-        text = f"the notebook split leaks: {counts.shared_questions} questions stand on two sides; scores will flatter"
-        console.say(text, style="yellow")
+    for warning in leaks.warnings(stage_dir):
+        console.say(str(warning), style="yellow")
     return prepare.summarise(counts)
 
 

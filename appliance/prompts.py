@@ -1,7 +1,8 @@
 """The prompt format: text, BOS, EOS, labels, chat template, parsing of answers. Owned here and nowhere else.
 
-A format *is* its chat template: training and evaluation render the very Jinja text that is released with the
-tokenizer, so that the ids of all three are the same by construction. Pure: knows tokenizers, no model, no file of ours.
+A format *is* its chat template (the texts: templates.py): training and evaluation render the very Jinja text that is
+released with the tokenizer, so that the ids of all three are the same by construction. Pure: knows tokenizers, no
+model, no file of ours.
 
 >>> print(render(chat_template("alpaca"), user_message("가격은?")))
 Below is an instruction that describes a task. Write a response that appropriately completes the request.
@@ -17,87 +18,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from jinja2 import Template, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from appliance.errors import DataError, EnvironmentUnavailable
+from appliance.errors import DataError, EnvironmentUnavailable, RecipeError
+from appliance.templates import MARKERS, frame, pinned
+from appliance.templates import Message as Message
+from appliance.templates import chat_template as chat_template
+from appliance.templates import render as render
+from appliance.templates import sketch as sketch
+from appliance.templates import user_message as user_message
 
 IGNORED = -100  # torch's cross entropy skips labels of this value
-Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
-
-# The wording of Stanford Alpaca (tatsu-lab/stanford_alpaca, train.py PROMPT_DICT), which most Alpaca-tuned models were
-# trained on. The row's input travels inside the user message after "### Input:", and the preamble follows from that
-# marker: a server that passes on nothing but the message's content then still sends the trained prompt.
-_ALPACA = r"""
-{%- set state = namespace(lead='', first=true) -%}
-{{- bos_token -}}
-{%- for message in messages -%}
-{%- if message['role'] == 'system' -%}
-{%- set state.lead = message['content'] + '\n\n' -%}
-{%- elif message['role'] == 'user' -%}
-{%- set content = state.lead + message['content'] -%}
-{%- set state.lead = '' -%}
-{%- if state.first and '\n\n### Input:\n' in content -%}
-{{- 'Below is an instruction that describes a task, paired with an input that provides further context. ' -}}
-{{- 'Write a response that appropriately completes the request.\n\n' -}}
-{%- elif state.first -%}
-{{- 'Below is an instruction that describes a task. ' -}}
-{{- 'Write a response that appropriately completes the request.\n\n' -}}
-{%- else -%}
-{{- '\n\n' -}}
-{%- endif -%}
-{%- set state.first = false -%}
-{{- '### Instruction:\n' + content + '\n\n### Response:\n' -}}
-{%- elif message['role'] == 'assistant' -%}
-{{- message['content'] + eos_token -}}
-{%- else -%}
-{{- raise_exception('roles are system, user and assistant, not ' + message['role']) -}}
-{%- endif -%}
-{%- endfor -%}
-""".strip()
-
-_TEMPLATES = {"alpaca": _ALPACA}
-
-
-def chat_template(name: str) -> str:
-    """The Jinja chat template of the format `name`, without any statement about BOS (see `Prompt.chat_template`)."""
-    return _TEMPLATES[name]
-
-
-def user_message(instruction: str, input_text: str = "") -> list[Message]:
-    """One CSV row's question as a conversation of one user message."""
-    content = instruction + "\n\n### Input:\n" + input_text if input_text else instruction
-    return [{"role": "user", "content": content}]
-
-
-def render(template: str, messages: Sequence[Message], *, bos_token: str = "", eos_token: str = "") -> str:
-    """The conversation as text, rendered as transformers renders chat templates.
-
-    Raises DataError: a role that the format does not know.
-    """
-    try:
-        return _compiled(template).render(messages=messages, bos_token=bos_token, eos_token=eos_token)
-    except TemplateError as error:
-        raise DataError(f"this conversation does not fit the prompt format: {error}") from error
-
-
-@lru_cache
-def _compiled(template: str) -> Template:
-    # The same environment as transformers' chat_template_utils: other whitespace settings would give other ids.
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = _raise_exception
-    return environment.from_string(template)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise TemplateError(message)
+_BRACKETED = re.compile(r"[<\[].*[>\]]", re.DOTALL)  # how tokens that are commands are spelt
 
 
 @dataclass(frozen=True)
@@ -119,70 +58,100 @@ class Encoded:
 class Prompt:
     """A format bound to one tokenizer: turns rows into ids and ids into answers.
 
-    `backend` is the `tokenizers.Tokenizer` that transformers itself calls; the tokens are its special tokens' texts.
+    `backend` is the `tokenizers.Tokenizer` that transformers itself calls. `eos_token` ends an answer: it is trained,
+    and generation stops at it; under `chat` it may be another (<|im_end|>) than the tokenizer's own `eos_token`, which
+    templates write and which is `tokenizer_eos`. `pad_token` None: padding is `pad_token_id` only, and the tokenizer
+    has to stay without a pad token. `chat_template` is the template to release.
     """
 
     name: str
     backend: Tokenizer
     bos_token: str | None
     eos_token: str
-    pad_token: str
+    tokenizer_eos: str
+    pad_token: str | None
+    pad_token_id: int
+    chat_template: str
+    answer_lead: str
 
     @cached_property
     def adds_bos(self) -> bool:
-        """Whether this tokenizer puts BOS before plain text. Then, and only then, the prompt carries it."""
-        ids = self.backend.encode("a").ids
-        return self.bos_token is not None and ids[:1] == [self.backend.token_to_id(self.bos_token)]
+        """Whether this tokenizer puts BOS before plain text. Then, and only then, prompts of ours carry it."""
+        return _adds_bos(self.backend, self.bos_token)
 
     @cached_property
     def eos_token_id(self) -> int:
-        return self._id(self.eos_token)
-
-    @cached_property
-    def pad_token_id(self) -> int:
-        return self._id(self.pad_token)
-
-    def _id(self, token: str) -> int:
-        found = self.backend.token_to_id(token)
-        assert found is not None, f"`bind` admits only tokens of the vocabulary, not {token!r}"
+        found = self.backend.token_to_id(self.eos_token)
+        assert found is not None, f"`bind` admits only tokens of the vocabulary, not {self.eos_token!r}"
         return found
 
-    @cached_property
-    def chat_template(self) -> str:
-        """The template to release: it writes BOS exactly where plain tokenization would."""
-        template = chat_template(self.name)
-        return template if self.adds_bos else template.replace("{{- bos_token -}}\n", "")
-
-    @cached_property
-    def _special_tokens(self) -> dict[int, str]:
-        return {i: token.content for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
-
     def text(self, messages: Sequence[Message]) -> str:
-        """The prompt up to and with the response marker, BOS included where the tokenizer adds one."""
-        return render(self.chat_template, messages, bos_token=self.bos_token or "", eos_token=self.eos_token)
+        """The prompt up to where the answer begins, with BOS where the template writes it.
+
+        Raises DataError: the conversation has a role, or an order of roles, that the format does not know.
+        """
+        return render(self.chat_template, messages, bos_token=self.bos_token, eos_token=self.tokenizer_eos)
+
+    def text_without_bos(self, messages: Sequence[Message]) -> str:
+        """The prompt for those who add BOS themselves: people who read it, Ollama, a tokenizer called on plain text."""
+        text = self.text(messages)
+        return text.removeprefix(self.bos_token) if self.bos_token else text
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids of `text(messages)`: what training masks, what evaluation generates from, what a server sends."""
-        return list(self.backend.encode(self.text(messages), add_special_tokens=False).ids)
+        return self._ids(self.text(messages))
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.backend.encode(text, add_special_tokens=False).ids)
 
     def encode(self, instruction: str, input_text: str, output: str, *, loss_on: str = "answer") -> Encoded:
         """Prompt masked (unless `loss_on` is "all"), answer and exactly one EOS trained.
 
         Prompt and answer are tokenized apart: no merge can cross the boundary, so the prompt's ids are those of
-        inference. Raises DataError: a cell holds a special token of this tokenizer.
+        inference. Raises DataError: a cell holds a special token of this tokenizer, or a marker of the format.
         """
+        self._refuse_markers(instruction, input_text, output)
         prompt = self.prompt_ids(user_message(instruction, input_text))
-        answer = list(self.backend.encode(output, add_special_tokens=False).ids)
-        self._refuse_special_tokens(prompt[1:] if self.adds_bos else prompt, answer)
+        answer = self._ids(self.answer_lead + output)
+        self._refuse_commands(prompt, Counter(self._own_commands[bool(input_text)]))
+        self._refuse_commands(answer, Counter())
         ids = [*prompt, *answer, self.eos_token_id]
-        labels = ids if loss_on == "all" else [IGNORED] * len(prompt) + ids[len(prompt) :]
-        return Encoded(ids, labels, len(prompt))
+        masked = [IGNORED] * len(prompt)
+        if loss_on == "all":
+            # A chat template ends the user's turn like an answer: trained there too, EOS would not be trained once.
+            # And nothing predicts the first token: as a label it would only be counted, and thin out the mean loss.
+            masked[1:] = [IGNORED if token == self.eos_token_id else token for token in prompt[1:]]
+        return Encoded(ids, masked + ids[len(prompt) :], len(prompt))
 
-    def _refuse_special_tokens(self, *parts: list[int]) -> None:
-        for part in parts:
-            found = next((self._special_tokens[i] for i in part if i in self._special_tokens), None)
-            if found is not None:
-                raise DataError(f"holds the special token {found!r}, which would be read as a command, not as text")
+    @cached_property
+    def _commands(self) -> dict[int, str]:
+        """Tokens that no cell may hold: special ones, and what else of the added ones the template itself writes."""
+        added = dict(self.backend.get_added_tokens_decoder())
+        fixed = {i for i in self.prompt_ids(user_message("x", "x")) if i in added}
+        written = {i for i in fixed if _BRACKETED.fullmatch(added[i].content)} | {self.eos_token_id}
+        return {i: token.content for i, token in added.items() if token.special or i in written}
+
+    @cached_property
+    def _own_commands(self) -> tuple[Counter[int], Counter[int]]:
+        """How often the template itself writes each command, for a row without input and for one with it."""
+        of_cell = Counter(i for i in self._ids("x") if i in self._commands)  # the unknown token, in a small vocabulary
+        without, with_input = (
+            Counter(i for i in self.prompt_ids(user_message("x", text)) if i in self._commands) for text in ("", "x")
+        )
+        return without - of_cell, with_input - of_cell - of_cell
+
+    def _refuse_commands(self, ids: Sequence[int], own: Counter[int]) -> None:
+        for token in ids:
+            if token in self._commands:
+                own[token] -= 1
+                if own[token] < 0:
+                    found = self._commands[token]
+                    raise DataError(f"holds the special token {found!r}, which would be read as a command, not as text")
+
+    def _refuse_markers(self, *cells: str) -> None:
+        for marker in MARKERS.get(self.name, ()):
+            if any(marker in cell for cell in cells):
+                raise DataError(f"holds {marker!r}, which the prompt format {self.name} writes itself")
 
     def cut(self, encoded: Encoded, max_seq_length: int) -> Encoded:
         """The row with its answer shortened to fit `max_seq_length` tokens, EOS put back at the end.
@@ -198,17 +167,18 @@ class Prompt:
         return Encoded(ids, labels, encoded.prompt_tokens)
 
     def answer_text(self, ids: Sequence[int]) -> str:
-        """The answer that generated `ids` spell: up to the first EOS, special tokens left out, stripped."""
+        """The answer that generated `ids` spell: up to the first EOS, special tokens and padding left out, stripped."""
         ids = list(ids)
         if self.eos_token_id in ids:
             ids = ids[: ids.index(self.eos_token_id)]
+        ids = [token for token in ids if token != self.pad_token_id]  # a byte that pads is no special token
         return str(self.backend.decode(ids, skip_special_tokens=True)).strip()
 
 
 def from_folder(name: str, model_dir: Path) -> Prompt:
     """The format `name` for the tokenizer in `model_dir`, from its tokenizer.json: no torch, no transformers needed.
 
-    Raises EnvironmentUnavailable: no tokenizer.json there, no EOS, nothing fit for padding.
+    Raises EnvironmentUnavailable: no tokenizer.json there, no EOS, nothing fit for padding. RecipeError: see `bind`.
     """
     path = model_dir / "tokenizer.json"
     if not path.is_file():
@@ -220,17 +190,38 @@ def from_folder(name: str, model_dir: Path) -> Prompt:
     for name_of_file in ("special_tokens_map.json", "tokenizer_config.json"):  # the second is the newer home of both
         if (model_dir / name_of_file).is_file():
             config |= json.loads((model_dir / name_of_file).read_text(encoding="utf-8"))
+    if (model_dir / "chat_template.jinja").is_file():
+        config["chat_template"] = (model_dir / "chat_template.jinja").read_text(encoding="utf-8")
     tokens = {key: _content(config.get(key)) for key in ("bos_token", "eos_token", "pad_token")}
-    return bind(name, Tokenizer.from_file(str(path)), **tokens)
+    return bind(name, Tokenizer.from_file(str(path)), **tokens, own_template=_default(config.get("chat_template")))
 
 
 def from_transformers(name: str, tokenizer: Any) -> Prompt:
-    """The format `name` for a loaded transformers tokenizer (its own backend is used)."""
-    return bind(name, tokenizer.backend_tokenizer, tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
+    """The format `name` for a loaded transformers tokenizer (its own backend is used); raises as `bind`."""
+    return bind(
+        name,
+        tokenizer.backend_tokenizer,
+        tokenizer.bos_token,
+        tokenizer.eos_token,
+        tokenizer.pad_token,
+        own_template=_default(tokenizer.chat_template),
+    )
 
 
-def bind(name: str, backend: Tokenizer, bos_token: str | None, eos_token: str | None, pad_token: str | None) -> Prompt:
-    """A Prompt with a pad token that is never EOS. Raises EnvironmentUnavailable: no EOS, nothing fit for padding."""
+def bind(
+    name: str,
+    backend: Tokenizer,
+    bos_token: str | None,
+    eos_token: str | None,
+    pad_token: str | None,
+    *,
+    own_template: str | None = None,
+) -> Prompt:
+    """A Prompt with padding that is never EOS. `own_template`: the base's chat template, which `chat` takes.
+
+    Raises EnvironmentUnavailable: no EOS, nothing fit for padding. RecipeError: `chat`, and the base's chat template is
+    missing or cannot be trained under.
+    """
     if eos_token is None or backend.token_to_id(eos_token) is None:
         raise EnvironmentUnavailable(
             f"this tokenizer has no EOS token in its vocabulary (eos_token: {eos_token!r})",
@@ -238,29 +229,109 @@ def bind(name: str, backend: Tokenizer, bos_token: str | None, eos_token: str | 
         )
     backend.no_padding()
     backend.no_truncation()
-    prompt = Prompt(name, backend, bos_token, eos_token, pad_token or eos_token)
-    usable = pad_token not in (None, eos_token) and backend.token_to_id(pad_token) is not None
-    return prompt if usable else replace(prompt, pad_token=_reserved_token(backend, bos_token, eos_token))
+    if name == "chat":
+        template = pinned(_required(own_template))
+    elif _adds_bos(backend, bos_token):
+        template = chat_template(name)
+    else:
+        template = chat_template(name).replace("{{- bos_token -}}\n", "")
+    around = frame(template, bos_token=bos_token, eos_token=eos_token)
+    end_token = _end_token(backend, around.tail, eos_token)
+    pad_token, pad_token_id = _padding(backend, pad_token, {bos_token, eos_token, end_token}, template)
+    return Prompt(
+        name=name,
+        backend=backend,
+        bos_token=bos_token,
+        eos_token=end_token,
+        tokenizer_eos=eos_token,
+        pad_token=pad_token,
+        pad_token_id=pad_token_id,
+        chat_template=template,
+        answer_lead=_lead(backend, around.lead),
+    )
+
+
+def _required(own_template: str | None) -> str:
+    if own_template:
+        return own_template
+    raise RecipeError(
+        "prompt: chat takes the base's own chat template, and this base has none (it is no instruct model)",
+        hint="set prompt: alpaca (or alpaca_oneline, korean_qa, qa_tokens), or take the base's instruct model",
+    )
+
+
+def _adds_bos(backend: Tokenizer, bos_token: str | None) -> bool:
+    return bos_token is not None and backend.encode("a").ids[:1] == [backend.token_to_id(bos_token)]
+
+
+def _end_token(backend: Tokenizer, tail: str, eos_token: str) -> str:
+    """The token with which the template ends an answer: its own end of turn, or EOS where it writes none."""
+    written = tail.lstrip()
+    if not written:
+        return eos_token
+    added = [token.content for token in backend.get_added_tokens_decoder().values()]
+    found = max((token for token in [*added, eos_token] if token and written.startswith(token)), key=len, default=None)
+    if found is None:
+        raise RecipeError(
+            f"prompt: chat: the base's chat template ends an answer with {written[:40]!r}, which is no single token of "
+            "its tokenizer: a model could not be trained to stop there",
+            hint="set prompt: alpaca (or alpaca_oneline, korean_qa, qa_tokens)",
+        )
+    return found
+
+
+def _lead(backend: Tokenizer, lead: str) -> str:
+    """What to put before an answer that is tokenized alone: nothing for a tokenizer that puts a space there itself."""
+
+    def ids(text: str) -> list[int]:
+        return list(backend.encode(text, add_special_tokens=False).ids)
+
+    return "" if lead == " " and ids(":") + ids("a") == ids(": a") else lead
 
 
 # Names under which tokenizers reserve ids that no text produces; taken in this order.
 _RESERVED = (r"pad", r"reserved|unused", r"unk", r"endoftext|mask|sep|cls")
+_NEVER_IN_UTF_8 = (*range(0xFF, 0xF4, -1), 0xC1, 0xC0)
 
 
-def _reserved_token(backend: Tokenizer, bos_token: str | None, eos_token: str) -> str:
-    """A token of the vocabulary that can stand for padding. The vocabulary is never enlarged for it."""
+def _padding(
+    backend: Tokenizer, pad_token: str | None, taken: set[str | None], template: str
+) -> tuple[str | None, int]:
+    """(text, id) of what can stand for padding: the pad token, a reserved token, a byte that no text holds.
+
+    The vocabulary is never enlarged for it. The byte has an id and no text (GPT-2's token for 0xFF is spelt ÿ): as the
+    tokenizer's pad token its spelling would be cut out of ordinary texts.
+    """
+    if pad_token is not None and pad_token not in taken and (known := backend.token_to_id(pad_token)) is not None:
+        return pad_token, known
     vocabulary = backend.get_vocab(with_added_tokens=True)
-    bracketed = sorted(t for t in vocabulary if re.fullmatch(r"[<\[].*[>\]]", t) and t not in (bos_token, eos_token))
+    bracketed = sorted(t for t in vocabulary if _BRACKETED.fullmatch(t) and t not in taken and t not in template)
     for pattern in _RESERVED:
         for token in bracketed:
             if re.search(pattern, token, re.IGNORECASE):
-                return token
+                return token, vocabulary[token]
+    for token in _byte_tokens():
+        if token in vocabulary and backend.decode([vocabulary[token]]) == "\ufffd":
+            return None, vocabulary[token]
     raise EnvironmentUnavailable(
-        "this tokenizer has no pad token other than EOS, and no reserved token to stand in for it",
+        "this tokenizer has no pad token other than EOS, and no reserved token or unused byte to stand in for it",
         hint="padding with EOS would teach the model never to stop; choose a base model with a pad or reserved token",
     )
+
+
+def _byte_tokens() -> Iterator[str]:
+    """Spellings of bytes that UTF-8 never holds: byte-level (these bytes stand for themselves) and byte fallback."""
+    for byte in _NEVER_IN_UTF_8:
+        yield from (chr(byte), f"<0x{byte:02X}>")
 
 
 def _content(token: Any) -> str | None:
     """The text of a special token in tokenizer_config.json, where it stands plain or as an object."""
     return str(token["content"]) if isinstance(token, dict) else token
+
+
+def _default(templates: Any) -> str | None:
+    """The chat template that transformers takes by default, where there may be several: by name, or as a list."""
+    if isinstance(templates, list):
+        templates = {one["name"]: one["template"] for one in templates}
+    return templates.get("default") if isinstance(templates, dict) else templates

@@ -43,21 +43,35 @@ class ModelSection(Section):
 
 class Columns(Section):
     instruction: str = Field("instruction", description="Name of the column that holds the question.")
-    input: str = Field("input", description="Name of the column that holds further context; it may be missing.")
+    input: str | None = Field(
+        "input", description="Name of the column that holds further context; it may be missing. null: read none."
+    )
     output: str = Field("output", description="Name of the column that holds the wanted answer.")
 
 
 class DataSection(Section):
-    csv: str = Field(min_length=1, description="Path of the CSV, or `demo` for the sample that comes with the package.")
+    csv: str = Field(
+        min_length=1, description="Path of the CSV, or `demo`; hf://datasets/USER/NAME@REVISION/FILE fetches it."
+    )
     columns: Columns = Columns()
+    encoding: str | None = Field(None, description="Encoding of the CSV, such as cp949; null detects it.")
+    quoting: Literal["double", "backslash", "literal"] | None = Field(
+        None,
+        description="double: a quote in a quoted cell is written twice. backslash: it has one before it. literal: "
+        "quotes are text like any other. null detects it.",
+    )
+    normalize: Literal["none", "nfc"] = Field(
+        "none", description="nfc: composed letters (a Mac's Hangul comes apart otherwise). none: text as typed."
+    )
     test_fraction: Fraction = Field(0.1, description="Share of the rows that is scored once, at the end.")
     val_fraction: Fraction = Field(
         0.1, description="Share of all rows that steers early stopping (under `split: notebook`: of what test left)."
     )
     group_by: str | None = Field(None, description="Column whose equal values must stay on one side of the split.")
-    split: Literal["group", "notebook"] = Field(
+    split: Literal["group", "notebook", "column"] = Field(
         "group",
-        description="group: equal questions never part. notebook: scikit-learn's train_test_split, leaks and all.",
+        description="group: equal questions never part. notebook: scikit-learn's train_test_split, leaks and all. "
+        "column: each row's side stands in a column `side`; the fractions play no part.",
     )
     on_bad_row: Literal["refuse", "drop"] = Field("refuse", description="What to do with a row that cannot be used.")
     on_too_long: Literal["refuse", "drop", "cut"] = Field(
@@ -141,7 +155,13 @@ class PublishSection(Section):
     adapter: bool = Field(True, description="Release the adapter (method: lora).")
     merged: bool = Field(True, description="Release the merged 16-bit model.")
     examples: bool = Field(True, description="Show side-by-side answers from the test rows in the model card.")
+    dataset: bool = Field(
+        False, description="Release the rows too: train, val and test as CSV. They are yours to give."
+    )
     require_improvement: bool = Field(False, description="Refuse to release unless the verdict is `better`.")
+    min_stop_rate: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.8, description="Refuse to release a model that ends fewer of its answers by itself; 0 accepts any."
+    )
 
     @model_validator(mode="after")
     def _something_is_released(self) -> PublishSection:
@@ -160,7 +180,9 @@ class Recipe(Section):
     )
     model: ModelSection
     data: DataSection
-    prompt: Literal["alpaca"] = Field("alpaca", description="Prompt format.")
+    prompt: Literal["alpaca", "alpaca_oneline", "korean_qa", "qa_tokens", "chat"] = Field(
+        "alpaca", description="Prompt format; chat is the base's own chat template (instruct models)."
+    )
     tuning: TuningSection = TuningSection()
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from appliance import console, rundir
+from appliance import console, leaks, rundir
 
 SHOWN_PREDICTIONS = 30
 
@@ -73,6 +73,7 @@ def facts(run_dir: Path) -> Mapping[str, Any]:
         "run": read("run.json"),
         "stages": stages,
         "prepare": read("prepare/summary.json"),
+        "warnings": leaks.warnings(run_dir / "prepare"),
         "fit": read("train/fit.json"),
         "metrics": read("evaluate/metrics.json"),
         "predictions": _predictions(run_dir / "evaluate" / "predictions.csv"),

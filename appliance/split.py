@@ -7,9 +7,12 @@ True
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Literal
+from itertools import count
+from math import ceil
+from typing import TYPE_CHECKING, Literal, get_args
 
 from appliance.errors import DataError
 from appliance.table import Row
@@ -21,6 +24,15 @@ Side = Literal["train", "val", "test"]
 _SIDES: tuple[Side, ...] = ("test", "val", "train")  # in the order in which they are filled
 
 
+@dataclass(frozen=True)
+class Leaks:
+    """Groups of equal rows on more than one side. An example: the first row (its position) of the group per side."""
+
+    groups: int
+    test_rows: int  # test rows with an equal row in train: what a score owes to remembering
+    examples: tuple[dict[Side, int], ...]
+
+
 def question_key(row: Row) -> bytes:
     """16 bytes that are equal for rows which must stay on one side of the split.
 
@@ -29,7 +41,14 @@ def question_key(row: Row) -> bytes:
     """
     parts = ("question", row.instruction, row.input) if row.group is None else ("group", row.group)
     # Cells hold no NUL (`read` rejects them), so that different parts are never joined to the same bytes.
-    return blake2b("\0".join(map(_folded, parts)).encode(), digest_size=16).digest()
+    return blake2b("\0".join(map(folded, parts)).encode(), digest_size=16).digest()
+
+
+def folded(text: str) -> str:
+    """The text but for Unicode compatibility forms, case and whitespace."""
+    # NFKC twice, as in Unicode's toNFKC_Casefold: folding case can undo the normal form.
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(folded.split())
 
 
 class Keys(Sequence[bytes]):
@@ -43,6 +62,13 @@ class Keys(Sequence[bytes]):
 
     def __len__(self) -> int:
         return len(self._data) // 16
+
+    def at(self, positions: Iterable[int]) -> Keys:
+        """Those of these positions, in that order."""
+        keys = Keys()
+        for position in positions:
+            keys.append(self[position])
+        return keys
 
     def __getitem__(self, index: int) -> bytes:  # type: ignore[override]  # one key, no slices
         start = range(len(self))[index] * 16
@@ -73,32 +99,78 @@ def question_split(keys: Sequence[bytes], *, test_fraction: float, val_fraction:
     return [_SIDES[side] for side in row_sides]
 
 
-def notebook_split(count: int, *, test_fraction: float, val_fraction: float, seed: int) -> dict[Side, list[int]]:
+def notebook_split(rows: int, *, test_fraction: float, val_fraction: float, seed: int) -> dict[Side, list[int]]:
     """Row indexes (0-based) per side, as the usual notebook cuts a DataFrame, in scikit-learn's order.
 
     First `train_test_split(rows, test_size=test_fraction, random_state=42)`, then val_fraction of what remained, with
-    `random_state=seed`. Equal questions can stand on several sides: see `shared_questions`. Raises DataError: too few
-    rows.
+    `random_state=seed`. Equal questions can stand on several sides: see `leaks`. Raises DataError: too few rows.
     """
+    needed = _rows_needed(test_fraction, val_fraction)
+    if rows < needed:
+        raise DataError(
+            f"{rows} rows are too few for train, val and test: data.split=notebook needs {needed} with "
+            f"data.test_fraction={test_fraction:g} and data.val_fraction={val_fraction:g}",
+            hint=f"add rows: {needed - rows} are missing",
+        )
     from sklearn.model_selection import train_test_split
 
-    try:
-        rest, test = train_test_split(range(count), test_size=test_fraction, random_state=42)
-        train, val = train_test_split(rest, test_size=val_fraction, random_state=seed)
-    except ValueError as error:
-        raise DataError(f"{count} rows are too few for train, val and test", hint="add rows; 3 are needed") from error
+    rest, test = train_test_split(range(rows), test_size=test_fraction, random_state=42)
+    train, val = train_test_split(rest, test_size=val_fraction, random_state=seed)
     return {"train": train, "val": val, "test": test}
 
 
-def shared_questions(keys: Sequence[bytes], sides: Sequence[Side]) -> int:
-    """Number of groups on more than one side: what `notebook_split` leaks and `question_split` never does."""
+def column_split(sides: Sequence[Side]) -> dict[Side, list[int]]:
+    """Row indexes (0-based) per side, where the file itself names each row's. Raises DataError: a side has no row."""
+    order: dict[Side, list[int]] = {side: [] for side in get_args(Side)}
+    for i, side in enumerate(sides):
+        order[side].append(i)
+    missing = [side for side, rows in order.items() if not rows]
+    if missing:
+        raise DataError(
+            f"column `side`: no usable row is {' or '.join(missing)}; train, val and test need at least one row each, "
+            f"{len(missing)} more in all",
+            hint="name a side for some rows, or let the rows be split: --set data.split=group",
+        )
+    return order
+
+
+def leaks(keys: Sequence[bytes], sides: Sequence[Side], *, examples: int = 5) -> Leaks:
+    """The groups that stand on more than one side: `notebook_split` makes them, `question_split` never does.
+
+    Examples are the groups whose first row comes first.
+    """
     import numpy as np
 
     if len(keys) == 0:
-        return 0
+        return Leaks(0, 0, ())
     order, starts = _grouped(keys, seed=0)
     codes = np.fromiter((_SIDES.index(side) for side in sides), np.uint8, len(keys))[order]
-    return int(np.count_nonzero(np.minimum.reduceat(codes, starts) != np.maximum.reduceat(codes, starts)))
+    torn = np.minimum.reduceat(codes, starts) != np.maximum.reduceat(codes, starts)
+    in_train = np.logical_or.reduceat(codes == _SIDES.index("train"), starts)
+    sizes = np.diff(starts, append=len(order))
+    test_rows = np.count_nonzero((codes == _SIDES.index("test")) & np.repeat(in_train, sizes))
+    # The sort is stable: within a group, and so also for its first row, positions rise.
+    shown = sorted(np.flatnonzero(torn), key=lambda group: order[starts[group]])[:examples]
+    found = []
+    for group in shown:
+        rows = [int(row) for row in order[starts[group] : starts[group] + sizes[group]]]
+        found.append(
+            {
+                side: next(row for row in rows if sides[row] == side)
+                for side in get_args(Side)
+                if any(sides[row] == side for row in rows)
+            }
+        )
+    return Leaks(int(np.count_nonzero(torn)), int(test_rows), tuple(found))
+
+
+def _rows_needed(test_fraction: float, val_fraction: float) -> int:
+    """The fewest rows of which train_test_split leaves some on each side; it rounds the test size up."""
+    for rows in count(3):
+        rest = rows - ceil(rows * test_fraction)
+        if rest - ceil(rest * val_fraction) >= 1:
+            return rows
+    raise AssertionError("fractions are below 1")
 
 
 def _grouped(keys: Sequence[bytes], seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -136,9 +208,3 @@ def _fill(sizes: np.ndarray, targets: Sequence[int]) -> np.ndarray:
             donors = np.flatnonzero(sides == counts.argmax())
             sides[donors[sizes[donors].argmin()]] = side
     return sides
-
-
-def _folded(text: str) -> str:
-    # NFKC twice, as in Unicode's toNFKC_Casefold: folding case can undo the normal form.
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return " ".join(folded.split())

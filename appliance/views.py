@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from appliance import console, prompts, rundir, table
 from appliance.errors import DataError, RunDirError
 from appliance.job import Job
 from appliance.prompts import IGNORED, Encoded, Prompt
-from appliance.resolve import load
+from appliance.resolve import load, usual_recipe
 from appliance.rundir import RunDir
 
 
@@ -42,6 +45,8 @@ def shown_path(path: Path, runs_dir: Path) -> Path:
 def is_recipe(source: str) -> bool:
     """Whether `check` was given a recipe (or a run directory) rather than a CSV."""
     path = Path(source)
+    if source.startswith("hf://"):
+        return False
     if path.is_file():
         return path.suffix in (".yaml", ".yml")
     return path.is_dir() or path.suffix in ("", ".yaml", ".yml")  # a mistyped recipe gets the nearest name
@@ -66,12 +71,55 @@ def check_table(run_path: Path) -> list[dict[str, str]]:
     return list(rundir.read_json(run_path / "check" / "table.json"))
 
 
-def check_csv(csv_path: Path, overrides: Sequence[str]) -> list[dict[str, str]]:
-    """What a CSV is and holds, without a recipe, a model or torch; `overrides` may set data.columns and the like."""
-    from appliance.stages import check
+@dataclass(frozen=True)
+class CsvCheck:
+    """What `check FILE` prints: a table for people, a preview, the same for machines, and the refusal to end with."""
 
-    data = load("demo", overrides=[f"data.csv={csv_path}", *overrides]).recipe.data
-    return [asdict(finding) for finding in check.csv_findings(csv_path, data)]
+    rows: list[tuple[str, str]]
+    preview: list[str]
+    report: dict[str, Any]
+    refusal: DataError | None
+
+    def as_json(self) -> str:
+        """The report. JSON leaves DEL and C1 controls bare, which some terminals obey."""
+        text = json.dumps(self.report, ensure_ascii=False, indent=2)
+        return re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def check_csv(source: str, overrides: Sequence[str]) -> CsvCheck:
+    """What a CSV is and holds, without a model or torch, read as a run without a named recipe would read it.
+
+    `source`: a path, or hf://datasets/USER/NAME@REVISION/FILE. Raises DataError: the file cannot be read, or holds no
+    usable row. HubError: it cannot be fetched.
+    """
+    from appliance import hub, survey
+
+    csv_path = hub.DatasetFile.parse(source).fetch()[0] if source.startswith("hf://") else Path(source)
+    usual = os.environ.get("APPLIANCE_RECIPE") or usual_recipe()
+    recipe = load(usual, overrides=[f"data.csv={source}", *overrides]).recipe
+    seen = survey.look(csv_path, recipe.data, recipe.train.seed)
+    refusal = survey.refusal(seen, recipe.data)
+    rows = [("CSV", source), ("format", seen.fmt.describe_text()), ("columns", seen.fmt.describe_columns())]
+    for finding in survey.findings(seen)[1:]:
+        verdict = "" if finding.verdict == "ok" else f"{finding.verdict}: "
+        needed = f"; needed: {finding.needed}" if finding.needed else ""
+        rows.append((finding.what, f"{verdict}{finding.found}{needed}" + (f"\n→ {finding.fix}" if finding.fix else "")))
+    preview = survey.previews(seen, recipe.prompt)
+    report = {
+        "csv": source,
+        "format": seen.fmt.describe_text(),
+        "columns": seen.fmt.describe_columns(),
+        "usable": seen.usable,
+        "rejected": seen.rejected,
+        "reasons": seen.reasons,
+        "bad_rows": [{"line": line, "reason": reason} for line, reason in seen.bad],
+        "warnings": [asdict(remark) for remark in seen.remarks],
+        "split": seen.sides,
+        "refused": str(refusal) if refusal else None,
+        "preview": [{"line": line, "text": text} for line, text in preview],
+    }
+    shown = [part for line, text in preview for part in (f"--- line {line}, as the model will see it", text, "")]
+    return CsvCheck(rows, shown, report, refusal)
 
 
 def inspect(run_path: Path, line: int | None, cache_dir: Path) -> list[str]:

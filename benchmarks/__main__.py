@@ -32,7 +32,7 @@ def main() -> None:
         ]
         csv_path = _write_csv(folder / "rows.csv")
         size = csv_path.stat().st_size / 1e6
-        for name, title in (("read", "read and judge"), ("split", "read, group and split")):
+        for name, title in (("read", "read and judge"), ("check", "read, look for oddities, group and split")):
             command = [sys.executable, "-m", "benchmarks.table", name, str(csv_path)]
             lines.append(_row(f"{title} {ROWS:,} rows ({size:.0f} MB)", command))
         sys.stdout.write("\n".join(lines) + "\n")

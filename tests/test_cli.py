@@ -40,6 +40,7 @@ OPTIONS = {
     "chat": ["--max-new-tokens", "--temperature", "--runs-dir"],
     "ask": ["--input", "--max-new-tokens", "--temperature", "--runs-dir", "--json"],
     "doctor": ["--runs-dir", "--cache-dir", "--json"],
+    "dataset": [],  # its commands: tests/test_cli_dataset.py
     "recipe": [],
     "recipe list": [],
     "recipe show": [],
@@ -147,14 +148,14 @@ main()
 
 
 def test_check_of_a_csv_needs_no_torch(tmp_path: Path) -> None:
-    path = write_qa(tmp_path / "질문.csv", [("가격은? :key:", "만원"), ("", "x"), ("언제?", "오늘")])
+    path = write_qa(tmp_path / "질문.csv", [("가격은? :key:", "만원"), ("", "x"), ("언제?", "오늘"), ("c", "d")])
     done = _python(_WITHOUT_TORCH.format(heavy=HEAVY), "check", str(path), "--json")
-    assert (done.returncode, done.stderr) == (0, "")
-    csv, rows, test_rows = json.loads(done.stdout)
-    assert csv["found"] == f"{path}: UTF-8, comma, instruction from 'instruction', output from 'output'"
-    assert rows["found"] == "2 usable; line 3: column 'instruction': the instruction is empty"
-    assert (rows["verdict"], test_rows["verdict"]) == ("warning", "warning")
-    assert "1 rows cannot be used" in rows["fix"]
+    report = json.loads(done.stdout)
+    assert (done.returncode, "1 rows cannot be used" in done.stderr) == (3, True)
+    assert report["format"] == "UTF-8, comma, double quotes"
+    assert report["columns"] == "instruction from 'instruction', output from 'output'"
+    assert (report["usable"], report["rejected"], report["split"]) == (3, 1, {"train": 1, "val": 1, "test": 1})
+    assert report["bad_rows"] == [{"line": 3, "reason": "column 'instruction': the instruction is empty"}]
 
 
 def test_python_dash_m() -> None:
@@ -255,7 +256,7 @@ def test_check_then_prepare_then_inspect_then_status(appliance: Appliance, tmp_p
     assert appliance("status")[1] == f"no runs in {tmp_path / 'runs'}\n"
     code, out, err = appliance("check", shop)
     assert code == 0, err
-    assert re.search(r"^rows +40 usable +ok", out, re.MULTILINE)
+    assert re.search(r"^rows +40 usable, 0 rejected +ok", out, re.MULTILINE)
     code, out, err = appliance("prepare", run)
     assert code == 0, err
     assert re.search(rf"^row ledger +{re.escape(str(run))}/prepare/rows.csv$", out, re.MULTILINE)
@@ -367,7 +368,11 @@ def test_a_row_that_cannot_be_used_is_refused_by_its_line(appliance: Appliance, 
     csv = write_qa(tmp_path / "hole.csv", [("a", "b"), ("c", " ")] + [(f"{i}?", "x") for i in range(9)])
     run = tmp_path / "runs" / "shop"
     code, out, _ = appliance("check", shop, "--set", f"data.csv={csv}")
-    assert (code, "10 usable; line 3: column 'output': the answer is empty" in out) == (0, True)
+    assert (code, "10 usable, 1 rejected" in out, "column 'output': the answer is empty (line 3)" in out) == (
+        0,
+        True,
+        True,
+    )
     code, _, err = appliance("prepare", run)
     assert (code, "hole.csv: 1 rows cannot be used:\n  line 3: column 'output': the answer is empty" in err) == (
         3,

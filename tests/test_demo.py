@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -21,7 +22,8 @@ from appliance.errors import EnvironmentUnavailable
 from appliance.job import sample_csv
 from appliance.rundir import RunDir
 from tests import test_readme
-from tests.conftest import write_qa
+from tests.conftest import read_csv, write_qa
+from tests.test_endpoint import serving
 
 STEPS = 2
 
@@ -277,12 +279,29 @@ def test_other_facts_are_learnt_too(rows: list[dict[str, str]], cache_dir: Path,
     assert metrics["tuned"]["exact_match"] >= 0.70
 
 
+def answers(prompt: str, number: int) -> str:
+    """What a model would say to the prompts of `paraphrase` and `self-instruct`: something new each time."""
+    told = [line for line in prompt.splitlines() if line.endswith("번은?")]
+    if told:
+        return "\n".join(f"{i}. {told[-1][:-3]}번은 {number}-{i} 어떤가요?" for i in range(1, 11))
+    words = random.Random(number).sample(
+        [f"{a}{b}" for a in "가나다라마바사아자차" for b in "강남당람맘밥삿앙잡찹"], 80
+    )
+    return "\n".join(f"{i}. {' '.join(words[8 * i - 8 : 8 * i])} 설명하기" for i in range(1, 11))
+
+
 @pytest.mark.slow
 def test_the_commands_of_the_readme(cache_dir: Path, tmp_path: Path) -> None:
     """Every `appliance …` line of the README, in order, as typed, beside a CSV with the columns Q and A."""
-    (tmp_path / "data").mkdir()
-    write_qa(tmp_path / "data" / "train.csv", [(f"{i}번은?", f"{i % 7}입니다.") for i in range(60)], ("Q", "A"))
-    environment = {**os.environ, "APPLIANCE_CACHE_DIR": str(cache_dir)}
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [(f"{i}번은?", f"{i % 7}입니다.") for i in range(60)]
+    write_qa(data / "train.csv", rows, ("Q", "A"))
+    write_qa(data / "faq.csv", rows)
+    (data / "seeds.txt").write_text(
+        "\n".join(f"{name}에 대해 설명하세요" for name in ("하늘", "바다", "나무", "구름", "바람", "별"))
+    )
+    environment = {**os.environ, "APPLIANCE_CACHE_DIR": str(cache_dir), "OPENAI_MODEL": "scripted"}
 
     def run(command: str) -> str:
         line = command.replace("appliance", f"{sys.executable} -m appliance", 1)
@@ -292,10 +311,13 @@ def test_the_commands_of_the_readme(cache_dir: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         return done.stdout
 
-    run("appliance demo --set train.max_steps=2")
-    for command in test_readme.commands():
-        if command.startswith("appliance run my.yaml"):  # a user edits the copy; here its model and CSV fit already
-            assert "name: chatbot-cpu" in (tmp_path / "my.yaml").read_text(encoding="utf-8")
-        if command.startswith("appliance "):
-            run(command)
+    with serving(answers) as server:
+        environment["OPENAI_BASE_URL"] = server.url
+        run("appliance demo --set train.max_steps=2")
+        for command in test_readme.commands():
+            if command.startswith("appliance run my.yaml"):  # a user edits the copy; here its model and CSV fit already
+                assert "name: chatbot-cpu" in (tmp_path / "my.yaml").read_text(encoding="utf-8")
+            if command.startswith("appliance "):
+                run(command)
     assert (tmp_path / "runs" / "short" / "publish" / "release" / "model" / "model.safetensors").is_file()
+    assert len(read_csv(data / "raw_data.csv")) == 500

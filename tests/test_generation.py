@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,77 @@ def test_the_bases_own_end_tokens_count_as_stopping(loaded: tuple[Any, prompts.P
         model.generation_config.eos_token_id = before
     assert ended.ids == free.ids[: free.ids.index(free.ids[2]) + 1]
     assert ended.stopped
+
+
+def test_a_drawn_answer_depends_on_its_prompt_and_the_seed_not_on_its_batch(
+    loaded: tuple[Any, prompts.Prompt],
+) -> None:
+    model, prompt = loaded
+    rows = ids_of(prompt)
+
+    def drawn(some: list[list[int]], seed: int, rows_per_batch: int = 16) -> list[tuple[int, ...]]:
+        sampling = generation.Sampling(temperature=1.0, seed=seed)
+        answers = generation.answer(
+            model, prompt, some, max_new_tokens=8, rows_per_batch=rows_per_batch, sampling=sampling
+        )
+        return [answer.ids for answer in answers]
+
+    together = drawn(rows, 7)
+    torch.manual_seed(99)  # the global stream plays no part
+    assert drawn(rows, 7, rows_per_batch=2) == together
+    assert [drawn([row], 7)[0] for row in rows] == together
+    assert drawn(rows, 8) != together
+    twice = drawn([rows[0], rows[1], rows[0]], 7)
+    assert twice[:2] == together[:2]
+    assert twice[2] != twice[0]
+
+
+def test_without_temperature_or_room_for_chance_the_likeliest_token_is_taken(
+    loaded: tuple[Any, prompts.Prompt],
+) -> None:
+    model, prompt = loaded
+    rows = ids_of(prompt)
+    greedy = generation.answer(model, prompt, rows, max_new_tokens=6)
+    for sampling in (generation.Sampling(temperature=0.0), generation.Sampling(temperature=5.0, top_p=1e-6)):
+        assert generation.answer(model, prompt, rows, max_new_tokens=6, sampling=sampling) == greedy
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "wanted"),
+    [
+        (1.0, 1.0, [0.5, 0.3, 0.15, 0.05]),
+        (1.0, 0.6, [0.625, 0.375, 0, 0]),  # the token that crosses 0.6 is in
+        (0.5, 1.0, [0.6849, 0.2466, 0.0616, 0.0068]),  # squares, scaled
+    ],
+)
+def test_tokens_are_drawn_as_often_as_they_are_likely(temperature: float, top_p: float, wanted: list[float]) -> None:
+    count, order = 20_000, [2, 0, 3, 1]
+    scores = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()[order].expand(count, -1)
+    sampling = generation.Sampling(temperature, top_p)
+    streams = generation._streams([[i] for i in range(count)], sampling)
+    drawn = generation._Draw(sampling, streams)(torch.zeros(count, 1), scores).argmax(-1)
+    shares = torch.bincount(drawn, minlength=4) / count
+    torch.testing.assert_close(shares, torch.tensor(wanted)[order], atol=0.012, rtol=0)  # 3 standard errors
+
+
+def test_repetition_is_held_down_where_that_is_asked_for(loaded: tuple[Any, prompts.Prompt]) -> None:
+    model, prompt = loaded
+    row = ids_of(prompt)[4]
+    bias = torch.zeros(model.config.vocab_size)
+    bias[50] = 30.0  # a model that says one thing for ever
+    handle = model.get_output_embeddings().register_forward_hook(lambda _m, _a, logits: logits + bias)
+    try:
+        (stuck,) = generation.answer(model, prompt, [row], max_new_tokens=6)
+        free = [
+            generation.answer(model, prompt, [row], max_new_tokens=6, sampling=sampling)[0].ids
+            for sampling in (
+                generation.Sampling(temperature=0.0, no_repeat_ngram_size=2),
+                generation.Sampling(temperature=0.0, repetition_penalty=50.0),
+            )
+        ]
+    finally:
+        handle.remove()
+    assert stuck.ids == (50,) * 6
+    pairs = list(pairwise(free[0]))
+    assert len(set(pairs)) == len(pairs) == 5
+    assert free[1].count(50) < 6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import unicodedata
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from appliance import prompts
+from appliance import leaks, prompts
 from appliance.errors import DataError
 from appliance.recipe import Columns, DataSection
 from appliance.stages import prepare
@@ -140,7 +141,7 @@ def test_the_input_column_is_read_under_its_name(work: Work) -> None:
     row = read_canonical(work.stage_dir / "test.csv")[0]
     number = row.line - 2
     assert (row.instruction, row.input, row.output) == (f"Q{number}", f"C{number}", f"A{number}")
-    assert counts.format == "UTF-8, comma, instruction from '질문', input from '문맥', output from '답'"
+    assert counts.format == "UTF-8, comma, double quotes, instruction from '질문', input from '문맥', output from '답'"
 
 
 # --- bad rows
@@ -177,9 +178,56 @@ def test_blank_lines_are_listed_but_never_refused(work: Work) -> None:
 @pytest.mark.parametrize("row", [("what is </s>?", "x"), ("x", "a<pad>b"), ("<s>x", "y")])
 def test_a_special_token_in_a_cell_is_a_bad_row(work: Work, row: tuple[str, str]) -> None:
     token = next(token for token in ("</s>", "<pad>", "<s>") if token in "".join(row))
+    column = "instruction" if token in row[0] else "output"
     error = work.refused([*_rows(10), row])
-    assert f"line 12: holds the special token '{token}'" in str(error)
+    assert f"line 12: column '{column}': holds the special token '{token}'" in str(error)
     assert work.run(on_bad_row="drop").rejected == 1
+
+
+def test_bad_bytes_cost_their_row(work: Work) -> None:
+    lines = ["instruction,output", *(f"질문 {i}?,답 {i}" for i in range(9))]
+    work.csv_path.write_bytes("\n".join(lines).encode() + b"\nx,\xb0\n")
+    assert "line 11: column 'output': byte 0xB0 is no UTF-8" in str(work.refused())
+    assert work.run(on_bad_row="drop").rejected == 1
+    assert work.ledger()[11] == ("rejected", "column 'output': byte 0xB0 is no UTF-8")
+
+
+def test_literals_reach_the_sides_unchanged(work: Work) -> None:
+    literals = ["NA", "null", "None", "nan", "007", "1e5", "TRUE", "2024-01-01", "1.50", "-0", "#N/A", "{x} %s"]
+    work.run([(text, text) for text in literals])
+    written = [row for name in ("train", "val", "test") for row in read_canonical(work.stage_dir / f"{name}.csv")]
+    assert sorted((row.instruction, row.output) for row in written) == sorted((text, text) for text in literals)
+
+
+def test_common_column_names_and_nfc_reach_the_sides(work: Work) -> None:
+    apart = unicodedata.normalize("NFD", "값은")
+    write_qa(work.csv_path, [(f"{apart} {i}", apart) for i in range(9)], ("질문", "답변"))
+    counts = work.run()
+    assert counts.format.endswith("output from '답변' (understood: instruction and output by a common name)")
+    assert counts.warnings == {"decomposed letters": 9}
+    assert read_canonical(work.stage_dir / "test.csv")[0].output == apart
+    assert work.run(normalize="nfc").warnings == {}
+    assert read_canonical(work.stage_dir / "test.csv")[0].output == "값은"
+
+
+def test_warnings_are_counted_and_logged_and_drop_nothing(work: Work, caplog: pytest.LogCaptureFixture) -> None:
+    counts = work.run([*_rows(9), ("x", "\x1b[2J"), ("y", "### Response:"), ("질문 0?", "답 0"), ("질문 1?", "anders")])
+    assert (counts.rows, counts.rejected) == (13, 0)
+    assert counts.warnings == {
+        "control characters": 1,
+        "marks of the prompt": 1,
+        "duplicate rows": 1,
+        "contradictions": 1,
+    }
+    assert prepare.summarise(counts).endswith(
+        "; warnings: control characters 1, marks of the prompt 1, duplicate rows 1, contradictions 1"
+    )
+    for text in (
+        "control characters in 1 row: line 11, column 'output': '\\x1b[2J'; ",
+        "duplicate rows in 1 row: line 13 repeats line 2; ",
+        "contradictions in 1 row: lines 3 and 14; ",
+    ):
+        assert sum(text in message for message in caplog.messages) == 1
 
 
 def test_too_few_rows_are_refused(work: Work) -> None:
@@ -305,9 +353,129 @@ def test_the_notebook_split_of_what_is_left_after_dropping(work: Work) -> None:
     assert sorted(work.side("train") + work.side("val") + work.side("test")) == [2, 3, 4, 5, *range(7, 32)]
 
 
+def test_the_notebook_split_tells_what_it_leaks(work: Work) -> None:
+    counts = work.run([(f"질문 {i % 30}?", f"{i}") for i in range(60)], split="notebook")
+    side_of = {line: side for line, (side, _) in work.ledger().items()}
+    train, test = set(work.side("train")), work.side("test")
+    assert counts.leaked_test_rows == sum((line + 30 in train) or (line - 30 in train) for line in test) > 0
+    (warning,) = leaks.warnings(work.stage_dir)
+    head, *lines = str(warning).splitlines()
+    assert head.startswith(f"the split leaks: {counts.shared_questions} questions stand on two sides")
+    assert f"{counts.leaked_test_rows} test rows are also in train" in head
+    assert len(lines) == 5
+    for line in lines:
+        number = int(line.split("'질문 ")[1].split("?")[0])
+        for row in (number + 2, number + 32):
+            assert f"line {row} ({side_of[row]})" in line
+
+
+def test_a_group_column_that_parts_equal_questions_is_told(work: Work) -> None:
+    rows = [(f"질문 {i % 30}?", f"{i}", f"주제 {i}") for i in range(60)]
+    write_qa(work.csv_path, rows, ("instruction", "output", "topic"))
+    counts = work.run(group_by="topic")
+    side_of = {line: side for line, (side, _) in work.ledger().items()}
+    assert counts.shared_questions == sum(side_of[line] != side_of[line + 30] for line in range(2, 32)) > 0
+    assert leaks.warnings(work.stage_dir)[0].text.startswith(f"the split leaks: {counts.shared_questions} questions")
+
+
+def test_near_twins_are_told_and_stay_where_they_are(work: Work) -> None:
+    long = "지난주에 주문한 운동화의 배송 상태와 도착 예정일을 지금 확인하고 싶어요"
+    rows = [*_rows(40), *((f"{long}{sign}", "네") for sign in ("", "!", "?", "…", "??", "!!", "?!", "!?"))]
+    counts = work.run(rows, split="notebook")
+    pairs = json.loads((work.stage_dir / "near_duplicates.json").read_text(encoding="utf-8"))["pairs"]
+    train, held = set(work.side("train")), set(work.side("test")) | set(work.side("val"))
+    assert {pair["row"] for pair in pairs} == held & set(range(42, 50)) != set()
+    assert all(pair["train_row"] in train & set(range(42, 50)) and pair["same_answer"] for pair in pairs)
+    assert counts.near_test_rows == len(set(work.side("test")) & set(range(42, 50)))
+    assert counts.near_duplicates in prepare.summarise(counts)
+    (warning,) = leaks.warnings(work.stage_dir)
+    first = f"line {pairs[0]['row']} ({pairs[0]['side']}) and line {pairs[0]['train_row']} (train), 100% alike"
+    assert warning.examples[0].startswith(first)
+    assert len(warning.examples) == min(5, len(pairs))
+    assert len(work.ledger()) == 48
+
+
+SIDES = ["train"] * 14 + ["val"] * 3 + ["test"] * 3
+
+
+def _sided(work: Work, sides: list[str], questions: list[str] | None = None) -> None:
+    texts = questions or [f"질문 {i}?" for i in range(len(sides))]
+    rows = [(text, f"답 {i}", side) for i, (text, side) in enumerate(zip(texts, sides, strict=True))]
+    write_qa(work.csv_path, rows, ("instruction", "output", "side"))
+
+
+def test_the_column_names_the_side_of_each_row(work: Work) -> None:
+    _sided(work, SIDES[::-1])
+    counts = work.run(split="column", test_fraction=0.5)  # fractions play no part
+    assert (counts.train, counts.val, counts.test, counts.side_words) == (14, 3, 3, {})
+    assert (work.side("test"), work.side("val"), work.side("train")) == ([2, 3, 4], [5, 6, 7], list(range(8, 22)))
+    assert list(work.groups()) == [2, 3, 4]
+    assert "side" not in prepare.summarise(counts).replace("two sides", "")
+
+
+def test_words_for_sides_are_understood_and_said_aloud(work: Work) -> None:
+    words = {
+        "train": [" Train ", "TRAINING", "학습"],
+        "val": ["validation", "Valid", "dev"],
+        "test": ["Test", "testing"],
+    }
+    sides = [words[side][i % len(words[side])] for i, side in enumerate(SIDES)]
+    _sided(work, sides)
+    counts = work.run(split="column")
+    assert (counts.train, counts.val, counts.test) == (14, 3, 3)
+    assert set(counts.side_words) == {"training", "학습", "validation", "valid", "dev", "testing"}
+    assert sum(counts.side_words.values()) == sum(s.strip().lower() not in ("train", "val", "test") for s in sides)
+    assert "side 'dev' is read as val (1 rows)" in prepare.summarise(counts)
+
+
+def test_a_side_that_is_none_is_a_rejected_row(work: Work) -> None:
+    _sided(work, [*SIDES, "eval", " ", "trian"])
+    error = work.refused(split="column")
+    assert "line 22: column 'side': 'eval' is no side; expected train, val or test" in str(error)
+    assert "line 23: column 'side': the side is empty; expected train, val or test" in str(error)
+    assert "line 24: column 'side': 'trian' is no side" in str(error)
+    counts = work.run(split="column", on_bad_row="drop")
+    assert (counts.train, counts.val, counts.test, counts.rejected) == (14, 3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("kept", "seen"),
+    [(14, "no usable row is val or test;"), (17, "no usable row is test;"), (0, None)],
+)
+def test_each_named_side_needs_a_row(work: Work, kept: int, seen: str | None) -> None:
+    if seen is None:  # no column at all
+        error = work.refused(_rows(20), split="column")
+        assert "needs a column `side`" in str(error)
+    else:
+        _sided(work, SIDES[:kept])
+        error = work.refused(split="column")
+        assert seen in str(error)
+    assert "data.split=group" in error.hint
+
+
+def test_named_sides_that_leak_are_refused_with_examples(work: Work) -> None:
+    questions = [f"질문 {i}?" for i in range(20)]
+    questions[17] = "  질문 0? "
+    _sided(work, SIDES, questions)
+    error = work.refused(split="column")
+    assert (error.exit_code, error.hint.startswith("give equal questions one side")) == (3, True)
+    assert "the column `side` puts 1 questions on two sides:" in str(error)
+    assert "line 2 (train) and line 19 (test): '질문 0?'" in str(error)
+    assert {side for side, _ in work.ledger().values()} == {"not split"}
+    assert not (work.stage_dir / "train.csv").exists()
+
+
+def test_named_sides_that_part_a_group_are_refused(work: Work) -> None:
+    rows = [(f"질문 {i}?", f"{i}", side, f"주제 {i % 16}") for i, side in enumerate(SIDES)]
+    write_qa(work.csv_path, rows, ("instruction", "output", "side", "topic"))
+    assert "puts 4 groups on two sides" in str(work.refused(split="column", group_by="topic"))
+    assert work.run(split="column").test == 3
+
+
 def test_the_summary_is_one_line_for_people(work: Work) -> None:
     counts = work.run([*_rows(20), ("질문 0?", "다시"), ("x", "y" * 100)], 192, on_too_long="cut")
     assert prepare.summarise(counts) == (
         "22 rows: 18 train, 2 val, 2 test, 0 rejected; max_seq_length 192 (longest row 192 tokens); "
-        "1 rows repeat a question; 0 questions on two sides; 1 answers cut"
+        "1 rows repeat a question; 0 questions on two sides; "
+        "0 of 2 test and 0 of 2 val rows have a near-twin in train; 1 answers cut; warnings: contradictions 1"
     )

@@ -5,26 +5,19 @@ from __future__ import annotations
 
 import doctest
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from appliance import prompts
 from appliance.errors import DataError, EnvironmentUnavailable
 from appliance.prompts import IGNORED, Encoded, Prompt, from_folder, from_transformers, render, user_message
-
-CORPUS = [
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
-    "paired with an input that provides further context. ### Instruction: ### Input: ### Response:",
-    "배송은 보통 이틀 걸립니다. 가격은 만 원입니다. 👍🏽 반품은 7일 안에 하세요!",
-    "\n\n### Response:\nYes\n\n### Response:\nYes",
-] * 3
+from tests.tokenizer_kinds import ADD_BOS, KINDS, as_released, byte_level, wrap
 
 GOLDEN = """Below is an instruction that describes a task. Write a response that appropriately completes the request.
 
@@ -71,92 +64,6 @@ ROWS = [
 ]
 
 
-def _byte_level(special: list[str], *, use_regex: bool = True) -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=500, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    return tokenizer
-
-
-def _with_bos(tokenizer: Tokenizer, bos: str) -> Tokenizer:
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
-    )
-    return tokenizer
-
-
-def _wrap(tokenizer: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
-
-
-def _no_bos() -> PreTrainedTokenizerFast:
-    """As Qwen's: a BOS-less tokenizer with EOS and pad apart."""
-    return _wrap(_byte_level(["<|end|>", "<|pad|>"]), eos_token="<|end|>", pad_token="<|pad|>")
-
-
-def _bos_named_but_not_added() -> PreTrainedTokenizerFast:
-    return _wrap(_byte_level(["<s>", "</s>", "<pad>"]), bos_token="<s>", eos_token="</s>", pad_token="<pad>")
-
-
-def _bos_added() -> PreTrainedTokenizerFast:
-    """As Llama 3's and Gemma's: the post-processor puts BOS before every text."""
-    tokenizer = _with_bos(_byte_level(["<s>", "</s>", "<pad>"]), "<s>")
-    return _wrap(tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
-
-
-def _merges_across_lines() -> PreTrainedTokenizerFast:
-    """No split before merging, so that the end of the prompt and the start of an answer become one token."""
-    return _wrap(_byte_level(["</s>", "<pad>"], use_regex=False), eos_token="</s>", pad_token="<pad>")
-
-
-def _reserved_for_pad() -> PreTrainedTokenizerFast:
-    return _wrap(
-        _with_bos(_byte_level(["<s>", "</s>", "<unused0>", "<unused1>"]), "<s>"), bos_token="<s>", eos_token="</s>"
-    )
-
-
-def _pad_is_eos() -> PreTrainedTokenizerFast:
-    return _wrap(_byte_level(["</s>", "<|reserved_0|>"]), eos_token="</s>", pad_token="</s>")
-
-
-def _metaspace() -> PreTrainedTokenizerFast:
-    """As SentencePiece's: ▁ for a space and before the text, unknown characters as bytes, BOS added."""
-    special = ["<unk>", "<s>", "</s>", "<pad>"]
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    trainer = trainers.BpeTrainer(
-        vocab_size=700, special_tokens=[*special, *(f"<0x{i:02X}>" for i in range(256))], show_progress=False
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    # The bytes are letters of the vocabulary, not commands.
-    saved = json.loads(tokenizer.to_str())
-    saved["added_tokens"] = [token for token in saved["added_tokens"] if token["content"] in special]
-    return _wrap(
-        _with_bos(Tokenizer.from_str(json.dumps(saved)), "<s>"),
-        bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>",
-    )  # fmt: skip
-
-
-KINDS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
-    "no bos": _no_bos,
-    "bos named but not added": _bos_named_but_not_added,
-    "bos added": _bos_added,
-    "merges across lines": _merges_across_lines,
-    "reserved for pad": _reserved_for_pad,
-    "pad is eos": _pad_is_eos,
-    "metaspace": _metaspace,
-}
-ADD_BOS = {"bos added", "reserved for pad", "metaspace"}
-
-
 @pytest.fixture(scope="module")
 def built() -> dict[str, PreTrainedTokenizerFast]:
     return {kind: build() for kind, build in KINDS.items()}
@@ -177,19 +84,8 @@ def prompt(tokenizer: PreTrainedTokenizerFast) -> Prompt:
     return from_transformers("alpaca", tokenizer)
 
 
-def _released(tokenizer: Any, prompt: Prompt) -> PreTrainedTokenizerFast:
-    """The tokenizer as a release carries it."""
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer,
-        chat_template=prompt.chat_template,
-        bos_token=tokenizer.bos_token,
-        eos_token=tokenizer.eos_token,
-        pad_token=prompt.pad_token,
-    )
-
-
 def _template_ids(tokenizer: Any, prompt: Prompt, messages: list[dict[str, str]], **options: Any) -> list[int]:
-    return list(_released(tokenizer, prompt).apply_chat_template(messages, return_dict=False, **options))
+    return list(as_released(tokenizer, prompt).apply_chat_template(messages, return_dict=False, **options))
 
 
 # --- text
@@ -231,7 +127,7 @@ def test_prompt_ids_are_those_of_the_released_chat_template(tokenizer: Any, prom
     messages = CONVERSATIONS[name]
     ids = prompt.prompt_ids(messages)
     assert ids == _template_ids(tokenizer, prompt, messages, add_generation_prompt=True)
-    assert tokenizer.unk_token_id is None or tokenizer.unk_token_id not in ids
+    assert tokenizer.unk_token_id in (None, tokenizer.eos_token_id) or tokenizer.unk_token_id not in ids
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
@@ -244,7 +140,9 @@ def test_prompt_ids_are_those_of_plain_tokenization(tokenizer: Any, prompt: Prom
         text = text.removeprefix(tokenizer.bos_token)
     assert "<s>" not in text
     assert prompt.prompt_ids(CONVERSATIONS[name]) == tokenizer(text)["input_ids"]
-    assert prompt.prompt_ids(CONVERSATIONS[name]).count(tokenizer.bos_token_id) == int(prompt.adds_bos)
+    turns = sum(message["role"] == "assistant" for message in CONVERSATIONS[name])
+    count = prompt.prompt_ids(CONVERSATIONS[name]).count(tokenizer.bos_token_id)
+    assert count == prompt.adds_bos + turns * (tokenizer.bos_token == tokenizer.eos_token)
 
 
 @pytest.mark.parametrize(("instruction", "input_text", "output"), ROWS)
@@ -281,7 +179,7 @@ def test_eos_is_there_once_and_trained_at_every_length(
     for length in range(encoded.prompt_tokens + 2, len(encoded) + 3):
         cut = prompt.cut(encoded, length)
         assert len(cut) == min(length, len(encoded)) == len(cut.labels)
-        assert cut.input_ids.count(prompt.eos_token_id) == 1
+        assert cut.labels.count(prompt.eos_token_id) == 1 == cut.input_ids[cut.prompt_tokens :].count(cut.labels[-1])
         assert cut.input_ids[-1] == cut.labels[-1] == prompt.eos_token_id
         assert cut.prompt_tokens == encoded.prompt_tokens
         assert cut.input_ids[:-1] == encoded.input_ids[: len(cut) - 1]
@@ -298,7 +196,8 @@ def test_no_answer_token_fits(prompt: Prompt) -> None:
 def test_loss_on_all_trains_the_prompt_too(prompt: Prompt) -> None:
     encoded = prompt.encode("가격은?", "머그컵", "만 원", loss_on="all")
     question = len(prompt.prompt_ids(user_message("가격은?", "머그컵")))
-    assert encoded == Encoded(encoded.input_ids, encoded.input_ids, question)
+    labels = [IGNORED, *encoded.input_ids[1:]]  # nothing predicts the first
+    assert encoded == Encoded(encoded.input_ids, labels, question)
     with pytest.raises(DataError, match="no answer fits"):  # a cut takes from the answer only, whatever is trained
         prompt.cut(encoded, question + 1)
     assert encoded.input_ids == prompt.encode("가격은?", "머그컵", "만 원").input_ids
@@ -321,27 +220,28 @@ def test_no_token_crosses_from_prompt_to_answer(built: dict[str, PreTrainedToken
 
 def test_pad_is_a_token_of_the_vocabulary_and_never_eos(tokenizer: Any, prompt: Prompt, kind: str) -> None:
     wanted = {"reserved for pad": "<unused0>", "pad is eos": "<|reserved_0|>"}.get(kind, tokenizer.pad_token)
-    assert prompt.pad_token == wanted
-    assert prompt.pad_token_id == tokenizer.convert_tokens_to_ids(wanted)
+    assert prompt.pad_token == wanted  # None for GPT-2's, which pads with an id alone
+    assert prompt.pad_token_id == tokenizer.convert_tokens_to_ids(wanted or "ÿ")
     assert prompt.pad_token_id not in (prompt.eos_token_id, tokenizer.bos_token_id)
     assert prompt.pad_token_id < len(tokenizer)
 
 
 def test_nothing_to_pad_with() -> None:
+    words = Tokenizer(models.WordLevel({"</s>": 0, "a": 1, "ÿ": 2}, unk_token="a"))
     with pytest.raises(EnvironmentUnavailable, match="no pad token other than EOS") as caught:
-        from_transformers("alpaca", _wrap(_byte_level(["<s>", "</s>"]), bos_token="<s>", eos_token="</s>"))
+        from_transformers("alpaca", wrap(words, eos_token="</s>"))
     assert "never to stop" in caught.value.hint
 
 
 def test_no_eos() -> None:
     with pytest.raises(EnvironmentUnavailable, match=r"no EOS token in its vocabulary \(eos_token: None\)"):
-        from_transformers("alpaca", _wrap(_byte_level(["<pad>"]), pad_token="<pad>"))
+        from_transformers("alpaca", wrap(byte_level(["<pad>"]), pad_token="<pad>"))
     with pytest.raises(EnvironmentUnavailable, match="eos_token: '</s>'"):
-        prompts.bind("alpaca", _byte_level(["<pad>"]), None, "</s>", "<pad>")
+        prompts.bind("alpaca", byte_level(["<pad>"]), None, "</s>", "<pad>")
 
 
 def test_padding_and_truncation_of_the_file_are_switched_off() -> None:
-    tokenizer = _byte_level(["</s>", "<pad>"])
+    tokenizer = byte_level(["</s>", "<pad>"])
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=4)
     prompt = prompts.bind("alpaca", tokenizer, None, "</s>", "<pad>")
@@ -411,7 +311,7 @@ def test_folder_and_transformers_give_the_same_prompt(tokenizer: Any, prompt: Pr
 
 
 def test_special_tokens_of_the_config_as_objects(tmp_path: Path) -> None:
-    _byte_level(["<s>", "</s>", "<pad>"]).save(str(tmp_path / "tokenizer.json"))
+    byte_level(["<s>", "</s>", "<pad>"]).save(str(tmp_path / "tokenizer.json"))
     token = {"__type": "AddedToken", "content": "</s>", "lstrip": False, "normalized": False, "special": True}
     config = {"bos_token": None, "eos_token": token, "pad_token": "<pad>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -429,7 +329,7 @@ def test_released_tokenizer_reloads_to_the_same_ids(tokenizer: Any, prompt: Prom
     """The release folder: saved with the template, loaded by somebody else."""
     from transformers import AutoTokenizer
 
-    _released(tokenizer, prompt).save_pretrained(tmp_path)
+    as_released(tokenizer, prompt).save_pretrained(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     for messages in CONVERSATIONS.values():
         ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)

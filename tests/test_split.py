@@ -7,12 +7,12 @@ import random
 from collections import Counter, defaultdict
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from appliance import split
 from appliance.errors import DataError
-from appliance.split import Keys, Side, notebook_split, question_key, question_split, shared_questions
+from appliance.split import Keys, Leaks, Side, column_split, leaks, notebook_split, question_key, question_split
 from appliance.table import Row
 
 # --- which rows belong together
@@ -49,6 +49,7 @@ def test_keys_is_a_list_of_16_bytes_each() -> None:
     )
     with pytest.raises(IndexError):
         keys[5]
+    assert list(keys.at([3, 0, 3])) == [plain[3], plain[0], plain[3]]
 
 
 # --- split
@@ -70,7 +71,7 @@ def test_no_group_is_on_two_sides_and_no_side_is_empty(groups: list[int], test: 
     for group, side in zip(groups, sides, strict=True):
         where[group].add(side)
     assert all(len(seen) == 1 for seen in where.values())
-    assert shared_questions(_keys(groups), sides) == 0
+    assert leaks(_keys(groups), sides) == Leaks(0, 0, ())
 
 
 @given(numbers.filter(lambda groups: len(set(groups)) >= 3), st.randoms(use_true_random=False))
@@ -93,6 +94,32 @@ def test_added_rows_move_only_rows_at_the_cuts(rows: int, seed: int) -> None:
     before = question_split(_keys(list(range(rows))), test_fraction=0.1, val_fraction=0.1, seed=seed)
     after = question_split(_keys(list(range(rows + 1))), test_fraction=0.1, val_fraction=0.1, seed=seed)
     assert sum(old != new for old, new in zip(before, after, strict=False)) <= 3
+
+
+@given(
+    st.lists(st.integers(1, 3), min_size=120, max_size=200),
+    st.lists(st.tuples(st.booleans(), st.integers(0, 119)), min_size=1, max_size=4),
+    st.integers(0, 99),
+)
+def test_added_rows_move_few_rows_of_groups_too(sizes: list[int], added: list[tuple[bool, int]], seed: int) -> None:
+    """Rows that repeat a question, or ask new ones. A split drawn anew would move a third of the 250 rows."""
+    rows = [group for group, size in enumerate(sizes) for _ in range(size)]
+    more = [1000 + number if is_new else number for is_new, number in added]
+    before = question_split(_keys(rows), test_fraction=0.1, val_fraction=0.1, seed=seed)
+    after = question_split(_keys(rows + more), test_fraction=0.1, val_fraction=0.1, seed=seed)
+    largest = max(Counter(rows + more).values())
+    assert sum(old != new for old, new in zip(before, after, strict=False)) <= 3 * (largest + len(more))
+
+
+@given(st.lists(st.integers(0, 40), max_size=60), fractions, fractions, st.integers(0, 9))
+def test_test_is_full_no_group_left_outside_would_still_fit(
+    repeated: list[int], test: float, val: float, seed: int
+) -> None:
+    groups = [*range(41), *repeated]  # so many that none has to be taken from test for an empty side
+    sides = question_split(_keys(groups), test_fraction=test, val_fraction=val, seed=seed)
+    sizes, room = Counter(groups), max(1, round(len(groups) * test)) - Counter(sides)["test"]
+    outside = {group for group, side in zip(groups, sides, strict=True) if side != "test"}
+    assert min(sizes[group] for group in outside) > room >= 0
 
 
 @given(numbers.filter(lambda groups: len(set(groups)) >= 10))
@@ -149,18 +176,68 @@ def test_notebook_split_is_that_of_a_data_frame(count: int) -> None:
         assert [f"q{i}" for i in sides[side]] == part["Q"].tolist()
 
 
-def test_notebook_split_of_too_few_rows() -> None:
-    for count in (0, 1, 2):
-        with pytest.raises(DataError, match=f"{count} rows are too few"):
-            notebook_split(count, test_fraction=0.1, val_fraction=0.1, seed=0)
+@given(st.integers(3, 3000), st.sampled_from([0.1, 0.2, 0.5]), st.integers(0, 2**32 - 1))
+@settings(max_examples=40)
+def test_the_notebook_split_is_scikit_learns_row_for_row(rows: int, val: float, seed: int) -> None:
+    from sklearn.model_selection import train_test_split
+
+    rest, test = train_test_split(list(range(rows)), test_size=0.1, random_state=42)
+    assume(rest[1:])
+    sides = notebook_split(rows, test_fraction=0.1, val_fraction=val, seed=seed)
+    assert sides["test"] == test
+    assert [sides["train"], sides["val"]] == train_test_split(rest, test_size=val, random_state=seed)
+    assert sorted(sides["train"] + sides["val"] + sides["test"]) == list(range(rows))
 
 
-def test_shared_questions_counts_groups_not_rows() -> None:
+@pytest.mark.parametrize(
+    ("test", "val", "needed"), [(0.1, 0.1, 3), (0.4, 0.1, 4), (0.5, 0.5, 4), (0.5, 0.6, 6), (0.9, 0.1, 20)]
+)
+def test_too_few_rows_for_the_notebook_split_say_how_many_it_needs(test: float, val: float, needed: int) -> None:
+    for rows in range(needed):
+        with pytest.raises(DataError, match=rf"^{rows} rows are too few .* needs {needed} with .*={test}") as caught:
+            notebook_split(rows, test_fraction=test, val_fraction=val, seed=0)
+        assert caught.value.hint == f"add rows: {needed - rows} are missing"
+    sides = notebook_split(needed, test_fraction=test, val_fraction=val, seed=0)
+    assert all(sides.values())
+
+
+# --- the sides that the file names
+
+
+@given(st.lists(st.sampled_from(["train", "val", "test"]), max_size=60))
+def test_named_sides_are_kept_in_the_files_order(named: list[Side]) -> None:
+    missing = {"train", "val", "test"} - set(named)
+    if missing:
+        with pytest.raises(DataError, match=rf"no usable row is .*{len(missing)} more in all") as caught:
+            column_split(named)
+        assert all(side in str(caught.value).partition(";")[0] for side in missing)
+        return
+    order = column_split(named)
+    assert {i: side for side, rows in order.items() for i in rows} == dict(enumerate(named))
+    assert all(rows == sorted(rows) for rows in order.values())
+
+
+# --- leaks
+
+
+def test_leaks_counts_groups_and_the_test_rows_that_train_gives_away() -> None:
     keys = _keys([1, 1, 1, 2, 2, 3, 4])
-    sides: list[Side] = ["train", "test", "val", "train", "train", "val", "test"]
-    assert shared_questions(keys, sides) == 1
-    assert shared_questions(keys, ["train", "test", "val", "train", "test", "val", "test"]) == 2
-    assert shared_questions([], []) == 0
+    sides: list[Side] = ["val", "test", "train", "train", "train", "val", "test"]
+    assert leaks(keys, sides) == Leaks(1, 1, ({"train": 2, "val": 0, "test": 1},))
+    sides = ["train", "test", "test", "val", "test", "val", "test"]
+    assert leaks(keys, sides) == Leaks(2, 2, ({"train": 0, "test": 1}, {"val": 3, "test": 4}))
+    assert leaks([], []) == Leaks(0, 0, ())
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["train", "val", "test"])), max_size=60))
+def test_leaks_are_what_counting_says(rows: list[tuple[int, Side]]) -> None:
+    where = defaultdict(dict[Side, int])
+    for i, (group, side) in enumerate(rows):
+        where[group].setdefault(side, i)
+    torn = sorted((found for found in where.values() if len(found) > 1), key=lambda found: min(found.values()))
+    given_away = sum(side == "test" and "train" in where[group] for group, side in rows)
+    found = leaks(_keys([group for group, _ in rows]), [side for _, side in rows], examples=3)
+    assert found == Leaks(len(torn), given_away, tuple(torn[:3]))
 
 
 def test_doctest_of_the_module() -> None:

@@ -6,14 +6,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from appliance import cards, engines, machine, rundir, table
+from appliance import cards, engines, machine, rundir, survey
 from appliance.errors import DataError, EnvironmentUnavailable
 from appliance.hub import Base
 from appliance.machine import Device, Finding, human
 from appliance.recipe import DataSection, ModelSection, PublishSection, TrainSection, TuningSection
-from appliance.table import Rejected
-
-PROVABLE_TEST_ROWS = 30  # below this, a bootstrap interval is so wide that little can be shown
 
 
 def run(
@@ -36,7 +33,7 @@ def run(
 
     Raises DataError: the CSV cannot be read. EnvironmentUnavailable: a finding fails.
     """
-    findings = csv_findings(csv_path, data) if csv_path else []
+    findings = csv_findings(csv_path, data, train.seed) if csv_path else []
     if publish.repo_id is not None:
         fix = "upload the release folder yourself: this version does not"
         findings.append(Finding("publish.repo_id", publish.repo_id, "", "warning", fix))
@@ -72,44 +69,15 @@ def _judge(findings: list[Finding], table_path: Path) -> None:
         )
 
 
-def csv_findings(csv_path: Path, data: DataSection) -> list[Finding]:
-    """What the CSV is and holds. Raises DataError as table.sniff and table.read."""
-    fmt = table.sniff(csv_path, data.columns.model_dump(), data.group_by)
-    usable, rejected = 0, {}
-    for row in table.read(csv_path, fmt):
-        if isinstance(row, Rejected):
-            rejected[row.line] = row.reason
-        else:
-            usable += 1
-    if usable == 0:
-        first = next(iter(rejected.items()), None)
-        raise DataError(
-            f"{csv_path}: no usable row" + (f"; line {first[0]}: {first[1]}" if first else ""),
-            hint="every row needs a question and an answer",
-        )
-    bad = {line: reason for line, reason in rejected.items() if reason != table.BLANK_LINE}
-    test_rows = round(usable * data.test_fraction)
-    findings = [
-        Finding("CSV", f"{csv_path}: {fmt.describe()}", "", "ok"),
-        Finding(
-            "rows",
-            f"{usable} usable" + "".join(f"; line {line}: {reason}" for line, reason in list(bad.items())[:3]),
-            "",
-            "warning" if bad else "ok",
-            f"{len(bad)} rows cannot be used: correct them or set data.on_bad_row=drop" if bad else "",
-        ),
-    ]
-    enough = test_rows >= PROVABLE_TEST_ROWS
-    findings.append(
-        Finding(
-            "test rows",
-            str(test_rows),
-            f"{PROVABLE_TEST_ROWS} to show a difference",
-            "ok" if enough else "warning",
-            "" if enough else "little can be proven on so few; raise data.test_fraction or add rows",
-        )
-    )
-    return findings
+def csv_findings(csv_path: Path, data: DataSection, seed: int) -> list[Finding]:
+    """What the CSV is and holds. Raises DataError: it cannot be read, or has too few rows to split.
+
+    Bad rows are a warning here: `prepare`, which has the ledger, refuses them.
+    """
+    seen = survey.look(csv_path, data, seed)
+    if seen.too_few:
+        raise DataError(f"{csv_path}: {seen.too_few}", hint=seen.too_few.hint) from seen.too_few
+    return survey.findings(seen)
 
 
 def _base_findings(base: Base, model: ModelSection) -> list[Finding]:

@@ -5,20 +5,24 @@ Two passes over the file: the first reads, encodes and judges every row and keep
 
 from __future__ import annotations
 
+import logging
 from array import array
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from appliance import prompts, rundir, split, table
+from appliance import leaks, near, prompts, rundir, split, survey, table
 from appliance.errors import DataError
 from appliance.recipe import DataSection
+from appliance.remarks import Remark, Remarks
 from appliance.split import Side
 from appliance.table import Rejected, Row
 
 ROUND_UP_TO = 64  # max_seq_length: auto is a multiple of this, for even tensor shapes
-SHOWN = 20  # bad rows listed in an error; the ledger has all
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,17 @@ class Counts:
     test: int
     rejected: int
     repeated_questions: int  # usable rows whose question stood in an earlier row already
-    shared_questions: int  # questions on more than one side of the split
+    shared_questions: int  # questions (or groups) on more than one side of the split
+    leaked_test_rows: int  # test rows whose question (or group) is also in train
+    near_test_rows: int  # test rows with a near-twin in train, of those that were compared
+    near_duplicates: str  # what was compared, and what was found
+    side_words: dict[str, int]  # words of the column `side` other than train, val and test -> rows
     tokens: int
     longest_row_tokens: int
     median_row_tokens: int
     max_seq_length: int
     cut_rows: int
+    warnings: dict[str, int]  # kind of oddity -> usable rows that have it; where they are, says the log
 
 
 @dataclass(frozen=True)
@@ -48,8 +57,12 @@ class _Judged:
     lengths: array[int]
     prompt_lengths: array[int]
     keys: split.Keys
+    questions: split.Keys  # beside `keys`, where a column groups the rows
+    sides: list[Side]  # where a column names them
+    side_words: Counter[str]
     rejected: dict[int, str]  # line -> reason
     records: int
+    remarks: tuple[Remark, ...]
 
 
 def run(
@@ -64,17 +77,19 @@ def run(
 ) -> Counts:
     """`max_seq_length` None: the smallest multiple of 64 that fits all rows, at most `longest_possible`.
 
-    Raises DataError: bad or too long rows under `refuse` (all named, the ledger written), too few rows to split.
+    Raises DataError: bad or too long rows under `refuse` (all named, the ledger written), too few rows to split, a
+    column `side` that puts equal rows on two sides.
     """
-    fmt = table.sniff(csv_path, data.columns.model_dump(), data.group_by)
+    fmt = survey.csv_format(csv_path, data)
     judged = _judge(csv_path, fmt, prompt)
+    for remark in judged.remarks:
+        _log.warning("%s: %s; %s", csv_path, remark, remark.fix)
     limit = max_seq_length or _fitting_length(judged.lengths, longest_possible)
     too_long = _too_long(judged, limit, cut=data.on_too_long == "cut")
     longest = max(judged.lengths, default=0)
     if data.on_bad_row == "refuse":
         bad = {line: reason for line, reason in judged.rejected.items() if reason != table.BLANK_LINE}
-        fix = "correct them, or go on without them: --set data.on_bad_row=drop"
-        _refuse(bad, judged, csv_path, stage_dir, "rows cannot be used", fix)
+        _refuse(bad, judged, csv_path, stage_dir, "rows cannot be used")
     if data.on_too_long == "refuse":
         fits = -(-longest // ROUND_UP_TO) * ROUND_UP_TO
         fix = f"the longest row needs model.max_seq_length={fits} (this base reads {longest_possible} at most); "
@@ -82,14 +97,29 @@ def run(
             too_long, judged, csv_path, stage_dir, "rows are too long", fix + "or choose data.on_too_long=drop or cut"
         )
     kept = [i for i, line in enumerate(judged.lines) if line not in too_long]
-    keys = split.Keys()
-    for i in kept:
-        keys.append(judged.keys[i])
-    order = _sides(keys, data, seed)
+    keys = judged.keys.at(kept)
+    order = _sides(keys, [judged.sides[i] for i in kept] if judged.sides else [], data, seed)
+    found = leaks.shared(
+        csv_path,
+        fmt,
+        lines=[judged.lines[i] for i in kept],
+        keys=keys,
+        questions=judged.questions.at(kept) if fmt.group is not None else None,
+        sides=_by_index(order, len(keys)),
+    )
+    if data.split == "column" and found.count:
+        _write_ledger(stage_dir / "rows.csv", dict.fromkeys(judged.lines, "not split"), judged.rejected | too_long)
+        raise DataError(
+            f"{csv_path}: the column `side` puts {found.count} {found.what} on two sides:\n  "
+            + "\n  ".join(map(str, found.examples)),
+            hint="give equal questions one side, or let the rows be split: --set data.split=group",
+        )
     side_of = {judged.lines[kept[i]]: side for side, indexes in order.items() for i in indexes}
     _write(csv_path, fmt, stage_dir, order, [judged.lines[i] for i in kept])
     _write_ledger(stage_dir / "rows.csv", side_of, judged.rejected | too_long)
     _write_groups(stage_dir / "test_groups.csv", [(judged.lines[kept[i]], keys[i]) for i in order["test"]])
+    twins = near.find(stage_dir, {side: len(indexes) for side, indexes in order.items()}, seed)
+    leaks.write(stage_dir, found, twins)
     lengths = sorted(min(judged.lengths[i], limit) for i in kept)
     counts = Counts(
         format=fmt.describe(),
@@ -99,12 +129,17 @@ def run(
         test=len(order["test"]),
         rejected=len(judged.rejected) + len(too_long),
         repeated_questions=len(keys) - len(set(keys)),
-        shared_questions=split.shared_questions(keys, _by_index(order, len(keys))),
+        shared_questions=found.count,
+        leaked_test_rows=found.test_rows,
+        near_test_rows=twins.with_twin["test"],
+        near_duplicates=twins.describe(),
+        side_words=dict(judged.side_words),
         tokens=sum(lengths),
         longest_row_tokens=lengths[-1],
         median_row_tokens=lengths[len(lengths) // 2],
         max_seq_length=limit,
         cut_rows=sum(judged.lengths[i] > limit for i in kept),
+        warnings={remark.kind: remark.rows for remark in judged.remarks},
     )
     assert counts.rows == counts.train + counts.val + counts.test + counts.rejected
     rundir.write_json(stage_dir / "summary.json", asdict(counts))
@@ -113,35 +148,58 @@ def run(
 
 def _judge(csv_path: Path, fmt: table.CsvFormat, prompt: prompts.Prompt) -> _Judged:
     lines, lengths, prompt_lengths, keys = array("q"), array("l"), array("l"), split.Keys()
+    questions, sides, side_words = split.Keys(), list[Side](), Counter[str]()
     rejected: dict[int, str] = {}
+    reasons: dict[str, str] = {}  # one text for equal reasons: a million bad rows have few
+    remarks = Remarks(fmt)
     records = 0
     for row in table.read(csv_path, fmt):
         records += 1
         if isinstance(row, Rejected):
-            rejected[row.line] = row.reason
+            rejected[row.line] = reasons.setdefault(row.reason, row.reason)
             continue
         try:
             encoded = prompt.encode(row.instruction, row.input, row.output)
         except DataError as error:
-            rejected[row.line] = str(error)
+            reason = _with_column(str(error), row, fmt, prompt)
+            rejected[row.line] = reasons.setdefault(reason, reason)
             continue
         lines.append(row.line)
         lengths.append(len(encoded))
         prompt_lengths.append(encoded.prompt_tokens)
-        keys.append(split.question_key(row))
-    return _Judged(lines, lengths, prompt_lengths, keys, rejected, records)
+        key = question = split.question_key(row)
+        keys.append(key)
+        if fmt.group is not None:
+            question = split.question_key(replace(row, group=None))
+            questions.append(question)
+        remarks.see(row, question)
+        if row.side is not None:
+            sides.append(table.SIDE_WORDS[row.side])
+            if row.side != sides[-1]:
+                side_words[row.side] += 1
+    found = remarks.found()
+    return _Judged(lines, lengths, prompt_lengths, keys, questions, sides, side_words, rejected, records, found)
 
 
-def _refuse(bad: dict[int, str], judged: _Judged, csv_path: Path, stage_dir: Path, what: str, hint: str) -> None:
+def _with_column(reason: str, row: Row, fmt: table.CsvFormat, prompt: prompts.Prompt) -> str:
+    """The reason with the column whose cell cannot be encoded alone either."""
+    for role in ("instruction", "input", "output"):
+        try:
+            prompt.encode("", "", getattr(row, role))
+        except DataError:
+            return f"column {fmt.column(role)}: {reason}"
+    return reason
+
+
+def _refuse(bad: dict[int, str], judged: _Judged, csv_path: Path, stage_dir: Path, what: str, fix: str = "") -> None:
     if not bad:
         return
     # nothing was split; the ledger still has every row
     sides = dict.fromkeys(judged.lines, "not split")
     _write_ledger(stage_dir / "rows.csv", sides, judged.rejected | bad)
-    shown = [f"line {line}: {reason}" for line, reason in sorted(bad.items())[:SHOWN]]
-    if len(bad) > SHOWN:
-        shown.append(f"… and {len(bad) - SHOWN} more; all are listed in {stage_dir / 'rows.csv'}")
-    raise DataError(f"{csv_path}: {len(bad)} {what}:\n  " + "\n  ".join(shown), hint=hint)
+    first = tuple(sorted(bad.items())[: survey.SHOWN])
+    where = f"all are listed in {stage_dir / 'rows.csv'}"
+    raise survey.bad_rows_error(csv_path, len(bad), first, where, what=what, fix=fix)
 
 
 def _too_long(judged: _Judged, limit: int, *, cut: bool) -> dict[int, str]:
@@ -164,8 +222,10 @@ def _fitting_length(lengths: array[int], longest_possible: int) -> int:
     return min(-(-longest // ROUND_UP_TO) * ROUND_UP_TO, longest_possible)
 
 
-def _sides(keys: split.Keys, data: DataSection, seed: int) -> dict[Side, list[int]]:
-    """Side -> positions of the kept rows, in the order in which they are written."""
+def _sides(keys: split.Keys, named: list[Side], data: DataSection, seed: int) -> dict[Side, list[int]]:
+    """Side -> positions of the kept rows, in the order in which they are written. `named`: under `split: column`."""
+    if data.split == "column":
+        return split.column_split(named)
     fractions = {"test_fraction": data.test_fraction, "val_fraction": data.val_fraction}
     if data.split == "notebook":
         return split.notebook_split(len(keys), **fractions, seed=seed)
@@ -221,6 +281,10 @@ def summarise(counts: Counts) -> str:
     if counts.repeated_questions:
         parts.append(f"{counts.repeated_questions} rows repeat a question")
     parts.append(f"{counts.shared_questions} questions on two sides")
+    parts.append(counts.near_duplicates)
+    parts += [f"side {word!r} is read as {table.SIDE_WORDS[word]} ({n} rows)" for word, n in counts.side_words.items()]
     if counts.cut_rows:
         parts.append(f"{counts.cut_rows} answers cut")
+    if counts.warnings:
+        parts.append("warnings: " + ", ".join(f"{kind} {rows}" for kind, rows in counts.warnings.items()))
     return "; ".join(parts)

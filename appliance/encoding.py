@@ -1,0 +1,334 @@
+"""The bytes of a CSV: which kind of file they are, which encoding, and their lines as text.
+
+Owns file signatures and encodings. Knows no delimiter, no column and no row. A file that is UTF-8 (or CP949) but for
+some bytes is read as such: each wrong byte becomes one character that `wrong_byte` finds again, so that a row can be
+refused where a whole file need not be.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from appliance.errors import DataError
+
+# Characters in one line or one cell. It bounds the memory that an unbalanced quote or a file without line ends takes.
+LIMIT = 1 << 24
+CHUNK = 1 << 20  # bytes read at a time
+_HEAD = 1 << 16  # bytes that decide about UTF-16 without BOM, and about the kind of file
+_SAMPLE = 1 << 18  # bytes of lines beyond ASCII that decide about all other encodings
+# UTF-32 before UTF-16: the one's little-endian BOM begins with the other's.
+_BOMS = {
+    "utf-8-sig": (codecs.BOM_UTF8,),
+    "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
+_NAMES = {
+    "utf-8": "UTF-8",
+    "utf-8-sig": "UTF-8 with BOM",
+    "utf-16": "UTF-16",
+    "utf-16-le": "UTF-16 without BOM",
+    "utf-16-be": "UTF-16 without BOM",
+    "utf-32": "UTF-32",
+    "cp949": "CP949",
+}
+_SIGNATURES = (
+    (b"\xd0\xcf\x11\xe0", "an old Excel file (.xls)", "open it and save it as CSV UTF-8"),
+    (b"PAR1", "a Parquet file", "records"),
+    (b"\x1f\x8b", "a gzip archive", "unpack it: gunzip -c {path} > OUT.csv"),
+    (b"BZh", "a bzip2 archive", "unpack it: bunzip2 -c {path} > OUT.csv"),
+    (b"\xfd7zXZ", "an xz archive", "unpack it: xz -dc {path} > OUT.csv"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive", "unpack it: zstd -dc {path} > OUT.csv"),
+    (b"%PDF-", "a PDF", "copy its rows into a table and save that as CSV UTF-8"),
+    (b"SQLite format 3\0", "an SQLite database", "export the table: sqlite3 -header -csv {path} 'SELECT …' > OUT.csv"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file it stands for", "fetch the file: git lfs pull"),
+)
+
+# Wrong bytes become U+DC00 + byte: lone surrogates, which no decoder produces from right ones. Python's own
+# surrogateescape does the same for 0x80 to 0xFF only; in UTF-16 any byte can be wrong.
+_ESCAPE = "appliance.wrong_bytes"
+_FIRST = 0xDC00
+_WRONG = re.compile("[\ud800-\udfff]+")
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return "".join(chr(_FIRST + byte) for byte in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(_ESCAPE, _escape)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """`codec` as Python names it. `guess`: charset-normalizer's confidence, where it had to be asked."""
+
+    codec: str
+    guess: str = ""
+
+    def describe(self) -> str:
+        return f"{name_of(self.codec)} ({self.guess})" if self.guess else name_of(self.codec)
+
+
+def name_of(codec: str) -> str:
+    """UTF-8, CP949, …: the encoding as people write it."""
+    return _NAMES.get(codec, codec.upper())
+
+
+def detect(path: Path) -> Encoding:
+    """The encoding of a CSV, from its beginning and from its first 256 KiB of lines beyond ASCII.
+
+    A BOM decides; then UTF-16 by its zero bytes; then UTF-8, then CP949, each if the lines are that but for few bytes
+    (in a file of Korean hardly one byte in a thousand suits the other); then charset-normalizer where its guess is
+    clear. Raises DataError: no such file, empty, another kind of file, an encoding that cannot be told for sure.
+    """
+    if path.is_dir():
+        raise DataError(f"{path} is a folder, not a CSV file", hint="name the file: --set data.csv=FOLDER/FILE.csv")
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is a pipe or a device; it is read more than once", hint="save it as a file first")
+    with open_bytes(path) as stream:
+        head = stream.read(_HEAD)
+    _refuse_other_kinds(path, head)
+    codec = next((name for name, boms in _BOMS.items() if head.startswith(boms)), None) or _utf_16(head)
+    if codec:
+        return Encoding(codec)
+    sample = _sample(path)
+    data = b"".join(line for _, line in sample)
+    right, wrong = _counted(data, "utf-8")
+    if right >= 4 * wrong:  # all of an ASCII file as well
+        return Encoding("utf-8")
+    if _is_korean(data):
+        return Encoding("cp949")
+    if right > wrong:  # a few lines, one of them broken: no other encoding looks like UTF-8 by chance
+        return Encoding("utf-8")
+    return _guessed(path, data, sample)
+
+
+def known(codec: str) -> Encoding:
+    """The encoding that the recipe names. Raises DataError: Python has no such text encoding."""
+    try:
+        "".encode(codec)
+        return Encoding({"utf-8": "utf-8", "utf-8-sig": "utf-8-sig"}.get(codec.lower(), codecs.lookup(codec).name))
+    except LookupError as error:
+        raise DataError(
+            f"data.encoding: {codec!r} is no text encoding", hint="for example utf-8, cp949, cp1252, utf-16, shift_jis"
+        ) from error
+
+
+def wrong_byte(text: str, codec: str) -> str | None:
+    """'byte 0xB0 is no UTF-8' for the first byte of a cell that is not of the encoding; None if all are."""
+    try:
+        text.encode()  # lone surrogates cannot be encoded; this is quicker than to search for them
+    except UnicodeEncodeError as error:
+        return f"byte 0x{ord(text[error.start]) - _FIRST:02X} is no {name_of(codec)}"
+    return None
+
+
+@contextmanager
+def open_lines(path: Path, codec: str) -> Iterator[Iterator[str]]:
+    """The physical lines of a text file, line ends kept. LF, CRLF and a lone CR end a line; nothing else does.
+
+    Raises DataError, also later: as `open_bytes`, and where a line does not end.
+    """
+    with open_bytes(path) as stream:
+        bounded = _Bounded(cast(io.RawIOBase, stream.raw), path)
+        bounded.seek(0)
+        with io.TextIOWrapper(bounded, encoding=codec, errors=_ESCAPE, newline="") as text:
+            yield text
+
+
+class _Bounded(io.BufferedReader):
+    """Stops where a line goes on and on, before it has filled the memory; lines are then read in C."""
+
+    def __init__(self, raw: io.RawIOBase, path: Path) -> None:
+        super().__init__(raw, CHUNK)
+        self._path = path
+        self._begun = 0  # bytes since the last line end
+
+    def read1(self, size: int = -1, /) -> bytes:
+        data = super().read1(size)
+        ends = b"\n" in data or b"\r" in data
+        self._begun = 0 if ends else self._begun + len(data)
+        if self._begun > 4 * LIMIT:  # a character has at most four bytes
+            raise DataError(
+                f"{self._path}, line {self._line()}: more than {LIMIT} characters without a line end",
+                hint="expected a CSV with a row a line; shorten that cell, or look whether this is a text file",
+            )
+        return data
+
+    def _line(self) -> int:
+        """The line at which reading stands."""
+        left, line = self.tell(), 1
+        with self._path.open("rb") as stream, io.TextIOWrapper(stream, "latin-1") as text:
+            while left > 0 and (chunk := text.read(min(CHUNK, left))):
+                line += chunk.count("\n")
+                left -= len(chunk)
+        return line
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
+    """Raises DataError: no such file, no permission, empty."""
+    try:
+        stream = path.open("rb")
+    except FileNotFoundError as error:
+        raise DataError(
+            f"there is no file {path}",
+            hint="put it there, or name it: --set data.csv=FILE (in the container, the folder data/ is /data)",
+        ) from error
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}", hint=f"let this user read it: chmod a+r {path}"
+        ) from error
+    with stream:
+        if not stream.peek(1):
+            raise DataError(f"{path} is empty", hint="it needs a header and rows")
+        yield stream
+
+
+def shown(text: str, length: int = 40) -> str:
+    """Quoted with escapes, so that a cell can neither flood nor command a terminal."""
+    return repr(text if len(text) <= length else text[: length - 1] + "…")
+
+
+def _refuse_other_kinds(path: Path, head: bytes) -> None:
+    """Raises DataError for a file that is no CSV at all, whatever it is called."""
+    found = next(((what, fix) for start, what, fix in _SIGNATURES if head.startswith(start)), None)
+    if head.startswith(b"PK\x03\x04"):
+        is_excel = b"[Content_Types].xml" in head or b"xl/" in head
+        found = ("an Excel file (.xlsx)", "records") if is_excel else ("a zip archive", "unpack it: unzip {path}")
+    text = head.decode("utf-8-sig", "replace").lstrip()
+    if re.match(r"(?i)<(!doctype|html|\?xml)", text):
+        found = ("an HTML or XML page", "download the file itself, for example with the page's raw or download button")
+    elif text[:1] in ("{", "[") and _is_json(text):
+        what = "JSON Lines" if text[0] == "{" and "\n{" in text else "JSON"
+        found = (what, "korquad" if '"paragraphs"' in text else "records")
+    if found:
+        what, fix = found
+        if fix in ("records", "korquad"):
+            fix = f"turn it into a CSV: `appliance dataset {fix} {{path}} OUT.csv`"
+        raise DataError(f"{path} is {what}, expected a CSV", hint=fix.format(path=path))
+
+
+def _is_json(text: str) -> bool:
+    """Whether this beginning of a text is that of JSON with objects, and not a header in brackets."""
+    if text[0] == "[":
+        return re.match(r"\[\s*[{\[]", text) is not None
+    try:
+        json.JSONDecoder().raw_decode(text)
+    except ValueError:
+        return re.match(r'\{\s*"[^"\n]*"\s*:', text) is not None
+    return True
+
+
+def _utf_16(head: bytes) -> str | None:
+    """The byte order of UTF-16 without BOM; None if this is something else.
+
+    Line ends, delimiters and spaces have a zero byte there, always on the same side, and a text has many of them.
+    """
+    if b"\0" not in head:
+        return None
+    for codec, zeros in (("utf-16-le", head[1::2].count(0)), ("utf-16-be", head[::2].count(0))):
+        try:
+            text = head[: len(head) & ~1].decode(codec)
+        except UnicodeDecodeError as error:
+            if error.end < len(head) - 2:  # at the end half a pair may be left
+                continue
+            text = head[: error.start].decode(codec)
+        plain = sum(map(text.count, "\r\n,;\t|"))
+        if plain >= 2 and "\0" not in text and 4 * zeros >= 3 * head.count(0) and ("\n" in text or "\r" in text):
+            return codec
+    return None
+
+
+def _sample(path: Path) -> list[tuple[int, bytes]]:
+    """The first 256 KiB of lines beyond ASCII, with their numbers; none if the whole file is ASCII."""
+    with open_bytes(path) as stream:
+        while chunk := stream.read(CHUNK):
+            if not chunk.isascii():
+                break
+        else:
+            return []
+    found, room = [], _SAMPLE
+    with open_lines(path, "latin-1") as lines:  # a character a byte
+        for number, line in enumerate(lines, 1):
+            if not line.isascii():
+                found.append((number, line[:room].encode("latin-1")))
+                room -= len(line)
+                if room <= 0:
+                    break
+    return found
+
+
+def _counted(data: bytes, codec: str) -> tuple[int, int]:
+    """Bytes beyond ASCII: how many are of this encoding, and how many are not."""
+    right = _WRONG.sub("", data.decode(codec, _ESCAPE))
+    beyond_ascii = len(data) - len(data.decode("ascii", "ignore"))
+    fits = len(right.encode(codec)) - len(right.encode("ascii", "ignore"))
+    return fits, beyond_ascii - fits
+
+
+def _is_korean(data: bytes) -> bool:
+    """Whether this is CP949 but for few bytes.
+
+    CP949 takes nearly any pair of bytes, so that French, Chinese and Japanese text often decodes, as rare syllables or
+    Hanja. Korean text consists of the 2,350 syllables of KS X 1001: at least 7 letters in 10 have to.
+    """
+    text = data.decode("cp949", _ESCAPE)
+    counts = Counter(character for character in text if character > "\x7f" and character.isalpha())
+    letters = sum(counts.values())
+    common = sum(n for character, n in counts.items() if "가" <= character <= "힣" and _in_ks_x_1001(character))
+    right, wrong = _counted(data, "cp949")
+    return right >= 4 * wrong and common >= 0.7 * letters and (letters > 0 or wrong == 0)
+
+
+def _in_ks_x_1001(character: str) -> bool:
+    return len(character.encode("euc_kr", "ignore")) == 2  # Python spells other syllables with eight bytes
+
+
+def _guessed(path: Path, data: bytes, sample: Sequence[tuple[int, bytes]]) -> Encoding:
+    """charset-normalizer's guess where it is clear: no disorder, a language, and no second reading as likely.
+
+    Its guesses at Latin text of a few lines are often wrong (French in CP1252 came out as mac_latin2, Polish in CP1250
+    as CP1252); in all of those a second reading was nearly as likely. Raises DataError: it is not clear.
+    """
+    from charset_normalizer import from_bytes
+
+    unicode_codecs = ["utf_8", "utf_16", "utf_16_le", "utf_16_be", "utf_32", "utf_32_le", "utf_32_be", "utf_7"]
+    matches = list(from_bytes(data, cp_exclusion=unicode_codecs))
+    beyond_ascii = sum(byte > 127 for byte in data)
+    if matches and beyond_ascii >= 20:
+        best = matches[0]
+        rivals = [m for m in matches[1:] if m.chaos <= 0.05 and m.coherence > best.coherence - 0.1]
+        if best.chaos <= 0.02 and best.coherence >= 0.1 and not rivals:
+            guess = f"guessed by charset-normalizer: coherence {best.coherence:.0%}, disorder {best.chaos:.0%}"
+            return Encoding(_usual(best.could_be_from_charset), guess)
+    likely = [_usual(match.could_be_from_charset) for match in matches[:3]] if beyond_ascii >= 20 else []
+    codec = likely[0] if likely and "cp1252" not in likely else "cp1252"
+    others = "".join(f", {name}" for name in likely if name != codec)
+    number, line = sample[0]
+    text = line.decode("utf-8", _ESCAPE)
+    rows = "".join(
+        f"\n  line {number}: {shown(line.decode(codec, 'replace').strip(), 70)}" for number, line in sample[:3]
+    )
+    raise DataError(
+        f"{path}, line {number}: {wrong_byte(text, 'utf-8')}, nor is the file CP949, and which encoding it has is not "
+        f"clear; as {name_of(codec)} it would read:{rows}",
+        hint=f"if this reads right: --set data.encoding={codec}; else name the right one (such as cp949, shift_jis"
+        f"{others}), save the file as UTF-8, or have these rows counted as bad: --set data.encoding=utf-8",
+    )
+
+
+def _usual(names: Sequence[str]) -> str:
+    """Of encodings that read the sample alike, the one that most files are in."""
+    return next(
+        (name for name in ("cp1252", "cp1251", "cp932", "euc_jp", "gb18030", "big5") if name in names), names[0]
+    )

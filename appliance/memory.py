@@ -1,0 +1,134 @@
+"""What a training will take in memory, by arithmetic on the base's config: before anything is loaded or downloaded.
+
+Bytes throughout. Pure; knows no device. What is estimated here is what `check` holds against the card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from appliance import machine
+from appliance.recipe import ModelSection, TrainSection, TuningSection
+
+# trl 1.14 computes the head's loss over so many tokens at a time (sft_trainer.py, _CHUNKED_LM_HEAD_CHUNK_SIZE).
+HEAD_TOKENS = 256
+# An adapter's own weight, its gradient (float32), and AdamW's two moments: float32, or a byte each.
+ADAPTER_BYTES = {"adamw_torch": 4 + 4 + 8, "adamw_8bit": 4 + 4 + 2}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a transformer's blocks, from config.json."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
+    query: int  # heads x head_dim
+    key_value: int  # key/value heads x head_dim
+    is_gated: bool  # two projections into the MLP, as in Llama; GPT-2 has one
+
+    @property
+    def linears(self) -> tuple[tuple[int, int], ...]:
+        """(inputs, outputs) of the linear layers of one block."""
+        up = (self.hidden, self.intermediate)
+        return (
+            (self.hidden, self.query),
+            (self.hidden, self.key_value),
+            (self.hidden, self.key_value),
+            (self.query, self.hidden),
+            *((up, up) if self.is_gated else (up,)),
+            (self.intermediate, self.hidden),
+        )
+
+
+@dataclass(frozen=True)
+class Demand:
+    """The parts of a training's memory."""
+
+    weights: int
+    adapter: int  # with gradients and moments; after `method: full` those of all weights
+    activations: int
+    head: int
+    overhead: int  # CUDA context, kernels, fragmentation, the interpreter
+
+    @property
+    def total(self) -> int:
+        return sum(asdict(self).values())
+
+    def describe(self) -> str:
+        """'weights 2.2 GiB, adapter 410.0 MiB, …' without the small ones."""
+        return ", ".join(f"{name} {machine.human(size)}" for name, size in asdict(self).items() if size >= 1 << 20)
+
+
+def shape_of(config: Mapping[str, Any]) -> Shape | None:
+    """The shape by the names that Llama's and GPT-2's families use; None where they are not there."""
+
+    def first(*names: str) -> int | None:
+        return next((int(config[name]) for name in names if config.get(name)), None)
+
+    layers, hidden = first("num_hidden_layers", "n_layer"), first("hidden_size", "n_embd")
+    heads, vocabulary = first("num_attention_heads", "n_head"), first("vocab_size")
+    if not (layers and hidden and heads and vocabulary):
+        return None
+    head_dim = first("head_dim") or hidden // heads
+    return Shape(
+        layers=layers,
+        hidden=hidden,
+        intermediate=first("intermediate_size", "n_inner") or 4 * hidden,
+        vocabulary=vocabulary,
+        query=heads * head_dim,
+        key_value=(first("num_key_value_heads") or heads) * head_dim,
+        is_gated="intermediate_size" in config,
+    )
+
+
+def training(
+    shape: Shape,
+    parameters: int,
+    *,
+    model: ModelSection,
+    tuning: TuningSection,
+    train: TrainSection,
+    dtype: str,
+    tokens: int,
+    checkpoints_gradients: bool,
+) -> Demand:
+    """Memory of a step on `train.micro_batch_size` rows of `tokens` tokens.
+
+    Activations: what the backward pass needs of each block, after Korthikanti et al., "Reducing Activation
+    Recomputation in Large Transformer Models" (2022), section 4.1, without the attention scores, which no kernel used
+    here stores, and with the gated MLP and the adapters' own inputs. With gradient checkpointing one block's at a
+    time, and the input of each.
+    """
+    full_with = train.optimizer if tuning.method == "full" else None
+    weights = machine.training_bytes(parameters, model.load_in_4bit, dtype) - machine.OVERHEAD_BYTES
+    adapter = (
+        machine.training_bytes(parameters, model.load_in_4bit, dtype, full_with) - machine.OVERHEAD_BYTES - weights
+    )
+    if not full_with:
+        adapter = shape.layers * sum(sum(sizes) for sizes in shape.linears) * tuning.r * ADAPTER_BYTES[train.optimizer]
+    size, rows = 4 if dtype == "float32" else 2, train.micro_batch_size * tokens
+    block = rows * _block_bytes(shape, size, tuning)
+    inputs = rows * shape.hidden * size
+    return Demand(
+        weights=weights,
+        adapter=adapter,
+        activations=shape.layers * inputs + block if checkpoints_gradients else shape.layers * block,
+        head=HEAD_TOKENS * shape.vocabulary * (size + 8) + 2 * inputs,  # logits, in float32, their gradient
+        overhead=machine.OVERHEAD_BYTES,
+    )
+
+
+def _block_bytes(shape: Shape, size: int, tuning: TuningSection) -> int:
+    """Bytes a token that one block keeps for its backward pass; `size`: of a number of the type of computation."""
+    norms = 2 * shape.hidden * (size + 4)  # their inputs, and the normalised rows in float32
+    attention = (3 * shape.query + 3 * shape.key_value) * size  # projections, and what rotates and mixes them
+    mlp = (4 if shape.is_gated else 6) * shape.intermediate * size  # GPT-2 writes its GELU out step by step
+    inputs = (2 * shape.hidden + shape.query + shape.intermediate) * size  # of the linears, shared where they are equal
+    if tuning.method == "lora" and tuning.dropout:  # frozen weights need none; each adapter has its own, thinned
+        inputs = sum(inputs for inputs, _ in shape.linears) * (size + 1)
+    adapters = len(shape.linears) * tuning.r * size if tuning.method == "lora" else 0
+    return norms + attention + mlp + inputs + adapters

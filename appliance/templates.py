@@ -1,0 +1,256 @@
+"""The texts of the prompt formats: chat templates of ours in Jinja, and what has to be known about a base's own.
+
+Renders as transformers renders chat templates. Knows messages and text; no token ids, no tokenizer, no file.
+
+>>> print(render(chat_template("korean_qa"), user_message("가격은?", "상품: 머그컵")))
+질문: 가격은?
+참고: 상품: 머그컵
+답변:
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache
+from typing import Any, NoReturn
+
+from jinja2 import Template, TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from appliance.errors import DataError, RecipeError
+
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+
+# A row's input travels inside the user message behind this, in every format, and our templates write it their own way:
+# a server that passes on nothing but the message's content then still sends the trained prompt.
+INPUT_MARKER = "\n\n### Input:\n"
+
+# What all our formats share. System text is put before the question it belongs to; <<between>> stands between turns.
+_SKELETON = r"""
+{%- set state = namespace(lead='', first=true) -%}
+{{- bos_token -}}
+{%- for message in messages -%}
+{%- if message['role'] == 'system' -%}
+{%- set state.lead = message['content'] + '<<after system>>' -%}
+{%- elif message['role'] == 'user' -%}
+{%- set content = state.lead + message['content'] -%}
+{%- set state.lead = '' -%}
+<<before question>>
+{%- set state.first = false -%}
+{{- <<question>> -}}
+{%- elif message['role'] == 'assistant' -%}
+{{- <<answer>> + eos_token -}}
+{%- else -%}
+{{- raise_exception('roles are system, user and assistant, not ' + message['role']) -}}
+{%- endif -%}
+{%- endfor -%}
+""".strip()
+
+# The wording of Stanford Alpaca (tatsu-lab/stanford_alpaca, train.py PROMPT_DICT), which most Alpaca-tuned models were
+# trained on. Which preamble follows from the marker of the input.
+_PREAMBLE = r"""
+{%- if state.first and '<<marker>>' in content -%}
+{{- 'Below is an instruction that describes a task, paired with an input that provides further context. ' -}}
+{{- 'Write a response that appropriately completes the request.<<end>>' -}}
+{%- elif state.first -%}
+{{- 'Below is an instruction that describes a task. ' -}}
+{{- 'Write a response that appropriately completes the request.<<end>>' -}}
+{%- else -%}
+{{- '<<end>>' -}}
+{%- endif -%}
+""".strip()
+_ONE_LINE = r"{%- set content = content.replace('\n\n### Input:\n', ' ### Input: ') -%}"
+_NEW_LINE = r"{%- if not state.first -%}{{- '\n' -}}{%- endif -%}"
+
+
+def _filled(text: str, **parts: str) -> str:
+    for name, part in parts.items():
+        text = text.replace(f"<<{name.replace('_', ' ')}>>", part)
+    return text
+
+
+# In `alpaca_oneline` and `korean_qa` the space between marker and answer belongs to the answer: a prompt that ends in a
+# space ends in a token that the words after it, which carry their space themselves, never follow in ordinary text.
+_TEMPLATES = {
+    "alpaca": _filled(
+        _SKELETON,
+        after_system=r"\n\n",
+        before_question=_filled(_PREAMBLE, marker=r"\n\n### Input:\n", end=r"\n\n"),
+        question=r"'### Instruction:\n' + content + '\n\n### Response:\n'",
+        answer="message['content']",
+    ),
+    "alpaca_oneline": _filled(
+        _SKELETON,
+        after_system=" ",
+        before_question=_ONE_LINE + "\n" + _filled(_PREAMBLE, marker=" ### Input: ", end=" "),
+        question="'### Instruction: ' + content + ' ### Response:'",
+        answer="' ' + message['content']",
+    ),
+    "korean_qa": _filled(
+        _SKELETON,
+        after_system=r"\n",
+        before_question=_NEW_LINE,
+        question=r"'질문: ' + content.replace('\n\n### Input:\n', '\n참고: ') + '\n답변:'",
+        answer="' ' + message['content']",
+    ),
+    "qa_tokens": _filled(
+        _SKELETON,
+        after_system=r"\n\n",
+        before_question=_NEW_LINE,
+        question=r"'<|question|>\n' + content.replace('\n\n### Input:\n', '\n\n') + '\n<|answer|>\n'",
+        answer="message['content']",
+    ),
+}
+
+# Texts that look like commands and in a cell are a mistake, such as two questions that were never taken apart.
+MARKERS = {"qa_tokens": ("<|question|>", "<|answer|>")}
+
+
+def chat_template(name: str) -> str:
+    """The Jinja chat template of the format `name`; where it writes BOS, a line `{{- bos_token -}}` says so.
+
+    Raises RecipeError: `chat`, whose template is the base's own (`Prompt.chat_template`, or `sketch` for people).
+    """
+    if name == "chat":
+        raise RecipeError(
+            "prompt: chat has no template of its own: it is the base's", hint="bind it to a tokenizer of the base first"
+        )
+    return _TEMPLATES[name]
+
+
+def user_message(instruction: str, input_text: str = "") -> list[Message]:
+    """One CSV row's question as a conversation of one user message; the same in every format."""
+    content = instruction + INPUT_MARKER + input_text if input_text else instruction
+    return [{"role": "user", "content": content}]
+
+
+def sketch(name: str, messages: Sequence[Message]) -> str:
+    """The prompt for people, where no tokenizer is at hand; for `chat`, whose text only the base knows, its outline."""
+    if name != "chat":
+        return render(chat_template(name), messages)
+    turns = [*((message["role"], message["content"] + "\n") for message in messages), ("assistant", "")]
+    return "".join(f"[{role}]\n{content}" for role, content in turns)
+
+
+def render(
+    template: str,
+    messages: Sequence[Message],
+    *,
+    bos_token: str | None = "",
+    eos_token: str = "",
+    answer_follows: bool = True,
+) -> str:
+    """The conversation as text, rendered as transformers renders chat templates.
+
+    `bos_token` None: the tokenizer has none, and the template finds no such variable. `answer_follows`: the text ends
+    where an answer begins (`add_generation_prompt`; our own templates end there whenever the user spoke last).
+    Raises DataError: a role, or an order of roles, that the format does not know.
+    """
+    tokens = {"eos_token": eos_token} | ({} if bos_token is None else {"bos_token": bos_token})
+    try:
+        return _compiled(template).render(
+            messages=list(messages), tools=None, documents=None, add_generation_prompt=answer_follows, **tokens
+        )
+    except TemplateError as error:
+        raise DataError(
+            f"this conversation does not fit the prompt format: {error}",
+            hint="where it is the system text, write it at the beginning of the question",
+        ) from error
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How a template writes an answer: what stands between the prompt and it (white space), and what follows it."""
+
+    lead: str
+    tail: str
+
+
+_CHOOSE = "set prompt: alpaca, which any base can learn (or alpaca_oneline, korean_qa, qa_tokens)"
+_QUESTION, _ANSWER = "\x00", "\x01"  # no template writes these
+
+
+def frame(template: str, *, bos_token: str | None, eos_token: str) -> Frame:
+    """What the template puts around an answer, seen by rendering a question, and the same question answered.
+
+    Raises RecipeError: the answer does not simply continue the prompt, so that no training could agree with it.
+    """
+    asked = user_message(_QUESTION)
+    answered = [*asked, {"role": "assistant", "content": _ANSWER}]
+    try:
+        prompt = render(template, asked, bos_token=bos_token, eos_token=eos_token)
+        whole = render(template, answered, bos_token=bos_token, eos_token=eos_token, answer_follows=False)
+    except DataError as error:
+        raise RecipeError(
+            f"prompt: chat: the base's chat template does not take a question as text: {error}", hint=_CHOOSE
+        ) from error
+    lead, found, tail = whole.removeprefix(prompt).partition(_ANSWER)
+    if _QUESTION not in prompt or not whole.startswith(prompt) or not found or lead.strip():
+        raise RecipeError(
+            f"prompt: chat: under the base's chat template a prompt ends in {prompt[-40:]!r}, and an answer stands "
+            f"after {whole.partition(_ANSWER)[0][-40:]!r}; expected the answer right after the prompt",
+            hint=f"this is so where a model writes thoughts or channels first; {_CHOOSE}",
+        )
+    if bos_token and prompt.startswith(bos_token * 2):
+        raise RecipeError(f"prompt: chat: the base's chat template writes {bos_token} twice", hint=_CHOOSE)
+    return Frame(lead, tail)
+
+
+# The date that Llama 3.2's template falls back to where a server has no clock.
+_TODAY = date(2024, 7, 26)
+_NO_THOUGHTS = "{% set enable_thinking = false %}"
+
+
+def pinned(template: str) -> str:
+    """A base's own template with what would change under a trained model held fast.
+
+    The date becomes a fixed one: prompts would differ from day to day, and always from the trained ones. Thinking is
+    off where the template has that switch (Qwen3, GLM 4.5, …): the rows hold answers, not thoughts.
+    Raises RecipeError: it asks for the date in a way that cannot be fixed.
+    """
+    fixed = re.sub(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", lambda call: json.dumps(_pinned_date(call[2])), template)
+    if re.search(r"strftime_now\s*\(", fixed):
+        raise RecipeError("prompt: chat: the base's chat template writes today's date into every prompt", hint=_CHOOSE)
+    if "enable_thinking" in fixed and not fixed.startswith(_NO_THOUGHTS):
+        fixed = _NO_THOUGHTS + fixed
+    return fixed
+
+
+@lru_cache
+def _compiled(template: str) -> Template:
+    # The same environment as transformers' chat_template_utils: other whitespace settings would give other ids.
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _pinned_date
+    return environment.from_string(template)
+
+
+class _Generation(Extension):
+    """`{% generation %}`, with which templates mark what the assistant wrote; it changes no text."""
+
+    tags = {"generation"}  # noqa: RUF012  jinja2's own form
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+
+def _pinned_date(style: str) -> str:
+    return _TODAY.strftime(style)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise TemplateError(message)

@@ -1,0 +1,66 @@
+"""Copy-paste for those who use a release: transformers, vLLM, Ollama. Text only; knows no run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_CODE = "```"
+
+
+def with_transformers(repo: str, max_new_tokens: int) -> str:
+    """The merged model, asked through its own chat template."""
+    return f"""{_CODE}python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{repo}")
+model = AutoModelForCausalLM.from_pretrained("{repo}", dtype="auto", device_map="auto")
+messages = [{{"role": "user", "content": "…"}}]  # further context: "…\\n\\n### Input:\\n…"
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+answer = model.generate(**inputs.to(model.device), max_new_tokens={max_new_tokens})
+print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+{_CODE}"""
+
+
+def with_peft(base: str, revision: str | None, repo: str) -> str:
+    """The adapter on the base it was trained on."""
+    at = f', revision="{revision}"' if revision else ""
+    return f"""{_CODE}python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained("{base}"{at}, dtype="auto", device_map="auto")
+model = PeftModel.from_pretrained(base, "{repo}")
+tokenizer = AutoTokenizer.from_pretrained("{repo}")
+{_CODE}"""
+
+
+def with_vllm(repo: str) -> str:
+    """A server; it applies the chat template of the release."""
+    return f"""{_CODE}shell
+vllm serve {repo}
+curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\
+  -d '{{"model": "{repo}", "messages": [{{"role": "user", "content": "…"}}], "temperature": 0}}'
+{_CODE}"""
+
+
+def with_ollama(repo: str, prompt: str, mark: str, stop: Sequence[str]) -> str:
+    """A Modelfile. `prompt`: a rendered one with `mark` for the question.
+
+    Ollama's templates cannot look into a message: this one writes the prompt of rows without input.
+    """
+    before, after = prompt.split(mark)
+    stops = "\n".join(f'PARAMETER stop "{_escaped(text)}"' for text in stop)
+    return f"""{_CODE}shell
+hf download {repo} --local-dir model
+cat > Modelfile <<'END'
+FROM ./model
+TEMPLATE \"\"\"{before}{{{{ .Prompt }}}}{after}\"\"\"
+PARAMETER temperature 0
+{stops}
+END
+ollama create my-model -f Modelfile && ollama run my-model
+{_CODE}"""
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

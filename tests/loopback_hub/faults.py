@@ -1,0 +1,90 @@
+"""What can be made to go wrong, and when. Decides; `server` carries it out."""
+
+from __future__ import annotations
+
+import re
+import threading
+from dataclasses import dataclass, field
+
+KINDS = ("status", "drop", "lose_reply", "delay", "hang", "revoke", "throttle", "flip")
+
+
+@dataclass
+class Fault:
+    """One order to fail.
+
+    When: on requests whose "METHOD /path?query" `match` finds, from number `at` on (the log's `index`) if given,
+    skipping the first `nth` - 1 of them, and then `times` times (0: for good). The client sends up to five LFS
+    files at a time: for numbers that are the same in every run, upload with one thread or one such file.
+
+    What, by `kind`:
+    status      reply `status` with `headers`, X-Error-Message `message`; nothing is done unless `executed`
+    drop        abort the connection after `request_bytes` of the body; or, with `response_bytes`, do what was
+                asked and abort after so many bytes of the reply's body
+    lose_reply  do what was asked, then abort without a byte of reply
+    delay       wait `seconds`, then go on as usual
+    hang        wait until released (or `seconds`, if given), then abort; what was asked is done first if `executed`
+    revoke      revoke the token `token_name` (default: the request's own) after `request_bytes` of the body
+    throttle    read and send at `rate` bytes a second
+    flip        invert one byte in the middle of the body, of the reply's if `response`
+    """
+
+    kind: str
+    match: str = ""
+    at: int | None = None
+    nth: int = 1
+    times: int = 1
+    status: int = 500
+    headers: dict[str, str] = field(default_factory=dict)
+    message: str = ""
+    executed: bool = False
+    request_bytes: int = 0
+    response_bytes: int | None = None
+    seconds: float | None = None
+    token_name: str = ""
+    rate: int = 0
+    response: bool = False
+    # what has happened so far
+    seen: int = 0
+    fired: int = 0
+    released: threading.Event = field(default_factory=threading.Event, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"fault kind {self.kind!r}: expected one of {', '.join(KINDS)}")
+        re.compile(self.match)
+
+
+class Faults:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._all: list[Fault] = []
+
+    def add(self, fault: Fault) -> None:
+        with self._lock:
+            self._all.append(fault)
+
+    def clear(self) -> None:
+        """Forgets every fault and lets hanging requests go."""
+        with self._lock:
+            faults, self._all = self._all, []
+        for fault in faults:
+            fault.released.set()
+
+    def take(self, line: str, index: int) -> Fault | None:
+        """The fault that request `line` meets, the first of those that apply."""
+        with self._lock:
+            for fault in self._all:
+                if (fault.at is not None and index < fault.at) or not re.search(fault.match, line):
+                    continue
+                if fault.times and fault.fired >= fault.times:
+                    continue
+                fault.seen += 1
+                if fault.seen >= fault.nth:
+                    fault.fired += 1
+                    return fault
+        return None
+
+    def fired(self) -> int:
+        with self._lock:
+            return sum(fault.fired for fault in self._all)
