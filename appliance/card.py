@@ -109,7 +109,7 @@ def model_card(facts: Facts) -> str:
 
 def adapter_card(facts: Facts) -> str:
     """README.md of the adapter."""
-    code = usage.with_peft(facts.base.public_id, facts.base.revision, facts.repo("adapter"))
+    code = usage.with_peft(facts.base.public_id, facts.base.revision, facts.repo("adapter"), facts.prompt.eos_token)
     kind = f"A LoRA adapter for {facts.base.public_id}."
     return _card(facts, kind, code, {"library_name": "peft", "base_model_relation": "adapter"})
 

@@ -46,6 +46,9 @@ RecipeArgument = Annotated[
         "Without it data/recipe.yaml where that exists, else the recipe `default`.",
     ),
 ]
+RunDirOrNewest = Annotated[
+    Path | None, typer.Argument(metavar="[RUN_DIR]", help="A run directory; without it the newest run.")
+]
 RunDirArgument = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory, such as runs/demo.")]
 SetOption = Annotated[
     list[str] | None,
@@ -57,6 +60,12 @@ RedoOption = Annotated[
 RunsOption = Annotated[Path, typer.Option("--runs-dir", envvar="APPLIANCE_RUNS_DIR", help="Where run directories are.")]
 CacheOption = Annotated[
     Path, typer.Option("--cache-dir", envvar="APPLIANCE_CACHE_DIR", help="Where models made here are kept.")
+]
+EvenIfWorseOption = Annotated[
+    bool, typer.Option("--even-if-worse", help="Release a model that the verdict speaks against; its card says so.")
+]
+IntoExistingOption = Annotated[
+    bool, typer.Option("--into-existing", help="Publish to a repository that holds something else.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 TokensOption = Annotated[
@@ -115,6 +124,8 @@ def run(
     source: RecipeArgument = None,
     set_: SetOption = None,
     redo: RedoOption = None,
+    even_if_worse: EvenIfWorseOption = False,
+    into_existing: IntoExistingOption = False,
     runs_dir: RunsOption = Path("runs"),
     cache_dir: CacheOption = _CACHE,
 ) -> None:
@@ -126,7 +137,8 @@ def run(
     """
     from appliance import resolve
 
-    _run(source or resolve.usual_recipe(), set_, redo, runs_dir, cache_dir, until="publish")
+    allowed = {"even_if_worse": even_if_worse, "into_existing": into_existing}
+    _run(source or resolve.usual_recipe(), set_, redo, runs_dir, cache_dir, until="publish", **allowed)
 
 
 @app.command()
@@ -147,20 +159,13 @@ def demo(
 
 def _stage_command(stage: str, what: str) -> None:
     def command(
-        run_dir: Annotated[
-            Path | None, typer.Argument(metavar="[RUN_DIR]", help="A run directory; without it the newest run.")
-        ] = None,
+        run_dir: RunDirOrNewest = None,
         set_: SetOption = None,
         redo: RedoOption = None,
         runs_dir: RunsOption = Path("runs"),
         cache_dir: CacheOption = _CACHE,
     ) -> None:
-        from appliance import views
-
-        run_dir = run_dir or views.newest_run(runs_dir)
-        views.require_run(run_dir)
-        path = run_dir.absolute()  # a run called `demo` is not the shipped recipe
-        _run(str(path), set_, redo, path.parent, cache_dir, until=stage)
+        _run_until(stage, run_dir, set_, redo, runs_dir, cache_dir)
 
     command.__doc__ = f"""{what}
 
@@ -212,7 +217,28 @@ _stage_command("prepare", "Read the CSV, account for every row, split it.")
 _stage_command("train", "Train the adapter.")
 _stage_command("evaluate", "Answer the test rows with the base and with the tuned model.")
 _stage_command("merge", "Merge the adapter into the base and prove the result.")
-_stage_command("publish", "Build the release folder.")
+
+
+@app.command()
+def publish(
+    run_dir: RunDirOrNewest = None,
+    set_: SetOption = None,
+    redo: RedoOption = None,
+    even_if_worse: EvenIfWorseOption = False,
+    into_existing: IntoExistingOption = False,
+    runs_dir: RunsOption = Path("runs"),
+    cache_dir: CacheOption = _CACHE,
+) -> None:
+    """Build the release, put it through the gates, upload it where publish.repo_id says so.
+
+    Stages before it that are not done yet run first. After a failed upload the same command continues.
+
+    appliance publish runs/demo
+
+    appliance publish runs/demo --redo publish --set publish.repo_id=me/my-model
+    """
+    allowed = {"even_if_worse": even_if_worse, "into_existing": into_existing}
+    _run_until("publish", run_dir, set_, redo, runs_dir, cache_dir, **allowed)
 
 
 @app.command()
@@ -250,6 +276,27 @@ def inspect(
 
     for line in views.inspect(run_dir, row, cache_dir):
         console.result_markup(line)
+
+
+@app.command()
+def replay(run_dir: RunDirArgument, cache_dir: CacheOption = _CACHE, as_json: JsonOption = False) -> None:
+    """Look at a released run again, without training: every file's hash, every gate.
+
+    appliance replay runs/demo
+
+    appliance replay runs/demo --json
+    """
+    from dataclasses import asdict
+
+    from appliance import console, machine, replay, views
+
+    views.require_run(run_dir)
+    findings = replay.run(run_dir, cache_dir)
+    if as_json:
+        console.result(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False, indent=2))
+    else:
+        console.table("", machine.COLUMNS, [finding.cells() for finding in findings], to_stdout=True)
+    replay.refuse(findings)
 
 
 @app.command()
@@ -360,6 +407,23 @@ def recipe_schema(as_json: JsonOption = False) -> None:
         console.table("", ("field", "default", "meaning"), recipe.documentation(), to_stdout=True)
 
 
+def _run_until(
+    stage: str,
+    run_dir: Path | None,
+    set_: list[str] | None,
+    redo: str | None,
+    runs_dir: Path,
+    cache_dir: Path,
+    **allowed: bool,
+) -> None:
+    from appliance import views
+
+    run_dir = run_dir or views.newest_run(runs_dir)
+    views.require_run(run_dir)
+    path = run_dir.absolute()  # a run called `demo` is not the shipped recipe
+    _run(str(path), set_, redo, path.parent, cache_dir, until=stage, **allowed)
+
+
 def _run(
     source: str,
     set_: list[str] | None,
@@ -369,6 +433,7 @@ def _run(
     *,
     until: str,
     announce: bool = True,
+    **allowed: bool,
 ) -> None:
     from appliance import console, pipeline, resolve, views
     from appliance.rundir import STAGES, RunDir
@@ -378,7 +443,7 @@ def _run(
         raise RecipeError(f"--redo {redo}: expected a stage of this command", hint=f"one of {', '.join(stages)}")
     resolved = resolve.load(source, overrides=set_ or [])
     run_dir = RunDir(_run_path(source, set_, runs_dir))
-    pipeline.run(resolved, run_dir, cache_dir, redo=redo, until=until)
+    pipeline.run(resolved, run_dir, cache_dir, redo=redo, until=until, **allowed)
     if announce:
         for name, path in views.whereabouts(run_dir):
             console.result(f"{name:<14} {views.shown_path(path, runs_dir)}")

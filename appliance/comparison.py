@@ -52,12 +52,13 @@ def write_reference(work_dir: Path, load: Load) -> None:
             with model.disable_adapter():
                 base, _ = _compare(model, wanted.rows, ids)
         weights = _round_like_a_merge(model, wanted) if adapter_dir else _round_the_trained(model, wanted)
-        calibrated, agrees = _compare(model, wanted.rows, ids)
+        calibrated, likeliest = _compare(model, wanted.rows, ids)
         if not adapter_dir:
             del model  # one model in memory
             model = load(wanted.base_dir, None, wanted.compute_dtype, wanted.device)
             base, _ = _compare(model, wanted.rows, ids)
     saved = {"ids": torch.cat(ids).int(), "tuned": torch.cat(tuned), "base": base, "calibrated": calibrated}
+    agrees = likeliest == torch.cat(ids)[:, 0]
     save_file({**saved, "agrees": agrees, **weights}, work_dir / "reference.safetensors")
 
 
@@ -81,7 +82,10 @@ def examine(work_dir: Path, merged_dir: Path) -> Measures:
     wrong += [str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in info[kind]]
     ids = torch.split(reference["ids"].long(), [len(row.positions()) for row in wanted.rows])
     with torch.no_grad():
-        merged, agrees = _compare(model.eval(), wanted.rows, ids)
+        merged, likeliest = _compare(model.eval(), wanted.rows, ids)
+    del model  # the tensors are read once more below: never the model and a shard
+    not_finite = _not_finite(merged_dir)
+    answered, tuned_says = _answered(wanted.rows), torch.cat(ids)[:, 0]
     tuned, base, calibrated = (reference[name] for name in ("tuned", "base", "calibrated"))
     missing, missing_name = _missing_delta(reference, merged_dir)
     return Measures(
@@ -92,8 +96,12 @@ def examine(work_dir: Path, merged_dir: Path) -> Measures:
         kl_base=_divergence(base, merged),
         kl_calibrated=_divergence(tuned, calibrated),
         kl_effect=_divergence(tuned, base),
-        agreement=agrees.float().mean().item(),
+        agreement=_share_equal(likeliest, tuned_says),
         agreement_calibrated=reference["agrees"].float().mean().item(),
+        agreement_evaluated=_share_equal(likeliest, answered),
+        agreement_evaluated_16bit=_share_equal(tuned_says, answered),
+        tensors_not_finite=len(not_finite),
+        tensors_not_finite_names=": " + ", ".join(not_finite[:5]) if not_finite else "",
         positions_not_finite=int(torch.cat([tuned, merged]).isnan().any(1).sum()),
         tensors_wrong=len(wrong),
         tensors_wrong_names=": " + ", ".join(wrong[:5]) if wrong else "",
@@ -156,15 +164,26 @@ def _lump(log_probs: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 def _compare(model: Any, rows: Sequence[ProofRow], ids: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities (P, K + 1), and whether the likeliest token is that of base + adapter (P,)."""
+    """Log-probabilities (P, K + 1), and the likeliest token of each position (P,)."""
     import torch
 
-    lumped, agrees = [], []
+    lumped, likeliest = [], []
     for row, kept in zip(rows, ids, strict=True):
         said = _log_probs(model, row)
         lumped.append(_lump(said, kept))
-        agrees.append(said.argmax(1) == kept[:, 0])
-    return torch.cat(lumped), torch.cat(agrees)
+        likeliest.append(said.argmax(1))
+    return torch.cat(lumped), torch.cat(likeliest)
+
+
+def _answered(rows: Sequence[ProofRow]) -> torch.Tensor:
+    """The token that stands next at each compared position (P,): what the evaluated model chose, greedily."""
+    import torch
+
+    return torch.tensor([row.input_ids[position + 1] for row in rows for position in row.positions()])
+
+
+def _share_equal(one: torch.Tensor, other: torch.Tensor) -> float:
+    return (one == other).float().mean().item()
 
 
 def _divergence(p: torch.Tensor, q: torch.Tensor) -> float:
@@ -258,6 +277,21 @@ def _missing_delta(reference: dict[str, torch.Tensor], merged_dir: Path) -> tupl
             distance = (merged.double() - wanted.double()).abs().sum().item()
             worst = max(worst, (distance / moved if moved else math.inf, name))
     return worst
+
+
+def _not_finite(model_dir: Path) -> list[str]:
+    """Tensors with a value that is not finite; one is held at a time. A forward pass does not meet every weight."""
+    import torch
+    from safetensors import safe_open
+
+    found = []
+    for path, names in files_of(model_dir).items():
+        for name in names:
+            with safe_open(path, framework="pt") as handle:  # anew: the pages of one mapping stay resident
+                tensor = handle.get_tensor(name)
+            if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+                found.append(name)
+    return found
 
 
 def _wrong_tensors(wanted: ProofRequest, merged_dir: Path) -> list[str]:

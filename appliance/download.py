@@ -81,6 +81,7 @@ def obtain(source: Source, snapshot: Snapshot, names: Collection[str], limits: L
     """
     wrong: dict[str, str] = {}
     with _writing(source):
+        snapshot.remove_leftovers(untouched_for(limits.stall_seconds))
         for fetches in range(_FETCHES + 1):
             wrong = snapshot.wrong(names)
             if not wrong:
@@ -108,7 +109,6 @@ def _fetch(source: Source, snapshot: Snapshot, names: Sequence[str], damaged: Se
             f"{len(names)} files of {source.what} are not in the cache, such as {names[0]}, and HF_HUB_OFFLINE is set",
             hint="unset it until they are here",
         )
-    snapshot.remove_leftovers(untouched_for(limits.stall_seconds))
     _refuse_full_disk(source, snapshot, names)
     reason = ""
     for attempt in range(_TRIES):
@@ -190,6 +190,7 @@ def _run_child(job: dict[str, Any], snapshot: Snapshot, limits: Limits, *, witho
                     if "error" in said:
                         return _again_or_raise(**said["error"])
                     if "done" in said:
+                        watch.is_done()
                         return ""
             return f"the download stood still for {limits.stall_seconds:.0f} s"
         finally:
@@ -239,6 +240,10 @@ class _Watch:
                 self._bar.reach(min(done, self._total) >> 20)
         return time.monotonic() - self._last > self._limits.stall_seconds
 
+    def is_done(self) -> None:
+        if self._bar:
+            self._bar.reach(self._total >> 20)
+
     def _files(self) -> dict[str, tuple[int, int]]:
         """Name -> bytes on disk, time of change; xet may reserve a file's whole length before it writes."""
         found = {}
@@ -252,15 +257,17 @@ class _Watch:
 
 def _listen(stream: IO[bytes], messages: queue.Queue[bytes | None]) -> None:
     """The child's messages, a line each; None when there are no more."""
-    for line in stream:
-        messages.put(line)
+    with suppress(ValueError):  # closed under our hands: nobody listens any more
+        for line in stream:
+            messages.put(line)
     messages.put(None)
 
 
 def _overhear(stream: IO[bytes], token: str | None) -> None:
     """What the child writes on stderr belongs into the log."""
-    for line in stream:
-        _log.info("%s", scrub.text(line.decode(errors="replace").rstrip("\n"), [token or ""]))
+    with suppress(ValueError):
+        for line in stream:
+            _log.info("%s", scrub.text(line.decode(errors="replace").rstrip("\n"), [token or ""]))
 
 
 @contextmanager

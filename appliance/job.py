@@ -43,6 +43,8 @@ class Job:
     cache_dir: Path
     until: str = "publish"  # the last stage that this call is to run
     takes_new_base: bool = False  # whether the base may be another than the one this run began with
+    even_if_worse: bool = False  # whether a model may be released that the verdict speaks against
+    into_existing: bool = False  # whether a repository may be published to that holds something else
 
     @cached_property
     def _run_json(self) -> dict[str, Any]:

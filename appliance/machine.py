@@ -235,6 +235,15 @@ def memory_limit_bytes(root: Path = Path("/")) -> int:
     return total
 
 
+def room_bytes(on: Device) -> int:
+    """Memory that a model may take on this device now: other programs hold the rest."""
+    if on.kind == "cpu":
+        return memory_available_bytes()
+    import torch
+
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else on.memory_bytes
+
+
 def memory_available_bytes(root: Path = Path("/")) -> int:
     return min(int(psutil.virtual_memory().available), memory_limit_bytes(root))
 

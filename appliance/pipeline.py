@@ -24,16 +24,25 @@ RESUMABLE = {"train": ("checkpoints", "metrics.jsonl")}  # what a killed stage m
 
 
 def run(
-    resolved: Resolved, run_dir: RunDir, cache_dir: Path, *, redo: str | None = None, until: str = "publish"
+    resolved: Resolved,
+    run_dir: RunDir,
+    cache_dir: Path,
+    *,
+    redo: str | None = None,
+    until: str = "publish",
+    even_if_worse: bool = False,
+    into_existing: bool = False,
 ) -> None:
     """Runs every stage up to `until` that is not done yet. `redo`: this stage and all after it once more.
 
+    `even_if_worse` and `into_existing` let publish do what it else refuses: see stages/publish.py and upload.py.
     Raises ApplianceError; what was finished before stays finished, and the same call continues.
     """
     run_dir.create()
     with run_dir.lock(), console.log_file(run_dir.path / "appliance.log"):
         again = STAGES[STAGES.index(redo) :] if redo else ()
-        job = Job(resolved, run_dir, cache_dir, until, takes_new_base=redo in ("check", "prepare"))
+        takes_new_base = redo in ("check", "prepare")
+        job = Job(resolved, run_dir, cache_dir, until, takes_new_base, even_if_worse, into_existing)
         done = _done(job, again)
         todo = [stage for stage in STAGES[: STAGES.index(until) + 1] if stage not in done]
         if todo:
@@ -110,6 +119,7 @@ def _check(job: Job, stage_dir: Path) -> str:
         engine=recipe.engine,
         will_train=job.until not in ("check", "prepare"),
         stage_dir=stage_dir,
+        into_existing=job.into_existing,
     )
     console.table("", machine.COLUMNS, [finding.cells() for finding in findings])
     warnings = [finding for finding in findings if finding.verdict == "warning"]
@@ -213,10 +223,13 @@ def _publish(job: Job, stage_dir: Path) -> str:
     return publish.run(
         name=recipe.name,
         publish=recipe.publish,
+        evaluate=recipe.evaluate,
         base=job.base,
         prompt_name=recipe.prompt,
         run_path=job.run_dir.path,
         stage_dir=stage_dir,
+        even_if_worse=job.even_if_worse,
+        into_existing=job.into_existing,
     )
 
 

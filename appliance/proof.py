@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from appliance import clean
 from appliance.errors import EnvironmentUnavailable, GateRefused
 from appliance.rundir import read_json, write_json
 from appliance.shards import is_adapter
@@ -97,7 +98,11 @@ class Measures:
     kl_effect: float  # KL(base + adapter || base): what the adapter does at all
     agreement: float  # of merged with base + adapter in the likeliest token
     agreement_calibrated: float
+    agreement_evaluated: float  # of merged with what the evaluated model answered: in 4 bits where it was loaded so
+    agreement_evaluated_16bit: float  # of base + adapter, as computed here, with the same answers
     positions_not_finite: int
+    tensors_not_finite: int
+    tensors_not_finite_names: str
     tensors_wrong: int
     tensors_wrong_names: str
     delta_missing: float  # worst tensor's distance from the wanted weights / the distance the adapter moved them
@@ -106,14 +111,21 @@ class Measures:
 
 @dataclass(frozen=True)
 class Gate:
+    """`measured` and `bound` are figures, or words such as a verdict."""
+
     name: str
     passed: bool
-    measured: float
-    bound: float
+    measured: float | str
+    bound: float | str
     meaning: str
 
     def sentence(self) -> str:
-        return f"{self.name}: {self.measured:.4g}, bound {self.bound:.4g} ({self.meaning})"
+        seen, bound = (v if isinstance(v, str) else f"{v:.4g}" for v in (self.measured, self.bound))
+        return f"{self.name}: {seen}, bound {bound} ({self.meaning})"
+
+    def as_json(self) -> dict[str, Any]:
+        """A figure that is not finite is null there."""
+        return _finite(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -127,11 +139,12 @@ class Proof:
 
     def as_json(self) -> dict[str, Any]:
         """For proof.json. A figure that is not finite is null there."""
-        gates = [asdict(gate) for gate in self.gates]
-        measures = asdict(self.measures)
-        for record in (*gates, measures):
-            record.update({k: None for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)})
-        return {"passed": self.passed, "gates": gates, **measures}
+        gates = [gate.as_json() for gate in self.gates]
+        return {"passed": self.passed, "gates": gates, **_finite(asdict(self.measures))}
+
+
+def _finite(record: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
 
 
 def request(base_dir: Path, trained_dir: Path, *, dtype: str, device: str, rows: Sequence[ProofRow]) -> ProofRequest:
@@ -192,6 +205,13 @@ def judge(seen: Measures) -> tuple[Gate, ...]:
             "positions with logits that are not finite, in base + adapter and in the merged model",
         ),
         Gate(
+            "every_tensor_finite",
+            seen.tensors_not_finite == 0,
+            seen.tensors_not_finite,
+            0,
+            f"tensors of the merged model with a value that is not finite{seen.tensors_not_finite_names}",
+        ),
+        Gate(
             "tensors_complete",
             seen.tensors_wrong == 0,
             seen.tensors_wrong,
@@ -232,16 +252,31 @@ def judge(seen: Measures) -> tuple[Gate, ...]:
     )
 
 
-def _run_child(verb: str, paths: Sequence[Path], log_path: Path) -> None:
-    secrets = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+def child_environment() -> dict[str, str]:
+    """This process's variables for one that needs neither network nor token, and has to fit beside little else."""
+    secrets = ("HF_TOKEN", "HF_TOKEN_FILE", "HUGGING_FACE_HUB_TOKEN")
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment = {**{k: v for k, v in os.environ.items() if k not in secrets}, **quiet}
-    command = [sys.executable, "-m", "appliance.comparison", verb, *map(str, paths)]
-    with log_path.open("a+", encoding="utf-8") as log:
+    # glibc raises this threshold by itself (mallopt(3)) and then keeps freed weights in its heap: rounding a model
+    # weight by weight took 2.2 to 2.6 models, and takes 1.5, of which a third is the file's pages while it is loaded.
+    quiet |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    return {**{k: v for k, v in os.environ.items() if k not in secrets}, **quiet}
+
+
+def run_module(module: str, arguments: Sequence[str], log_path: Path) -> tuple[int, str]:
+    """`python -m module` without network and token, its words appended to `log_path`; exit code and last lines."""
+    command = [sys.executable, "-m", module, *arguments]
+    with log_path.open("a+", encoding="utf-8", errors="replace") as log:
         begin = log.seek(0, os.SEEK_END)
-        code = subprocess.run(command, stdout=log, stderr=log, env=environment, check=False).returncode
+        code = subprocess.run(command, stdout=log, stderr=log, env=child_environment(), check=False).returncode
         log.seek(begin)
-        tail = "\n".join(log.read().splitlines()[-5:])
+        text = clean.redact(log.read())  # a traceback names files below the user's home
+        log.truncate(begin)
+        log.write(text)
+    return code, "\n".join(text.splitlines()[-5:])
+
+
+def _run_child(verb: str, paths: Sequence[Path], log_path: Path) -> None:
+    code, tail = run_module("appliance.comparison", [verb, *map(str, paths)], log_path)
     if code == 0:
         return
     ended = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"

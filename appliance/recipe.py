@@ -149,7 +149,9 @@ class EvaluateSection(Section):
 
 class PublishSection(Section):
     repo_id: str | None = Field(
-        None, description="USER/NAME on the Hub; null ends with the release folder. (Upload is not in this version.)"
+        None,
+        description="USER/NAME on the Hub for the merged model; the adapter goes to USER/NAME-adapter, the rows to "
+        "USER/NAME-dataset. null ends with the release folder.",
     )
     visibility: Literal["private", "public"] = Field("private", description="Who may see the repository.")
     adapter: bool = Field(True, description="Release the adapter (method: lora).")
@@ -162,6 +164,19 @@ class PublishSection(Section):
     min_stop_rate: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         0.8, description="Refuse to release a model that ends fewer of its answers by itself; 0 accepts any."
     )
+
+    def repositories(self, *, has_adapter: bool) -> dict[str, tuple[str, Literal["model", "dataset"]]]:
+        """Part of the release -> the repository it goes to, and its type. Nothing without `repo_id`."""
+        if self.repo_id is None:
+            return {}
+        found: dict[str, tuple[str, Literal["model", "dataset"]]] = {}
+        if self.merged:
+            found["model"] = (self.repo_id, "model")
+        if self.adapter and has_adapter:
+            found["adapter"] = (f"{self.repo_id}-adapter" if self.merged else self.repo_id, "model")
+        if self.dataset:
+            found["dataset"] = (f"{self.repo_id}-dataset", "dataset")
+        return found
 
     @model_validator(mode="after")
     def _something_is_released(self) -> PublishSection:

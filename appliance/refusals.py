@@ -58,6 +58,9 @@ def explained(error: BaseException, source: Source) -> ApplianceError:
         reason = f"there is none of that name, or it is private and {_caller(source)} may not see it"
     elif isinstance(error, RevisionNotFoundError):
         reason = f"it has no revision {source.revision}"
+    elif isinstance(error, HfHubHTTPError) and error.response.status_code == 401:
+        reason = "the Hub does not accept the token (401)"
+        hint = f"it was revoked or mistyped: make one at {session.TOKENS_PAGE} and put it into HF_TOKEN, or unset it"
     elif isinstance(error, OfflineModeIsEnabled):
         reason, hint = "HF_HUB_OFFLINE is set", f"unset it until the files are here; {source.hint}"
     elif isinstance(error, HubError) and error.hint:

@@ -110,6 +110,19 @@ def headers(path: Path, names: Iterable[str]) -> list[Header]:
         return [Header(name, view.get_dtype(), tuple(view.get_shape())) for name, view in views]
 
 
+def stored_headers(path: Path) -> list[Header]:
+    """All headers of one file, by the file alone: no torch, and types are read that nothing here can compute with.
+
+    Raises ValueError: not a safetensors file.
+    """
+    with path.open("rb") as handle:
+        size = int.from_bytes(handle.read(8), "little")
+        if size > path.stat().st_size:
+            raise ValueError(f"{path} is no safetensors file")
+        listed = json.loads(handle.read(size))
+    return [Header(name, t["dtype"], tuple(t["shape"])) for name, t in listed.items() if name != "__metadata__"]
+
+
 def stored_name(module: str, names: Container[str]) -> str | None:
     """The stored tensor behind a module's weight; some checkpoints (GPT-2) leave out the name of the inner model."""
     candidates = f"{module}.weight", f"{module.partition('.')[2]}.weight"

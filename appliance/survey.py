@@ -38,6 +38,7 @@ class Survey:
     sides: dict[Side, int]
     too_few: DataError | None
     preview: tuple[Row, ...]
+    longest_characters: int = 0  # of the three cells of a row
 
     @property
     def rejected(self) -> int:
@@ -69,6 +70,7 @@ def look(csv_path: Path, data: DataSection, seed: int) -> Survey:
     reasons: Counter[str] = Counter()
     bad: list[tuple[int, str]] = []
     preview: list[Row] = []
+    longest = 0
     for row in table.read(csv_path, fmt):
         if isinstance(row, Rejected):
             reasons[row.reason] += 1
@@ -80,6 +82,7 @@ def look(csv_path: Path, data: DataSection, seed: int) -> Survey:
         remarks.see(row, key if row.group is None else split.question_key(replace(row, group=None)))
         if row.side is not None:
             sides.append(get_args(Side).index(table.SIDE_WORDS[row.side]))
+        longest = max(longest, len(row.instruction) + len(row.input) + len(row.output))
         if len(preview) < PREVIEW:
             preview.append(row)
     if not keys:
@@ -92,7 +95,18 @@ def look(csv_path: Path, data: DataSection, seed: int) -> Survey:
         counts = _side_counts(keys, sides, data, seed)
     except DataError as error:
         too_few = error
-    return Survey(csv_path, fmt, len(keys), dict(reasons), tuple(bad), remarks.found(), counts, too_few, tuple(preview))
+    return Survey(
+        csv_path,
+        fmt,
+        len(keys),
+        dict(reasons),
+        tuple(bad),
+        remarks.found(),
+        counts,
+        too_few,
+        tuple(preview),
+        longest,
+    )
 
 
 def refusal(seen: Survey, data: DataSection) -> DataError | None:

@@ -1,4 +1,4 @@
-"""The training loop's moving parts: trl's SFTTrainer with our order, our val loss, complete checkpoints, our metrics.
+"""The training loop's moving parts: trl's SFTTrainer with our order, our val loss, our checkpoints, our metrics.
 
 Knows no stage and no recipe. Import it only after the engine: Unsloth rewrites trl when it is imported.
 """
@@ -7,32 +7,92 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
+import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback
 from trl import SFTTrainer
 
-from appliance import batches, console, report, rundir
+from appliance import batches, checkpoints, console, report, rundir
+from appliance.batch_size import AtWork
 from appliance.errors import TrainingFailed
 
-MANIFEST = "complete.json"  # written last into a checkpoint: its files and their sha256
 EVALUATION_ROWS_PER_BATCH = 8
+# torch.amp.GradScaler begins at 2**16 and halves: if gradients overflow at scale 1 too, it is not the scale.
+LOSS_SCALE_HALVINGS = 16
+LOOK_AT_ROWS = (
+    "look at these rows with `appliance inspect`; otherwise lower train.learning_rate, or train in bfloat16 or float32 "
+    f"(model.dtype). The last good checkpoint is kept; after a change {checkpoints.BEGIN_ANEW}"
+)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the trainer knows of the rows of one side beside their ids: physical lines of the CSV, lengths in tokens."""
+
+    lines: Sequence[int]
+    lengths: Sequence[int]
+
+    def name(self, indexes: Sequence[int]) -> str:
+        """'CSV rows 3, 17'."""
+        lines = sorted(self.lines[i] for i in indexes)
+        return f"CSV row{'s' if len(lines) > 1 else ''} {', '.join(map(str, lines))}"
+
+
+class EvaluationStopped(Exception):
+    """A signal came between two batches of an evaluation."""
+
+
+class TrainingEnded(Exception):
+    """The evaluation that a signal had cut short was the last: no step follows."""
 
 
 class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer with our order of rows, a token-weighted val loss, and checkpoints marked when complete."""
+    """SFTTrainer with our order of rows, a token-weighted val loss, and checkpoints that are complete or absent.
 
-    _sampler: batches.EpochSampler
+    Call `use` before `train`.
+    """
 
-    def use_order(self, lengths: Sequence[int], rows_per_step: int, seed: int) -> None:
-        self._sampler = batches.EpochSampler(lengths, rows_per_step=rows_per_step, seed=seed)
+    def use(
+        self,
+        *,
+        train_rows: Rows,
+        val_rows: Rows,
+        rows_per_step: int,
+        evaluation_rows: int,
+        inputs: Mapping[str, Any],
+        stop: StopOnSignal,
+        evaluation_due: bool,
+    ) -> None:
+        """`inputs`: what a checkpoint depends on. `evaluation_due`: the checkpoint to resume from lacks its own."""
+        self._train_rows, self._val_rows = train_rows, val_rows
+        self._rows_per_step = rows_per_step
+        self.evaluation_rows = evaluation_rows
+        self._inputs, self._stop = inputs, stop
+        self._evaluation_due = evaluation_due
+        self._saving_dir: Path | None = None
+        self._micro_batch = (-1, -1)  # step, and which of its micro batches
+        self.at_work = AtWork("training", 0, 0)
+        self._sampler = batches.EpochSampler(train_rows.lengths, rows_per_step=rows_per_step, seed=self.args.seed)
+
+    def rows_of_step(self, step: int) -> list[int]:
+        """The train rows, as indexes, of the step after `step` steps: those of all its micro batches, in order."""
+        steps = math.ceil(len(self._train_rows.lengths) / self._rows_per_step)
+        epoch, step_of_epoch = divmod(step, steps)
+        order = batches.order(
+            self._train_rows.lengths, rows_per_step=self._rows_per_step, seed=self.args.seed, epoch=epoch
+        )
+        return order[step_of_epoch * self._rows_per_step :][: self._rows_per_step]
+
+    def name_rows_of_step(self, step: int) -> str:
+        return self._train_rows.name(self.rows_of_step(step))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:  # noqa: ARG002
         return self._sampler
@@ -40,33 +100,121 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card is written by publish; trl would put one into every checkpoint."""
 
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """One micro batch. Raises TrainingFailed before any weight is changed: nothing to learn, or no finite loss."""
+        step = self.state.global_step
+        number = self._micro_batch[1] + 1 if self._micro_batch[0] == step else 0
+        self._micro_batch = (step, number)
+        count, width = inputs["input_ids"].shape
+        self.at_work = AtWork("training", count, width)
+        first = number * self.args.per_device_train_batch_size
+
+        def name_rows() -> str:
+            return self._train_rows.name(self.rows_of_step(step)[first : first + count])
+
+        if not bool((inputs["labels"][:, 1:] != batches.IGNORED).any()):
+            raise TrainingFailed(
+                f"step {step + 1}: {name_rows()}: no token of them is trained",
+                hint="see what is trained with `appliance inspect`; their answers may have been cut away",
+            )
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if not bool(torch.isfinite(loss)):
+            raise TrainingFailed(
+                f"step {step + 1}: {name_rows()}: the loss {float(loss)} is not finite", hint=LOOK_AT_ROWS
+            )
+        return loss
+
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Mean loss per trained token over all val rows.
+        """Mean loss per trained token over all val rows, the longest first.
 
-        The Trainer's own is a mean of batch means: it moves with the batch size and the order of the rows.
+        The Trainer's own is a mean of batch means: it moves with the batch size and the order of the rows. Raises
+        EvaluationStopped, TrainingFailed (val rows without a finite loss).
         """
-        rows = sorted(eval_dataset or self.eval_dataset, key=lambda row: -len(row["input_ids"]))
-        loss_sum, tokens = 0.0, 0
-        self.model.eval()
-        for start in range(0, len(rows), EVALUATION_ROWS_PER_BATCH):
-            batch = self._prepare_inputs(self.data_collator(rows[start : start + EVALUATION_ROWS_PER_BATCH]))
-            count = int((batch["labels"][:, 1:] != batches.IGNORED).sum())
-            loss, _, _ = self.prediction_step(self.model, batch, prediction_loss_only=True, ignore_keys=ignore_keys)
-            loss_sum, tokens = loss_sum + float(loss) * count, tokens + count
-        metrics = {f"{metric_key_prefix}_loss": loss_sum / tokens}
+        while True:
+            try:
+                loss = self._mean_loss(eval_dataset or self.eval_dataset, ignore_keys)
+                break
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or self.evaluation_rows == 1:
+                    raise
+                said = str(error).splitlines()[0]
+            # out of the handler, which holds on to the tensors of the batch that did not fit
+            self.evaluation_rows //= 2
+            console.say(
+                f"out of memory in an evaluation ({said}): {self.evaluation_rows} rows at a time", style="yellow"
+            )
+            torch.cuda.empty_cache()
+        metrics = {f"{metric_key_prefix}_loss": loss}
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _mean_loss(self, dataset: Any, ignore_keys: Any, *, batches_at_most: int | None = None) -> float:
+        by_length = sorted(range(len(dataset)), key=lambda i: -self._val_rows.lengths[i])
+        starts = range(0, len(by_length), self.evaluation_rows)[:batches_at_most]
+        loss_sum, tokens = 0.0, 0
+        self.model.eval()
+        for start in starts:
+            if self._stop.signal_number is not None:
+                raise EvaluationStopped
+            indexes = by_length[start : start + self.evaluation_rows]
+            self.at_work = AtWork("evaluation", len(indexes), self._val_rows.lengths[indexes[0]])
+            batch = self._prepare_inputs(self.data_collator([dataset[i] for i in indexes]))
+            count = int((batch["labels"][:, 1:] != batches.IGNORED).sum())
+            loss, _, _ = self.prediction_step(self.model, batch, prediction_loss_only=True, ignore_keys=ignore_keys)
+            if not bool(torch.isfinite(loss)):
+                raise TrainingFailed(
+                    f"step {self.state.global_step}: {self._val_rows.name(indexes)}: the val loss {float(loss)} is not "
+                    "finite",
+                    hint=LOOK_AT_ROWS,
+                )
+            loss_sum, tokens = loss_sum + float(loss) * count, tokens + count
+        return loss_sum / tokens
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        """`skip_scheduler`: the Trainer's name for the evaluation before the first step."""
+        if not skip_scheduler or self.state.global_step == 0:
+            return dict(super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler))
+        if not self._evaluation_due:  # once more it would count against patience: only see whether memory is enough
+            self._mean_loss(self.eval_dataset, ignore_keys_for_eval, batches_at_most=1)
+            return {}
+        metrics = dict(super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler))
+        self._determine_best_metric(metrics, trial)
+        self._evaluation_due = False
+        self._save_checkpoint(self.model, trial)
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            raise TrainingEnded
+        return metrics
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+        except EvaluationStopped:  # the step is kept; its evaluation is made up for on resume
+            self._evaluation_due = True
+            self._save_checkpoint(self.model, None)
+            self.control.should_evaluate = self.control.should_save = False
+            self.control.should_training_stop = True
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._saving_dir or super()._get_output_dir(trial))
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        files = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
-        hashes = {str(path.relative_to(folder)): rundir.sha256_of(path) for path in files}
-        rundir.fsync_all(folder)
-        rundir.write_json(folder / MANIFEST, hashes)
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        weights = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        moments = [value for state in self.optimizer.state.values() for value in state.values()]
+        size = sum(t.numel() * t.element_size() for t in [*weights, *moments] if torch.is_tensor(t))
+        try:
+            with checkpoints.written(
+                checkpoint, at_least_bytes=size, inputs=self._inputs, evaluation_due=self._evaluation_due
+            ) as self._saving_dir:
+                super()._save_checkpoint(model, trial)
+                self.state.best_model_checkpoint = None  # a path of this machine; its step is what counts
+                self.state.save_to_json(str(self._saving_dir / checkpoint.name / "trainer_state.json"))
+        finally:
+            self._saving_dir = None
+        checkpoints.rotate(checkpoint, self.state.best_global_step)
 
 
 class FinishWithEvaluation(TrainerCallback):  # type: ignore[misc]
@@ -78,39 +226,52 @@ class FinishWithEvaluation(TrainerCallback):  # type: ignore[misc]
 
 
 class StopOnSignal(TrainerCallback):  # type: ignore[misc]
-    """First SIGINT or SIGTERM: finish the step, save, stop. A second one ends the process at once."""
+    """First SIGINT, SIGTERM or SIGHUP: finish the step, save, stop. A second one ends the process at once.
+
+    One that is ignored (nohup ignores SIGHUP) stays ignored.
+    """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._remember)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._remember)
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self.signal_number is not None:
+            os._exit(128 + number)  # a container's first process would ignore a signal's default action
         self.signal_number = number
-        signal.signal(number, signal.SIG_DFL)
         console.say(f"{signal.Signals(number).name}: stopping after this step (once more: at once)", style="yellow")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         if self.signal_number is not None:
             control.should_save = control.should_training_stop = True
 
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        if self.signal_number is not None:  # it came while the checkpoint was written
+            control.should_training_stop = True
+
 
 class Metrics(TrainerCallback):  # type: ignore[misc]
-    """One line per step to metrics.jsonl and the progress bar; refuses losses that are not finite."""
+    """One line per step to metrics.jsonl and the progress bar; refuses what is not finite.
 
-    def __init__(self, path: Path, *, resume_step: int) -> None:
+    `scales_loss`: training in float16, where an overflowing gradient now and then is how the loss scale is found.
+    """
+
+    def __init__(self, path: Path, *, resume_step: int, scales_loss: bool = False) -> None:
         self._path = path
-        self._lines = (
-            [line for line in report.read_metrics(path) if line["step"] <= resume_step] if path.is_file() else []
-        )
+        lines = report.read_metrics(path) if path.is_file() else []
+        self._lines = [line for line in lines if line["step"] <= resume_step or "out_of_memory" in line]
         rundir.write_text(path, "".join(json.dumps(line) + "\n" for line in self._lines))
+        self._scales_loss, self._overflows = scales_loss, 0
+        self.name_rows: Callable[[int], str] = str
         self._bar: console.Steps | None = None
         self._val_loss = next((line["val_loss"] for line in reversed(self._lines) if "val_loss" in line), math.nan)
         self._tokens, self._at = 0.0, time.monotonic()
@@ -127,74 +288,46 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
         self._at = time.monotonic()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:  # noqa: ARG002
+        step = state.global_step
         if "eval_loss" in logs:
-            self._write({"step": state.global_step, "val_loss": logs["eval_loss"]}, logs["eval_loss"])
+            self.write({"step": step, "val_loss": logs["eval_loss"]})
             self._val_loss = logs["eval_loss"]
         elif "loss" in logs:
             now, tokens = time.monotonic(), logs.get("num_tokens", 0.0)
             line = {
-                "step": state.global_step,
+                "step": step,
                 "loss": logs["loss"],
                 "learning_rate": logs["learning_rate"],
-                "grad_norm": logs["grad_norm"],
+                "grad_norm": self._finite(step, logs["grad_norm"]),
                 "tokens_per_second": round((tokens - self._tokens) / (now - self._at), 1),
                 "peak_memory_bytes": torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None,
             }
             self._tokens, self._at = tokens, now
-            self._write(line, logs["loss"] + logs["grad_norm"])
+            self.write(line)
             note = f"loss {logs['loss']:.4f}  val loss {self._val_loss:.4f}  {line['tokens_per_second']:.0f} tokens/s"
             if self._bar:
-                self._bar.reach(state.global_step, note)
+                self._bar.reach(step, note)
 
-    def _write(self, line: dict[str, Any], must_be_finite: float) -> None:
-        if not math.isfinite(must_be_finite):
-            raise TrainingFailed(
-                f"step {line['step']}: {line} is not finite",
-                hint="lower train.learning_rate, or train in bfloat16 or float32 (model.dtype)",
-            )
-        with self._path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(line) + "\n")
+    def write(self, line: Mapping[str, Any]) -> None:
+        """One more line. Raises EnvironmentUnavailable: the disk is full."""
+        text = json.dumps(line) + "\n"
+        with checkpoints.room_for(self._path, len(text)), self._path.open("a", encoding="utf-8") as handle:
+            handle.write(text)
 
-
-def newest_checkpoint(checkpoints_dir: Path) -> Path | None:
-    """The newest complete checkpoint, or None. A damaged or half-written one is named, removed and passed over."""
-    found = sorted(checkpoints_dir.glob("checkpoint-*"), key=step_of, reverse=True)
-    for path in found:
-        fault = fault_of(path)
-        if fault is None:
-            return path
-        console.say(f"passing over {path.name}: {fault}", style="yellow")
-        shutil.rmtree(path)
-    return None
+    def _finite(self, step: int, grad_norm: float) -> float | None:
+        """The norm; None where float16's loss scale is being found and the step was left out."""
+        if math.isfinite(grad_norm):
+            self._overflows = 0
+            return grad_norm
+        self._overflows += 1
+        if self._scales_loss and self._overflows <= LOSS_SCALE_HALVINGS:
+            return None
+        raise TrainingFailed(
+            f"step {step}: {self.name_rows(step - 1)}: the gradient's norm {grad_norm} is not finite",
+            hint=LOOK_AT_ROWS,
+        )
 
 
-def newest_state(checkpoint: Path) -> TrainerState:
-    """The trainer's state as saved in a checkpoint."""
-    return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-
-
-def is_finished(checkpoint: Path, patience: int) -> bool:
-    """Whether training had ended with this checkpoint: a Trainer that resumes there would go a step too far."""
-    state = newest_state(checkpoint)
-    stopping = state.stateful_callbacks.get("EarlyStoppingCallback", {}).get("attributes", {})
-    waited = stopping.get("early_stopping_patience_counter", 0)
-    return bool(state.global_step >= state.max_steps or waited >= patience)
-
-
-def fault_of(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, by the hashes of its manifest; None when it is complete."""
-    manifest = checkpoint / MANIFEST
-    if not manifest.is_file():
-        return "it was not written to its end"
-    try:
-        hashes = rundir.read_json(manifest)
-    except ValueError:
-        return f"{MANIFEST} is damaged"
-    for name, sha256 in hashes.items():
-        if not (checkpoint / name).is_file() or rundir.sha256_of(checkpoint / name) != sha256:
-            return f"{name} is missing or damaged"
-    return None
-
-
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """On the GPU, or on a CPU, for which torch has no class of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)

@@ -23,11 +23,11 @@ _log = logging.getLogger(__name__)
 
 def serve(line: str, tell: Callable[[dict[str, Any]], None]) -> None:
     """Fetches what `line` asks for, in this process, and tells how it goes: signs of life, then done or an error."""
-    from huggingface_hub import hf_hub_download
-
     job = json.loads(line)
     source, limits = Source(**job["source"]), Limits(**job["limits"])
     sign = _seldom(lambda: tell({}))
+    sign()
+    from huggingface_hub import hf_hub_download
 
     def fetch(name: str) -> None:
         hf_hub_download(
@@ -65,12 +65,12 @@ def _failure(error: BaseException, source: Source) -> dict[str, Any]:
 def signalling_bar(sign: Callable[[], None]) -> type[Any]:
     """A progress bar that draws nothing and gives a sign of life for what xet receives: its bodies are not seen here,
     and it keeps up to 64 MB back before it writes."""
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
-    class Bar(tqdm):  # type: ignore[type-arg]
-        def update(self, n: float | None = 1) -> bool | None:
+    class Bar(tqdm):
+        def update(self, n: float | None = 1) -> None:
             sign()
-            return super().update(n)
+            super().update(n)
 
         def update_transfer(self, _n: float | None = 1) -> None:
             sign()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 _CODE = "```"
@@ -21,7 +22,7 @@ print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_to
 {_CODE}"""
 
 
-def with_peft(base: str, revision: str | None, repo: str) -> str:
+def with_peft(base: str, revision: str | None, repo: str, eos: str) -> str:
     """The adapter on the base it was trained on."""
     at = f', revision="{revision}"' if revision else ""
     return f"""{_CODE}python
@@ -31,6 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 base = AutoModelForCausalLM.from_pretrained("{base}"{at}, dtype="auto", device_map="auto")
 model = PeftModel.from_pretrained(base, "{repo}")
 tokenizer = AutoTokenizer.from_pretrained("{repo}")
+model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids({json.dumps(eos, ensure_ascii=False)})
 {_CODE}"""
 
 

@@ -24,21 +24,23 @@ from tests.conftest import write_qa
 HEAVY = ["torch", "transformers", "trl", "peft", "unsloth", "datasets", "pandas", "sklearn", "huggingface_hub"]
 
 RUN_OPTIONS = ["--set", "--redo", "--runs-dir", "--cache-dir"]
+PUBLISHING = ["--set", "--redo", "--even-if-worse", "--into-existing", "--runs-dir", "--cache-dir"]
 # The whole surface. Whoever adds an option adds it here, and says in the review whom it serves.
 OPTIONS = {
     "": ["--version"],
-    "run": RUN_OPTIONS,
+    "run": PUBLISHING,
     "demo": RUN_OPTIONS,
     "check": ["--set", "--runs-dir", "--cache-dir", "--json"],
     "prepare": RUN_OPTIONS,
     "train": RUN_OPTIONS,
     "evaluate": RUN_OPTIONS,
     "merge": RUN_OPTIONS,
-    "publish": RUN_OPTIONS,
+    "publish": PUBLISHING,
     "status": ["--runs-dir", "--json"],
     "inspect": ["--row", "--cache-dir"],
     "chat": ["--max-new-tokens", "--temperature", "--runs-dir"],
     "ask": ["--input", "--max-new-tokens", "--temperature", "--runs-dir", "--json"],
+    "replay": ["--cache-dir", "--json"],
     "doctor": ["--runs-dir", "--cache-dir", "--json"],
     "dataset": [],  # its commands: tests/test_cli_dataset.py
     "recipe": [],

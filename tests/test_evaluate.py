@@ -23,10 +23,13 @@ def prepare_dir(tmp_path: Path) -> Path:
     folder = tmp_path / "prepare"
     folder.mkdir()
     rows = [(line, f"질문 {line}?", "" if line % 2 else "참고", f"답 {line}") for line in range(2, 12)]
-    with (folder / "test.csv").open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(("row", "instruction", "input", "output"))
-        writer.writerows(rows)
+    for side, part in (("test", rows), ("val", rows[:7])):
+        with (folder / f"{side}.csv").open("w", encoding="utf-8", newline="") as handle:
+            writer = csv.writer(handle, lineterminator="\n")
+            writer.writerow(("row", "instruction", "input", "output"))
+            writer.writerows(part)
+    encoding = {"loss_on": "answer", "max_seq_length": 512, "cut_long_rows": False}
+    rundir.write_json(tmp_path / "fit.json", {"best_val_loss": 1.25, "encoding": encoding})  # beside the adapter
     with (folder / "test_groups.csv").open("w", encoding="utf-8", newline="") as handle:
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(("row", "group"))
@@ -85,6 +88,11 @@ def test_what_is_written(base_dir: Path, prepare_dir: Path, tmp_path: Path) -> N
     }  # fmt: skip
     assert set(figures["base"]) == {"exact_match", "f1", "rouge_l", "chrf", "loss", "stop_rate"}
     assert (figures["rows"], figures["rows_of_test"], figures["f1_unit"]) == (6, 10, "character")
+    measures = rundir.read_json(tmp_path / "evaluate" / "measures.json")
+    # "답 2" and EOS are 6 tokens of a byte each: over the 5 of max_new_tokens
+    assert measures["stops"] == {"rows_that_fit": 0, "base": None, "tuned": None}
+    assert measures["val_loss"]["best"] == 1.25
+    assert (measures["val_loss"]["compute_dtype"], measures["val_loss"]["in_4bit"]) == ("float32", False)
     with (tmp_path / "evaluate" / "predictions.csv").open(encoding="utf-8", newline="") as handle:
         predictions = list(csv.DictReader(handle))
     assert len(predictions) == 6

@@ -7,17 +7,17 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from fnmatch import fnmatch
+from collections.abc import Callable, Collection
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from appliance import demo, hub
+from appliance import demo, download, hub, refusals
 from appliance.errors import ApplianceError, EnvironmentUnavailable, HubError, RecipeError
 from appliance.hub import Base, resolve
+from appliance.refusals import Source
+from appliance.snapshot import Expected, Snapshot
 
 CONFIG = {"model_type": "llama", "max_position_embeddings": 512, "dtype": "bfloat16"}
 
@@ -214,29 +214,27 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class FakeHub:
-    """One repository of small files; `asked` records the patterns of each download."""
+    """One repository of small files; `asked` records the files of each download."""
 
     def __init__(self, folder: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-        import huggingface_hub
-
         self.folder, self.files = folder, files
-        self.asked: list[list[str]] = []
-        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", self.model_info)
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", self.snapshot_download)
+        self.asked: list[set[str]] = []
+        monkeypatch.setattr(download, "find", self.find)
+        monkeypatch.setattr(download, "obtain", self.obtain)
 
-    def model_info(self, repo_id: str, *, revision: str | None) -> object:
-        assert repo_id.count("/") == 1
-        self.revision = revision
-        return SimpleNamespace(sha=COMMIT, siblings=[SimpleNamespace(rfilename=name) for name in self.files])
+    def find(self, source: Source, cache_dir: Path) -> Snapshot:
+        assert (source.repo_id.count("/"), source.repo_type) == (1, "model")
+        self.revision = source.revision
+        files = {name: Expected(len(text)) for name, text in self.files.items()}
+        return Snapshot(source.repo_id, source.repo_type, COMMIT, files, cache_dir)
 
-    def snapshot_download(self, repo_id: str, *, revision: str, allow_patterns: list[str], **_: object) -> str:
-        assert (repo_id.count("/"), revision) == (1, COMMIT)
-        self.asked.append(allow_patterns)
+    def obtain(self, source: Source, snapshot: Snapshot, names: Collection[str]) -> Path:
+        assert (source.repo_id, snapshot.commit) == (snapshot.repo_id, COMMIT)
+        self.asked.append(set(names))
         self.folder.mkdir(exist_ok=True)
-        for name, text in self.files.items():
-            if any(fnmatch(name, pattern) for pattern in allow_patterns):
-                (self.folder / name).write_text(text, encoding="utf-8")
-        return str(self.folder)
+        for name in names:
+            (self.folder / name).write_text(self.files[name], encoding="utf-8")
+        return self.folder
 
     @property
     def fetched(self) -> set[str]:
@@ -249,8 +247,7 @@ def test_the_weights_are_fetched_once_the_config_was_judged(tmp_path: Path, monk
     base = resolve("a/Good", "v1", tmp_path)
     assert (base.public_id, base.revision, base.license, base.dir) == ("a/Good", COMMIT, "mit", fake.folder)
     assert fake.revision == "v1"
-    assert [sorted(patterns) for patterns in fake.asked[:1]] == [["README.md", "config.json"]]
-    assert ["*.safetensors" in patterns for patterns in fake.asked] == [False, True]
+    assert fake.asked[0] == {"README.md", "config.json"}
     assert fake.fetched == {"config.json", "README.md", "model.safetensors", "tokenizer.json"}  # and nothing pickled
 
 
@@ -293,20 +290,14 @@ def test_a_repository_without_safetensors_is_named_by_its_id(tmp_path: Path, mon
         resolve("a/Old", None, tmp_path)
 
 
-def test_a_cache_of_another_user_is_no_fault_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    def refused(*_: object, **__: object) -> str:
-        raise PermissionError(13, "Permission denied", "/cache/huggingface/hub/models--a--Good")
-
-    FakeHub(tmp_path / "snapshot", {"config.json": json.dumps(GOOD)}, monkeypatch)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
-    with pytest.raises(EnvironmentUnavailable, match="the model cache cannot be written: /cache/huggingface/hub"):
-        resolve("a/Good", None, tmp_path)
+def test_a_cache_of_another_user_is_no_fault_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = PermissionError(13, "Permission denied", "/cache/huggingface/hub")
+    told = refusals.explained(refused, Source("a/Good", "model", None, None, "check the network"))
+    assert isinstance(told, EnvironmentUnavailable)
+    assert str(told) == "the model cache cannot be written: /cache/huggingface/hub: Permission denied"
     monkeypatch.setenv("APPLIANCE_HOST_RUNS_DIR", "./runs")
-    with pytest.raises(EnvironmentUnavailable) as caught:
-        resolve("a/Good", None, tmp_path)
-    assert "docker volume rm finetune-appliance_cache" in caught.value.hint
+    told = refusals.explained(refused, Source("a/Good", "model", None, None, "check the network"))
+    assert "docker volume rm finetune-appliance_cache" in told.hint
 
 
 # --- the token

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from appliance import pipeline, prompts, resolve, rundir
+from appliance import pipeline, prompts, replay, resolve, rundir
 from appliance.errors import DataError, EnvironmentUnavailable, GateRefused, RunDirError
 from appliance.rundir import STAGES, RunDir
 from tests.conftest import read_csv, write_qa
@@ -116,6 +116,10 @@ def test_the_proof_and_the_card_say_what_was_measured(finished: Path) -> None:
     assert all(set(gate) >= {"name", "passed", "measured", "bound"} for gate in proof["gates"])
     hub = rundir.read_json(run / "publish" / "hub.json")
     assert hub["uploaded"] is False
+    assert all(gate["passed"] for gate in hub["gates"])
+    assert {"eos_is_the_last_label", "tuned_model_stops", "best_val_loss_again", "one_prompt_everywhere"} <= {
+        gate["name"] for gate in hub["gates"]
+    }
     assert "nothing was uploaded" in hub["message"]
     listed = {name: entry["sha256"] for name, entry in hub["files"].items()}
     assert listed == {
@@ -131,6 +135,13 @@ def test_the_proof_and_the_card_say_what_was_measured(finished: Path) -> None:
     assert f"| F1 | {figures['base']['f1']:.1%} | {figures['tuned']['f1']:.1%} |" in card
     assert f"**{figures['verdict']}**" in card
     assert str(finished) not in card
+
+
+def test_a_finished_run_replays(finished: Path) -> None:
+    run = finished / "runs" / "shop"
+    assert {f.what: f.found for f in replay.run(run, finished / "cache") if f.verdict != "ok"} == {}
+    again(finished, until="check")  # writes run.json anew, and keeps the passport
+    replay.refuse(replay.run(run, finished / "cache"))
 
 
 def test_a_second_call_does_nothing(finished: Path) -> None:
@@ -207,7 +218,7 @@ def test_a_missing_output_is_refused(copy: Path) -> None:
 def test_redo_makes_a_stage_and_all_after_it_anew(copy: Path) -> None:
     run = copy / "runs" / "shop"
     before = stamps(run)
-    again(copy, "evaluate.max_new_tokens=4", redo="evaluate")
+    again(copy, "evaluate.max_new_tokens=9", redo="evaluate")
     after = stamps(run)
     for name in before:
         stage = name.split("/")[0]
@@ -216,7 +227,7 @@ def test_redo_makes_a_stage_and_all_after_it_anew(copy: Path) -> None:
         elif name.endswith("stage.json"):
             assert after[name] != before[name], name
     assert list(run.glob("*.old")) == []
-    assert "max_new_tokens: 4" in (run / "recipe.yaml").read_text(encoding="utf-8")
+    assert "max_new_tokens: 9" in (run / "recipe.yaml").read_text(encoding="utf-8")
 
 
 def test_a_check_that_refuses_changes_nothing(copy: Path) -> None:

@@ -31,7 +31,11 @@ GOOD = Measures(
     kl_effect=0.02,
     agreement=0.98,
     agreement_calibrated=0.98,
+    agreement_evaluated=0.9,
+    agreement_evaluated_16bit=0.9,
     positions_not_finite=0,
+    tensors_not_finite=0,
+    tensors_not_finite_names="",
     tensors_wrong=0,
     tensors_wrong_names="",
     delta_missing=0.0,
@@ -87,6 +91,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"dtype": "float32", "family": "qwen3"}, {"rslora": True}, "bfloat16"),
         ({"tied": True}, {"dora": True, "strength": 0.02}, "float16"),
         ({"family": "gpt2"}, {"fan_in_fan_out": True}, "bfloat16"),
+        ({"sharded": True}, {"dora": True, "rslora": True}, "bfloat16"),
         ({}, {"strength": 1e-5}, "bfloat16"),  # an adapter that changes next to nothing is merged properly too
         ({}, {"strength": 0.0}, "bfloat16"),
     ],
@@ -166,6 +171,44 @@ def test_damaged_folders_fail(damage: str, case: Path, tmp_path: Path) -> None:
     json.dumps(proof.Proof(judge(seen), seen).as_json(), allow_nan=False)
 
 
+def test_a_weight_that_no_row_meets_must_be_finite_too(tmp_path: Path) -> None:
+    """The embedding of a token that the compared rows do not hold: their logits are finite, the tensor is not."""
+    base_dir = tiny_base(tmp_path / "base")
+    adapter_dir = tiny_adapter(tmp_path / "adapter", base_dir)
+    work_dir = reference(base_dir, adapter_dir, tmp_path / "work")
+    merge_adapter(base_dir, adapter_dir, tmp_path / "merged", dtype="bfloat16")
+    path = tmp_path / "merged" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.embed_tokens.weight"][310, 7] = float("inf")
+    save_file(tensors, path, metadata={"format": "pt"})
+
+    seen = comparison.examine(work_dir, tmp_path / "merged")
+
+    assert failed(seen) == {"every_tensor_finite"}
+    assert seen.tensors_not_finite_names == ": model.embed_tokens.weight"
+
+
+def test_agreement_with_the_evaluated_answers_is_reported(tmp_path: Path) -> None:
+    """Rows whose answers are the model's own greedy ones agree wholly; random ones hardly."""
+    base_dir = tiny_base(tmp_path / "base")
+    adapter_dir = tiny_adapter(tmp_path / "adapter", base_dir)
+    model = comparison.load_with_peft(base_dir, adapter_dir, "float32", "cpu")
+    asked = torch.tensor([row.input_ids[:31] for row in rows(count=4)])
+    answered = model.generate(input_ids=asked, max_new_tokens=20, min_new_tokens=20, do_sample=False)
+    greedy = [ProofRow(tuple(ids), 31) for ids in answered.tolist()]
+    merge_adapter(base_dir, adapter_dir, tmp_path / "merged", dtype="bfloat16")
+    shares = []
+    for name, compared in (("greedy", greedy), ("random", rows(count=4))):
+        (tmp_path / name).mkdir()
+        wanted = proof.request(base_dir, adapter_dir, dtype="bfloat16", device="cpu", rows=compared)
+        _in_process(wanted, tmp_path / name)
+        seen = comparison.examine(tmp_path / name, tmp_path / "merged")
+        shares.append((seen.agreement_evaluated_16bit, seen.agreement_evaluated))
+    assert shares[0][0] >= 0.95  # EOS is kept from coming, so not quite all
+    assert shares[0][1] > 0.9
+    assert max(shares[1]) < 0.3
+
+
 def test_gates_at_their_bounds() -> None:
     assert failed(GOOD) == set()
     assert failed(replace(GOOD, kl_tuned=4.01 * GOOD.kl_calibrated)) == {"merged_equals_trained"}
@@ -174,6 +217,7 @@ def test_gates_at_their_bounds() -> None:
     assert failed(replace(GOOD, kl_base=1.8e-4, kl_effect=2e-4)) == set()  # an effect below rounding
     assert failed(replace(GOOD, delta_missing=1.0)) == {"every_delta_is_in"}
     assert failed(replace(GOOD, tensors_wrong=1)) == {"tensors_complete"}
+    assert failed(replace(GOOD, tensors_not_finite=1)) == {"every_tensor_finite"}
     assert {"merged_equals_trained", "nearer_to_tuned"} <= failed(replace(GOOD, kl_tuned=float("nan")))
 
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from appliance import hub, machine, prompts, report, rundir, trainer
+from appliance import checkpoints, hub, machine, prompts, report, rundir, trainer
 from appliance.engines.transformers import TransformersEngine
-from appliance.errors import EnvironmentUnavailable, Interrupted, TrainingFailed
+from appliance.errors import EnvironmentUnavailable, Interrupted, RunDirError, TrainingFailed
 from appliance.hub import Base
 from appliance.recipe import DataSection, ModelSection, TrainSection, TuningSection
 from appliance.stages import prepare, train
@@ -170,12 +170,15 @@ def test_a_damaged_checkpoint_is_passed_over(base: Base, prepare_dir: Path, tmp_
     fit(base, prepare_dir, stage_dir)
     folder = stage_dir / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-4", "checkpoint-8"]
+    inputs = checkpoints.manifest_of(folder / "checkpoint-4").inputs
     damaged = folder / "checkpoint-8" / "optimizer.pt"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
-    assert trainer.newest_checkpoint(folder) == folder / "checkpoint-4"
-    (folder / "checkpoint-4" / trainer.MANIFEST).unlink()
-    assert trainer.newest_checkpoint(folder) is None
-    assert list(folder.iterdir()) == []
+    assert checkpoints.newest(folder, inputs) == folder / "checkpoint-4"
+    (folder / "checkpoint-4" / checkpoints.MANIFEST).unlink()
+    for _ in range(2):  # never from zero, however often it is asked
+        with pytest.raises(RunDirError, match="none of the 2 checkpoints is valid") as caught:
+            fit(base, prepare_dir, stage_dir)
+        assert "--redo train" in caught.value.hint
 
 
 def test_micro_batches_do_not_change_the_trajectory(base: Base, prepare_dir: Path, tmp_path: Path) -> None:
@@ -189,7 +192,7 @@ def test_micro_batches_do_not_change_the_trajectory(base: Base, prepare_dir: Pat
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(base: Base, prepare_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingFailed, match="not finite") as caught:
+    with pytest.raises(TrainingFailed, match=r"step \d+: .*CSV rows .* not finite") as caught:
         fit(base, prepare_dir, tmp_path / "train", learning_rate=1e30, max_steps=12)
     assert "learning_rate" in caught.value.hint
     assert not (tmp_path / "train" / "adapter").exists()

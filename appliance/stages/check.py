@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from appliance import cards, engines, machine, rundir, survey
+from appliance import access, cards, engines, hub, machine, memory, rundir, survey
 from appliance.errors import DataError, EnvironmentUnavailable
 from appliance.hub import Base
 from appliance.machine import Device, Finding, human
 from appliance.recipe import DataSection, ModelSection, PublishSection, TrainSection, TuningSection
+
+PROMPT_TOKENS = 64  # of a format around a row, for the estimate before anything is tokenized
 
 
 def run(
@@ -26,17 +28,18 @@ def run(
     engine: str,
     will_train: bool,
     stage_dir: Path,
+    into_existing: bool = False,
 ) -> list[Finding]:
     """All findings; writes table.json. What is cheap comes first: a wrong CSV is said before any model is fetched.
 
-    `csv_path` None: the CSV is gone, and its rows are in the run directory already.
+    `csv_path` None: the CSV is gone, and its rows are in the run directory already. `into_existing`: a repository on
+    the Hub may hold something else.
 
-    Raises DataError: the CSV cannot be read. EnvironmentUnavailable: a finding fails.
+    Raises DataError: the CSV cannot be read. HubError: the Hub will not take what is to be published.
+    EnvironmentUnavailable: another finding fails.
     """
-    findings = csv_findings(csv_path, data, train.seed) if csv_path else []
-    if publish.repo_id is not None:
-        fix = "upload the release folder yourself: this version does not"
-        findings.append(Finding("publish.repo_id", publish.repo_id, "", "warning", fix))
+    seen = _survey(csv_path, data, train.seed) if csv_path else None
+    findings = survey.findings(seen) if seen else []
     table_path = stage_dir / "table.json"
     device = get_device() if machine.can_train() else None
     if device:
@@ -47,13 +50,16 @@ def run(
     _judge(findings, table_path)  # before a base is fetched: what is wrong with the machine stays wrong
     if device:
         engines.refuse_impossible(engine, device)
+    findings += _hub_findings(publish, model, tuning, into_existing)
+    rundir.write_json(table_path, [asdict(finding) for finding in findings])
+    access.refuse(findings)
     base = get_base()
     full_with = train.optimizer if tuning.method == "full" else None
     findings += [*_base_findings(base, model), _disk(base, stage_dir, full_with)]
     if device:
         findings += [
             *_engine_findings(engine, base, model, device, full_with),
-            *_memory(base, model, device, full_with),
+            *_memory(base, model, tuning, train, device, seen.longest_characters if seen else 0),
         ]
     _judge(findings, table_path)
     return findings
@@ -69,7 +75,7 @@ def _judge(findings: list[Finding], table_path: Path) -> None:
         )
 
 
-def csv_findings(csv_path: Path, data: DataSection, seed: int) -> list[Finding]:
+def _survey(csv_path: Path, data: DataSection, seed: int) -> survey.Survey:
     """What the CSV is and holds. Raises DataError: it cannot be read, or has too few rows to split.
 
     Bad rows are a warning here: `prepare`, which has the ledger, refuses them.
@@ -77,7 +83,19 @@ def csv_findings(csv_path: Path, data: DataSection, seed: int) -> list[Finding]:
     seen = survey.look(csv_path, data, seed)
     if seen.too_few:
         raise DataError(f"{csv_path}: {seen.too_few}", hint=seen.too_few.hint) from seen.too_few
-    return survey.findings(seen)
+    return seen
+
+
+def _hub_findings(
+    publish: PublishSection, model: ModelSection, tuning: TuningSection, into_existing: bool
+) -> list[Finding]:
+    """Whether what is to be published may be: asked now, not after hours of training."""
+    repositories = publish.repositories(has_adapter=tuning.method == "lora")
+    if not repositories:
+        return []
+    is_on_hub = "/" in model.id and not Path(model.id).exists()
+    base = (model.id, model.revision) if is_on_hub else None
+    return access.look(dict(repositories.values()), publish.visibility, into_existing, base, hub.token())
 
 
 def _base_findings(base: Base, model: ModelSection) -> list[Finding]:
@@ -124,17 +142,44 @@ def _engine_findings(
     return findings
 
 
-def _memory(base: Base, model: ModelSection, device: Device, full_with: str | None) -> list[Finding]:
-    """Room for training, and for the proof, which loads the model again in 16 bits (on a CPU: in float32)."""
-    parameters = machine.parameters_of(base.dir)
-    room = {"cuda": device.memory_bytes, "cpu": machine.memory_available_bytes()}
-    dtype = device.compute_dtype(model.dtype)
-    training = machine.training_bytes(parameters, model.load_in_4bit, dtype, full_with)
-    place = machine.proof_device(parameters, device)
-    return [
-        _fits("training", device.kind, room[device.kind], training),
-        _fits("the proof", place, room[place], machine.proof_bytes(parameters, place)),
-    ]
+def _memory(
+    base: Base,
+    model: ModelSection,
+    tuning: TuningSection,
+    train: TrainSection,
+    device: Device,
+    longest_characters: int,
+) -> list[Finding]:
+    """Room for training, and for the proof, which loads the model again in 16 bits (on a CPU: in float32).
+
+    Where only the activations do not fit it is a warning: training halves the micro batch by itself, and their
+    estimate stands on the longest row's characters, at a token each, as long as nothing has been tokenized.
+    """
+    parameters, dtype = machine.parameters_of(base.dir), device.compute_dtype(model.dtype)
+    full_with = train.optimizer if tuning.method == "full" else None
+    at_least = machine.training_bytes(parameters, model.load_in_4bit, dtype, full_with)
+    room, place = machine.room_bytes(device), machine.proof_device(parameters, device)
+    findings = [_fits("training", device.kind, room, at_least)]
+    shape = memory.shape_of(base.config)
+    if shape and findings[0].verdict == "ok":
+        wanted = model.max_seq_length
+        tokens = wanted if isinstance(wanted, int) else min(longest_characters + PROMPT_TOKENS, base.max_positions)
+        demand = memory.training(
+            shape,
+            parameters,
+            model=model,
+            tuning=tuning,
+            train=train,
+            dtype=dtype,
+            tokens=tokens,
+            checkpoints_gradients=device.kind == "cuda",
+        )
+        needed = f"{human(demand.total)} ({demand.describe()}; {train.micro_batch_size} rows of {tokens} tokens)"
+        enough = demand.total <= room
+        fix = "" if enough else "training halves train.micro_batch_size when it must; model.max_seq_length bounds it"
+        findings = [replace(findings[0], needed=needed, verdict="ok" if enough else "warning", fix=fix)]
+    room = machine.room_bytes(device) if place == device.kind else machine.memory_available_bytes()
+    return [*findings, _fits("the proof", place, room, machine.proof_bytes(parameters, place))]
 
 
 def _fits(purpose: str, place: str, room: int, needed: int) -> Finding:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from appliance import batches, console, generation, metrics, prompts, rundir, table
+from appliance import batches, console, gates, generation, metrics, prompts, rundir, table
 from appliance.engines import Engine
 from appliance.generation import Answer
 from appliance.hub import Base
@@ -53,19 +53,25 @@ def run(
     trained_dir: Path,
     stage_dir: Path,
 ) -> Comparison:
-    """Writes metrics.json, predictions.csv and proof_rows.json."""
+    """Writes metrics.json, measures.json (for the gates), predictions.csv and proof_rows.json."""
     tokenizer = AutoTokenizer.from_pretrained(str(trained_dir), local_files_only=True, trust_remote_code=False)
     prompt = prompts.from_transformers(prompt_name, tokenizer)
     test_rows = table.read_canonical(prepare_dir / "test.csv")
     rows = _chosen(test_rows, evaluate.max_rows, seed)
     questions = [prompt.prompt_ids(prompts.user_message(row.instruction, row.input)) for row in rows]
     encoded = [prompt.encode(row.instruction, row.input, row.output) for row in rows]
+    fit = rundir.read_json(trained_dir.parent / "fit.json")
+    val_rows = _val_rows(prompt, prepare_dir / "val.csv", **fit["encoding"])
     answers: dict[str, list[Answer]] = {}
     losses: dict[str, float] = {}
+    val_loss: dict[str, Any] = {"best": fit["best_val_loss"], "in_4bit": model.load_in_4bit}
 
     def look(who: str, loaded: Any) -> None:
         with console.Steps(f"answers of the {who} model", len(rows)) as bar:
             losses[who] = mean_loss(loaded, encoded, prompt.pad_token_id)
+            if who == "tuned":  # the model that has just come from disk: as good as the best one in training?
+                val_loss["again"] = mean_loss(loaded, val_rows, prompt.pad_token_id)
+                val_loss["compute_dtype"] = str(loaded.dtype).removeprefix("torch.")
             answers[who] = generation.answer(
                 loaded,
                 prompt,
@@ -94,6 +100,8 @@ def run(
             for question, one in zip(questions, answers["tuned"], strict=True)
         ],
     )
+    stops = stop_rates([len(one) - one.prompt_tokens for one in encoded], evaluate.max_new_tokens, answers)
+    rundir.write_json(stage_dir / gates.MEASURES, {"stops": stops, "val_loss": val_loss})
     groups = _groups(prepare_dir / "test_groups.csv")
     comparison, row_scores = compare(rows, answers, losses, [groups[row.line] for row in rows], evaluate.primary)
     _write_predictions(stage_dir / "predictions.csv", rows, answers, row_scores)
@@ -152,6 +160,26 @@ def mean_loss(model: Any, rows: Sequence[prompts.Encoded], pad_token_id: int) ->
         )
         tokens += int((labels != batches.IGNORED).sum())
     return total / tokens
+
+
+def stop_rates(
+    answer_tokens: Sequence[int], max_new_tokens: int, answers: dict[str, list[Answer]]
+) -> dict[str, float | int | None]:
+    """Shares of answers that stopped, of the rows whose wanted answer (with EOS, in tokens) had room to stop.
+
+    A row that needs more than `max_new_tokens` cannot stop in time even when it is answered perfectly.
+    """
+    fits = [i for i, tokens in enumerate(answer_tokens) if tokens <= max_new_tokens]
+    rates = {who: sum(given[i].stopped for i in fits) / len(fits) if fits else None for who, given in answers.items()}
+    return {"rows_that_fit": len(fits), **rates}
+
+
+def _val_rows(
+    prompt: prompts.Prompt, path: Path, *, loss_on: str, max_seq_length: int, cut_long_rows: bool
+) -> list[prompts.Encoded]:
+    """The val rows as training encoded them."""
+    rows = [prompt.encode(r.instruction, r.input, r.output, loss_on=loss_on) for r in table.read_canonical(path)]
+    return [prompt.cut(row, max_seq_length) for row in rows] if cut_long_rows else rows
 
 
 def summarise(seen: Comparison) -> str:

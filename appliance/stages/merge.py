@@ -2,8 +2,8 @@
 
 After full fine-tuning there is nothing to add: the trained weights are rounded to 16 bits and proven alike.
 
-Owns the arithmetic of merging and the safetensors files it writes. Must not know recipes, prompts or how the adapter
-was trained. Memory: one weight matrix in float32, whatever the size of the model.
+Owns the arithmetic of merging and the files it writes. Must not know recipes or how the adapter was trained. Memory:
+one weight matrix in float32, whatever the size of the model.
 
 >>> merge_adapter(base_dir, adapter_dir, out_dir, dtype="bfloat16")
 MergeSummary(shards=3, tensors=201, merged_tensors=154, bytes=2200121344, dtype='bfloat16')
@@ -20,8 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance import machine, proof
+from appliance import machine, prompts, proof
 from appliance.errors import ApplianceError, EnvironmentUnavailable, GateRefused
+from appliance.roundtrip import SHORTEST
 from appliance.rundir import atomic_dir, read_json, write_json
 from appliance.shards import (
     FLOATS,
@@ -155,7 +156,8 @@ def _write(model_dir: Path, deltas: dict[str, Delta], tokenizer_dir: Path, out_d
         for path, shard in shards.items():
             write_shard(folder / path.name, shard, rows_of)
         assert used == Counter(deltas.keys()), f"LoRA modules not used exactly once: {used.keys() ^ deltas.keys()}"
-        _write_config(model_dir, folder, config, dtype, written_bytes)
+        _write_config(model_dir, folder, config | special_ids(tokenizer_dir, config), dtype, written_bytes)
+        _write_generation_config(model_dir, folder, special_ids(tokenizer_dir, _generation_config(model_dir)))
         for name in TOKENIZER_FILES:
             if (tokenizer_dir / name).is_file():
                 shutil.copyfile(tokenizer_dir / name, folder / name)
@@ -296,13 +298,45 @@ def _rounded(tensor: Header, runs: Iterable[torch.Tensor]) -> Iterator[torch.Ten
 
 
 def _write_config(base_dir: Path, folder: Path, config: dict[str, Any], dtype: str, size_bytes: int) -> None:
-    """config.json with the written type, generation_config.json and the index, where the base has them."""
+    """config.json with the written type, and the index where the base has one."""
     old_key = {"torch_dtype": dtype} if "torch_dtype" in config else {}  # what transformers 4 reads
     kept = {key: value for key, value in config.items() if key != "_name_or_path"}
     write_json(folder / "config.json", {**kept, **old_key, "dtype": dtype})
-    if (base_dir / "generation_config.json").is_file():
-        shutil.copyfile(base_dir / "generation_config.json", folder / "generation_config.json")
     if (base_dir / INDEX).is_file():
         index = read_json(base_dir / INDEX)
         metadata = {**index.get("metadata", {}), "total_size": size_bytes}
         write_json(folder / INDEX, {**index, "metadata": metadata})
+
+
+def special_ids(tokenizer_dir: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The ids of BOS, EOS and padding that training used, for a config.json or generation_config.json.
+
+    A base often names another EOS there than its tokenizer, or pads with EOS: a server would then not stop where the
+    model does. What else the base stops at stays, behind the trained EOS. Nothing without the prompt.json of training.
+    """
+    if not (tokenizer_dir / "prompt.json").is_file():
+        return {}
+    prompt = prompts.from_folder(read_json(tokenizer_dir / "prompt.json")["prompt"], tokenizer_dir)
+    own = config.get("eos_token_id")
+    ends = [prompt.eos_token_id, *(own if isinstance(own, list) else [] if own is None else [own])]
+    ends = list(dict.fromkeys(ends))
+    found: dict[str, Any] = {"eos_token_id": ends if len(ends) > 1 else ends[0], "pad_token_id": prompt.pad_token_id}
+    if prompt.bos_token and (bos := prompt.backend.token_to_id(prompt.bos_token)) is not None:
+        found["bos_token_id"] = bos
+    return found
+
+
+def _generation_config(model_dir: Path) -> dict[str, Any]:
+    path = model_dir / "generation_config.json"
+    return dict(read_json(path)) if path.is_file() else {}
+
+
+def _write_generation_config(model_dir: Path, folder: Path, ids: dict[str, Any]) -> None:
+    """The base's own settings with our ids, less those that transformers would call invalid or that cut answers."""
+    settings = _generation_config(model_dir) | ids
+    dropped = set() if settings.get("do_sample") else {"temperature", "top_p", "top_k", "min_p", "typical_p"}
+    # a short max_length is a default that nobody chose (20 in older transformers)
+    dropped |= {key for key in ("max_length", "max_new_tokens") if (settings.get(key) or SHORTEST) < SHORTEST}
+    if settings:
+        kept = {key: value for key, value in settings.items() if key not in dropped}
+        write_json(folder / "generation_config.json", kept)

@@ -1,62 +1,174 @@
-"""Builds release/: exactly what goes to the Hub. Nothing is released that the proof or the verdict speaks against."""
+"""Builds release/: exactly what goes to the Hub, and takes it there. Nothing leaves that a gate speaks against.
+
+The gates run in two halves: first what the stages recorded, then, on the release as it would leave, its files, its
+reload in a fresh process, and its cleanliness. Only a release that all of them let pass gets the name `release`.
+"""
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from appliance import card, rundir
+from appliance import access, card, clean, gates, hub, passport, roundtrip, rundir, upload
 from appliance.errors import GateRefused
 from appliance.hub import Base
-from appliance.recipe import PublishSection
+from appliance.proof import Gate
+from appliance.push import Pushed
+from appliance.recipe import EvaluateSection, PublishSection
+
+SIDES = ("train", "val", "test")
+EVEN_IF_WORSE = "not_worse"  # the one gate that `publish --even-if-worse` overrides
 
 
-def run(*, name: str, publish: PublishSection, base: Base, prompt_name: str, run_path: Path, stage_dir: Path) -> str:
-    """Writes release/model, release/adapter and hub.json; returns the summary.
+def run(
+    *,
+    name: str,
+    publish: PublishSection,
+    evaluate: EvaluateSection,
+    base: Base,
+    prompt_name: str,
+    run_path: Path,
+    stage_dir: Path,
+    even_if_worse: bool = False,
+    into_existing: bool = False,
+) -> str:
+    """Writes release/model, release/adapter, release/dataset and hub.json, the passport into run.json; uploads.
 
-    Raises GateRefused: the merged model is not proven, the verdict is `worse`, or not `better` where that is required.
+    `even_if_worse` lets a model pass that the verdict speaks against; the card says so. It overrides no other gate.
+    `into_existing` lets an upload go to a repository that holds something else. Returns the summary.
+    Raises GateRefused: a gate does not hold; hub.json names it, and there is no release folder then. HubError: the
+    upload did not come through; the release folder is kept.
     """
-    proof = rundir.read_json(run_path / "merge" / "proof.json")
-    metrics = rundir.read_json(run_path / "evaluate" / "metrics.json")
-    gates = _gates(proof, metrics, publish.require_improvement)
-    message = "nothing was uploaded: publish.repo_id is not set"
-    if publish.repo_id:
-        message = f"nothing was uploaded: this version does not upload; the release for {publish.repo_id} is ready"
-    record = {"uploaded": False, "message": message, "visibility": None, "gates": gates}
-    failed = [gate for gate in gates if not gate["passed"]]
-    if failed:
-        rundir.write_json(stage_dir / "hub.json", {**record, "message": "refused: nothing may be released"})
-        raise GateRefused(
-            "the release is refused: " + "; ".join(f"{g['name']}: {g['measured']}, bound {g['bound']}" for g in failed),
-            hint="what was trained and the merged model are kept; see report.html for the answers behind the figures",
-        )
-    facts = card.gather(name=name, base=base, prompt_name=prompt_name, run_path=run_path, examples=publish.examples)
+    repositories = publish.repositories(has_adapter=(run_path / "train" / "adapter").is_dir())
+    if publish.repo_id and "/" not in publish.repo_id:  # the cards need the whole name
+        owner = access.owner(hub.token())
+        repositories = {part: (f"{owner}/{name}", kind) for part, (name, kind) in repositories.items()}
+    overridable = {EVEN_IF_WORSE} if even_if_worse else set()
+    found = gates.recorded(
+        run_path, min_stop_rate=publish.min_stop_rate, require_improvement=publish.require_improvement
+    )
+    _refuse(found, overridable, stage_dir)
+    overridden = sorted(gate.name for gate in found if not gate.passed)
+    facts = card.gather(
+        name=name,
+        base=base,
+        prompt_name=prompt_name,
+        run_path=run_path,
+        examples=publish.examples,
+        overridden=bool(overridden),
+        repos={part: repo_id for part, (repo_id, _) in repositories.items()},
+        stop=evaluate.stop,
+        max_new_tokens=evaluate.max_new_tokens,
+    )
     with rundir.atomic_dir(stage_dir / "release") as release:
-        if publish.merged:
-            _link_tree(run_path / "merge" / "model", release / "model")
-            _copy_license(base, release / "model")
-            rundir.write_text(release / "model" / "README.md", card.model_card(facts))
-        if publish.adapter and (run_path / "train" / "adapter").is_dir():
-            _link_tree(run_path / "train" / "adapter", release / "adapter")
-            _copy_license(base, release / "adapter")
-            rundir.write_text(release / "adapter" / "README.md", card.adapter_card(facts))
+        _build(release, facts, publish, run_path)
+        found += gates.of_files(
+            release, run_path, public_id=base.public_id, revision=base.revision, dataset=publish.dataset
+        )
+        _refuse(found, overridable, stage_dir)  # before a process loads what is there
+        try:
+            found += roundtrip.run(release, run_path, base_dir=base.dir, prompt_name=prompt_name, stage_dir=stage_dir)
+        except GateRefused as error:
+            _record(stage_dir, found, f"refused: {error}")
+            raise
+        found += gates.of_cleanliness(
+            release,
+            run_path,
+            secrets=secrets(),
+            private=private(facts, run_path, publish.repo_id),
+            shown=publish.examples,
+        )
+        _refuse(found, overridable, stage_dir)
         files = {
             str(path.relative_to(release)): {"size": path.stat().st_size, "sha256": rundir.sha256_of(path)}
             for path in sorted(release.rglob("*"))
             if path.is_file()
         }
-    rundir.write_json(stage_dir / "hub.json", {**record, "files": files})
-    return message
+    passport.write(run_path, base, found)
+    message = "nothing was uploaded: publish.repo_id is not set"
+    if repositories:
+        message = "not uploaded yet"
+    _record(stage_dir, found, message, files=files, overridden=overridden)
+    if not repositories:
+        return message
+    pushed: dict[str, Pushed] = {}
+    for part, (repo_id, repo_type) in repositories.items():
+        pushed[part] = upload.publish(
+            stage_dir / "release" / part,
+            repo_id,
+            repo_type=repo_type,
+            visibility=publish.visibility,
+            token=hub.token(),
+            into_existing=into_existing,
+            message=f"{name}: {part}",
+            expected=_of_part(files, part),
+            again=f"`appliance publish {shlex.quote(str(run_path))}` continues",
+        )
+        more: dict[str, Any] = {"uploaded": len(pushed) == len(repositories), "visibility": pushed[part].visibility}
+        more |= {"repositories": {part: asdict(one) for part, one in pushed.items()}}
+        _record(stage_dir, found, "uploaded", files=files, overridden=overridden, **more)
+    return "; ".join(
+        f"{one.visibility}{'' if one.was_new else ', as it was before'}: {one.commit_url}" for one in pushed.values()
+    )
 
 
-def _gates(proof: dict[str, Any], metrics: dict[str, Any], require_improvement: bool) -> list[dict[str, Any]]:
-    wanted = ["better"] if require_improvement else ["better", "not proven"]
-    verdict = metrics["verdict"]
-    return [
-        {"name": "merged_equals_trained", "passed": proof["passed"], "measured": proof["passed"], "bound": True},
-        {"name": "not_worse", "passed": verdict in wanted, "measured": verdict, "bound": " or ".join(wanted)},
-    ]
+def _of_part(files: Mapping[str, Mapping[str, Any]], part: str) -> dict[str, tuple[int, str]]:
+    """The files of one part of the release, named as in its repository: size in bytes, sha256."""
+    inside = f"{part}/"
+    return {n.removeprefix(inside): (f["size"], f["sha256"]) for n, f in files.items() if n.startswith(inside)}
+
+
+def secrets() -> tuple[str, ...]:
+    """Every secret that this process could have written somewhere."""
+    return clean.secrets_of(os.environ, hub.token(), clean.saved_token(os.environ))
+
+
+def private(facts: card.Facts, run_path: Path, repo_id: str | None) -> clean.Private:
+    """What would tell of this machine. A name that is published on purpose, as in a repository's, is no trace."""
+    config = facts.base.config
+    cells = [cell for row in facts.examples for cell in row.values() if cell]
+    public = [facts.name, facts.base.public_id, repo_id or "", str(config.get("model_type", ""))]
+    public += [*(config.get("architectures") or []), *cells, *map(clean.as_cell, cells)]
+    paths = {run_path.absolute(), run_path.resolve(), facts.base.dir.absolute(), facts.base.dir.resolve()}
+    return clean.Private(clean.names_here(), tuple(sorted(map(str, paths))), "\n".join(public))
+
+
+def _refuse(found: Sequence[Gate], overridable: set[str], stage_dir: Path) -> None:
+    """Raises GateRefused where a gate does not hold that may not be overridden; hub.json then has them all."""
+    failed = [gate for gate in found if not gate.passed and gate.name not in overridable]
+    if not failed:
+        return
+    _record(stage_dir, found, "refused: nothing may be released")
+    hint = "what was trained and the merged model are kept; see report.html for the answers behind the figures"
+    if [gate.name for gate in failed] == [EVEN_IF_WORSE]:
+        hint += "; `appliance publish --even-if-worse` releases it all the same, and the card says so"
+    raise GateRefused("the release is refused: " + "; ".join(gate.sentence() for gate in failed), hint=hint)
+
+
+def _record(stage_dir: Path, found: Sequence[Gate], message: str, **more: Any) -> None:
+    record = {"uploaded": False, "message": message, "visibility": None, "gates": [gate.as_json() for gate in found]}
+    rundir.write_json(stage_dir / "hub.json", record | more)
+
+
+def _build(release: Path, facts: card.Facts, publish: PublishSection, run_path: Path) -> None:
+    if publish.merged:
+        _link_tree(run_path / "merge" / "model", release / "model")
+        _copy_license(facts.base, release / "model")
+        rundir.write_text(release / "model" / "README.md", card.model_card(facts))
+    if publish.adapter and (run_path / "train" / "adapter").is_dir():
+        _link_tree(run_path / "train" / "adapter", release / "adapter")
+        _copy_license(facts.base, release / "adapter")
+        rundir.write_text(release / "adapter" / "README.md", card.adapter_card(facts))
+    if publish.dataset:
+        (release / "dataset").mkdir()
+        for side in SIDES:
+            shutil.copyfile(run_path / "prepare" / f"{side}.csv", release / "dataset" / f"{side}.csv")
+        rundir.write_text(release / "dataset" / "README.md", card.dataset_card(facts))
 
 
 def _link_tree(source: Path, target: Path) -> None:

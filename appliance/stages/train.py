@@ -7,10 +7,11 @@ A killed or interrupted training continues from its newest complete checkpoint.
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState, set_seed
 from trl import SFTConfig
 
-from appliance import batches, console, prompts, report, rundir, table
+from appliance import batches, checkpoints, console, gates, prompts, report, rundir, table
+from appliance.batch_size import BatchSize, OutOfMemory
 from appliance.engines import Engine
 from appliance.errors import DataError, Interrupted, TrainingFailed
 from appliance.hub import Base
@@ -27,16 +29,27 @@ from appliance.machine import Device
 from appliance.recipe import ModelSection, TrainSection, TuningSection
 from appliance.shards import is_adapter
 from appliance.trainer import (
+    EVALUATION_ROWS_PER_BATCH,
+    EvaluationStopped,
     FinishWithEvaluation,
     Metrics,
     OrderedTrainer,
+    Rows,
     StopOnSignal,
-    fault_of,
-    is_finished,
-    newest_checkpoint,
-    newest_state,
-    step_of,
+    TrainingEnded,
+    is_out_of_memory,
 )
+
+_WEIGHTS = r"adapter_model\.safetensors|model[\w.-]*\.safetensors"  # of a checkpoint
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How rows became ids; evaluate encodes the val rows once more in the same way."""
+
+    loss_on: str
+    max_seq_length: int
+    cut_long_rows: bool
 
 
 @dataclass(frozen=True)
@@ -64,86 +77,174 @@ def run(
     stage_dir: Path,
     trained_dir: Path,
 ) -> str:
-    """Writes `trained_dir` and, into `stage_dir`, metrics.jsonl and loss.png; returns the summary.
+    """Writes `trained_dir` and, into `stage_dir`, metrics.jsonl, loss.png and gates.json; returns the summary.
 
-    Raises TrainingFailed: a loss that is not finite. Interrupted: SIGINT or SIGTERM, after a checkpoint.
+    Raises GateRefused: the collated rows would not teach the model to stop; nothing is trained then.
+    TrainingFailed: a loss that is not finite. Interrupted: SIGINT or SIGTERM, after a checkpoint.
     """
-    set_seed(train.seed)
-    tuned, tokenizer = engine.load_for_training(base.dir, model, tuning, max_seq_length, train.seed)
+    inputs = checkpoints.inputs_of(
+        engine.name,
+        device.compute_dtype(model.dtype),
+        base.identity,
+        model,
+        tuning,
+        train,
+        prompt_name,
+        max_seq_length,
+        cut_long_rows,
+        prepare_dir,
+    )
+    checkpoints_dir = stage_dir / "checkpoints"
+    checkpoints_dir.mkdir(exist_ok=True)
+    checkpoints.newest(checkpoints_dir, inputs)  # refuses before the model is loaded
+
+    def load() -> Any:
+        set_seed(train.seed)
+        return engine.load_for_training(base.dir, model, tuning, max_seq_length, train.seed)
+
+    tuned, tokenizer = load()
     prompt = prompts.from_transformers(prompt_name, tokenizer)
     tokenizer.pad_token = prompt.pad_token  # already in the vocabulary: nothing is resized
     tokenizer.chat_template = prompt.chat_template
-    encode = partial(_encode, prompt, loss_on=train.loss_on, max_seq_length=max_seq_length, cut=cut_long_rows)
-    train_rows, val_rows = encode(prepare_dir / "train.csv"), encode(prepare_dir / "val.csv")
-
-    checkpoints_dir = stage_dir / "checkpoints"
-    checkpoints_dir.mkdir(exist_ok=True)
-    resume_from = newest_checkpoint(checkpoints_dir)
-    if resume_from and is_finished(resume_from, train.patience):
-        console.say(f"training had ended with {resume_from.name}; only the best of it was still to be kept")
-        return _keep_best(newest_state(resume_from), trained_dir, prompt, tokenizer, base)
-    metrics = Metrics(stage_dir / "metrics.jsonl", resume_step=step_of(resume_from) if resume_from else -1)
-    stop = StopOnSignal()
-    trainer = OrderedTrainer(
-        model=tuned,
-        processing_class=tokenizer,
-        args=_trainer_arguments(
-            train,
-            device,
-            device.compute_dtype(model.dtype),
-            checkpoints_dir,
-            evaluate_first=resume_from is None,
-            gradient_checkpointing=engine.trainer_checkpoints_gradients,
-        ),
-        train_dataset=_dataset(train_rows),
-        eval_dataset=_dataset(val_rows),
-        data_collator=partial(batches.collate, pad_token_id=prompt.pad_token_id),
-        callbacks=[EarlyStoppingCallback(train.patience, train.min_delta), FinishWithEvaluation(), metrics, stop],
+    encoding = Encoding(train.loss_on, max_seq_length, cut_long_rows)
+    (train_rows, train_side), (val_rows, val_side) = (
+        _encode(prompt, prepare_dir / f"{side}.csv", encoding) for side in ("train", "val")
     )
-    trainer.remove_callback(PrinterCallback)  # it prints every line of metrics; ours writes them
-    trainer.use_order([len(row) for row in train_rows], train.effective_batch_size, train.seed)
-    if resume_from:
-        console.say(f"continuing from step {step_of(resume_from)} ({resume_from.name})")
-    with stop, metrics:
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    if stop.signal_number is not None:
-        raise Interrupted(
-            stop.signal_number,
-            f"stopped by {signal.Signals(stop.signal_number).name} after step {trainer.state.global_step}; it is saved",
-            hint="the same command continues from there",
+    dataset, collate = _dataset(train_rows), partial(batches.collate, pad_token_id=prompt.pad_token_id)
+    refuse = partial(
+        _refuse_rows_that_do_not_stop,
+        prompt=prompt,
+        lines=train_side.lines,
+        csv_path=prepare_dir / "train.csv",
+        stage_dir=stage_dir,
+    )
+    refuse(dataset, collate)
+    keep = partial(_keep_best, target=trained_dir, prompt=prompt, tokenizer=tokenizer, base=base, encoding=encoding)
+
+    def attempt(size: BatchSize, tuned: Any) -> tuple[TrainerState, BatchSize]:
+        """Trains from the newest checkpoint to the end. Raises OutOfMemory."""
+        resume_from = checkpoints.newest(checkpoints_dir, inputs)
+        if resume_from and checkpoints.is_finished(resume_from, train.patience):
+            console.say(f"training had ended with {resume_from.name}; only the best of it was still to be kept")
+            return checkpoints.state_of(resume_from), size
+        dtype, step = device.compute_dtype(model.dtype), checkpoints.step_of(resume_from) if resume_from else -1
+        scales_loss = device.kind == "cuda" and dtype == "float16"
+        metrics, stop = Metrics(stage_dir / "metrics.jsonl", resume_step=step, scales_loss=scales_loss), StopOnSignal()
+        trainer = OrderedTrainer(
+            model=tuned,
+            processing_class=tokenizer,
+            args=_trainer_arguments(
+                train, size, device, dtype, checkpoints_dir, gradient_checkpointing=engine.trainer_checkpoints_gradients
+            ),
+            train_dataset=dataset,
+            eval_dataset=_dataset(val_rows),
+            data_collator=collate,
+            callbacks=[EarlyStoppingCallback(train.patience, train.min_delta), FinishWithEvaluation(), metrics, stop],
         )
+        trainer.remove_callback(PrinterCallback)  # it prints every line of metrics; ours writes them
+        if trainer.train_dataset is not dataset or trainer.data_collator is not collate:  # a library put in its own
+            refuse(trainer.train_dataset, trainer.data_collator)
+        trainer.use(
+            train_rows=train_side,
+            val_rows=val_side,
+            rows_per_step=train.effective_batch_size,
+            evaluation_rows=size.evaluation_rows,
+            inputs=inputs,
+            stop=stop,
+            evaluation_due=resume_from is not None and checkpoints.manifest_of(resume_from).evaluation_due,
+        )
+        metrics.name_rows = trainer.name_rows_of_step
+        if resume_from:
+            console.say(f"continuing from step {step} ({resume_from.name})")
+        with stop, metrics:
+            _train(trainer, resume_from)
+        if stop.signal_number is not None:
+            saved = trainer.state.global_step > 0
+            raise Interrupted(
+                stop.signal_number,
+                f"stopped by {signal.Signals(stop.signal_number).name} after step {trainer.state.global_step}"
+                + ("; it is saved" if saved else ""),
+                hint="the same command continues from there" if saved else "the same command begins there",
+            )
+        return trainer.state, replace(size, evaluation_rows=trainer.evaluation_rows)
 
-    return _keep_best(trainer.state, trained_dir, prompt, tokenizer, base)
+    size = BatchSize(
+        train.micro_batch_size, train.micro_batch_size, train.gradient_accumulation_steps, EVALUATION_ROWS_PER_BATCH
+    ).remembered(checkpoints_dir)
+    while True:
+        try:
+            state, size = attempt(size, tuned)
+            break
+        except OutOfMemory as error:
+            size = size.after(error, device, stage_dir)
+        tuned = None  # weights and optimizer may have been half way through a step: both come from disk again
+        engine.release()
+        tuned, _ = load()
+    return keep(state, size=size)
 
 
-def _keep_best(state: TrainerState, target: Path, prompt: prompts.Prompt, tokenizer: Any, base: Base) -> str:
+def _train(trainer: OrderedTrainer, resume_from: Path | None) -> None:
+    """Raises OutOfMemory with what the trainer was at."""
+    try:
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    except EvaluationStopped:  # before the first step; StopOnSignal knows why
+        pass
+    except TrainingEnded:
+        pass
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(trainer.at_work, trainer.state.global_step, str(error).splitlines()[0]) from None
+
+
+def _refuse_rows_that_do_not_stop(
+    dataset: Dataset, collate: Any, *, prompt: prompts.Prompt, lines: Sequence[int], csv_path: Path, stage_dir: Path
+) -> None:
+    """Writes gates.json: whether every collated row trains EOS. Raises GateRefused where one does not."""
+    found, broken = gates.stops(dataset, collate, prompt)
+    rundir.write_json(stage_dir / gates.RECORD, {"gates": [gate.as_json() for gate in found]})
+    gates.refuse_rows(found, broken, lambda: list(lines), csv_path)
+
+
+def _keep_best(
+    state: TrainerState,
+    *,
+    target: Path,
+    prompt: prompts.Prompt,
+    tokenizer: Any,
+    base: Base,
+    encoding: Encoding,
+    size: BatchSize,
+) -> str:
     """What was trained, loss.png and fit.json of a training that ended; returns the summary."""
     fit = _fit(state)
     stage_dir = target.parent
-    _save_best(stage_dir / "checkpoints" / f"checkpoint-{fit.best_step}", target, prompt, tokenizer, base)
+    checkpoint = stage_dir / "checkpoints" / f"checkpoint-{fit.best_step}"
+    _save_best(checkpoint, target, prompt, tokenizer, base)
     report.plot_loss(stage_dir / "metrics.jsonl", stage_dir / "loss.png", best_step=fit.best_step)
-    rundir.write_json(stage_dir / "fit.json", fit.__dict__)
+    written = checkpoints.manifest_of(checkpoint).files  # the hashes of when it was saved, not of what was copied
+    best_files = {name: sha256 for name, sha256 in written.items() if re.fullmatch(_WEIGHTS, name)}
+    more = {"best_files": best_files, "encoding": encoding.__dict__, "batch": size.__dict__}
+    rundir.write_json(stage_dir / "fit.json", fit.__dict__ | more)
     early = "stopped early" if fit.stopped_early else "ran to the end"
-    return f"{early} after {fit.steps} steps; best val loss {fit.best_val_loss:.4f} at step {fit.best_step}"
+    smaller = f"; micro batches of {size.micro_batch_size} rows fitted" if size.notes else ""
+    return f"{early} after {fit.steps} steps; best val loss {fit.best_val_loss:.4f} at step {fit.best_step}{smaller}"
 
 
-def _encode(
-    prompt: prompts.Prompt, path: Path, *, loss_on: str, max_seq_length: int, cut: bool
-) -> list[prompts.Encoded]:
-    """The rows of a prepared CSV as ids. Every one trains EOS exactly once, at its end."""
-    encoded = []
+def _encode(prompt: prompts.Prompt, path: Path, encoding: Encoding) -> tuple[list[prompts.Encoded], Rows]:
+    """The rows of a prepared CSV as ids, and where they stand in the user's CSV."""
+    encoded, lines = [], []
     for row in table.read_canonical(path):
-        one = prompt.encode(row.instruction, row.input, row.output, loss_on=loss_on)
-        one = prompt.cut(one, max_seq_length) if cut else one
-        if len(one) > max_seq_length:
+        one = prompt.encode(row.instruction, row.input, row.output, loss_on=encoding.loss_on)
+        one = prompt.cut(one, encoding.max_seq_length) if encoding.cut_long_rows else one
+        if len(one) > encoding.max_seq_length:
             raise DataError(
-                f"{path}: row {row.line} has {len(one)} tokens, over max_seq_length {max_seq_length}",
+                f"{path}: row {row.line} has {len(one)} tokens, over max_seq_length {encoding.max_seq_length}",
                 hint="the tokenizer changed after `prepare`; redo it with --redo prepare",
             )
-        assert one.labels[-1] == prompt.eos_token_id
-        assert one.input_ids.count(prompt.eos_token_id) == 1
         encoded.append(one)
-    return encoded
+        lines.append(row.line)
+    return encoded, Rows(lines, [len(one) for one in encoded])
 
 
 def _dataset(rows: Sequence[prompts.Encoded]) -> Dataset:
@@ -152,11 +253,11 @@ def _dataset(rows: Sequence[prompts.Encoded]) -> Dataset:
 
 def _trainer_arguments(
     train: TrainSection,
+    size: BatchSize,
     device: Device,
     dtype: str,
     checkpoints_dir: Path,
     *,
-    evaluate_first: bool,
     gradient_checkpointing: bool,
 ) -> SFTConfig:
     on_cuda = device.kind == "cuda"
@@ -165,8 +266,8 @@ def _trainer_arguments(
         # the recipe
         num_train_epochs=train.epochs,
         max_steps=train.max_steps or -1,
-        per_device_train_batch_size=train.micro_batch_size,
-        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        per_device_train_batch_size=size.micro_batch_size,
+        gradient_accumulation_steps=size.gradient_accumulation_steps,
         learning_rate=train.learning_rate,
         lr_scheduler_type=train.scheduler,
         warmup_steps=train.warmup_steps,
@@ -177,10 +278,10 @@ def _trainer_arguments(
         # evaluation and checkpoints: eval_every is the only knob, the rest follows from it
         eval_strategy="steps",
         eval_steps=train.eval_every,
-        eval_on_start=evaluate_first,  # the base's val loss; after a resume it would count against patience
+        eval_on_start=True,  # the longest val row first: memory that is too small shows before the first step
         save_strategy="steps",
         save_steps=train.eval_every,
-        save_total_limit=rundir.CHECKPOINTS_KEPT,
+        save_total_limit=None,  # checkpoints.rotate keeps the best by its step, wherever the run directory is
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         load_best_model_at_end=False,  # the best adapter is copied from its checkpoint, byte for byte
@@ -216,7 +317,7 @@ def _fit(state: TrainerState) -> Fit:
 
 def _save_best(checkpoint: Path, target: Path, prompt: prompts.Prompt, tokenizer: Any, base: Base) -> None:
     """The best checkpoint's weights as they were saved, with tokenizer and chat template; no local path in them."""
-    fault = fault_of(checkpoint)
+    fault = checkpoints.fault_of(checkpoint)
     if fault is not None:
         raise TrainingFailed(
             f"the best checkpoint {checkpoint} cannot be kept: {fault}",
@@ -236,6 +337,9 @@ def _save_best(checkpoint: Path, target: Path, prompt: prompts.Prompt, tokenizer
             if (base.dir / "generation_config.json").is_file():
                 shutil.copyfile(base.dir / "generation_config.json", folder / "generation_config.json")
         tokenizer.save_pretrained(str(folder))
+        settings = rundir.read_json(folder / "tokenizer_config.json")  # transformers 5 keeps how it was loaded here
+        kept = {k: v for k, v in settings.items() if k not in ("is_local", "local_files_only", "name_or_path")}
+        rundir.write_json(folder / "tokenizer_config.json", kept)
         rundir.write_json(
             folder / "prompt.json", {"prompt": prompt.name, "eos": prompt.eos_token, "pad": prompt.pad_token}
         )

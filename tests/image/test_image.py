@@ -32,6 +32,7 @@ HAS_DRIVER = Path("/proc/driver/nvidia/version").is_file()
 CANARY = "hf_" + "Canary" * 6
 STEPS = 6
 FEW = [f"train.max_steps={STEPS}", "train.eval_every=3", "evaluate.max_new_tokens=8", "evaluate.max_rows=4"]
+FEW.append("publish.min_stop_rate=0")  # so few steps teach no model to stop
 SIZE_BUDGET_BYTES = 3.0e9
 REBUILD_BUDGET_SECONDS = 20
 
@@ -243,7 +244,7 @@ def test_the_quickstart_as_typed(tmp_path: Path) -> None:
     (made.folder / "data" / "recipe.yaml").write_text(
         f"name: mine\nmodel: {{id: /data/base, load_in_4bit: false}}\n{data}\n"
         f"train: {{max_steps: {STEPS}, eval_every: 3, optimizer: adamw_torch}}\n"
-        "evaluate: {max_new_tokens: 8, max_rows: 4}\n",
+        "evaluate: {max_new_tokens: 8, max_rows: 4}\npublish: {min_stop_rate: 0.0}\n",
         encoding="utf-8",
     )
     environ = {"COMPOSE_PROJECT_NAME": PROJECT, "COMPOSE_FILE": "compose.yaml:compose.cpu.yaml", "TORCH": "cpu"}
