@@ -1,4 +1,4 @@
-# Targets: setup demo test test-image lint bench. Each sets up what it needs; a second call does nothing twice.
+# Targets: setup demo test test-faults test-image lint bench. Each sets up what it needs; a second call does nothing twice.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_NO_PROGRESS := 1
 
-.PHONY: setup demo test test-image lint bench clean
+.PHONY: setup demo test test-faults test-image lint bench clean
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -20,6 +20,9 @@ demo: setup
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-faults: setup
+	$(BIN)/python -m tests.faults 100
 
 test-image: setup
 	TEST_IMAGE=1 $(BIN)/python -m pytest tests/image -p no:xdist

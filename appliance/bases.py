@@ -55,6 +55,9 @@ TEXT_INSTEAD = {
     "qwen3": EXAMPLE,
 }
 
+# model_type of the architectures that the appliance is made for; any other is rehearsed before it is trained.
+TESTED_TYPES = frozenset({"llama", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "mistral", "gpt2"})
+
 _QUANTISED_KEYS = ("quantization_config", "compression_config", "quantization")  # the last one is MLX's
 _INNER_CONFIGS = ("text_config", "llm_config", "language_config", "ffn_config")  # of wrappers; ffn_config is DBRX's
 _EXPERT_TOTALS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")

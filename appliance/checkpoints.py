@@ -1,7 +1,7 @@
 """Checkpoints: complete or absent, known by their hashes, tied to what they were trained from.
 
 One is written into `.saving`, where nobody looks for a checkpoint, and renamed when all of it is on disk. Its last
-file, complete.json, names every other file with its hash, and what the training depends on. Knows no Trainer and no stage.
+file, complete.json, names every other file with its hash, and what the training depends on. Knows no stage.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from appliance import __version__, cli_dataset
+from appliance import __version__, cli_dataset, cli_report
 from appliance.errors import ApplianceError, Interrupted, RecipeError
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ _RECIPE_HELP = """Look at recipes.
 recipe_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=_RECIPE_HELP)
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(cli_dataset.dataset_app, name="dataset")
+app.command("report")(cli_report.report)
 
 RecipeArgument = Annotated[
     str | None,
@@ -214,6 +215,7 @@ def check(
 
 
 _stage_command("prepare", "Read the CSV, account for every row, split it.")
+_stage_command("rehearse", "Try a few steps of everything that follows, before the long run.")
 _stage_command("train", "Train the adapter.")
 _stage_command("evaluate", "Answer the test rows with the base and with the tuned model.")
 _stage_command("merge", "Merge the adapter into the base and prove the result.")
@@ -364,16 +366,16 @@ def doctor(runs_dir: RunsOption = Path("runs"), cache_dir: CacheOption = _CACHE,
 
 @recipe_app.command("list")
 def recipe_list() -> None:
-    """List the recipes that come with the package.
+    """List the recipes that come with the package, and what each needs.
 
     appliance recipe list
 
     appliance recipe show chatbot-cpu
     """
-    from appliance import console, resolve
+    from appliance import catalogue, console
 
-    rows = [(name, resolve.headline(path)) for name, path in resolve.shipped().items()]
-    console.table("", ("recipe", "what it is for"), rows, to_stdout=True)
+    rows = [(entry.name, entry.headline, entry.needs) for entry in catalogue.entries()]
+    console.table("", ("recipe", "what it is for", "what it needs"), rows, to_stdout=True)
 
 
 @recipe_app.command("show")

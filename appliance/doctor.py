@@ -65,7 +65,7 @@ def run(
         compiler,
         *_room(place, runs_dir, cache_dir),
         _writable(runs_dir, place),
-        _caches(cache_dir, place, environ),
+        caches(cache_dir, place, environ),
         *([_data(data_dir)] if data_dir else []),
         _token(environ),
         *_network(environ),
@@ -99,14 +99,14 @@ def _packages(place: Place) -> tuple[list[Finding], bool]:
             trouble = f"does not load: {_first_line(error)}"
     if trouble:
         findings.append(Finding("torch", trouble, "for training", "fails", _install(place)))
-    return [*findings, *_pins(place)], not trouble
+    return [*findings, *pins(place)], not trouble
 
 
 def _install(place: Place) -> str:
     return "docker compose build" if place.container else "pip install -c constraints.txt '.[train]'"
 
 
-def _pins(place: Place) -> list[Finding]:
+def pins(place: Place) -> list[Finding]:
     """What differs from the constraints that fit best: an image has those of all its variants. Nothing without any."""
     files = sorted(CHECKOUT.glob("constraints*.txt")) or sorted((place.root / "app").glob("constraints*.txt"))
     if not files:
@@ -284,7 +284,7 @@ def _at_least(what: str, found: int, needed: int, fix: str) -> Finding:
     return Finding(what, human(found), human(needed), "ok" if enough else "warning", "" if enough else fix)
 
 
-def _caches(cache_dir: Path, place: Place, environ: Mapping[str, str]) -> Finding:
+def caches(cache_dir: Path, place: Place, environ: Mapping[str, str]) -> Finding:
     """The first cache that cannot be written: in a volume that another uid has begun, its folders are that uid's."""
     folders = [cache_dir, *(Path(environ[name]) for name in CACHES if environ.get(name))]
     if environ.get("HF_HOME"):

@@ -58,7 +58,8 @@ class Base:
     @property
     def max_positions(self) -> int:
         """The longest sequence in tokens that the base was made for; 2**20 where its config names none."""
-        return int(self.config.get("max_position_embeddings") or 1 << 20)
+        named = self.config.get("max_position_embeddings") or self.config.get("n_positions")  # GPT-2's name for it
+        return int(named or 1 << 20)
 
     @property
     def stored_dtype(self) -> str:

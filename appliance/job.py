@@ -7,6 +7,7 @@ base model on disk and without the network.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
@@ -95,6 +96,29 @@ class Job:
         return base
 
     @property
+    def rehearsal_wanted(self) -> str:
+        """The recipe's `rehearse`; who asks for the stage by its name gets one."""
+        return "always" if self.until == "rehearse" else self.resolved.recipe.rehearse
+
+    def in_small(self, folder: Path, settings: Mapping[str, Mapping[str, Any]]) -> Job:
+        """This job with other settings (section -> field -> value) and its run directory in `folder`.
+
+        Rows, base, machine and engine are the same; run.json is a copy. A release of it goes nowhere, whatever the
+        verdict.
+        """
+        recipe = self.resolved.recipe
+        changed = {name: getattr(recipe, name).model_copy(update=dict(values)) for name, values in settings.items()}
+        resolved = replace(self.resolved, recipe=recipe.model_copy(update=changed))
+        job = replace(self, resolved=resolved, run_dir=RunDir(folder), until="publish", even_if_worse=True)
+        # asked for here so that they are found out once: of a frozen dataclass, these are what its properties have kept
+        kept = ("device", "base", "engine_choice", "engine", "base_identity", "csv_sha256")
+        vars(job).update({name: getattr(self, name) for name in kept})
+        job.run_dir.create()
+        rundir.write_text(folder / "recipe.yaml", resolved.to_yaml())
+        rundir.write_json(folder / "run.json", rundir.read_json(self.run_dir.path / "run.json"))
+        return job
+
+    @property
     def trained_dir(self) -> Path:
         """What training leaves: the adapter, or with `method: full` the whole model."""
         name = "adapter" if self.resolved.recipe.tuning.method == "lora" else "model"
@@ -112,14 +136,10 @@ class Job:
         if not machine.can_train():
             return prompts.from_folder(name, self.base.dir)
         self.engine  # noqa: B018  first: Unsloth has to be imported before transformers
-        from transformers import AutoTokenizer
-
-        from appliance import engines
+        from appliance import base_tokenizer, engines
 
         with engines.load_failures(self.base.dir, self.resolved.recipe.model, self.device):
-            tokenizer = AutoTokenizer.from_pretrained(
-                str(self.base.dir), local_files_only=True, trust_remote_code=False
-            )
+            tokenizer = base_tokenizer.load(self.base.dir)
         return prompts.from_transformers(name, tokenizer)
 
     @cached_property
@@ -188,6 +208,7 @@ class Job:
         recipe = self.resolved.recipe
         fields = {
             "prepare": ("data", "model.max_seq_length", "prompt", "train.seed"),
+            "rehearse": ("engine", "model", "tuning", "train"),
             "train": ("engine", "model", "tuning", "train"),
             "evaluate": ("evaluate",),
             "merge": (),
@@ -204,8 +225,22 @@ class Job:
         if stage == "prepare":
             del values["data.csv"]  # its content counts, not its name
             return values | {"CSV (sha256)": self.csv_sha256, "base model": self.base_identity}
-        before = STAGES[STAGES.index(stage) - 1]
+        if stage == "evaluate":
+            named = {f"evaluate.{key}": getattr(recipe.evaluate, key) for key in ("extra_prompts", "other_answers")}
+            files = {f"{key} (sha256)": path for key, path in named.items() if isinstance(path, str)}
+            values |= {key: self._sha256_before(stage, key, Path(path)) for key, path in files.items()}
+        # nothing is made from a rehearsal: training goes by the rows, whether it was rehearsed or not
+        before = "prepare" if stage == "train" else STAGES[STAGES.index(stage) - 1]
+        if stage == "rehearse":
+            values["rehearse"] = self.rehearsal_wanted
         return values | {f"result of {before}": rundir.fingerprint(self.inputs(before))}
+
+    def _sha256_before(self, stage: str, key: str, path: Path) -> str | None:
+        """Hash of a file that only this stage reads; of the one that it read, where the file is gone now."""
+        if path.is_file():
+            return rundir.sha256_of(path)
+        record = self.run_dir.record(stage)
+        return record.inputs.get(key) if record else None
 
     def write_run_json(self) -> None:
         """What this run is made from, where, and with which versions."""

@@ -109,7 +109,7 @@ def training(
         machine.training_bytes(parameters, model.load_in_4bit, dtype, full_with) - machine.OVERHEAD_BYTES - weights
     )
     if not full_with:
-        adapter = shape.layers * sum(sum(sizes) for sizes in shape.linears) * tuning.r * ADAPTER_BYTES[train.optimizer]
+        adapter = adapter_parameters(shape, tuning) * ADAPTER_BYTES[train.optimizer]
     size, rows = 4 if dtype == "float32" else 2, train.micro_batch_size * tokens
     block = rows * _block_bytes(shape, size, tuning)
     inputs = rows * shape.hidden * size
@@ -120,6 +120,20 @@ def training(
         head=HEAD_TOKENS * shape.vocabulary * (size + 8) + 2 * inputs,  # logits, in float32, their gradient
         overhead=machine.OVERHEAD_BYTES,
     )
+
+
+def adapter_parameters(shape: Shape, tuning: TuningSection) -> int:
+    """Weights of adapters on all linear layers of the blocks: A and B of each."""
+    return shape.layers * sum(sum(sizes) for sizes in shape.linears) * tuning.r
+
+
+def merge_bytes(shape: Shape) -> int:
+    """Host memory of the merge, which holds one weight matrix at a time, whatever the size of the model.
+
+    Of the largest one, in float32: the sum, the sum once more where the base stores it the other way round (GPT-2), and
+    what is stored.
+    """
+    return 3 * 4 * max(inputs * outputs for inputs, outputs in shape.linears) + machine.OVERHEAD_BYTES
 
 
 def _block_bytes(shape: Shape, size: int, tuning: TuningSection) -> int:

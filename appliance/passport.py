@@ -41,7 +41,7 @@ def write(run_path: Path, base: Base, gates: Sequence[Gate]) -> None:
         "recipe_sha256": recipe_sha256(run_path),
         "split": {name: prepared[f"{name}.csv"]["sha256"] for name in ("train", "val", "test")},
         "base": {"dir": str(base.dir), "revision": base.revision, "files": base_files(base.dir)},
-        "stages": {stage: fingerprint for stage in rundir.STAGES if (fingerprint := _fingerprint(run_path, stage))},
+        "stages": {stage: fingerprint for stage in rundir.MADE_FROM if (fingerprint := _fingerprint(run_path, stage))},
         "gates": [gate.as_json() for gate in gates],
     }
     rundir.write_json(path, rundir.read_json(path) | {"passport": passport})

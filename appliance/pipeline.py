@@ -1,7 +1,7 @@
 """The stages in order, skipping what is done. Read this file first.
 
-check -> prepare -> train -> evaluate -> merge -> publish. The whole recipe ends here: a stage gets its own sections
-and plain values. A stage is done when its stage.json says so for the same inputs; other inputs are refused.
+check -> prepare -> rehearse -> train -> evaluate -> merge -> publish. The whole recipe ends here: a stage gets its own
+sections and plain values. A stage is done when its stage.json says so for the same inputs; other inputs are refused.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from appliance import console, machine, report, rundir
+from appliance import console, disk, machine, report, rundir
 from appliance.errors import EnvironmentUnavailable
 from appliance.job import Job
 from appliance.resolve import Resolved, flatten
@@ -40,7 +40,9 @@ def run(
     """
     run_dir.create()
     with run_dir.lock(), console.log_file(run_dir.path / "appliance.log"):
-        again = STAGES[STAGES.index(redo) :] if redo else ()
+        again: Sequence[str] = STAGES[STAGES.index(redo) :] if redo else ()
+        if redo == "rehearse":  # nothing is made from it
+            again = ("rehearse",)
         takes_new_base = redo in ("check", "prepare")
         job = Job(resolved, run_dir, cache_dir, until, takes_new_base, even_if_worse, into_existing)
         done = _done(job, again)
@@ -56,32 +58,61 @@ def run(
             for stage in STAGES[: STAGES.index(until) + 1]:
                 if stage in done:
                     record = run_dir.record(stage)
-                    console.say(f"{stage:<9} done before: {record.summary if record else ''}", style="dim")
+                    summary = record.summary if record else "not needed: training has begun"
+                    console.say(f"{stage:<9} done before: {summary}", style="dim")
                 elif stage != "check":
                     _run_stage(job, stage)
         finally:
             if todo or not (run_dir.path / "report.html").is_file():
-                report.write_html(run_dir.path)
+                _write_report(run_dir)
+
+
+def _write_report(run_dir: RunDir) -> None:
+    """report.html; on a full disk its failure must not take the place of what went wrong before."""
+    try:
+        report.write_html(run_dir.path)
+    except OSError as error:
+        console.say(f"report.html cannot be written: {error.strerror}", style="yellow")
 
 
 def _done(job: Job, again: Sequence[str]) -> set[str]:
     """The stages to skip. Every stage that has begun is looked at, also those after `until`: raises RunDirError where
     the recipe, the CSV or the base are others than the stage's, so that nothing finished is ever orphaned."""
     run_dir = job.run_dir
-    done = {s for s in STAGES[1:] if s not in again and run_dir.has_begun(s) and run_dir.is_done(s, job.inputs(s))}
+    judged = [stage for stage in STAGES[1:] if stage != "rehearse" and stage not in again]
+    done = {stage for stage in judged if run_dir.has_begun(stage) and run_dir.is_done(stage, job.inputs(stage))}
+    if "rehearse" not in again and _is_rehearsed(job, again):
+        done.add("rehearse")
     up_to = STAGES[1 : STAGES.index(job.until) + 1]
     if up_to and done.issuperset(up_to) and run_dir.record("check") and "check" not in again:
         done.add("check")
     return done
 
 
-def _run_stage(job: Job, stage: str) -> None:
-    console.say(f"{stage} …", style="bold")
+def _is_rehearsed(job: Job, again: Sequence[str]) -> bool:
+    """Whether no rehearsal is due. With another recipe there is a new one, which costs minutes and no result; none
+    where training has begun already."""
+    trained = job.run_dir.stage_dir("train")
+    if "train" not in again and ((trained / "stage.json").is_file() or any(trained.glob("checkpoints/checkpoint-*"))):
+        return True
+    record = job.run_dir.record("rehearse")
+    if record is None:
+        return False
+    inputs = job.inputs("rehearse")
+    if "table.json" in record.outputs:  # it took place: whether it has to is no question any more
+        inputs["rehearse"] = record.inputs.get("rehearse")
+    return record.inputs == inputs
+
+
+def _run_stage(job: Job, stage: str, label: str = "") -> None:
+    label = label or f"{stage:<9}"
+    console.say(f"{label.rstrip()} …", style="bold")
     inputs = job.inputs(stage) if stage != "check" else {}
     stage_dir = job.run_dir.begin(stage, inputs, keep=RESUMABLE.get(stage, ()))
     run_stage = {
         "check": _check,
         "prepare": _prepare,
+        "rehearse": _rehearse,
         "train": _train,
         "evaluate": _evaluate,
         "merge": _merge,
@@ -100,7 +131,7 @@ def _run_stage(job: Job, stage: str) -> None:
             f"model.max_seq_length; {machine.what_fits(job.device.memory_bytes)}; the same command continues",
         ) from error
     record = job.run_dir.finish(stage, inputs, summary, unlisted=RESUMABLE.get(stage, ())[:1])
-    console.say(f"{stage:<9} {summary} ({console.duration(record.seconds)})")
+    console.say(f"{label} {summary} ({console.duration(record.seconds)})")
 
 
 def _check(job: Job, stage_dir: Path) -> str:
@@ -114,9 +145,11 @@ def _check(job: Job, stage_dir: Path) -> str:
         train=recipe.train,
         publish=recipe.publish,
         csv_path=job.csv_to_check,
+        cache_dir=job.cache_dir,
         get_base=lambda: job.base,
         get_device=lambda: job.device,
         engine=recipe.engine,
+        rehearse=job.rehearsal_wanted,
         will_train=job.until not in ("check", "prepare"),
         stage_dir=stage_dir,
         into_existing=job.into_existing,
@@ -144,6 +177,34 @@ def _prepare(job: Job, stage_dir: Path) -> str:
     for warning in leaks.warnings(stage_dir):
         console.say(str(warning), style="yellow")
     return prepare.summarise(counts)
+
+
+def _rehearse(job: Job, stage_dir: Path) -> str:
+    from appliance.stages import rehearse
+
+    recipe, prepare_dir = job.resolved.recipe, job.run_dir.stage_dir("prepare")
+    planned = rehearse.plan(recipe.train, rundir.read_json(prepare_dir / "summary.json"))
+    parameters = machine.parameters_of(job.base.dir)
+    seconds = rehearse.guess_seconds(planned, parameters, job.device, machine.cpu_cores())
+    wanted, why = rehearse.reason(job.rehearsal_wanted, job.base, seconds)
+    if not wanted:
+        return why
+    console.say(f"{why}: everything that follows is tried in small first")
+    small = job.in_small(stage_dir / "scratch", rehearse.SETTINGS)
+    findings = rehearse.run(
+        base=job.base,
+        device=job.device,
+        prompt=job.prompt,
+        tuning=recipe.tuning,
+        train=recipe.train,
+        prepare_dir=prepare_dir,
+        cut_long_rows=recipe.data.on_too_long == "cut",
+        scratch=small.run_dir,
+        run_stage=lambda stage: _run_stage(small, stage, f"rehearsal: {stage}"),
+        stage_dir=stage_dir,
+    )
+    console.table("", machine.COLUMNS, [finding.cells() for finding in findings])
+    return rehearse.summarise(findings)
 
 
 def _train(job: Job, stage_dir: Path) -> str:
@@ -193,6 +254,9 @@ def _merge(job: Job, stage_dir: Path) -> str:
     from appliance import proof
     from appliance.stages import merge
 
+    disk.require(
+        stage_dir, disk.with_margin(machine.weights_bytes(job.base.dir) + disk.PROOF_BYTES), "the merged model"
+    )
     rows = rundir.read_json(job.run_dir.stage_dir("evaluate") / "proof_rows.json")
     merged, proven = merge.run(
         job.base.dir,

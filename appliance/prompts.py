@@ -27,6 +27,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from appliance import base_tokenizer
 from appliance.errors import DataError, EnvironmentUnavailable, RecipeError
 from appliance.templates import MARKERS, frame, pinned
 from appliance.templates import Message as Message
@@ -192,8 +193,10 @@ def from_folder(name: str, model_dir: Path) -> Prompt:
             config |= json.loads((model_dir / name_of_file).read_text(encoding="utf-8"))
     if (model_dir / "chat_template.jinja").is_file():
         config["chat_template"] = (model_dir / "chat_template.jinja").read_text(encoding="utf-8")
-    tokens = {key: _content(config.get(key)) for key in ("bos_token", "eos_token", "pad_token")}
-    return bind(name, Tokenizer.from_file(str(path)), **tokens, own_template=_default(config.get("chat_template")))
+    backend = Tokenizer.from_file(str(path))
+    by_id = base_tokenizer.from_ids(model_dir, backend)
+    tokens = {key: _content(config.get(key)) or by_id.get(key) for key in ("bos_token", "eos_token", "pad_token")}
+    return bind(name, backend, **tokens, own_template=_default(config.get("chat_template")))
 
 
 def from_transformers(name: str, tokenizer: Any) -> Prompt:

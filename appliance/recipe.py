@@ -138,12 +138,46 @@ class TrainSection(Section):
         return self.micro_batch_size * self.gradient_accumulation_steps
 
 
+class SamplingSection(Section):
+    """How answers to extra prompts are drawn; temperature 0 takes the likeliest token each time."""
+
+    temperature: Annotated[float, Field(ge=0.0)] = Field(
+        0.0, description="0: the likeliest token each time. More: drawn, with a chance that train.seed fixes."
+    )
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="Draw from the likeliest tokens that together reach this probability."
+    )
+    repetition_penalty: Annotated[float, Field(gt=0.0)] = Field(
+        1.0, description="Over 1: tokens that stand in the prompt or the answer already become less likely."
+    )
+    no_repeat_ngram_size: Annotated[int, Field(ge=0)] = Field(
+        0, description="No run of so many tokens comes twice; 0 allows any."
+    )
+    scored: bool = Field(
+        False, description="Answer the test rows in this way too; false: greedily, so that no score hangs on chance."
+    )
+
+
 class EvaluateSection(Section):
     max_rows: Positive = Field(200, description="Test rows to answer; more rows make a narrower interval.")
     max_new_tokens: Positive = Field(256, description="Tokens after which an answer that did not stop is cut.")
     stop: list[Annotated[str, Field(min_length=1)]] = Field([], description="Texts that end an answer, beside EOS.")
     primary: Literal["exact_match", "f1", "rouge_l", "chrf"] = Field(
         "f1", description="The metric that decides the verdict."
+    )
+    extra_prompts: str | list[Annotated[str, Field(min_length=1)]] = Field(
+        [],
+        description="Questions of your own, a list or a text file with one a line: both models answer them, "
+        "side by side in extra_answers.csv and report.html; nothing is scored.",
+    )
+    train_questions: Annotated[int, Field(ge=0)] = Field(
+        0, description="Ask so many questions of the train side beside extra_prompts: what was learnt by heart."
+    )
+    sampling: SamplingSection = SamplingSection()
+    other_answers: str | None = Field(
+        None,
+        description="CSV with the columns row or question, and answer: another model's answers to the test rows, "
+        "scored in the same table.",
     )
 
 
@@ -197,6 +231,11 @@ class Recipe(Section):
     data: DataSection
     prompt: Literal["alpaca", "alpaca_oneline", "korean_qa", "qa_tokens", "chat"] = Field(
         "alpaca", description="Prompt format; chat is the base's own chat template (instruct models)."
+    )
+    rehearse: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Try a few steps of everything that follows, before training: auto before a long one, and on an "
+        "untested architecture.",
     )
     tuning: TuningSection = TuningSection()
     train: TrainSection = TrainSection()

@@ -60,7 +60,7 @@ def refuse(findings: Iterable[Finding]) -> None:
 
 def _stages(run_path: Path, fingerprints: dict[str, str]) -> Iterator[Finding]:
     """One row a stage: its outputs by hash, and whether it is still the result that was released."""
-    for stage in rundir.STAGES:
+    for stage in rundir.MADE_FROM:
         record = rundir.RunDir(run_path).record(stage)
         fix = f"restore it, or make it again with --redo {stage}"
         if record is None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from appliance import console, leaks, rundir
+from appliance import console, extra_answers, leaks, rundir
 
 SHOWN_PREDICTIONS = 30
 
@@ -77,6 +77,7 @@ def facts(run_dir: Path) -> Mapping[str, Any]:
         "fit": read("train/fit.json"),
         "metrics": read("evaluate/metrics.json"),
         "predictions": _predictions(run_dir / "evaluate" / "predictions.csv"),
+        "extra": extra_answers.read(run_dir / "evaluate" / extra_answers.FILE),
         "shown": SHOWN_PREDICTIONS,
         "proof": read("merge/proof.json"),
         "hub": read("publish/hub.json"),

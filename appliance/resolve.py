@@ -224,7 +224,7 @@ def _yaml_value(value: Any) -> str:
 def _explain(error: Any, origins: Mapping[str, str]) -> str:
     """One pydantic error in the recipe's own words."""
     inner = ("literal[", "constrained-", "function-", "list[")  # pydantic's names for the branches of a union
-    parts = [str(part) for part in error["loc"] if not str(part).startswith(inner)]
+    parts = [str(part) for part in error["loc"] if not str(part).startswith(inner) and part != "str"]
     key = ".".join(parts)
     if error["type"] == "extra_forbidden":
         return f"{key}: no such field{_near(key)}"

@@ -20,7 +20,8 @@ from typing import Any
 
 from appliance.errors import EnvironmentUnavailable, RunDirError
 
-STAGES = ("check", "prepare", "train", "evaluate", "merge", "publish")
+STAGES = ("check", "prepare", "rehearse", "train", "evaluate", "merge", "publish")
+MADE_FROM = tuple(stage for stage in STAGES if stage != "rehearse")  # what a release is the result of
 CHECKPOINTS_KEPT = 3  # the best, the newest, and one before it, in case the newest is damaged
 Inputs = Mapping[str, Any]  # dotted name of a recipe field or file -> its value or hash; JSON
 

@@ -182,6 +182,8 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
             return {}
         metrics = dict(super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler))
         self._determine_best_metric(metrics, trial)
+        # what is saved again must hold the generators of then, which the Trainer restores only later
+        self._load_rng_state(str(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"))
         self._evaluation_due = False
         self._save_checkpoint(self.model, trial)
         if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:

@@ -15,8 +15,13 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
     GPT2Config,
     LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PhiConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
 )
@@ -27,7 +32,7 @@ VOCAB = 320  # 256 bytes, 3 special tokens, and padding rows as real vocabularie
 INIT_STD = 0.12  # about 1 / sqrt(hidden): layers move the residual stream as much as the embeddings do
 HEAD_STD = 0.3  # logits spread over about +-2.4: next-token distributions as peaked as a trained model's
 
-Family = Literal["llama", "qwen3", "gpt2"]
+Family = Literal["llama", "qwen3", "gpt2", "gemma", "gemma3", "phi", "phi3", "mistral"]
 
 
 def tiny_base(
@@ -42,13 +47,14 @@ def tiny_base(
     layers: int = 2,
     tokenizer: bool = True,
     short_prompts: bool = False,
+    words: PreTrainedTokenizerFast | None = None,
 ) -> Path:
     """A causal LM with random weights, stored as safetensors: one file, or several with an index.
 
-    `short_prompts`: the fixed text of an Alpaca prompt is two tokens instead of some 150.
+    `short_prompts`: the fixed text of an Alpaca prompt is two tokens instead of some 150. `words`: its own tokenizer.
     """
     torch.manual_seed(seed)
-    words = alpaca_tokenizer() if short_prompts else tiny_tokenizer()
+    words = words or (alpaca_tokenizer() if short_prompts else tiny_tokenizer())
     model = AutoModelForCausalLM.from_config(_config(family, tied, hidden, layers, max(VOCAB, len(words))))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -202,4 +208,15 @@ def _config(family: Family, tied: bool, hidden: int, layers: int, vocabulary: in
         "tie_word_embeddings": tied,
         **ids,
     }
-    return LlamaConfig(**common) if family == "llama" else Qwen3Config(head_dim=hidden // 4, **common)
+    own: dict[str, Any] = {"sliding_window": 64} if family in ("gemma3", "mistral", "phi3") else {}
+    own |= {"head_dim": hidden // 4} if family in ("qwen3", "gemma", "gemma3") else {}
+    kinds = {
+        "llama": LlamaConfig,
+        "qwen3": Qwen3Config,
+        "gemma": GemmaConfig,
+        "gemma3": Gemma3TextConfig,
+        "phi": PhiConfig,
+        "phi3": Phi3Config,  # q, k and v in one matrix, gate and up in another
+        "mistral": MistralConfig,
+    }
+    return kinds[family](**common, **own)

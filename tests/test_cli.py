@@ -32,6 +32,7 @@ OPTIONS = {
     "demo": RUN_OPTIONS,
     "check": ["--set", "--runs-dir", "--cache-dir", "--json"],
     "prepare": RUN_OPTIONS,
+    "rehearse": RUN_OPTIONS,
     "train": RUN_OPTIONS,
     "evaluate": RUN_OPTIONS,
     "merge": RUN_OPTIONS,
@@ -41,6 +42,7 @@ OPTIONS = {
     "chat": ["--max-new-tokens", "--temperature", "--runs-dir"],
     "ask": ["--input", "--max-new-tokens", "--temperature", "--runs-dir", "--json"],
     "replay": ["--cache-dir", "--json"],
+    "report": ["--json"],
     "doctor": ["--runs-dir", "--cache-dir", "--json"],
     "dataset": [],  # its commands: tests/test_cli_dataset.py
     "recipe": [],
@@ -277,7 +279,7 @@ def test_check_then_prepare_then_inspect_then_status(appliance: Appliance, tmp_p
     assert (code, "row 999 is on no side" in err) == (3, True)
 
     code, out, _ = appliance("status", "--json")
-    rest = {"train": "", "evaluate": "", "merge": "", "publish": ""}
+    rest = {"rehearse": "", "train": "", "evaluate": "", "merge": "", "publish": ""}
     assert json.loads(out) == [{"run": "shop", "check": "done", "prepare": "done", **rest}]
     code, out, _ = appliance("status")
     assert re.search(r"^shop +done +done$", out.replace(" \n", "\n").rstrip(), re.MULTILINE)
@@ -310,9 +312,9 @@ FAILURES = [
     ("run {shop} --set train.epochs=viele", 2, "seen 'viele'"),
     ("run {shop} --set train.epochs", 2, "expected KEY=VALUE"),
     ("run {broken.yaml}", 2, "not a readable YAML file"),
-    ("run {shop} --redo trian", 2, "one of check, prepare, train, evaluate, merge, publish"),
+    ("run {shop} --redo trian", 2, "one of check, prepare, rehearse, train, evaluate, merge, publish"),
     ("publish --runs-dir {hole.csv}", 8, "no runs in"),
-    ("train {run} --redo merge", 2, "one of check, prepare, train"),
+    ("train {run} --redo merge", 2, "one of check, prepare, rehearse, train"),
     ("run {shop} --set model.id={nowhere}", 2, "neither a folder, nor USER/NAME on the Hub"),
     ("run {shop} --set data.csv={nowhere.csv}", 3, "nowhere.csv"),
     ("run {shop} --set data.csv={models}", 3, "is a folder, not a CSV file"),

@@ -102,9 +102,11 @@ def look(
         train=TrainSection(),
         publish=PublishSection(),
         csv_path=csv_path,
+        cache_dir=tmp_path / "cache",
         get_base=(lambda: base) if base else no_base,
         get_device=lambda: device,
         engine=engine,
+        rehearse="auto",
         will_train=True,
         stage_dir=tmp_path,
     )

@@ -63,6 +63,7 @@ tuning: {{r: 4, alpha: 8, dropout: 0.0}}
 train: {{max_steps: 2, micro_batch_size: 1, gradient_accumulation_steps: 2, learning_rate: 1e-2,
          optimizer: adamw_torch, eval_every: 1}}
 evaluate: {{max_rows: 2, max_new_tokens: 3}}
+publish: {{min_stop_rate: 0.0}}
 """,
         encoding="utf-8",
     )

@@ -37,9 +37,10 @@ engine: transformers
 model: {{id: maker/tiny, load_in_4bit: false}}
 data: {{csv: {csv}, test_fraction: 0.2}}
 tuning: {{r: 4, alpha: 8}}
-train: {{max_steps: 4, micro_batch_size: 8, gradient_accumulation_steps: 1, learning_rate: 1e-2, optimizer: adamw_torch,
-         eval_every: 2}}
-evaluate: {{max_new_tokens: 4}}
+train: {{max_steps: 8, micro_batch_size: 8, gradient_accumulation_steps: 1, learning_rate: 1e-2, optimizer: adamw_torch,
+         eval_every: 4}}
+evaluate: {{max_new_tokens: 8}}
+publish: {{min_stop_rate: 0}}
 """
 
 

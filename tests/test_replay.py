@@ -61,7 +61,7 @@ def test_a_run_that_is_what_it_was(run: Path) -> None:
     assert outcome(run) == ([], 0)
     whats = [finding.what for finding in findings]
     assert whats[:10] == [
-        *(f"stage {stage}" for stage in rundir.STAGES), "recipe.yaml", "split", "CSV", "base model",
+        *(f"stage {stage}" for stage in rundir.MADE_FROM), "recipe.yaml", "split", "CSV", "base model",
     ]  # fmt: skip
     asked = [what.removeprefix("gate ") for what in whats if what.startswith("gate ")]
     assert asked == [gate["name"] for gate in rundir.read_json(run / "publish" / "hub.json")["gates"]]
@@ -287,7 +287,7 @@ def test_the_passport_says_what_a_run_was_made_from(
         "sha256": rundir.sha256_of(whole.base.dir / "model.safetensors"),
         "from": "read",
     }
-    assert set(shown["stages"]) == set(rundir.STAGES) - {"publish"}
+    assert set(shown["stages"]) == set(rundir.MADE_FROM) - {"publish"}
     assert all(gate["passed"] for gate in shown["gates"])
     assert json.dumps(shown["packages"]) == json.dumps(passport.packages())
     monkeypatch.setenv("APPLIANCE_IMAGE", "sha256:0123")

@@ -324,7 +324,7 @@ def test_overview_tells_done_from_stopped_and_damaged(tmp_path: Path) -> None:
         run_dir.begin("prepare", INPUTS)
     (tmp_path / "no run").mkdir()
     (tmp_path / "b" / "check" / "stage.json").write_text("{", encoding="utf-8")
-    rest = {"train": "", "evaluate": "", "merge": "", "publish": ""}
+    rest = {"rehearse": "", "train": "", "evaluate": "", "merge": "", "publish": ""}
     assert overview(tmp_path) == [
         {"run": "a", "check": "done", "prepare": "stopped", **rest},
         {"run": "b", "check": "damaged", "prepare": "stopped", **rest},

@@ -138,17 +138,23 @@ def test_early_stopping_stops(base: Base, prepare_dir: Path, tmp_path: Path) -> 
     assert summary.startswith("stopped early after 6 steps")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("number", "at", "stop_after"), [(signal.SIGTERM, 5, 6), (signal.SIGHUP, 4, 4)])
 def test_an_interrupted_run_ends_with_the_same_adapter(
-    number: signal.Signals, base: Base, prepare_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals,
+    at: int,
+    stop_after: int,
+    base: Base,
+    prepare_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Within a step; and just before an evaluation, which is made up for."""
     fit(base, prepare_dir, tmp_path / "whole")
-    stop_after = 5
     seen = trainer.Metrics.on_log
 
     def on_log(self: Any, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         seen(self, args, state, control, logs, **kwargs)
-        if state.global_step == stop_after - 1 and "loss" in logs:
+        if state.global_step == at and "loss" in logs:
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch:
@@ -162,7 +168,8 @@ def test_an_interrupted_run_ends_with_the_same_adapter(
     fit(base, prepare_dir, tmp_path / "stopped")
     whole, resumed = adapter(tmp_path / "whole"), adapter(tmp_path / "stopped")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert losses(tmp_path / "stopped", "loss") == losses(tmp_path / "whole", "loss")
+    for key in ("loss", "val_loss"):
+        assert losses(tmp_path / "stopped", key) == losses(tmp_path / "whole", key)
 
 
 def test_a_damaged_checkpoint_is_passed_over(base: Base, prepare_dir: Path, tmp_path: Path) -> None:

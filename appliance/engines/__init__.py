@@ -98,7 +98,7 @@ def load_engine(name: str, device: Device, cache_dir: Path) -> Engine:
 def refuse_too_long(base_dir: Path, max_seq_length: int) -> int:
     """The number of positions that the base was made for; raises EnvironmentUnavailable where that is less."""
     config = json.loads((base_dir / "config.json").read_text(encoding="utf-8"))
-    limit = int(config.get("max_position_embeddings") or 1 << 20)
+    limit = int(config.get("max_position_embeddings") or config.get("n_positions") or 1 << 20)  # GPT-2's name for it
     if max_seq_length > limit:
         raise EnvironmentUnavailable(
             f"max_seq_length {max_seq_length} is over the {limit} positions of this base model",

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from appliance import base_tokenizer
 from appliance.engines import Loaded, load_failures, refuse_too_long
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine import Device
@@ -83,5 +84,5 @@ class TransformersEngine:
                 use_safetensors=True,
                 trust_remote_code=False,
             )
-            tokenizer = AutoTokenizer.from_pretrained(str(base_dir), local_files_only=True, trust_remote_code=False)
+            tokenizer = base_tokenizer.load(base_dir)
         return loaded, tokenizer

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from appliance import base_tokenizer
 from appliance.engines import INSTALL_UNSLOTH, Loaded, load_failures, refuse_too_long
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine import Device
@@ -93,7 +94,6 @@ class UnslothEngine:
     def _load(self, base_dir: Path, model: ModelSection, max_seq_length: int | None, *, full: bool = False) -> Loaded:
         """The base and its own tokenizer. `max_seq_length` None: as long as the base was made for."""
         import torch
-        from transformers import AutoTokenizer
 
         longest = refuse_too_long(base_dir, max_seq_length or 0)
         dtype = getattr(torch, self._device.compute_dtype(model.dtype))
@@ -114,5 +114,5 @@ class UnslothEngine:
                 local_files_only=True,
                 trust_remote_code=False,
             )
-            tokenizer = AutoTokenizer.from_pretrained(str(base_dir), local_files_only=True, trust_remote_code=False)
+            tokenizer = base_tokenizer.load(base_dir)
         return loaded, tokenizer

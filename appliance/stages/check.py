@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from appliance import access, cards, engines, hub, machine, memory, rundir, survey
+from appliance import access, bases, cards, disk, doctor, engines, hub, machine, memory, rundir, survey
 from appliance.errors import DataError, EnvironmentUnavailable
 from appliance.hub import Base
-from appliance.machine import Device, Finding, human
+from appliance.machine import Device, Finding, Place, human
 from appliance.recipe import DataSection, ModelSection, PublishSection, TrainSection, TuningSection
 
 PROMPT_TOKENS = 64  # of a format around a row, for the estimate before anything is tokenized
@@ -23,9 +24,11 @@ def run(
     train: TrainSection,
     publish: PublishSection,
     csv_path: Path | None,
+    cache_dir: Path,
     get_base: Callable[[], Base],
     get_device: Callable[[], Device],
     engine: str,
+    rehearse: str,
     will_train: bool,
     stage_dir: Path,
     into_existing: bool = False,
@@ -40,6 +43,8 @@ def run(
     """
     seen = _survey(csv_path, data, train.seed) if csv_path else None
     findings = survey.findings(seen) if seen else []
+    place = machine.place()
+    findings += [*doctor.pins(place), _cache(cache_dir, place)]
     table_path = stage_dir / "table.json"
     device = get_device() if machine.can_train() else None
     if device:
@@ -55,7 +60,7 @@ def run(
     access.refuse(findings)
     base = get_base()
     full_with = train.optimizer if tuning.method == "full" else None
-    findings += [*_base_findings(base, model), _disk(base, stage_dir, full_with)]
+    findings += [*_base_findings(base, model, rehearse), _disk(base, tuning, train, stage_dir)]
     if device:
         findings += [
             *_engine_findings(engine, base, model, device, full_with),
@@ -73,6 +78,15 @@ def _judge(findings: list[Finding], table_path: Path) -> None:
             "this recipe cannot run here: " + "; ".join(f"{f.what}: {f.found}, needed {f.needed}" for f in failed),
             hint="; ".join(f.fix for f in failed),
         )
+
+
+def _cache(cache_dir: Path, place: Place) -> Finding:
+    """Whether the caches can be written. The Hub client's may be read-only where all that is needed is in it."""
+    found = doctor.caches(cache_dir, place, os.environ)
+    of_others = found.verdict == "fails" and not found.what.endswith(f" {cache_dir}")
+    return replace(
+        found, what="cache", found=f"{found.what}: {found.found}", verdict="warning" if of_others else found.verdict
+    )
 
 
 def _survey(csv_path: Path, data: DataSection, seed: int) -> survey.Survey:
@@ -98,11 +112,16 @@ def _hub_findings(
     return access.look(dict(repositories.values()), publish.visibility, into_existing, base, hub.token())
 
 
-def _base_findings(base: Base, model: ModelSection) -> list[Finding]:
-    limit = base.max_positions
+def _base_findings(base: Base, model: ModelSection, rehearse: str) -> list[Finding]:
+    limit, kind = base.max_positions, str(base.config.get("model_type"))
     size = human(machine.weights_bytes(base.dir))
-    found = f"{base.public_id}, {base.config.get('model_type')}, {size}, licence {base.license or 'not stated'}"
+    found = f"{base.public_id}, {kind}, {size}, licence {base.license or 'not stated'}"
     findings = [Finding("base model", found, "", "ok")]
+    if kind not in bases.TESTED_TYPES:
+        fix = "the rehearsal tries everything with it before training"
+        fix = "set rehearse=auto: it tries everything before training" if rehearse == "never" else fix
+        found = f"{kind} is an untested architecture"
+        findings.append(Finding("architecture", found, "one that the appliance is made for", "warning", fix))
     if isinstance(model.max_seq_length, int) and model.max_seq_length > limit:
         fix = f"set model.max_seq_length to at most {limit}"
         findings.append(Finding("max_seq_length", str(model.max_seq_length), f"<= {limit}", "fails", fix))
@@ -178,7 +197,10 @@ def _memory(
         enough = demand.total <= room
         fix = "" if enough else "training halves train.micro_batch_size when it must; model.max_seq_length bounds it"
         findings = [replace(findings[0], needed=needed, verdict="ok" if enough else "warning", fix=fix)]
-    room = machine.room_bytes(device) if place == device.kind else machine.memory_available_bytes()
+    host = machine.memory_available_bytes()  # in the container's limit
+    if shape:
+        findings.append(_fits("the merge", "cpu", host, memory.merge_bytes(shape)))
+    room = machine.room_bytes(device) if place == device.kind else host
     return [*findings, _fits("the proof", place, room, machine.proof_bytes(parameters, place))]
 
 
@@ -190,16 +212,13 @@ def _fits(purpose: str, place: str, room: int, needed: int) -> Finding:
     return Finding(what, human(room), human(needed), "fails", fix)
 
 
-def _disk(base: Base, stage_dir: Path, full_with: str | None) -> Finding:
-    """The merged model once more (the release shares its blocks), checkpoints, and a tenth on top.
-
-    With `method: full` each checkpoint holds the weights and AdamW's moments, at worst in float32, and one more is
-    written before the oldest is removed.
-    """
-    weights = machine.weights_bytes(base.dir)
-    checkpoints = (rundir.CHECKPOINTS_KEPT + 1) * machine.parameters_of(base.dir) * 12 if full_with else 0
-    needed = int((weights + checkpoints) * 1.1) + machine.OVERHEAD_BYTES // 2
-    free = machine.free_disk_bytes(stage_dir)
+def _disk(base: Base, tuning: TuningSection, train: TrainSection, stage_dir: Path) -> Finding:
+    """Room for all that the run has still to write where its directory is; what it holds already is there."""
+    links, run_path = disk.has_hard_links(stage_dir), stage_dir.parent
+    demand = disk.of_run(base.dir, memory.shape_of(base.config), tuning, train, has_hard_links=links)
+    needed = max(demand.total - disk.held_bytes(run_path), disk.RESERVE_BYTES)
+    free, parts = machine.free_disk_bytes(stage_dir), f"{human(needed)} ({demand.describe()})"
     if needed <= free:
-        return Finding("disk", human(free), human(needed), "ok")
-    return Finding("disk", human(free), human(needed), "fails", "free space, or use --runs-dir")
+        return Finding("disk", human(free), parts, "ok")
+    fix = "free space, or use --runs-dir"
+    return Finding("disk", human(free), parts, "fails", fix if links else f"{fix}; one with hard links needs less")

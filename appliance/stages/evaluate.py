@@ -1,6 +1,8 @@
 """Base against tuned on the untouched test rows: the same prompts, greedy, one model in memory.
 
-With an adapter it is one model, the adapter off and on; after full fine-tuning two models, one after the other.
+With an adapter it is one model, the adapter off and on; after full fine-tuning two models, one after the other: the
+base's answers are those of before the training. Test rows are answered greedily unless evaluate.sampling.scored says
+otherwise; extra prompts, which are shown and not scored, as evaluate.sampling says.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from appliance import batches, console, gates, generation, metrics, prompts, rundir, table
+from appliance import batches, console, extra_answers, gates, generation, metrics, other_model, prompts, rundir, table
 from appliance.engines import Engine
-from appliance.generation import Answer
+from appliance.generation import GREEDY, Answer, Sampling
 from appliance.hub import Base
 from appliance.recipe import EvaluateSection, ModelSection
 from appliance.shards import is_adapter
@@ -53,21 +55,32 @@ def run(
     trained_dir: Path,
     stage_dir: Path,
 ) -> Comparison:
-    """Writes metrics.json, measures.json (for the gates), predictions.csv and proof_rows.json."""
+    """Writes metrics.json, measures.json (for the gates), predictions.csv, proof_rows.json and extra_answers.csv.
+
+    Raises DataError: the user's questions or the other model's answers cannot be read, before anything is loaded.
+    """
     tokenizer = AutoTokenizer.from_pretrained(str(trained_dir), local_files_only=True, trust_remote_code=False)
     prompt = prompts.from_transformers(prompt_name, tokenizer)
     test_rows = table.read_canonical(prepare_dir / "test.csv")
     rows = _chosen(test_rows, evaluate.max_rows, seed)
-    questions = [prompt.prompt_ids(prompts.user_message(row.instruction, row.input)) for row in rows]
+    extra = extra_answers.collect(evaluate.extra_prompts, prepare_dir / "train.csv", evaluate.train_questions, seed)
+    others = other_model.read(Path(evaluate.other_answers), rows) if evaluate.other_answers else None
+    questions, extra_questions = (
+        [prompt.prompt_ids(prompts.user_message(one.instruction, one.input)) for one in asked]
+        for asked in (rows, extra)
+    )
+    chosen = evaluate.sampling
+    sampling = Sampling(**chosen.model_dump(exclude={"scored"}), seed=seed)
     encoded = [prompt.encode(row.instruction, row.input, row.output) for row in rows]
     fit = rundir.read_json(trained_dir.parent / "fit.json")
     val_rows = _val_rows(prompt, prepare_dir / "val.csv", **fit["encoding"])
     answers: dict[str, list[Answer]] = {}
+    answers_to_extra: dict[str, list[str]] = {}
     losses: dict[str, float] = {}
     val_loss: dict[str, Any] = {"best": fit["best_val_loss"], "in_4bit": model.load_in_4bit}
 
     def look(who: str, loaded: Any) -> None:
-        with console.Steps(f"answers of the {who} model", len(rows)) as bar:
+        with console.Steps(f"answers of the {who} model", len(rows) + len(extra)) as bar:
             losses[who] = mean_loss(loaded, encoded, prompt.pad_token_id)
             if who == "tuned":  # the model that has just come from disk: as good as the best one in training?
                 val_loss["again"] = mean_loss(loaded, val_rows, prompt.pad_token_id)
@@ -78,8 +91,19 @@ def run(
                 questions,
                 max_new_tokens=evaluate.max_new_tokens,
                 stop=evaluate.stop,
+                sampling=sampling if chosen.scored else GREEDY,
                 on_progress=bar.advance,
             )
+            given = generation.answer(
+                loaded,
+                prompt,
+                extra_questions,
+                max_new_tokens=evaluate.max_new_tokens,
+                stop=evaluate.stop,
+                sampling=sampling,
+                on_progress=bar.advance,
+            )
+            answers_to_extra[who] = [one.text for one in given]
 
     if is_adapter(trained_dir):
         tuned, _ = engine.load_for_inference(base.dir, model, trained_dir)
@@ -102,10 +126,24 @@ def run(
     )
     stops = stop_rates([len(one) - one.prompt_tokens for one in encoded], evaluate.max_new_tokens, answers)
     rundir.write_json(stage_dir / gates.MEASURES, {"stops": stops, "val_loss": val_loss})
-    groups = _groups(prepare_dir / "test_groups.csv")
-    comparison, row_scores = compare(rows, answers, losses, [groups[row.line] for row in rows], evaluate.primary)
-    _write_predictions(stage_dir / "predictions.csv", rows, answers, row_scores)
-    rundir.write_json(stage_dir / "metrics.json", asdict(comparison) | {"rows_of_test": len(test_rows)})
+    groups_of = _groups(prepare_dir / "test_groups.csv")
+    groups = [groups_of[row.line] for row in rows]
+    comparison, row_scores = compare(rows, answers, losses, groups, evaluate.primary)
+    figures = asdict(comparison) | {"rows_of_test": len(test_rows)}
+    if others is not None:
+        figures["other"] = other_model.score(
+            Path(str(evaluate.other_answers)).stem,
+            [row.output for row in rows],
+            others,
+            row_scores["tuned"],
+            groups,
+            unit=metrics.f1_unit([row.output for row in rows]),
+            primary=evaluate.primary,
+        ).as_json()
+    _write_predictions(stage_dir / "predictions.csv", rows, answers, row_scores, others)
+    if extra:
+        extra_answers.write(stage_dir / extra_answers.FILE, extra, answers_to_extra["base"], answers_to_extra["tuned"])
+    rundir.write_json(stage_dir / "metrics.json", figures)
     return comparison
 
 
@@ -206,11 +244,17 @@ def _groups(path: Path) -> dict[int, str]:
 
 
 def _write_predictions(
-    path: Path, rows: Sequence[table.Row], answers: dict[str, list[Answer]], scores: dict[str, list[float]]
+    path: Path,
+    rows: Sequence[table.Row],
+    answers: dict[str, list[Answer]],
+    scores: dict[str, list[float]],
+    others: Sequence[str] | None = None,
 ) -> None:
-    with rundir.atomic_file(path) as temporary, table.csv_writer(temporary, PREDICTION_COLUMNS) as write:
+    columns = (*PREDICTION_COLUMNS, "other") if others is not None else PREDICTION_COLUMNS
+    with rundir.atomic_file(path) as temporary, table.csv_writer(temporary, columns) as write:
         for i, row in enumerate(rows):
             before, after = scores["base"][i], scores["tuned"][i]
             verdict = "win" if after > before else "loss" if after < before else "tie"
-            question = row.instruction + (f"\n\n{row.input}" if row.input else "")
-            write((row.line, question, row.output, answers["base"][i].text, answers["tuned"][i].text, verdict))
+            question = extra_answers.shown(row.instruction, row.input)
+            more = () if others is None else (others[i],)
+            write((row.line, question, row.output, answers["base"][i].text, answers["tuned"][i].text, verdict, *more))

@@ -1,0 +1,110 @@
+"""What a run takes on its disk, by arithmetic on the base's files and config: before hours are spent on it.
+
+Bytes throughout. The volume of the Hub client's cache is not looked at here: the download does that for itself.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from appliance import machine, memory, rundir
+from appliance.errors import EnvironmentUnavailable
+from appliance.memory import Shape
+from appliance.recipe import TrainSection, TuningSection
+
+MARGIN = 1.1
+RESERVE_BYTES = machine.OVERHEAD_BYTES // 2  # logs, pictures, the release's cards, what else uses the volume meanwhile
+# What one process of the proof leaves to the other: 60 MB at most of logits (proof.py), 64 KiB of each merged tensor.
+PROOF_BYTES = 128 << 20
+# Of a fully fine-tuned weight in a checkpoint, at worst in float32: itself and AdamW's two moments.
+FULL_BYTES = 4 + 8
+
+
+@dataclass(frozen=True)
+class Demand:
+    """The parts of what a run writes. The rehearsal's scratch is removed before any of them, and is less than they."""
+
+    checkpoints: int
+    trained: int  # the adapter, or the whole model, beside its checkpoints
+    merged: int
+    release: int  # nothing where the file system has hard links
+    proof: int
+
+    @property
+    def total(self) -> int:
+        """With the margin and the reserve."""
+        return with_margin(sum(asdict(self).values()))
+
+    def describe(self) -> str:
+        """'checkpoints 64.0 MiB, merged 2.0 GiB, …' without the small ones."""
+        return ", ".join(f"{name} {machine.human(size)}" for name, size in asdict(self).items() if size >= 1 << 20)
+
+
+def of_run(
+    base_dir: Path, shape: Shape | None, tuning: TuningSection, train: TrainSection, *, has_hard_links: bool
+) -> Demand:
+    """A whole run from training to the release.
+
+    One checkpoint more than are kept: the next is complete before the oldest goes. Without a `shape` the adapters are
+    unknown, count as nothing, and the reserve has to do.
+    """
+    weights, parameters, tokenizer = machine.weights_bytes(base_dir), machine.parameters_of(base_dir), 0
+    if tuning.method == "full":
+        checkpoint, trained = parameters * FULL_BYTES, 0 if has_hard_links else parameters * 4
+    else:
+        tokenizer = sum(path.stat().st_size for path in base_dir.glob("token*.*"))
+        adapters = memory.adapter_parameters(shape, tuning) if shape else 0
+        moments = memory.ADAPTER_BYTES[train.optimizer] - 8  # without the weight and its gradient
+        checkpoint, trained = adapters * (4 + moments) + tokenizer, adapters * 4 + tokenizer
+    return Demand(
+        checkpoints=(rundir.CHECKPOINTS_KEPT + 1) * checkpoint,
+        trained=trained,
+        merged=weights + tokenizer,
+        release=0 if has_hard_links else weights + trained,
+        proof=PROOF_BYTES,
+    )
+
+
+def with_margin(needed: int) -> int:
+    return int(needed * MARGIN) + RESERVE_BYTES
+
+
+def held_bytes(run_path: Path) -> int:
+    """What the run directory holds already of what `of_run` counts."""
+    return size_of(*(run_path / name for name in ("train", "merge")))
+
+
+def size_of(*folders: Path) -> int:
+    """Bytes of the files below; one under two names counts once."""
+    found = {}
+    for path in (path for folder in folders for path in folder.rglob("*")):
+        if path.is_file():
+            stat = path.stat()
+            found[stat.st_dev, stat.st_ino] = stat.st_size
+    return sum(found.values())
+
+
+def has_hard_links(folder: Path) -> bool:
+    """Whether the file system of `folder` has them: then a release is no second copy."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        first = Path(scratch) / "a"
+        first.touch()
+        try:
+            os.link(first, first.with_name("b"))
+        except OSError:
+            return False
+    return True
+
+
+def require(folder: Path, needed: int, purpose: str) -> None:
+    """Raises EnvironmentUnavailable with needed and free bytes: there is no room for `purpose` on that volume."""
+    free = machine.free_disk_bytes(folder)
+    if free < needed:
+        raise EnvironmentUnavailable(
+            f"{folder}: {purpose} needs {needed} bytes ({machine.human(needed)}) of disk, {free} "
+            f"({machine.human(free)}) are free",
+            hint=f"make room where {folder} is; what is done is kept, and the same command continues",
+        )

@@ -1,0 +1,84 @@
+"""Questions that are asked before and after and not scored: the user's own, and some that training saw.
+
+Owns extra_answers.csv, which shows both answers side by side. Knows rows and texts; no model, no recipe.
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance import rundir, table
+from appliance.errors import DataError
+
+FILE = "extra_answers.csv"
+COLUMNS = ("from", "row", "question", "wanted", "base", "tuned")
+USERS, TRAIN = "extra", "train"
+
+
+@dataclass(frozen=True)
+class Question:
+    """`row` and `wanted` are empty for a question of the user's, which stands in no CSV."""
+
+    origin: str
+    row: str
+    instruction: str
+    input: str
+    wanted: str
+
+    @property
+    def text(self) -> str:
+        return shown(self.instruction, self.input)
+
+
+def shown(instruction: str, input_text: str) -> str:
+    """A question with its input, as predictions.csv writes it."""
+    return instruction + (f"\n\n{input_text}" if input_text else "")
+
+
+def collect(extra: str | Sequence[str], train_csv: Path, from_train: int, seed: int) -> list[Question]:
+    """The user's questions, then `from_train` of the train side, drawn by `seed` and in the file's order.
+
+    Raises DataError: the file of questions is missing, is no UTF-8, or holds no line.
+    """
+    own = [Question(USERS, "", text, "", "") for text in (_lines(Path(extra)) if isinstance(extra, str) else extra)]
+    if not from_train:
+        return own
+    rows = table.read_canonical(train_csv)
+    drawn = sorted(random.Random(seed).sample(range(len(rows)), min(from_train, len(rows))))
+    chosen = [rows[i] for i in drawn]
+    return own + [Question(TRAIN, str(row.line), row.instruction, row.input, row.output) for row in chosen]
+
+
+def write(path: Path, questions: Sequence[Question], base: Sequence[str], tuned: Sequence[str]) -> None:
+    """One line a question, in the order asked."""
+    with rundir.atomic_file(path) as temporary, table.csv_writer(temporary, COLUMNS) as add:
+        for one, before, after in zip(questions, base, tuned, strict=True):
+            add((one.origin, one.row, one.text, one.wanted, before, after))
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """What `write` wrote; nothing where there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        raise DataError(
+            f"evaluate.extra_prompts: there is no file {path}",
+            hint="a text file with one question a line, or a list: evaluate.extra_prompts='[\"question\"]'",
+        )
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no UTF-8 text: {error}", hint="save it as UTF-8, one question a line") from error
+    found = [line for line in lines if line]
+    if not found:
+        raise DataError(f"{path} holds no question", hint="write one a line")
+    return found
