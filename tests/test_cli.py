@@ -251,7 +251,7 @@ def test_a_shown_recipe_can_be_edited_and_checked(appliance: Appliance, tmp_path
     code, out, err = appliance("check", path, *settings, "--json")
     assert code == 0, err
     assert {finding["verdict"] for finding in json.loads(out)} == {"ok"}
-    assert resolve.load(str(tmp_path / "runs" / "my")).recipe.data.columns.instruction == "Q"
+    assert resolve.load(str(tmp_path / "runs" / "my")).recipe.train.eval_every == 50  # the recipe's, not the default
 
 
 @pytest.mark.usefixtures("light")

@@ -98,6 +98,10 @@ def test_everything_that_follows_is_tried_and_nothing_is_left(rehearsed: Path) -
 def test_the_training_is_the_same_with_and_without(rehearsed: Path, begun: Path) -> None:
     run(begun, "rehearse=never")
     assert rundir.sha256_of(begun / "runs/shop" / ADAPTER) == rundir.sha256_of(rehearsed / "runs/shop" / ADAPTER)
+    ours, theirs = (RunDir(folder / "runs/shop").record("train") for folder in (begun, rehearsed))
+    assert ours
+    assert theirs
+    assert ours.fingerprint == theirs.fingerprint
     record = RunDir(begun / "runs/shop").record("rehearse")
     assert record is not None
     assert (record.summary, record.outputs) == ("not wanted: rehearse is `never`", {})
@@ -332,18 +336,36 @@ def test_who_asks_for_it_by_name_gets_one(begun: Path, monkeypatch: pytest.Monke
     assert len(taken) == 2
     run(begun, "train.learning_rate=0.001", until="rehearse", redo="rehearse")
     assert len(taken) == 3
+    path = run(begun, "train.learning_rate=0.001")  # `auto` would not have asked for it
+    record = RunDir(path).record("rehearse")
+    assert record is not None
+    assert (len(taken), list(record.outputs)) == (3, ["table.json"])
+    trained = (path / "train" / "stage.json").stat().st_mtime_ns
+    run(
+        begun, "train.learning_rate=0.001", until="rehearse", redo="rehearse"
+    )  # nothing is made from it, and nothing redone with it
+    assert (len(taken), (path / "train" / "stage.json").stat().st_mtime_ns) == (4, trained)
 
 
 # --- which rows
 
 
-def test_the_longest_rows_are_by_tokens(tmp_path: Path, base_dir: Path) -> None:
+class Words:
+    """A prompt format whose tokens are the answer's words: as many bytes are more or fewer tokens."""
+
+    def encode(self, instruction: str, context: str, output: str) -> list[str]:  # noqa: ARG002
+        return output.split()
+
+
+def test_the_longest_rows_are_by_tokens(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
-    texts = ["a", "ab" * 9, "답" * 5, "abc" * 9, "답" * 20, "x"]
+    texts = ["a", "답답답답 답", "a b c", "답답답", "a b c d", "x"]
     lines = "".join(f"{i},q,,{text}\n" for i, text in enumerate(texts))
     path.write_text("row,instruction,input,output\n" + lines, encoding="utf-8")
-    prompt = prompts.from_folder("alpaca", base_dir)  # a token a byte
-    assert [row.line for row in rehearse.longest(path, 3, prompt, None)] == [4, 3, 1]
+    prompt: Any = Words()
+    assert [row.line for row in rehearse.longest(path, 3, prompt, None)] == [4, 2, 1]
+    # cut to two tokens, three rows are equally long: the one with the most bytes leads
+    assert [row.line for row in rehearse.longest(path, 3, prompt, 2)] == [1, 4, 2]
     assert len(rehearse.longest(path, 100, prompt, None)) == len(texts)
 
 

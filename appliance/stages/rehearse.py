@@ -29,7 +29,8 @@ VAL_ROWS, TEST_ROWS = 8, 2
 SETTINGS: dict[str, dict[str, Any]] = {
     # at its full rate from the first step on: a step of nothing would prove nothing
     "train": {"max_steps": STEPS, "eval_every": EVAL_EVERY, "patience": STEPS, "warmup_steps": 0},
-    "evaluate": {"max_rows": TEST_ROWS, "max_new_tokens": 8},
+    # another model need not have answered the rows that a rehearsal draws
+    "evaluate": {"max_rows": TEST_ROWS, "max_new_tokens": 8, "other_answers": None},
     # not asked of so young a model: to stop by itself, to be better than its base
     "publish": {"repo_id": None, "min_stop_rate": 0.0, "require_improvement": False},
 }
