@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.errors import RecipeError
-from appliance.resolve import read_text, shipped
+from appliance.resolve import headline, read_text, shipped
 
 _LABEL = re.compile(r"#\s?([A-Z][A-Za-z ]*): (.*)")
 
@@ -57,7 +57,7 @@ def entry(path: Path) -> Entry:
         elif label:
             notes[label] += " " + line.lstrip("# ")
     try:
-        return Entry(path.stem, lines[0].lstrip("# "), notes["Choose it"], notes["VRAM"], notes["Time"], notes["Data"])
+        return Entry(path.stem, headline(path), notes["Choose it"], notes["VRAM"], notes["Time"], notes["Data"])
     except KeyError as error:
         raise RecipeError(
             f"{path}: its header has no `# {error.args[0]}: …`", hint="`appliance recipe show demo` has them all"

@@ -18,8 +18,7 @@ from appliance.extra_answers import shown
 from appliance.table import Row
 
 _HINT = (
-    "expected the columns row (or question) and answer, one line for each evaluated row of the run's prepare/test.csv: "
-    "`appliance prepare RUN_DIR` writes it before anything is trained"
+    "expected the columns row (or question) and answer, and a line for each evaluated row of the run's prepare/test.csv"
 )
 
 

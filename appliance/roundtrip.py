@@ -72,11 +72,9 @@ def run(release_dir: Path, run_path: Path, *, base_dir: Path, prompt_name: str, 
 
     Raises GateRefused: the release does not load. EnvironmentUnavailable: the process was killed.
     """
-    from transformers import AutoTokenizer
+    from appliance import base_tokenizer, prompts
 
-    from appliance import prompts
-
-    tokenizer = AutoTokenizer.from_pretrained(str(base_dir), local_files_only=True, trust_remote_code=False)
+    tokenizer = base_tokenizer.load(base_dir)
     training = prompts.from_transformers(prompt_name, tokenizer)
     folders = [path for name in ("model", "adapter") if (path := release_dir / name).is_dir()]
     wanted = request(folders, run_path, training, tokenizer)

@@ -27,6 +27,7 @@ def whereabouts(run_dir: RunDir) -> list[tuple[str, Path]]:
         "adapter": "train/adapter",
         "trained model": "train/model",
         "predictions": "evaluate/predictions.csv",
+        "more answers": "evaluate/extra_answers.csv",
         "row ledger": "prepare/rows.csv",
         "report": "report.html",
         "log": "appliance.log",

@@ -15,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
@@ -32,7 +33,7 @@ VOCAB = 320  # 256 bytes, 3 special tokens, and padding rows as real vocabularie
 INIT_STD = 0.12  # about 1 / sqrt(hidden): layers move the residual stream as much as the embeddings do
 HEAD_STD = 0.3  # logits spread over about +-2.4: next-token distributions as peaked as a trained model's
 
-Family = Literal["llama", "qwen3", "gpt2", "gemma", "gemma3", "phi", "phi3", "mistral"]
+Family = Literal["llama", "qwen3", "gpt2", "gemma", "gemma2", "gemma3", "phi", "phi3", "mistral"]
 
 
 def tiny_base(
@@ -208,12 +209,13 @@ def _config(family: Family, tied: bool, hidden: int, layers: int, vocabulary: in
         "tie_word_embeddings": tied,
         **ids,
     }
-    own: dict[str, Any] = {"sliding_window": 64} if family in ("gemma3", "mistral", "phi3") else {}
-    own |= {"head_dim": hidden // 4} if family in ("qwen3", "gemma", "gemma3") else {}
+    own: dict[str, Any] = {"sliding_window": 64} if family in ("gemma2", "gemma3", "mistral", "phi3") else {}
+    own |= {"head_dim": hidden // 4} if family in ("qwen3", "gemma", "gemma2", "gemma3") else {}
     kinds = {
         "llama": LlamaConfig,
         "qwen3": Qwen3Config,
         "gemma": GemmaConfig,
+        "gemma2": Gemma2Config,
         "gemma3": Gemma3TextConfig,
         "phi": PhiConfig,
         "phi3": Phi3Config,  # q, k and v in one matrix, gate and up in another

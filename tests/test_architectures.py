@@ -10,8 +10,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from appliance import comparison, pipeline, proof, resolve, rundir
+from appliance import comparison, machine, pipeline, proof, resolve, rundir
+from appliance.engines.transformers import TransformersEngine
+from appliance.errors import EnvironmentUnavailable
 from appliance.proof import ProofRow, judge
+from appliance.recipe import ModelSection, TuningSection
 from appliance.rundir import RunDir, write_json
 from appliance.stages import merge
 from tests.conftest import write_qa
@@ -37,6 +40,7 @@ CASES: list[tuple[Family, bool, str, int]] = [
     ("llama", False, "lora", 7),
     ("qwen3", True, "lora", 7),
     ("gemma", True, "lora", 7),  # norms that multiply by 1 + w, embeddings scaled by sqrt(hidden)
+    ("gemma2", True, "lora", 7),  # logits and attention scores are capped
     ("gemma3", True, "lora", 7),
     ("phi", False, "lora", 6),  # biases, a head with one
     ("phi3", False, "lora", 4),  # q, k, v in one matrix, gate and up in another
@@ -54,7 +58,7 @@ def test_trained_merged_and_proven(family: Family, tied: bool, method: str, per_
     csv = write_qa(tmp_path / "train.csv", [(f"{names[i % 5]} {i}?", f"{names[i % 5]}!") for i in range(40)])
     is_full = method == "full"
     tuning = "{method: full}" if is_full else "{r: 4, alpha: 8, dropout: 0.0}"
-    text = RECIPE.format(base=base_dir, csv=csv, tuning=tuning, rate="2e-3" if is_full else "3e-2")
+    text = RECIPE.format(base=base_dir, csv=csv, tuning=tuning, rate="1e-2" if is_full else "3e-2")
     (tmp_path / "shop.yaml").write_text(text, encoding="utf-8")
     run = tmp_path / "shop"
     pipeline.run(resolve.load(str(tmp_path / "shop.yaml"), environ={}), RunDir(run), tmp_path / "c", until="evaluate")
@@ -94,3 +98,11 @@ def examined(base_dir: Path, trained_dir: Path, merged_dir: Path, run: Path, wor
     comparison.write_reference(work_dir, comparison.load_with_peft)
     seen = comparison.examine(work_dir, merged_dir)
     return {gate.name for gate in judge(seen) if not gate.passed}, seen.kl_effect
+
+
+def test_gpt2_in_4_bits_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    base_dir = tiny_base(tmp_path / "base", family="gpt2")
+    engine = TransformersEngine(machine.device())
+    with pytest.raises(EnvironmentUnavailable, match="transposed layers") as caught:
+        engine.load_for_training(base_dir, ModelSection(id="x", load_in_4bit=True), TuningSection(), 64, 0)
+    assert "model.load_in_4bit=false" in caught.value.hint

@@ -10,10 +10,11 @@ import torch
 
 from appliance import hub, machine, prompts, rundir
 from appliance.engines.transformers import TransformersEngine
+from appliance.errors import DataError
 from appliance.recipe import EvaluateSection, ModelSection
 from appliance.stages import evaluate
 from tests.conftest import read_csv
-from tests.models import tiny_adapter
+from tests.models import tiny_adapter, tiny_base
 
 pytestmark = pytest.mark.slow
 
@@ -105,6 +106,17 @@ def test_what_is_written(base_dir: Path, prepare_dir: Path, tmp_path: Path) -> N
     assert len(proof_rows) == 6
     for row, prediction in zip(proof_rows, predictions, strict=True):
         assert prompt.answer_text(row["input_ids"][row["prompt_tokens"] :]) == prediction["tuned"]
+
+
+def test_answers_end_where_the_positions_of_the_base_do(prepare_dir: Path, tmp_path: Path) -> None:
+    """GPT-2 has a vector for each position, and none after the last: an answer that went on would be a crash."""
+    base_dir = tiny_base(tmp_path / "gpt2", family="gpt2")  # 512 positions; a prompt takes over 150
+    adapter_dir = tiny_adapter(tmp_path / "adapter", base_dir, fan_in_fan_out=True)
+    run(base_dir, adapter_dir, prepare_dir, tmp_path / "evaluate", max_new_tokens=500, max_rows=2)
+    rows = rundir.read_json(tmp_path / "evaluate" / "proof_rows.json")
+    assert all(len(row["input_ids"]) <= 512 for row in rows)
+    with pytest.raises(DataError, match=r"a question has \d+ tokens with its prompt; the base has 512 positions"):
+        run(base_dir, adapter_dir, prepare_dir, tmp_path / "too-long", extra_prompts=["길" * 200])
 
 
 def test_an_answer_with_a_lone_carriage_return_stays_one_row(tmp_path: Path) -> None:

@@ -52,10 +52,10 @@ SMALL = {
 }
 
 
-def run(name: str, base_dir: Path, csv: Path, runs: Path, **changes: str) -> Path:
+def run(recipe: str, base_dir: Path, csv: Path, runs: Path, **changes: str) -> Path:
     """The run directory of the whole way, whatever the verdict on a model that tiny."""
     settings = {**SMALL, "model.id": str(base_dir), "data.csv": str(csv), **changes}
-    resolved = resolve.load(name, overrides=[f"{key}={value}" for key, value in settings.items()], environ={})
+    resolved = resolve.load(recipe, overrides=[f"{key}={value}" for key, value in settings.items()], environ={})
     path = runs / resolved.recipe.name
     pipeline.run(resolved, RunDir(path), runs / "cache", even_if_worse=True)
     figures = rundir.read_json(path / "evaluate" / "metrics.json")
@@ -72,7 +72,7 @@ def page(path: Path) -> str:
 
 def csv_of(pairs: Sequence[Any], path: Path) -> Path:
     assert all(isinstance(pair, Pair) for pair in pairs)
-    return write_qa(path, [(pair.question, pair.answer) for pair in pairs])
+    return write_qa(path, [(pair.instruction, pair.output) for pair in pairs])
 
 
 FAMILIES: dict[str, Family] = {"chatbot-cpu": "llama", "default": "qwen3"}
@@ -94,7 +94,7 @@ def test_kanana_full_ft(tmp_path: Path) -> None:
     lines.write_text("".join(f"{q}  |  {a}\n" for q, a in ROWS), encoding="utf-8")
     document.write_text(json.dumps([{"question": q, "answer": a} for q, a in ROWS]), encoding="utf-8")
     three = [
-        [(pair.question, pair.answer) for pair in found if isinstance(pair, Pair)]
+        [(pair.instruction, pair.output) for pair in found if isinstance(pair, Pair)]
         for found in (qa_text.pairs(text), delimited.pairs(lines, pattern=r"\s+\|\s+"), records.pairs(document))
     ]
     assert three == [ROWS] * 3
@@ -237,7 +237,7 @@ def test_llama3_ko_alpaca(tmp_path: Path) -> None:
     base_dir = tiny_base(tmp_path / "base", short_prompts=True)
     raw = write_qa(tmp_path / "raw_data.csv", ROWS)
     with loopback_hub.started(tmp_path / "hub") as hub:
-        hub.add_repo("alice/rows", kind="dataset", private=True, files={"raw_data.csv": raw.read_bytes()})
+        hub.add_repo("alice/rows", type="dataset", private=True, files={"raw_data.csv": raw.read_bytes()})
         kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         settings = {
             **SMALL,
@@ -266,9 +266,9 @@ def test_every_shipped_recipe_is_run_somewhere() -> None:
     assert {*FAMILIES, *here, "demo"} == set(resolve.shipped())
 
 
-def start(name: str, base_dir: Path, csv: Path, runs: Path, until: str, **changes: str) -> Path:
+def start(recipe: str, base_dir: Path, csv: Path, runs: Path, until: str, **changes: str) -> Path:
     settings = {**SMALL, "model.id": str(base_dir), "data.csv": str(csv), **changes}
-    resolved = resolve.load(name, overrides=[f"{key}={value}" for key, value in settings.items()], environ={})
+    resolved = resolve.load(recipe, overrides=[f"{key}={value}" for key, value in settings.items()], environ={})
     path = runs / resolved.recipe.name
     pipeline.run(resolved, RunDir(path), runs / "cache", until=until)
     return path

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from appliance import base_tokenizer
 from appliance.engines import Loaded, load_failures, refuse_too_long
@@ -67,7 +67,9 @@ class TransformersEngine:
     def _load_base(self, base_dir: Path, model: ModelSection) -> Loaded:
         dtype = getattr(torch, self._device.compute_dtype(model.dtype))
         quantization = None
-        if model.load_in_4bit:  # NF4 with double quantization: QLoRA's setting (Dettmers et al. 2023, section 3)
+        if model.load_in_4bit:
+            _refuse_transposed(base_dir)
+            # NF4 with double quantization: QLoRA's setting (Dettmers et al. 2023, section 3)
             quantization = BitsAndBytesConfig(
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
@@ -86,3 +88,12 @@ class TransformersEngine:
             )
             tokenizer = base_tokenizer.load(base_dir)
         return loaded, tokenizer
+
+
+def _refuse_transposed(base_dir: Path) -> None:
+    """GPT-2 stores its linear layers transposed, and 4-bit ones lie the other way: a merge would mix the two up."""
+    if AutoConfig.from_pretrained(str(base_dir), local_files_only=True).model_type == "gpt2":
+        raise EnvironmentUnavailable(
+            f"{base_dir} is a GPT-2, whose transposed layers are not tuned in 4 bits here",
+            hint="set model.load_in_4bit=false: models of this architecture are small",
+        )

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 
 from appliance import batches, console, extra_answers, gates, generation, metrics, other_model, prompts, rundir, table
 from appliance.engines import Engine
+from appliance.errors import DataError
 from appliance.generation import GREEDY, Answer, Sampling
 from appliance.hub import Base
 from appliance.recipe import EvaluateSection, ModelSection
@@ -69,6 +70,8 @@ def run(
         [prompt.prompt_ids(prompts.user_message(one.instruction, one.input)) for one in asked]
         for asked in (rows, extra)
     )
+    room = _room(base.max_positions, questions, evaluate.max_new_tokens)
+    room_of_extra = _room(base.max_positions, extra_questions, evaluate.max_new_tokens)
     chosen = evaluate.sampling
     sampling = Sampling(**chosen.model_dump(exclude={"scored"}), seed=seed)
     encoded = [prompt.encode(row.instruction, row.input, row.output) for row in rows]
@@ -89,7 +92,7 @@ def run(
                 loaded,
                 prompt,
                 questions,
-                max_new_tokens=evaluate.max_new_tokens,
+                max_new_tokens=room,
                 stop=evaluate.stop,
                 sampling=sampling if chosen.scored else GREEDY,
                 on_progress=bar.advance,
@@ -98,7 +101,7 @@ def run(
                 loaded,
                 prompt,
                 extra_questions,
-                max_new_tokens=evaluate.max_new_tokens,
+                max_new_tokens=room_of_extra,
                 stop=evaluate.stop,
                 sampling=sampling,
                 on_progress=bar.advance,
@@ -124,7 +127,7 @@ def run(
             for question, one in zip(questions, answers["tuned"], strict=True)
         ],
     )
-    stops = stop_rates([len(one) - one.prompt_tokens for one in encoded], evaluate.max_new_tokens, answers)
+    stops = stop_rates([len(one) - one.prompt_tokens for one in encoded], room, answers)
     rundir.write_json(stage_dir / gates.MEASURES, {"stops": stops, "val_loss": val_loss})
     groups_of = _groups(prepare_dir / "test_groups.csv")
     groups = [groups_of[row.line] for row in rows]
@@ -229,6 +232,20 @@ def summarise(seen: Comparison) -> str:
         f"(difference {low:+.1%} to {high:+.1%}): {seen.verdict}; "
         f"exact match {seen.base.exact_match:.1%} -> {seen.tuned.exact_match:.1%}"
     )
+
+
+def _room(positions: int, questions: Sequence[Sequence[int]], wanted_tokens: int) -> int:
+    """Tokens that the answers may have: no more than the base has positions for, which in GPT-2 is a hard end.
+
+    Raises DataError: a question fills them all.
+    """
+    longest = max(map(len, questions), default=0)
+    if longest >= positions:
+        raise DataError(
+            f"a question has {longest} tokens with its prompt; the base has {positions} positions, the answer included",
+            hint="shorten it: a row of the CSV, or a line of evaluate.extra_prompts",
+        )
+    return min(wanted_tokens, positions - longest)
 
 
 def _chosen(rows: list[table.Row], max_rows: int, seed: int) -> list[table.Row]:
