@@ -213,14 +213,14 @@ def test_self_instruct(tmp_path: Path) -> None:
     base_dir = tiny_base(tmp_path / "base", family="qwen3", tied=True, short_prompts=True)
     data = [{"instruction": f"{n}개를 세어 줘.", "input": "", "output": f"{n}개입니다."} for n in range(20)]
     (tmp_path / "instructions.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
-    appliance(tmp_path, dict(os.environ), "dataset", "records", "instructions.json", "given.csv")
-    assert len(read_csv(tmp_path / "given.csv")) == 20
+    given = list(records.pairs(tmp_path / "instructions.json"))
+    assert [pair.output for pair in given if isinstance(pair, Pair)] == [row["output"] for row in data]
 
     (tmp_path / "seeds.txt").write_text(
         "".join(f"{q} 무엇인지 설명해 주세요.\n" for q, _ in ROWS[:9]), encoding="utf-8"
     )
     local = ["dataset", "self-instruct", "seeds.txt", "local.csv", "--count", "2", "--local", str(base_dir)]
-    done = appliance_run(tmp_path, dict(os.environ), *local, "--max-tokens", "8")
+    done = appliance_run(tmp_path, dict(os.environ), *local, "--max-tokens", "4")
     assert done.returncode == 3, (
         done.stderr
     )  # a random model invents nothing that can be used: it is asked, and says so
