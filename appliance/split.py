@@ -46,6 +46,8 @@ def question_key(row: Row) -> bytes:
 
 def folded(text: str) -> str:
     """The text but for Unicode compatibility forms, case and whitespace."""
+    if text.isascii():  # nothing to normalise, as in the many rows whose input is empty
+        return " ".join(text.lower().split())
     # NFKC twice, as in Unicode's toNFKC_Casefold: folding case can undo the normal form.
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return " ".join(folded.split())
