@@ -49,7 +49,10 @@ def folded(text: str) -> str:
     if text.isascii():  # nothing to normalise, as in the many rows whose input is empty
         return " ".join(text.lower().split())
     # NFKC twice, as in Unicode's toNFKC_Casefold: folding case can undo the normal form.
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    normal = unicodedata.normalize("NFKC", text)
+    folded = normal.casefold()
+    if folded != normal:
+        folded = unicodedata.normalize("NFKC", folded)
     return " ".join(folded.split())
 
 
