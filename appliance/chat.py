@@ -20,7 +20,7 @@ from types import FrameType
 
 from appliance import console, rundir, views
 from appliance.errors import DataError, Interrupted, RecipeError, RunDirError
-from appliance.rundir import STAGES, RunDir
+from appliance.rundir import MADE_FROM, RunDir
 from appliance.speaker import Conversation, Reply, Speaker, load
 
 PROMPT = "you> "
@@ -130,7 +130,7 @@ def _require_model(run_path: Path) -> None:
     command = f"appliance run {shlex.quote(str(run_path))}"
     record = run_dir.record("merge")
     if record is None:
-        missing = next(stage for stage in STAGES if run_dir.record(stage) is None)
+        missing = next(stage for stage in MADE_FROM if run_dir.record(stage) is None)
         raise RunDirError(
             f"{run_path} has no merged model yet: the stage `{missing}` is not done", hint=f"`{command}` makes it"
         )
