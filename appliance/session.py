@@ -32,8 +32,8 @@ WRITE_OWN = "`Write access to contents/settings of all repos under your personal
 WRITE_ORG = "`Write access to contents/settings of all repos in selected organizations`"
 READ_GATED = "`Read access to contents of all public gated repos you can access`"
 GIVE_TOKEN = (
-    f"make one at {TOKENS_PAGE} (type Write, or fine-grained with {WRITE_OWN}) and put HF_TOKEN=… into .env, or name a "
-    "file that holds it in HF_TOKEN_FILE"
+    f"make one at {TOKENS_PAGE} (type Write, or fine-grained with {WRITE_OWN}) and export HF_TOKEN=…, or name a file "
+    "that holds it in HF_TOKEN_FILE (for the container, in .env)"
 )
 _MOST_OF_ONE_CALL = 24  # the client itself repeats some calls without a bound
 
