@@ -14,8 +14,6 @@ import logging
 import os
 import queue
 import re
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -24,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from appliance import console, machine, refusals, scrub, session
+from appliance import child, console, machine, refusals, scrub, session
 from appliance.errors import EnvironmentUnavailable, HubError
 from appliance.refusals import Source
 from appliance.session import Limits
@@ -161,40 +159,25 @@ def _run_child(job: dict[str, Any], snapshot: Snapshot, limits: Limits, *, witho
     if without_xet:
         environ["HF_HUB_DISABLE_XET"] = "1"
     messages: queue.Queue[bytes | None] = queue.Queue()
-    # A session of its own: the terminal's Ctrl-C is for this process, which then ends the child.
-    with subprocess.Popen(
-        [sys.executable, "-m", "appliance.transfer"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environ,
-        start_new_session=True,
-    ) as child:
-        try:
-            assert child.stdin
-            with suppress(BrokenPipeError):  # it died at once, which is told below
-                child.stdin.write(json.dumps(job).encode() + b"\n")
-                child.stdin.close()
-            threading.Thread(target=_listen, args=(child.stdout, messages), daemon=True).start()
-            threading.Thread(target=_overhear, args=(child.stderr, job["source"]["token"]), daemon=True).start()
-            with _Watch(snapshot, job["files"], limits) as watch:
-                while not watch.stands_still():
-                    try:
-                        line = messages.get(timeout=min(0.5, limits.stall_seconds / 10))
-                    except queue.Empty:
-                        continue
-                    if line is None:
-                        return f"the download's process ended with {child.wait()}"
-                    said = json.loads(line)
-                    watch.sign()
-                    if "error" in said:
-                        return _again_or_raise(**said["error"])
-                    if "done" in said:
-                        watch.is_done()
-                        return ""
-            return f"the download stood still for {limits.stall_seconds:.0f} s"
-        finally:
-            child.kill()
+    with child.started("appliance.transfer", job, environ) as process:
+        threading.Thread(target=_listen, args=(process.stdout, messages), daemon=True).start()
+        threading.Thread(target=_overhear, args=(process.stderr, job["source"]["token"]), daemon=True).start()
+        with _Watch(snapshot, job["files"], limits) as watch:
+            while not watch.stands_still():
+                try:
+                    line = messages.get(timeout=min(0.5, limits.stall_seconds / 10))
+                except queue.Empty:
+                    continue
+                if line is None:
+                    return f"the download's process ended with {process.wait()}"
+                said = json.loads(line)
+                watch.sign()
+                if "error" in said:
+                    return _again_or_raise(**said["error"])
+                if "done" in said:
+                    watch.is_done()
+                    return ""
+        return f"the download stood still for {limits.stall_seconds:.0f} s"
 
 
 def _again_or_raise(kind: str, message: str, hint: str, may_pass: bool) -> str:

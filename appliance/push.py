@@ -10,25 +10,20 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import sys
-import threading
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import httpx
 
-from appliance import machine, repository, scrub, session
+from appliance import child, machine, repository, scrub, session
+from appliance.child import Tell
 from appliance.errors import HubError
 from appliance.repository import MARKER, Content, Repository
 from appliance.session import Limits
 
 _log = logging.getLogger(__name__)
 _COMMITS = 4  # tries to commit: the head moved, or the reply was lost
-Tell = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -100,7 +95,7 @@ def _push(job: _Job, tell: Tell) -> Pushed:
 
     if not (job.token or get_token()):
         raise HubError("there is no token for the Hub", hint=session.GIVE_TOKEN)
-    with session.opened(job.limits, on_sign=_seldom(lambda: tell({}))) as meter:
+    with session.opened(job.limits, on_sign=child.seldom(lambda: tell({}))) as meter:
         job = _named(job)
         remote = _existing_or_new(job, tell)
         first, error = remote.commit, None
@@ -240,31 +235,5 @@ def _wait_after(error: BaseException | None, attempt: int, limits: Limits) -> fl
     return 2.0 ** (attempt - 1) if asked is None else asked
 
 
-def _seldom(act: Callable[[], None], seconds: float = 1.0) -> Callable[[], None]:
-    """`act`, at most once in so many seconds."""
-    last = 0.0
-
-    def sign() -> None:
-        nonlocal last
-        if time.monotonic() - last >= seconds:
-            last = time.monotonic()
-            act()
-
-    return sign
-
-
-def _main() -> None:
-    machine.die_with_parent()
-    messages = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no message
-    lock = threading.Lock()
-
-    def tell(message: dict[str, Any]) -> None:
-        with lock:
-            print(json.dumps(message), file=messages, flush=True)
-
-    serve(sys.stdin.readline(), tell)
-
-
 if __name__ == "__main__":
-    _main()
+    child.main(serve)

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import httpx
 
-from appliance import machine, refusals, session
+from appliance import child, refusals, session
+from appliance.child import Tell
 from appliance.refusals import Source
 from appliance.session import Limits
 
 _log = logging.getLogger(__name__)
 
 
-def serve(line: str, tell: Callable[[dict[str, Any]], None]) -> None:
+def serve(line: str, tell: Tell) -> None:
     """Fetches what `line` asks for, in this process, and tells how it goes: signs of life, then done or an error."""
     job = json.loads(line)
     source, limits = Source(**job["source"]), Limits(**job["limits"])
-    sign = _seldom(lambda: tell({}))
+    sign = child.seldom(lambda: tell({}))
     sign()
     from huggingface_hub import hf_hub_download
 
@@ -111,32 +108,6 @@ class _Mended(httpx.SyncByteStream):
         self._body.close()
 
 
-def _seldom(act: Callable[[], None], seconds: float = 0.5) -> Callable[[], None]:
-    """`act`, at most once in so many seconds."""
-    last = 0.0
-
-    def sign() -> None:
-        nonlocal last
-        if time.monotonic() - last >= seconds:
-            last = time.monotonic()
-            act()
-
-    return sign
-
-
-def _main() -> None:
-    machine.die_with_parent()
-    messages = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no message
-    lock = threading.Lock()
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-
-    def tell(message: dict[str, Any]) -> None:
-        with lock:
-            print(json.dumps(message), file=messages, flush=True)
-
-    serve(sys.stdin.readline(), tell)
-
-
 if __name__ == "__main__":
-    _main()
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    child.main(serve)

@@ -17,16 +17,14 @@ import os
 import queue
 import re
 import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Literal
 
-from appliance import console, scrub
+from appliance import child, console, scrub
 from appliance.errors import HubError, RunDirError
 from appliance.push import Pushed
 from appliance.repository import Content
@@ -86,23 +84,8 @@ def publish(
         "HF_HUB_DISABLE_PROGRESS_BARS": "0",  # the bars are xet's only signs of life
         "TQDM_POSITION": "-1",  # draws them without a terminal
     }
-    # A session of its own: the terminal's Ctrl-C is for this process, which then ends the child.
-    with subprocess.Popen(
-        [sys.executable, "-m", "appliance.push"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environ,
-        start_new_session=True,
-    ) as child:
-        try:
-            assert child.stdin
-            with suppress(BrokenPipeError):  # it died at once, which is told below
-                child.stdin.write(json.dumps(job).encode() + b"\n")
-                child.stdin.close()
-            return _follow(child, token, limits.stall_seconds, again, say)
-        finally:
-            child.kill()
+    with child.started("appliance.push", job, environ) as process:
+        return _follow(process, token, limits.stall_seconds, again, say)
 
 
 def contents(folder: Path, repo_type: RepoType, expected: Mapping[str, tuple[int, str]]) -> dict[str, Content]:
@@ -124,14 +107,14 @@ def contents(folder: Path, repo_type: RepoType, expected: Mapping[str, tuple[int
 
 
 def _follow(
-    child: subprocess.Popen[bytes], token: str | None, stall_seconds: float, again: str, say: Callable[[str], None]
+    process: subprocess.Popen[bytes], token: str | None, stall_seconds: float, again: str, say: Callable[[str], None]
 ) -> Pushed:
     """Passes on what the child says until it is done. Raises HubError, also where it falls silent or dies."""
     signs: queue.Queue[bytes | None] = queue.Queue()
     words: deque[bytes] = deque(maxlen=20)
     listeners = [
-        threading.Thread(target=_listen, args=(child.stdout, signs), daemon=True),
-        threading.Thread(target=_overhear, args=(child.stderr, signs, words), daemon=True),
+        threading.Thread(target=_listen, args=(process.stdout, signs), daemon=True),
+        threading.Thread(target=_overhear, args=(process.stderr, signs, words), daemon=True),
     ]
     for listener in listeners:
         listener.start()
@@ -144,7 +127,7 @@ def _follow(
                 hint=f"everything local is kept; check the network; then {again}",
             ) from None
         if line is None:
-            code = child.wait()
+            code = process.wait()
             _log.error("the upload's process: %s", scrub.text(b"".join(words).decode(errors="replace"), [token or ""]))
             raise HubError(
                 f"the upload's process ended with {code}, without a word",
