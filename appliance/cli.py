@@ -187,7 +187,7 @@ def check(
     cache_dir: CacheOption = _CACHE,
     as_json: JsonOption = False,
 ) -> None:
-    """Say whether a recipe can run here, or what a CSV holds. Trains nothing.
+    """Say whether a recipe can run here, or what a CSV holds. Trains nothing, fetches no weights.
 
     appliance check chatbot-cpu --set data.csv=data/train.csv
 

@@ -1,6 +1,6 @@
 """What a run takes on its disk, by arithmetic on the base's files and config: before hours are spent on it.
 
-Bytes throughout. The volume of the Hub client's cache is not looked at here: the download does that for itself.
+Bytes throughout.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ import os
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from appliance import machine, memory, rundir
 from appliance.errors import EnvironmentUnavailable
-from appliance.memory import Shape
 from appliance.recipe import TrainSection, TuningSection
+
+if TYPE_CHECKING:
+    from appliance.hub import Base
 
 MARGIN = 1.1
 RESERVE_BYTES = machine.OVERHEAD_BYTES // 2  # logs, pictures, the release's cards, what else uses the volume meanwhile
@@ -32,6 +35,7 @@ class Demand:
     merged: int
     release: int  # nothing where the file system has hard links
     proof: int
+    download: int = 0  # of the base, where the Hub client's cache is on the same volume
 
     @property
     def total(self) -> int:
@@ -43,19 +47,17 @@ class Demand:
         return ", ".join(f"{name} {machine.human(size)}" for name, size in asdict(self).items() if size >= 1 << 20)
 
 
-def of_run(
-    base_dir: Path, shape: Shape | None, tuning: TuningSection, train: TrainSection, *, has_hard_links: bool
-) -> Demand:
+def of_run(base: Base, tuning: TuningSection, train: TrainSection, *, has_hard_links: bool) -> Demand:
     """A whole run from training to the release.
 
-    One checkpoint more than are kept: the next is complete before the oldest goes. Without a `shape` the adapters are
-    unknown, count as nothing, and the reserve has to do.
+    One checkpoint more than are kept: the next is complete before the oldest goes. Of a base without a known shape the
+    adapters are unknown, count as nothing, and the reserve has to do.
     """
-    weights, parameters, tokenizer = machine.weights_bytes(base_dir), machine.parameters_of(base_dir), 0
+    weights, parameters, tokenizer = base.weights_bytes, base.parameters, 0
     if tuning.method == "full":
         checkpoint, trained = parameters * FULL_BYTES, 0 if has_hard_links else parameters * 4
     else:
-        tokenizer = sum(path.stat().st_size for path in base_dir.glob("token*.*"))
+        tokenizer, shape = base.tokenizer_bytes, memory.shape_of(base.config)
         adapters = memory.adapter_parameters(shape, tuning) if shape else 0
         moments = memory.ADAPTER_BYTES[train.optimizer] - 8  # without the weight and its gradient
         checkpoint, trained = adapters * (4 + moments) + tokenizer, adapters * 4 + tokenizer
@@ -97,6 +99,11 @@ def has_hard_links(folder: Path) -> bool:
         except OSError:
             return False
     return True
+
+
+def is_same_volume(one: Path, other: Path) -> bool:
+    """Of two paths, or of their nearest parents that exist."""
+    return machine.nearest(one).stat().st_dev == machine.nearest(other).stat().st_dev
 
 
 def require(folder: Path, needed: int, purpose: str) -> None:

@@ -10,14 +10,14 @@ import json
 import os
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from appliance import bases, console, download
+from appliance import bases, console, download, machine
 from appliance.errors import EnvironmentUnavailable, HubError, RecipeError
 from appliance.refusals import Source
 from appliance.snapshot import Snapshot
@@ -27,17 +27,42 @@ DATASET_SCHEME = "hf://datasets/"
 # Weights other than safetensors can run code when loaded; they are never fetched.
 _WANTED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md"]
 _UNWANTED_FILES = ["consolidated*", "original/*"]  # the same weights in their maker's own format
-_JUDGED_FILES = ["config.json", "README.md"]
+_JUDGED_FILES = ["config.json", "README.md", "model.safetensors.index.json"]  # small ones
 
 
 @dataclass(frozen=True)
 class Base:
-    """A base model on disk. `public_id` never is a local path; `revision` is a commit on the Hub, or None."""
+    """A base model in `dir`, wholly but for what is `coming` from the Hub.
+
+    `public_id` never is a local path; `revision` is a commit on the Hub, or None.
+    """
 
     dir: Path
     public_id: str
     revision: str | None
     license: str | None
+    snapshot: Snapshot | None = field(default=None, compare=False, repr=False)  # of that commit
+
+    @property
+    def coming(self) -> dict[str, int]:
+        """The files that are to be fetched and are not here yet, with their bytes."""
+        files = self.snapshot.files if self.snapshot else {}
+        return {
+            name: told.size or 0 for name, told in files.items() if _is_wanted(name) and not (self.dir / name).exists()
+        }
+
+    @property
+    def weights_bytes(self) -> int:
+        return machine.weights_bytes(self.dir, self.coming)
+
+    @property
+    def parameters(self) -> int:
+        return machine.parameters_of(self.dir, self.coming)
+
+    @property
+    def tokenizer_bytes(self) -> int:
+        here = {path.name: path.stat().st_size for path in self.dir.glob("token*.*")}
+        return sum((here | {name: size for name, size in self.coming.items() if fnmatch(name, "token*.*")}).values())
 
     @cached_property
     def identity(self) -> str:
@@ -69,11 +94,15 @@ class Base:
 
 
 def resolve(model_id: str, revision: str | None, cache_dir: Path) -> Base:
-    """The base model `model_id`, downloaded or made where it is not on disk yet.
+    """The base model `model_id`, all of it on this disk. Raises what `find` and `fetch` raise."""
+    return fetch(find(model_id, revision, cache_dir))
+
+
+def find(model_id: str, revision: str | None, cache_dir: Path) -> Base:
+    """The base model `model_id` with all that it is judged by: of one on the Hub, config and card are fetched.
 
     Raises RecipeError: no such folder or name. HubError: the Hub refuses or cannot be reached.
-    EnvironmentUnavailable: it cannot be tuned (see `bases`), which is told before its weights are fetched, or it
-    has no safetensors.
+    EnvironmentUnavailable: it cannot be tuned (see `bases`), or it has no safetensors.
     """
     if model_id == DEMO_ID:
         from appliance import demo
@@ -84,19 +113,30 @@ def resolve(model_id: str, revision: str | None, cache_dir: Path) -> Base:
         folder = Path(model_id).resolve()
         base = Base(folder, folder.name, None, _license(folder))
     elif model_id.count("/") == 1 and not model_id.startswith((".", "/", "~")):
-        base = _download(model_id, revision, cache_dir)
+        base = _find_on_hub(model_id, revision, cache_dir)
     else:
         raise RecipeError(
             f"model.id: {model_id!r} is neither a folder, nor USER/NAME on the Hub, nor `{DEMO_ID}`",
             hint="check the path; inside the container only mounted folders exist",
         )
-    if not base.revision:  # what comes from the Hub was judged before its weights were fetched
-        _refuse_untunable(base, str(base.dir), _names(base.dir))
-    if not list(base.dir.glob("*.safetensors")):
+    names, where = (base.snapshot.files, model_id) if base.snapshot else (_names(base.dir), str(base.dir))
+    _refuse_untunable(base, where, names)
+    if not any(fnmatch(name, "*.safetensors") and "/" not in name for name in names):
         raise EnvironmentUnavailable(
-            f"{base.public_id if base.revision else base.dir} has no safetensors weights",
+            f"{where} has no safetensors weights",
             hint="load it once with transformers and save it with save_pretrained",
         )
+    return base
+
+
+def fetch(base: Base) -> Base:
+    """The same base with nothing still to come; what of it was cached is compared with the Hub's hashes.
+
+    Raises HubError: the Hub refuses or cannot be reached. EnvironmentUnavailable: no room, or an unwritable cache.
+    """
+    if base.snapshot:
+        wanted = [name for name in base.snapshot.files if _is_wanted(name)]
+        download.obtain(_source(base.public_id, base.revision), base.snapshot, wanted)
     return base
 
 
@@ -164,17 +204,17 @@ def token(environ: Mapping[str, str] = os.environ) -> str | None:
         ) from error
 
 
-def _download(model_id: str, revision: str | None, cache_dir: Path) -> Base:
+def _source(model_id: str, revision: str | None) -> Source:
     hint = "check the name, the network, and HF_TOKEN for a gated model; or give a local folder as model.id"
-    source = Source(model_id, "model", revision, token(), hint)
+    return Source(model_id, "model", revision, token(), hint)
+
+
+def _find_on_hub(model_id: str, revision: str | None, cache_dir: Path) -> Base:
+    source = _source(model_id, revision)
     snapshot = download.find(source, cache_dir)
     console.say(f"base model {model_id} at commit {snapshot.commit}{_without_asking(snapshot)}")
-    # Judged before the rest is fetched: the weights may be tens of GB.
     folder = download.obtain(source, snapshot, [name for name in _JUDGED_FILES if name in snapshot.files])
-    base = Base(folder, model_id, snapshot.commit, _license(folder))
-    _refuse_untunable(base, model_id, list(snapshot.files))
-    download.obtain(source, snapshot, [name for name in snapshot.files if _is_wanted(name)])
-    return base
+    return Base(folder, model_id, snapshot.commit, _license(folder), snapshot)
 
 
 def _is_wanted(name: str) -> bool:

@@ -64,7 +64,7 @@ class Job:
     def engine_choice(self) -> tuple[str, str]:
         from appliance import engines
 
-        return engines.choose(self.resolved.recipe.engine, self.device, str(self.base.config.get("model_type")))
+        return engines.choose(self.resolved.recipe.engine, self.device, str(self.found_base.config.get("model_type")))
 
     @cached_property
     def engine(self) -> Engine:
@@ -76,7 +76,15 @@ class Job:
 
     @cached_property
     def base(self) -> Base:
-        """The base model on disk. A run keeps the commit that it began with.
+        """The base model on this disk, fetched where it is not yet."""
+        from appliance import hub
+
+        return hub.fetch(self.found_base)
+
+    @cached_property
+    def found_base(self) -> Base:
+        """The base model as far as it is judged by; its weights may be on the Hub. A run keeps the commit that it
+        began with.
 
         Raises RunDirError: the base's files are others than when this run began.
         """
@@ -87,7 +95,7 @@ class Job:
         moved = (
             before.get("dir") if not typed.is_dir() and before.get("dir") else None
         )  # typed relative to another folder
-        base = hub.resolve(moved or model.id, before.get("revision") or model.revision, self.cache_dir)
+        base = hub.find(moved or model.id, before.get("revision") or model.revision, self.cache_dir)
         if before and base.identity != before["identity"]:
             raise RunDirError(
                 f"{self.run_dir.path}: the files of the base model {model.id} changed since this run began",
@@ -145,7 +153,7 @@ class Job:
     @cached_property
     def base_identity(self) -> str:
         """What the base is, from run.json where possible: a finished run is skipped without the base on disk."""
-        return str(self._recorded_base().get("identity") or self.base.identity)
+        return str(self._recorded_base().get("identity") or self.found_base.identity)
 
     def _recorded_base(self) -> dict[str, Any]:
         model, recorded = self.resolved.recipe.model, {} if self.takes_new_base else self._run_json.get("base", {})
@@ -244,7 +252,7 @@ class Job:
 
     def write_run_json(self) -> None:
         """What this run is made from, where, and with which versions."""
-        recipe, base = self.resolved.recipe, self.base
+        recipe, base = self.resolved.recipe, self.found_base
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         rundir.write_json(
             self.run_dir.path / "run.json",

@@ -14,8 +14,10 @@ import signal
 import subprocess
 import sysconfig
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import psutil
@@ -291,22 +293,25 @@ def versions() -> dict[str, str]:
     return found
 
 
-def weights_bytes(model_dir: Path) -> int:
-    """Size of the safetensors that transformers loads from `model_dir`: some folders hold the weights twice."""
-    single, index = model_dir / "model.safetensors", model_dir / "model.safetensors.index.json"
-    if single.is_file():
-        files = {single}
-    elif index.is_file():
+def weights_bytes(model_dir: Path, coming: Mapping[str, int] = MappingProxyType({})) -> int:
+    """Size of the safetensors that transformers loads from `model_dir`: some folders hold the weights twice.
+
+    `coming`: sizes of files that are not there yet.
+    """
+    sizes = {path.name: path.stat().st_size for path in model_dir.glob("*.safetensors") if path.is_file()}
+    sizes |= {name: size for name, size in coming.items() if name.endswith(".safetensors")}
+    index = model_dir / "model.safetensors.index.json"
+    if "model.safetensors" in sizes:
+        return sizes["model.safetensors"]
+    if index.is_file():
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = {model_dir / name for name in weight_map.values()}
-    else:
-        files = set(model_dir.glob("*.safetensors"))
-    return sum(path.stat().st_size for path in files if path.is_file())
+        return sum(sizes.get(name, 0) for name in set(weight_map.values()))
+    return sum(sizes.values())
 
 
-def parameters_of(model_dir: Path) -> int:
+def parameters_of(model_dir: Path, coming: Mapping[str, int] = MappingProxyType({})) -> int:
     """Weights in `model_dir`, its files holding 16-bit numbers."""
-    return weights_bytes(model_dir) // 2
+    return weights_bytes(model_dir, coming) // 2
 
 
 def training_bytes(parameters: int, load_in_4bit: bool, dtype: str, full_with: str | None = None) -> int:

@@ -122,8 +122,7 @@ def _run_stage(job: Job, stage: str, label: str = "") -> None:
         with console.prints_to_log():
             summary = run_stage(job, stage_dir)
     except RuntimeError as error:
-        torch = sys.modules.get("torch")
-        if torch is None or not isinstance(error, torch.OutOfMemoryError):
+        if "torch" not in sys.modules or not _is_out_of_memory(error):
             raise
         raise EnvironmentUnavailable(
             f"{stage}: {job.device.name} is out of memory: {str(error).splitlines()[0]}",
@@ -132,6 +131,12 @@ def _run_stage(job: Job, stage: str, label: str = "") -> None:
         ) from error
     record = job.run_dir.finish(stage, inputs, summary, unlisted=RESUMABLE.get(stage, ())[:1])
     console.say(f"{label} {summary} ({console.duration(record.seconds)})")
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    from appliance import fitting
+
+    return fitting.is_out_of_memory(error)
 
 
 def _check(job: Job, stage_dir: Path) -> str:
@@ -146,7 +151,7 @@ def _check(job: Job, stage_dir: Path) -> str:
         publish=recipe.publish,
         csv_path=job.csv_to_check,
         cache_dir=job.cache_dir,
-        get_base=lambda: job.base,
+        get_base=lambda: job.found_base,
         get_device=lambda: job.device,
         engine=recipe.engine,
         rehearse=job.rehearsal_wanted,
@@ -155,6 +160,8 @@ def _check(job: Job, stage_dir: Path) -> str:
         into_existing=job.into_existing,
     )
     console.table("", machine.COLUMNS, [finding.cells() for finding in findings])
+    if job.until != "check":
+        job.base  # noqa: B018  fetched now that nothing speaks against it: the weights may be tens of GB
     warnings = [finding for finding in findings if finding.verdict == "warning"]
     return f"{len(findings)} looked at, {len(warnings)} warnings"
 
@@ -184,8 +191,7 @@ def _rehearse(job: Job, stage_dir: Path) -> str:
 
     recipe, prepare_dir = job.resolved.recipe, job.run_dir.stage_dir("prepare")
     planned = rehearse.plan(recipe.train, rundir.read_json(prepare_dir / "summary.json"))
-    parameters = machine.parameters_of(job.base.dir)
-    seconds = rehearse.guess_seconds(planned, parameters, job.device, machine.cpu_cores())
+    seconds = rehearse.guess_seconds(planned, job.base.parameters, job.device, machine.cpu_cores())
     wanted, why = rehearse.reason(job.rehearsal_wanted, job.base, seconds)
     if not wanted:
         return why
@@ -254,9 +260,7 @@ def _merge(job: Job, stage_dir: Path) -> str:
     from appliance import proof
     from appliance.stages import merge
 
-    disk.require(
-        stage_dir, disk.with_margin(machine.weights_bytes(job.base.dir) + disk.PROOF_BYTES), "the merged model"
-    )
+    disk.require(stage_dir, disk.with_margin(job.base.weights_bytes + disk.PROOF_BYTES), "the merged model")
     rows = rundir.read_json(job.run_dir.stage_dir("evaluate") / "proof_rows.json")
     merged, proven = merge.run(
         job.base.dir,
@@ -264,7 +268,7 @@ def _merge(job: Job, stage_dir: Path) -> str:
         stage_dir,
         dtype=job.base.stored_dtype,
         rows=[proof.ProofRow(tuple(row["input_ids"]), row["prompt_tokens"]) for row in rows],
-        device=machine.proof_device(machine.parameters_of(job.base.dir), job.device),
+        device=machine.proof_device(job.base.parameters, job.device),
     )
     changed = f"{merged.merged_tensors} of {merged.tensors} tensors merged into"
     if not merged.merged_tensors:

@@ -176,7 +176,7 @@ def test_an_unusable_base_is_refused_with_the_way_on(folder: Path, spoil: Callab
 def test_a_name_that_can_be_no_model_is_not_asked_for_on_the_hub(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "_download", None)
+    monkeypatch.setattr(hub, "_find_on_hub", None)
     with pytest.raises(RecipeError, match="neither a folder, nor USER/NAME on the Hub, nor `demo`") as caught:
         resolve(name, None, tmp_path)
     assert repr(name) in str(caught.value)

@@ -105,10 +105,11 @@ def test_without_hard_links_the_release_is_a_copy(
 
 
 def test_full_fine_tuning_writes_the_weights_and_their_moments(base_dir: Path) -> None:
-    parameters, tuning = machine.parameters_of(base_dir), TuningSection(method="full")
-    linked = disk.of_run(base_dir, None, tuning, TrainSection(), has_hard_links=True)
+    base, tuning = hub.resolve(str(base_dir), None, base_dir), TuningSection(method="full")
+    parameters = base.parameters
+    linked = disk.of_run(base, tuning, TrainSection(), has_hard_links=True)
     assert (linked.checkpoints, linked.trained) == (4 * 12 * parameters, 0)
-    copied = disk.of_run(base_dir, None, tuning, TrainSection(), has_hard_links=False)
+    copied = disk.of_run(base, tuning, TrainSection(), has_hard_links=False)
     assert (copied.trained, copied.release) == (4 * parameters, 6 * parameters)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from appliance import disk, hub, machine, pipeline, prompts, resolve, rundir
+from appliance import disk, hub, pipeline, prompts, resolve, rundir
 from appliance.errors import EnvironmentUnavailable, GateRefused, TrainingFailed
 from appliance.machine import Device, Finding
 from appliance.recipe import TrainSection, TuningSection
@@ -132,7 +132,7 @@ def test_what_was_measured_of_the_disk_is_what_was_estimated(rehearsed: Path, ba
     base = hub.resolve(str(base_dir), None, base_dir)
     shape = memory.shape_of(base.config)
     section = TrainSection(optimizer="adamw_torch")
-    demand = disk.of_run(base_dir, shape, TuningSection(r=4), section, has_hard_links=True)
+    demand = disk.of_run(base, TuningSection(r=4), section, has_hard_links=True)
     assert shape
     weights = 4 * memory.adapter_parameters(shape, TuningSection(r=4))
     checkpoint = train / "checkpoints" / "checkpoint-4"
@@ -141,8 +141,8 @@ def test_what_was_measured_of_the_disk_is_what_was_estimated(rehearsed: Path, ba
     assert 0 <= disk.size_of(checkpoint) - demand.checkpoints // (rundir.CHECKPOINTS_KEPT + 1) < 1 << 16
     assert 0 <= disk.size_of(train / "adapter") - demand.trained < 1 << 13
     assert disk.held_bytes(train.parent) == disk.size_of(train)
-    copied = disk.of_run(base_dir, shape, TuningSection(r=4), section, has_hard_links=False)
-    assert copied.release == machine.weights_bytes(base_dir) + demand.trained
+    copied = disk.of_run(base, TuningSection(r=4), section, has_hard_links=False)
+    assert copied.release == base.weights_bytes + demand.trained
 
 
 # --- what goes wrong

@@ -60,7 +60,7 @@ def run(
     access.refuse(findings)
     base = get_base()
     full_with = train.optimizer if tuning.method == "full" else None
-    findings += [*_base_findings(base, model, rehearse), _disk(base, tuning, train, stage_dir)]
+    findings += [*_base_findings(base, model, rehearse), *_disks(base, tuning, train, stage_dir)]
     if device:
         findings += [
             *_engine_findings(engine, base, model, device, full_with),
@@ -114,7 +114,7 @@ def _hub_findings(
 
 def _base_findings(base: Base, model: ModelSection, rehearse: str) -> list[Finding]:
     limit, kind = base.max_positions, str(base.config.get("model_type"))
-    size = human(machine.weights_bytes(base.dir))
+    size = human(base.weights_bytes)
     found = f"{base.public_id}, {kind}, {size}, licence {base.license or 'not stated'}"
     findings = [Finding("base model", found, "", "ok")]
     if kind not in bases.TESTED_TYPES:
@@ -174,7 +174,7 @@ def _memory(
     Where only the activations do not fit it is a warning: training halves the micro batch by itself, and their
     estimate stands on the longest row's characters, at a token each, as long as nothing has been tokenized.
     """
-    parameters, dtype = machine.parameters_of(base.dir), device.compute_dtype(model.dtype)
+    parameters, dtype = base.parameters, device.compute_dtype(model.dtype)
     full_with = train.optimizer if tuning.method == "full" else None
     at_least = machine.training_bytes(parameters, model.load_in_4bit, dtype, full_with)
     room, place = machine.room_bytes(device), machine.proof_device(parameters, device)
@@ -212,10 +212,22 @@ def _fits(purpose: str, place: str, room: int, needed: int) -> Finding:
     return Finding(what, human(room), human(needed), "fails", fix)
 
 
-def _disk(base: Base, tuning: TuningSection, train: TrainSection, stage_dir: Path) -> Finding:
+def _disks(base: Base, tuning: TuningSection, train: TrainSection, stage_dir: Path) -> list[Finding]:
+    """Room for what is to be fetched and written, on each volume."""
+    coming = sum(base.coming.values())
+    if not coming or disk.is_same_volume(base.dir, stage_dir):
+        return [_disk(base, tuning, train, stage_dir, coming)]
+    free, needed = machine.free_disk_bytes(base.dir), int(coming * disk.MARGIN)
+    what, fix = "disk for the base", f"free space in {machine.nearest(base.dir)}, or let HF_HOME name another disk"
+    fits = needed <= free
+    of_base = Finding(what, human(free), human(needed), "ok" if fits else "fails", "" if fits else fix)
+    return [_disk(base, tuning, train, stage_dir, 0), of_base]
+
+
+def _disk(base: Base, tuning: TuningSection, train: TrainSection, stage_dir: Path, download_bytes: int) -> Finding:
     """Room for all that the run has still to write where its directory is; what it holds already is there."""
     links, run_path = disk.has_hard_links(stage_dir), stage_dir.parent
-    demand = disk.of_run(base.dir, memory.shape_of(base.config), tuning, train, has_hard_links=links)
+    demand = replace(disk.of_run(base, tuning, train, has_hard_links=links), download=download_bytes)
     needed = max(demand.total - disk.held_bytes(run_path), disk.RESERVE_BYTES)
     free, parts = machine.free_disk_bytes(stage_dir), f"{human(needed)} ({demand.describe()})"
     if needed <= free:

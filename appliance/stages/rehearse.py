@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from appliance import bases, console, disk, machine, memory, report, rundir, table
+from appliance import bases, console, disk, machine, report, rundir, table
 from appliance.errors import ApplianceError, EnvironmentUnavailable, GateRefused, Interrupted
 from appliance.hub import Base
 from appliance.machine import Device, Finding, human
@@ -121,7 +121,7 @@ def run(
     try:
         disk.require(
             scratch.path,
-            disk.of_run(base.dir, memory.shape_of(base.config), tuning, train, has_hard_links=hard_links).total,
+            disk.of_run(base, tuning, train, has_hard_links=hard_links).total,
             "a run",
         )
         _prepare(scratch, prepare_dir, rows)
