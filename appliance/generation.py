@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from appliance.fitting import RowsAtOnce
 from appliance.prompts import Prompt
 
 
@@ -42,6 +44,7 @@ class Sampling:
 
 
 GREEDY = Sampling(temperature=0.0)
+ROWS_AT_ONCE = 16
 _GREEDY_BELOW = 0.01  # logits divided by less come near float32's end
 
 
@@ -52,14 +55,15 @@ def answer(
     *,
     max_new_tokens: int,
     stop: Sequence[str] = (),
-    rows_per_batch: int = 16,
+    at_once: RowsAtOnce | None = None,
     sampling: Sampling = GREEDY,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Answer]:
     """Answers to `prompts` (ids), in their order. `on_progress` gets the number of rows just answered.
 
-    Rows are batched by length and padded on the left with attention mask 0; positions follow from the mask. An answer
-    has stopped when it ended in EOS (the tokenizer's, or one that the base itself names) or in a `stop` text.
+    Rows are batched by length, 16 `at_once` unless told otherwise, and padded on the left with attention mask 0;
+    positions follow from the mask. An answer has stopped when it ended in EOS (the tokenizer's, or one that the base
+    itself names) or in a `stop` text. Raises RuntimeError: there is no memory for the answer to a single row.
     """
     ends = _end_ids(model, prompt)
     config = GenerationConfig(
@@ -76,10 +80,11 @@ def answer(
     streams = _streams(prompts, sampling) if sampling.temperature >= _GREEDY_BELOW else []
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     answers: dict[int, Answer] = {}
-    for start in range(0, len(by_length), rows_per_batch):
-        batch = by_length[start : start + rows_per_batch]
+
+    def answer_batch(batch: Sequence[int]) -> None:
         input_ids, attention_mask = pad_left([prompts[i] for i in batch], prompt.pad_token_id)
-        drawn = LogitsProcessorList([_Draw(sampling, [streams[i] for i in batch])]) if streams else None
+        # Copies: a batch that does not fit is tried again, in parts, with the same chances.
+        drawn = LogitsProcessorList([_Draw(sampling, [copy(streams[i]) for i in batch])]) if streams else None
         with torch.inference_mode():
             output = model.generate(
                 input_ids=input_ids.to(model.device),
@@ -91,6 +96,8 @@ def answer(
             answers[i] = _answer(prompt, ids, ends, stop)
         if on_progress:
             on_progress(len(batch))
+
+    (at_once or RowsAtOnce(ROWS_AT_ONCE)).each(by_length, answer_batch)
     return [answers[i] for i in range(len(prompts))]
 
 

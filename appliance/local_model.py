@@ -15,6 +15,7 @@ from typing import Any
 
 from appliance import console, engines, generation, hub, machine, prompts
 from appliance.errors import EnvironmentUnavailable, RecipeError
+from appliance.fitting import is_out_of_memory
 from appliance.generation import Answer, Sampling
 from appliance.hub import Base
 from appliance.recipe import ModelSection
@@ -40,8 +41,6 @@ class LocalModel:
         `attempt` numbers the askings of the same prompt: each draws anew. Raises EnvironmentUnavailable: the model does
         not load, or there is no memory for its answers.
         """
-        import torch
-
         model, tokenizer = self._load()
         prompt = prompts.from_transformers("alpaca", tokenizer)  # of which only ids and decoding are used here
         encoded = [_encoded(tokenizer, text) for text in asked]
@@ -62,9 +61,11 @@ class LocalModel:
                 )
                 for i, answer in zip(batch, answers, strict=True):
                     keep(i, answer)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise EnvironmentUnavailable(
-                f"no memory left for {_BATCH} answers of {self._max_new_tokens} tokens",
+                f"no memory left for an answer of {self._max_new_tokens} tokens",
                 hint="a smaller --max-tokens, or a smaller model",
             ) from error
 

@@ -23,6 +23,7 @@ from trl import SFTTrainer
 from appliance import batches, checkpoints, console, report, rundir
 from appliance.batch_size import AtWork
 from appliance.errors import TrainingFailed
+from appliance.fitting import is_out_of_memory
 
 EVALUATION_ROWS_PER_BATCH = 8
 # torch.amp.GradScaler begins at 2**16 and halves: if gradients overflow at scale 1 too, it is not the scale.
@@ -328,8 +329,3 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
             f"step {step}: {self.name_rows(step - 1)}: the gradient's norm {grad_norm} is not finite",
             hint=LOOK_AT_ROWS,
         )
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """On the GPU, or on a CPU, for which torch has no class of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
 
@@ -52,3 +53,19 @@ def qa_csv(tmp_path: Path) -> Path:
     names = ["사과", "배", "감", "귤", "밤"]
     rows = [(f"{names[i % 5]} {i}?", f"{names[i % 5]}!") for i in range(40)]
     return write_qa(tmp_path / "train.csv", rows)
+
+
+def out_of_memory_over(patch: pytest.MonkeyPatch, model: Any, rows: int, at_call: int = 1) -> list[int]:
+    """A device that has no room for more rows at once in `model`, from that many calls on; the rows of every call."""
+    import torch
+
+    forward, seen = model.forward, []
+
+    def small(*args: Any, **inputs: Any) -> Any:
+        seen.append(len(inputs["input_ids"]))
+        if seen[-1] > rows and len(seen) >= at_call:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+        return forward(*args, **inputs)
+
+    patch.setattr(model, "forward", small)
+    return seen

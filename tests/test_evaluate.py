@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from appliance.engines.transformers import TransformersEngine
 from appliance.errors import DataError
 from appliance.recipe import EvaluateSection, ModelSection
 from appliance.stages import evaluate
-from tests.conftest import read_csv
+from tests.conftest import out_of_memory_over, read_csv
 from tests.models import tiny_adapter, tiny_base
 
 pytestmark = pytest.mark.slow
@@ -78,6 +79,37 @@ def test_base_and_tuned_are_two_models(base_dir: Path, prepare_dir: Path, tmp_pa
                     by_hand -= float(logs[position - 1, labels[position]])
                     tokens += 1
         assert scores.loss == pytest.approx(by_hand / tokens, rel=1e-4)
+
+
+@pytest.mark.parametrize("fits", [3, 0])
+def test_rows_are_halved_until_they_fit(
+    fits: int, base_dir: Path, prepare_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same figures with less memory; where not even one row fits, the error is the pipeline's to explain."""
+    adapter_dir = tiny_adapter(tmp_path / "adapter", base_dir, strength=0.5)
+    load, seen = TransformersEngine.load_for_inference, []
+
+    def load_on_a_small_card(*args: Any) -> Any:
+        model, tokenizer = load(*args)
+        seen.append(out_of_memory_over(monkeypatch, model.get_base_model(), fits))
+        return model, tokenizer
+
+    with_room = run(base_dir, adapter_dir, prepare_dir, tmp_path / "room")
+    monkeypatch.setattr(TransformersEngine, "load_for_inference", load_on_a_small_card)
+    if not fits:
+        with pytest.raises(torch.OutOfMemoryError):
+            run(base_dir, adapter_dir, prepare_dir, tmp_path / "small")
+        assert seen[0] == [4, 2, 1]
+        return
+    small = run(base_dir, adapter_dir, prepare_dir, tmp_path / "small")
+    assert small.tuned.loss == pytest.approx(with_room.tuned.loss, rel=1e-5)
+    assert read_csv(tmp_path / "small" / "predictions.csv") == read_csv(tmp_path / "room" / "predictions.csv")
+    notes = rundir.read_json(tmp_path / "small" / "measures.json")["out_of_memory"]
+    assert [note.partition(" were")[0] for note in notes] == [
+        "losses: 4 rows at once", "answers: 10 rows at once", "answers: 5 rows at once",
+    ]  # fmt: skip
+    assert "Tried to allocate" in notes[0]
+    assert rundir.read_json(tmp_path / "room" / "measures.json")["out_of_memory"] == []
 
 
 def test_what_is_written(base_dir: Path, prepare_dir: Path, tmp_path: Path) -> None:

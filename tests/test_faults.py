@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.matrix import Kill, Matrix, in_order, plan
+from tests.faults.matrix import Kill, Matrix, in_order
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SEED, KILLS = 7, 12
@@ -20,7 +20,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(base_dir: 
     try:
         matrix.reference()
         while matrix.tried.total() < KILLS:  # one that comes late may have passed others of its stage
-            chosen = [*plan(random.Random(seed), kills=KILLS - matrix.tried.total()), *ends]
+            chosen = [*matrix.plan(random.Random(seed), kills=KILLS - matrix.tried.total()), *ends]
             matrix.chain(in_order(chosen), seed)
             seed += 1
     finally:

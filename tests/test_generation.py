@@ -11,7 +11,9 @@ import torch
 
 from appliance import generation, machine, prompts
 from appliance.engines.transformers import TransformersEngine
+from appliance.fitting import RowsAtOnce
 from appliance.recipe import ModelSection
+from tests.conftest import out_of_memory_over
 
 pytestmark = pytest.mark.slow
 QUESTIONS = ["가?", "배송은 얼마나 걸리나요?", "a" * 90, "주차장은 어디에 있나요? 두 대까지 되나요?", "값"]
@@ -44,7 +46,7 @@ def test_a_batch_gives_each_row_the_logits_it_has_alone(loaded: tuple[Any, promp
 def test_answers_stand_in_the_order_of_the_questions(loaded: tuple[Any, prompts.Prompt]) -> None:
     model, prompt = loaded
     rows = ids_of(prompt)
-    together = generation.answer(model, prompt, rows, max_new_tokens=6, rows_per_batch=2)
+    together = generation.answer(model, prompt, rows, max_new_tokens=6, at_once=RowsAtOnce(2))
     alone = [generation.answer(model, prompt, [row], max_new_tokens=6)[0] for row in rows]
     assert [a.ids for a in together] == [a.ids for a in alone]
     assert all(len(a.ids) <= 6 for a in together)
@@ -96,21 +98,23 @@ def test_the_bases_own_end_tokens_count_as_stopping(loaded: tuple[Any, prompts.P
 
 
 def test_a_drawn_answer_depends_on_its_prompt_and_the_seed_not_on_its_batch(
-    loaded: tuple[Any, prompts.Prompt],
+    loaded: tuple[Any, prompts.Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, prompt = loaded
     rows = ids_of(prompt)
 
-    def drawn(some: list[list[int]], seed: int, rows_per_batch: int = 16) -> list[tuple[int, ...]]:
+    def drawn(some: list[list[int]], seed: int, at_once: RowsAtOnce | None = None) -> list[tuple[int, ...]]:
         sampling = generation.Sampling(temperature=1.0, seed=seed)
-        answers = generation.answer(
-            model, prompt, some, max_new_tokens=8, rows_per_batch=rows_per_batch, sampling=sampling
-        )
+        answers = generation.answer(model, prompt, some, max_new_tokens=8, at_once=at_once, sampling=sampling)
         return [answer.ids for answer in answers]
 
     together = drawn(rows, 7)
+    with monkeypatch.context() as patch:  # in the middle of an answer: chances that were drawn are drawn again
+        seen = out_of_memory_over(patch, model, rows=2, at_call=3)
+        assert drawn(rows, 7) == together
+        assert seen[:4] == [5, 5, 5, 2]
     torch.manual_seed(99)  # the global stream plays no part
-    assert drawn(rows, 7, rows_per_batch=2) == together
+    assert drawn(rows, 7, at_once=RowsAtOnce(2)) == together
     assert [drawn([row], 7)[0] for row in rows] == together
     assert drawn(rows, 8) != together
     twice = drawn([rows[0], rows[1], rows[0]], 7)

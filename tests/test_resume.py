@@ -511,6 +511,37 @@ def test_a_full_disk_is_named_and_training_goes_on_when_there_is_room(
     assert adapter(stage_dir) == adapter(whole)
 
 
+def test_a_disk_that_is_full_between_checkpoints_is_named_too(
+    shop: Shop, whole: Path, small_disk: Path | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under metrics.jsonl, whose last line may be cut off then."""
+    stage_dir = (small_disk or tmp_path) / "train"
+    write, filler = trainer.Metrics.write, stage_dir.parent / "filler"
+
+    def fill(self: trainer.Metrics, line: dict[str, Any]) -> None:
+        if line["step"] == 5:
+            line |= {"note": "x" * 10_000}  # more than what is left of the file's last page
+            if small_disk is None:
+                raise EnvironmentUnavailable(
+                    "metrics.jsonl: the disk is full: 1 bytes", hint="the same command continues"
+                )
+            filler.write_bytes(b"x" * shutil.disk_usage(small_disk).free)
+        write(self, line)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Metrics, "write", fill)
+        with pytest.raises(EnvironmentUnavailable, match=r"metrics\.jsonl: the disk is full: \d+ bytes") as caught:
+            shop.fit(stage_dir)
+    assert "the same command continues" in caught.value.hint
+    with (stage_dir / "metrics.jsonl").open("a", encoding="utf-8") as handle:
+        handle.write('{"step": 5, "lo')  # as a machine that loses its power may leave it
+    filler.unlink(missing_ok=True)
+    shop.fit(stage_dir)
+    assert adapter(stage_dir) == adapter(whole)
+    steps = [line["step"] for line in report.read_metrics(stage_dir / "metrics.jsonl") if "loss" in line]
+    assert steps == [line["step"] for line in report.read_metrics(whole / "metrics.jsonl") if "loss" in line]
+
+
 def test_a_disk_without_room_is_known_before_anything_is_written(tmp_path: Path) -> None:
     with (
         pytest.raises(EnvironmentUnavailable, match=f"{1 << 60} bytes .* are needed"),

@@ -20,12 +20,13 @@ from transformers import AutoTokenizer
 from appliance import batches, console, extra_answers, gates, generation, metrics, other_model, prompts, rundir, table
 from appliance.engines import Engine
 from appliance.errors import DataError
+from appliance.fitting import RowsAtOnce
 from appliance.generation import GREEDY, Answer, Sampling
 from appliance.hub import Base
 from appliance.recipe import EvaluateSection, ModelSection
 from appliance.shards import is_adapter
 
-LOSS_ROWS_PER_BATCH = 4
+LOSS_ROWS_AT_ONCE = 4
 PREDICTION_COLUMNS = ("row", "question", "wanted", "base", "tuned", "verdict")
 
 
@@ -82,11 +83,13 @@ def run(
     losses: dict[str, float] = {}
     val_loss: dict[str, Any] = {"best": fit["best_val_loss"], "in_4bit": model.load_in_4bit}
 
+    in_losses, in_answers = RowsAtOnce(LOSS_ROWS_AT_ONCE, "losses"), RowsAtOnce(generation.ROWS_AT_ONCE, "answers")
+
     def look(who: str, loaded: Any) -> None:
         with console.Steps(f"answers of the {who} model", len(rows) + len(extra)) as bar:
-            losses[who] = mean_loss(loaded, encoded, prompt.pad_token_id)
+            losses[who] = mean_loss(loaded, encoded, prompt.pad_token_id, in_losses)
             if who == "tuned":  # the model that has just come from disk: as good as the best one in training?
-                val_loss["again"] = mean_loss(loaded, val_rows, prompt.pad_token_id)
+                val_loss["again"] = mean_loss(loaded, val_rows, prompt.pad_token_id, in_losses)
                 val_loss["compute_dtype"] = str(loaded.dtype).removeprefix("torch.")
             answers[who] = generation.answer(
                 loaded,
@@ -95,6 +98,7 @@ def run(
                 max_new_tokens=room,
                 stop=evaluate.stop,
                 sampling=sampling if chosen.scored else GREEDY,
+                at_once=in_answers,
                 on_progress=bar.advance,
             )
             given = generation.answer(
@@ -104,6 +108,7 @@ def run(
                 max_new_tokens=room_of_extra,
                 stop=evaluate.stop,
                 sampling=sampling,
+                at_once=in_answers,
                 on_progress=bar.advance,
             )
             answers_to_extra[who] = [one.text for one in given]
@@ -128,7 +133,8 @@ def run(
         ],
     )
     stops = stop_rates([len(one) - one.prompt_tokens for one in encoded], room, answers)
-    rundir.write_json(stage_dir / gates.MEASURES, {"stops": stops, "val_loss": val_loss})
+    measures = {"stops": stops, "val_loss": val_loss, "out_of_memory": [*in_losses.notes, *in_answers.notes]}
+    rundir.write_json(stage_dir / gates.MEASURES, measures)
     groups_of = _groups(prepare_dir / "test_groups.csv")
     groups = [groups_of[row.line] for row in rows]
     comparison, row_scores = compare(rows, answers, losses, groups, evaluate.primary)
@@ -182,12 +188,16 @@ def compare(
     return comparison, by_row
 
 
-def mean_loss(model: Any, rows: Sequence[prompts.Encoded], pad_token_id: int) -> float:
-    """Mean negative log-likelihood in nats over all trained tokens of `rows` (answers and EOS)."""
+def mean_loss(model: Any, rows: Sequence[prompts.Encoded], pad_token_id: int, at_once: RowsAtOnce) -> float:
+    """Mean negative log-likelihood in nats over all trained tokens of `rows` (answers and EOS).
+
+    Raises RuntimeError: there is no memory for a single row.
+    """
     total, tokens = 0.0, 0
-    by_length = sorted(rows, key=len, reverse=True)
-    for start in range(0, len(by_length), LOSS_ROWS_PER_BATCH):
-        part = [{"input_ids": r.input_ids, "labels": r.labels} for r in by_length[start : start + LOSS_ROWS_PER_BATCH]]
+
+    def add(rows: Sequence[prompts.Encoded]) -> None:
+        nonlocal total, tokens
+        part = [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
         batch = {
             name: value.to(model.device) for name, value in batches.collate(part, pad_token_id=pad_token_id).items()
         }
@@ -200,6 +210,8 @@ def mean_loss(model: Any, rows: Sequence[prompts.Encoded], pad_token_id: int) ->
             )
         )
         tokens += int((labels != batches.IGNORED).sum())
+
+    at_once.each(sorted(rows, key=len, reverse=True), add)
     return total / tokens
 
 

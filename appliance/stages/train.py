@@ -24,6 +24,7 @@ from appliance import batches, checkpoints, console, gates, prompts, report, run
 from appliance.batch_size import BatchSize, OutOfMemory
 from appliance.engines import Engine
 from appliance.errors import DataError, Interrupted, TrainingFailed
+from appliance.fitting import is_out_of_memory
 from appliance.hub import Base
 from appliance.machine import Device
 from appliance.recipe import ModelSection, TrainSection, TuningSection
@@ -37,7 +38,6 @@ from appliance.trainer import (
     Rows,
     StopOnSignal,
     TrainingEnded,
-    is_out_of_memory,
 )
 
 _WEIGHTS = r"adapter_model\.safetensors|model[\w.-]*\.safetensors"  # of a checkpoint

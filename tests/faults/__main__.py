@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.faults.matrix import Matrix, plan
+from tests.faults.matrix import Matrix
 from tests.models import tiny_base
 
 PER_CHAIN = 10
@@ -17,11 +17,11 @@ PER_CHAIN = 10
 def main(kills: int = 100, first_seed: int = 0) -> int:
     seed, began = first_seed or int(time.time()), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        matrix = Matrix(Path(folder), tiny_base(Path(folder) / "base"))
+        matrix = Matrix(Path(folder), tiny_base(Path(folder) / "base"), rehearses=True)
         try:
             matrix.reference()
             while matrix.tried.total() < kills:
-                chosen = plan(random.Random(seed), min(PER_CHAIN, kills - matrix.tried.total()))
+                chosen = matrix.plan(random.Random(seed), min(PER_CHAIN, kills - matrix.tried.total()))
                 matrix.chain(chosen, seed)
                 sys.stdout.write(f"seed {seed}: survived {matrix.survived.total()} of {matrix.tried.total()}\n")
                 sys.stdout.flush()

@@ -1,6 +1,7 @@
 """Kills a run again and again, anywhere in its pipeline, and holds what it ends with against a run that nobody killed.
 
->>> matrix = Matrix(folder, base_dir); matrix.reference(); matrix.chain(plan(random.Random(1), kills=12), seed=1)
+>>> matrix = Matrix(folder, base_dir); matrix.reference()
+>>> matrix.chain(matrix.plan(random.Random(1), kills=12), seed=1)
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from appliance.rundir import STAGES
 from tests.conftest import write_qa
 
 RESULTS = ("prepare/train.csv", "prepare/val.csv", "prepare/test.csv", "train/adapter/adapter_model.safetensors",
-           "merge/model/model.safetensors", "publish/release/model/model.safetensors")  # fmt: skip
+           "evaluate/metrics.json", "evaluate/predictions.csv", "merge/model/model.safetensors",
+           "publish/release/model/model.safetensors")  # fmt: skip
 FAULTS: dict[str, tuple[signal.Signals, ...]] = {
     "kill -9": (signal.SIGKILL,),
     "SIGTERM": (signal.SIGTERM,),
@@ -42,17 +44,6 @@ class Kill:
     at: float
 
 
-def plan(rng: random.Random, kills: int) -> list[Kill]:
-    """Kills at the end of stages or at random points inside, in the run's order."""
-    faults = list(FAULTS)
-    # every second one in training: that is where the hours are
-    stages = ["train" if i % 2 else rng.choice(STAGES) for i in range(kills)]
-    chosen = [
-        Kill(stage, rng.choice(faults), 1.0 if rng.random() < 0.25 else rng.random()) for i, stage in enumerate(stages)
-    ]
-    return in_order(chosen)
-
-
 def in_order(kills: list[Kill]) -> list[Kill]:
     return sorted(kills, key=lambda kill: (STAGES.index(kill.stage), kill.at))
 
@@ -61,6 +52,7 @@ def in_order(kills: list[Kill]) -> list[Kill]:
 class Matrix:
     folder: Path
     base_dir: Path
+    rehearses: bool = False  # which takes as long as all else together
     survived: Counter[tuple[str, str]] = field(default_factory=Counter)
     tried: Counter[tuple[str, str]] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)  # fault -> most steps lost
@@ -75,6 +67,7 @@ class Matrix:
 engine: transformers
 model: {{id: {self.base_dir}, load_in_4bit: false}}
 data: {{csv: {self.folder / "train.csv"}, test_fraction: 0.2}}
+rehearse: {"always" if self.rehearses else "never"}
 tuning: {{r: 4, alpha: 8, dropout: 0.1}}
 train: {{max_steps: 15, micro_batch_size: 4, gradient_accumulation_steps: 2, learning_rate: 1e-2,
          eval_every: {EVAL_EVERY}, patience: 9}}
@@ -87,6 +80,19 @@ evaluate: {{max_new_tokens: 8}}
             [sys.executable, "-W", "ignore", "-m", "tests.faults.zygote"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True,
         )  # fmt: skip
+
+    def plan(self, rng: random.Random, kills: int) -> list[Kill]:
+        """Kills at the end of stages or at random points inside, in the run's order."""
+        faults = list(FAULTS)
+        # every third one in training: that is where the hours are
+        stages = [rng.choice(self._stages) if i % 3 else "train" for i in range(kills)]
+        return in_order(
+            [Kill(stage, rng.choice(faults), 1.0 if rng.random() < 0.25 else rng.random()) for stage in stages]
+        )
+
+    @property
+    def _stages(self) -> tuple[str, ...]:
+        return tuple(stage for stage in STAGES if self.rehearses or stage != "rehearse")
 
     def close(self) -> None:
         _pipe(self._zygote.stdin).close()
@@ -136,7 +142,7 @@ evaluate: {{max_new_tokens: 8}}
     def table(self) -> str:
         """survived/tried, a line a stage."""
         lines = [f"{'':10}" + "".join(f"{fault:>15}" for fault in FAULTS)]
-        for stage in STAGES:
+        for stage in self._stages:
             cells = [f"{self.survived[stage, fault]}/{self.tried[stage, fault]}" for fault in FAULTS]
             lines.append(f"{stage:10}" + "".join(f"{cell:>15}" for cell in cells))
         lines.append(f"{'steps lost':10}" + "".join(f"{self.lost[fault]:>15}" for fault in FAULTS))
