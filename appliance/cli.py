@@ -5,15 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
-from appliance import __version__, cli_dataset, cli_report
+from appliance import __version__, cli_dataset, cli_report, interrupts
 from appliance.errors import ApplianceError, Interrupted, RecipeError
 
 app = typer.Typer(
@@ -84,12 +82,10 @@ def main() -> None:
     # Threads that wait should sleep, not spin: with one core taken by another program, spinning made training four
     # times slower, sleeping as slow as one thread; on a quiet machine both are equal. OpenMP reads it when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has SIGHUP ignored
-            signal.signal(number, _interrupt)
+    interrupts.install()
     try:
         app()
-    except ApplianceError as error:
+    except (ApplianceError, Interrupted) as error:
         _fail(str(error), error.hint, error.exit_code)
     except OSError as error:
         if error.errno not in _DISK:
@@ -107,10 +103,6 @@ def _fail(message: str, hint: str, exit_code: int) -> NoReturn:
 
     console.error(message, hint)
     sys.exit(exit_code)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    raise Interrupted(number, f"stopped by {signal.Signals(number).name}", hint="the same command continues")
 
 
 @app.callback(invoke_without_command=True)

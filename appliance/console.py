@@ -21,8 +21,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from appliance import clean
-from appliance.errors import ApplianceError
+from appliance import clean, interrupts
+from appliance.errors import ApplianceError, Interrupted
 
 _log = logging.getLogger("appliance")
 # Without a terminal rich would assume 80 columns; a table in a log file may be wider.
@@ -118,7 +118,7 @@ def log_file(path: Path) -> Iterator[None]:
     _log.info("appliance %s", " ".join(sys.argv[1:]))
     try:
         yield
-    except (ApplianceError, KeyboardInterrupt) as exc:
+    except (ApplianceError, Interrupted, KeyboardInterrupt) as exc:
         _log.error("stopped: %s | hint: %s", exc, getattr(exc, "hint", ""))
         raise
     except BaseException as exc:
@@ -196,7 +196,11 @@ class Steps:
         self.reach(self._done + count, note)
 
     def reach(self, done: int, note: str = "") -> None:
-        """`done` of the total are done. After a resume the first call sets where counting begins."""
+        """`done` of the total are done. After a resume the first call sets where counting begins.
+
+        Raises Interrupted, see `interrupts.check`.
+        """
+        interrupts.check()
         if self._done == 0 and done > 1:
             self._began, skipped = time.monotonic(), done
         else:

@@ -7,8 +7,8 @@ ApplianceError               1  (never raised itself)
 ├── HubError                 5  the Hub refuses or cannot be reached
 ├── GateRefused              6  a gate refused: proof, stop rate, worse than the base
 ├── TrainingFailed           7  NaN loss, no trained token
-├── RunDirError              8  the run directory refuses: changed input, locked
-└── Interrupted        130/143  SIGINT / SIGTERM; the same command continues
+└── RunDirError              8  the run directory refuses: changed input, locked
+Interrupted        129/130/143  SIGHUP / SIGINT / SIGTERM; the same command continues
 """
 
 
@@ -50,9 +50,12 @@ class RunDirError(ApplianceError):
     exit_code = 8
 
 
-class Interrupted(ApplianceError):
-    """Stopped by a signal after the state was saved. Exit code: 128 + signal number."""
+class Interrupted(BaseException):
+    """Stopped by a signal after the state was saved. Exit code: 128 + signal number.
+
+    No Exception: many a library goes on after `except Exception`, logging with every line it writes.
+    """
 
     def __init__(self, signal_number: int, message: str, *, hint: str = "") -> None:
-        super().__init__(message, hint=hint)
-        self.exit_code = 128 + signal_number
+        super().__init__(message)
+        self.hint, self.exit_code = hint, 128 + signal_number

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from appliance import console, disk, machine, report, rundir
+from appliance import console, disk, interrupts, machine, report, rundir
 from appliance.errors import EnvironmentUnavailable
 from appliance.job import Job
 from appliance.resolve import Resolved, flatten
@@ -36,8 +36,9 @@ def run(
     """Runs every stage up to `until` that is not done yet. `redo`: this stage and all after it once more.
 
     `even_if_worse` and `into_existing` let publish do what it else refuses: see stages/publish.py and upload.py.
-    Raises ApplianceError; what was finished before stays finished, and the same call continues.
+    Raises ApplianceError or Interrupted; what was finished before stays finished, and the same call continues.
     """
+    interrupts.forget()
     run_dir.create()
     with run_dir.lock(), console.log_file(run_dir.path / "appliance.log"):
         again: Sequence[str] = STAGES[STAGES.index(redo) :] if redo else ()
@@ -107,6 +108,7 @@ def _is_rehearsed(job: Job, again: Sequence[str]) -> bool:
 def _run_stage(job: Job, stage: str, label: str = "") -> None:
     label = label or f"{stage:<9}"
     console.say(f"{label.rstrip()} …", style="bold")
+    interrupts.check()
     inputs = job.inputs(stage) if stage != "check" else {}
     stage_dir = job.run_dir.begin(stage, inputs, keep=RESUMABLE.get(stage, ()))
     run_stage = {
@@ -129,6 +131,7 @@ def _run_stage(job: Job, stage: str, label: str = "") -> None:
             hint="a smaller train.micro_batch_size with more train.gradient_accumulation_steps, or a smaller "
             f"model.max_seq_length; {machine.what_fits(job.device.memory_bytes)}; the same command continues",
         ) from error
+    interrupts.check()
     record = job.run_dir.finish(stage, inputs, summary, unlisted=RESUMABLE.get(stage, ())[:1])
     console.say(f"{label} {summary} ({console.duration(record.seconds)})")
 

@@ -20,7 +20,7 @@ import torch
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
-from appliance import batches, checkpoints, console, report, rundir
+from appliance import batches, checkpoints, console, interrupts, report, rundir
 from appliance.batch_size import AtWork
 from appliance.errors import TrainingFailed
 from appliance.fitting import is_out_of_memory
@@ -239,7 +239,7 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in interrupts.SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._remember)
 

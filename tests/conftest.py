@@ -26,6 +26,15 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("APPLIANCE_CACHE_DIR", str(tmp_path / "cache"))
 
 
+@pytest.fixture
+def warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proof's processes are forks of this one: see tests/warm.py."""
+    from appliance import proof
+    from tests import warm
+
+    monkeypatch.setattr(proof, "subprocess", warm)
+
+
 @pytest.fixture(scope="session")
 def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of random weights whose tokenizer has one token a byte. Never write into it."""

@@ -28,7 +28,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from appliance import chat, cli, prompts, speaker
+from appliance import chat, interrupts, prompts, speaker
 from appliance.errors import DataError, EnvironmentUnavailable, Interrupted, RecipeError, RunDirError
 from appliance.rundir import RunDir, write_json
 from appliance.speaker import Conversation, Speaker, Stream
@@ -340,7 +340,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_chat(loaded: Speaker) -> None:
         if len(pieces) == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    before = signal.signal(signal.SIGINT, cli._interrupt)
+    before = signal.signal(signal.SIGINT, interrupts.handle)
     try:
         with chat._ctrl_c_stops() as interrupted:
             reply = conversation.say(ENDLESS, write=press, interrupted=interrupted)
@@ -352,7 +352,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_chat(loaded: Speaker) -> None:
             assert interrupted()
             with pytest.raises(Interrupted):
                 os.kill(os.getpid(), signal.SIGINT)
-        assert signal.getsignal(signal.SIGINT) is cli._interrupt
+        assert signal.getsignal(signal.SIGINT) is interrupts.handle
     finally:
         signal.signal(signal.SIGINT, before)
 

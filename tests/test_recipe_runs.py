@@ -30,7 +30,11 @@ from tests.test_endpoint import serving
 from tests.test_generators import inventive
 from tests.tokenizer_kinds import KINDS
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("warm"),
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
+]
 
 FRUITS = ["사과", "배", "감", "귤", "밤"]
 ROWS = [(f"{FRUITS[i % 5]} {i}?", f"{FRUITS[i % 5]}!") for i in range(40)]

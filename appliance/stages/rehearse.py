@@ -137,7 +137,7 @@ def run(
         findings += _done(scratch)
         findings += _estimates(plan(train, prepared), lines, device, prepared["longest_row_tokens"])
         findings.append(_disk(scratch, tuning, checkpoint_bytes, has_hard_links=hard_links))
-    except ApplianceError as error:
+    except (ApplianceError, Interrupted) as error:
         error.args = (f"rehearsal: {error}",)
         if isinstance(error, Interrupted):
             error.hint = "the same command rehearses from the beginning"

@@ -1,17 +1,21 @@
-"""`python -m tests.faults [KILLS] [SEED]`: the whole matrix, in chains of ten; seeds and survived/tried are printed."""
+"""`python -m tests.faults [KILLS] [SEED]`: the whole matrix, a run a fault; seeds and survived/tried are printed.
+
+In every stage, the rehearsal's included, a kill at its end and three at random points inside.
+"""
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from tests.faults.matrix import Matrix
+from tests.faults.matrix import FAULTS, Matrix
 from tests.models import tiny_base
 
-PER_CHAIN = 10
+POINTS = 4
 
 
 def main(kills: int = 100, first_seed: int = 0) -> int:
@@ -20,10 +24,13 @@ def main(kills: int = 100, first_seed: int = 0) -> int:
         matrix = Matrix(Path(folder), tiny_base(Path(folder) / "base"), rehearses=True)
         try:
             matrix.reference()
-            while matrix.tried.total() < kills:
-                chosen = matrix.plan(random.Random(seed), min(PER_CHAIN, kills - matrix.tried.total()))
-                matrix.chain(chosen, seed)
-                sys.stdout.write(f"seed {seed}: survived {matrix.survived.total()} of {matrix.tried.total()}\n")
+            for fault in itertools.cycle(FAULTS):
+                if matrix.tried.total() >= kills and fault == next(iter(FAULTS)):
+                    break
+                matrix.chain(matrix.plan(random.Random(seed), POINTS, [fault]), seed)
+                sys.stdout.write(
+                    f"seed {seed}, {fault}: survived {matrix.survived.total()} of {matrix.tried.total()}\n"
+                )
                 sys.stdout.flush()
                 seed += 1
         finally:

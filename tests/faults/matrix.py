@@ -1,11 +1,12 @@
 """Kills a run again and again, anywhere in its pipeline, and holds what it ends with against a run that nobody killed.
 
 >>> matrix = Matrix(folder, base_dir); matrix.reference()
->>> matrix.chain(matrix.plan(random.Random(1), kills=12), seed=1)
+>>> matrix.chain(matrix.plan(random.Random(1), points=4, faults=["kill -9"]), seed=1)
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -14,6 +15,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -42,10 +45,6 @@ class Kill:
     stage: str
     fault: str
     at: float
-
-
-def in_order(kills: list[Kill]) -> list[Kill]:
-    return sorted(kills, key=lambda kill: (STAGES.index(kill.stage), kill.at))
 
 
 @dataclass
@@ -81,14 +80,13 @@ evaluate: {{max_new_tokens: 8}}
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True,
         )  # fmt: skip
 
-    def plan(self, rng: random.Random, kills: int) -> list[Kill]:
-        """Kills at the end of stages or at random points inside, in the run's order."""
-        faults = list(FAULTS)
-        # every third one in training: that is where the hours are
-        stages = [rng.choice(self._stages) if i % 3 else "train" for i in range(kills)]
-        return in_order(
-            [Kill(stage, rng.choice(faults), 1.0 if rng.random() < 0.25 else rng.random()) for stage in stages]
-        )
+    def plan(self, rng: random.Random, points: int, faults: Sequence[str]) -> list[Kill]:
+        """For every stage a kill at its end and the others of `points` inside, by the faults in turn."""
+        turn = itertools.cycle(faults)
+        places = [
+            (stage, at) for stage in self._stages for at in (*sorted(rng.random() for _ in range(points - 1)), 1.0)
+        ]
+        return [Kill(stage, next(turn), at) for stage, at in places]
 
     @property
     def _stages(self) -> tuple[str, ...]:
@@ -110,11 +108,12 @@ evaluate: {{max_new_tokens: 8}}
     def chain(self, kills: list[Kill], seed: int) -> None:
         """One run through all the kills, then to its end."""
         runs = self.folder / f"seed-{seed}"
-        run, made = runs / "shop", []
+        run, made, trained = runs / "shop", [], 0.0
         for planned in kills:
             if planned.stage != "check" and (run / planned.stage / "stage.json").is_file():
                 continue  # an earlier kill came later than it was meant to
-            code, hit = self._run(runs, planned)
+            code, hit = self._run(runs, planned, trained if planned.stage == "train" else 0.0)
+            trained = planned.at if planned.stage == "train" else 0.0  # it goes on from there
             if not hit:
                 self._fail(f"seed {seed}, before {planned}: exit {code}")
                 continue
@@ -149,8 +148,11 @@ evaluate: {{max_new_tokens: 8}}
         lines.append(f"survived {self.survived.total()} of {self.tried.total()}")
         return "\n".join([*lines, *self.failures])
 
-    def _run(self, runs: Path, kill: Kill | None) -> tuple[int, str]:
-        """(exit code, the stage in which the kill came) of the same command, always."""
+    def _run(self, runs: Path, kill: Kill | None, begins_at: float = 0.0) -> tuple[int, str]:
+        """(exit code, the stage in which the kill came) of the same command, always.
+
+        `begins_at`: the share of the stage that was done before.
+        """
         runs.mkdir(exist_ok=True)
         self._log = runs / "output.log"
         began = time.time_ns()
@@ -158,10 +160,10 @@ evaluate: {{max_new_tokens: 8}}
         _pipe(self._zygote.stdin).write(json.dumps(request) + "\n")
         _pipe(self._zygote.stdin).flush()
         pid = int(_pipe(self._zygote.stdout).readline())
-        hit = self._strike(pid, runs / "shop", kill, began) if kill else ""
+        hit = self._strike(pid, runs / "shop", kill, began, begins_at) if kill else ""
         return os.waitstatus_to_exitcode(int(_pipe(self._zygote.stdout).readline())), hit
 
-    def _strike(self, pid: int, run: Path, kill: Kill, began: int) -> str:
+    def _strike(self, pid: int, run: Path, kill: Kill, began: int, begins_at: float) -> str:
         name = "stage.json" if kill.at == 1.0 else "started.json"
         mark = run / kill.stage / name
         while not _is_newer(mark, began):
@@ -169,7 +171,7 @@ evaluate: {{max_new_tokens: 8}}
                 return ""
             time.sleep(0.002)
         if kill.at < 1.0:
-            time.sleep(kill.at * self._seconds[kill.stage])
+            time.sleep((kill.at - begins_at) * self._seconds[kill.stage])
         done = [_is_newer(run / "check" / "stage.json", began)]
         done += [(run / stage / "stage.json").is_file() for stage in STAGES[1:]]
         hit = next((stage for stage, is_done in zip(STAGES, done, strict=True) if not is_done), "publish")
@@ -178,7 +180,8 @@ evaluate: {{max_new_tokens: 8}}
         if not _is_alive(pid):
             return ""
         for number in FAULTS[kill.fault]:
-            os.kill(pid, number)  # until it is waited for, its id is nobody else's
+            with suppress(ProcessLookupError):  # the first of two was enough
+                os.kill(pid, number)
             time.sleep(0.02)
         return hit
 

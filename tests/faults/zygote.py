@@ -38,8 +38,10 @@ def _answer(number: int) -> None:
 
 
 def _become_appliance(request: dict[str, Any]) -> None:
-    from appliance import cli
+    from appliance import cli, proof
+    from tests import warm
 
+    proof.subprocess = warm  # type: ignore[attr-defined]
     log = os.open(Path(request["log"]), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(log, 1)

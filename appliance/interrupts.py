@@ -1,0 +1,43 @@
+"""A signal as an exception, raised again where it was lost on its way up.
+
+Python runs a signal's handler between any two instructions: also in a destructor or another of the interpreter's
+callbacks, where an exception is printed and forgotten.
+"""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+from appliance.errors import Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_arrived: list[int] = []
+
+
+def install() -> None:
+    """SIGINT, SIGTERM and SIGHUP raise Interrupted from here on. One that is ignored (nohup: SIGHUP) stays ignored."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handle)
+
+
+def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    """The signal's handler. Raises Interrupted."""
+    _arrived.append(number)
+    _raise(number)
+
+
+def check() -> None:
+    """Raises Interrupted where a signal came since `forget` and the work goes on all the same."""
+    if _arrived:
+        _raise(_arrived[-1])
+
+
+def forget() -> None:
+    """What came before is done with."""
+    _arrived.clear()
+
+
+def _raise(number: int) -> None:
+    raise Interrupted(number, f"stopped by {signal.Signals(number).name}", hint="the same command continues")
