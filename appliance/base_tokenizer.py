@@ -36,6 +36,8 @@ def load(base_dir: Path) -> Any:
         tokenizer.chat_template = _template(base_dir)
     else:
         tokenizer = AutoTokenizer.from_pretrained(str(base_dir), local_files_only=True, trust_remote_code=False)
+        if tokenizer.eos_token is None and path.is_file():
+            tokenizer.eos_token = from_ids(base_dir, tokenizer.backend_tokenizer).get("eos_token")
     embeddings = _json(base_dir / "config.json").get("vocab_size")
     if tokenizer.eos_token_id is not None and embeddings and tokenizer.eos_token_id >= embeddings:
         raise EnvironmentUnavailable(

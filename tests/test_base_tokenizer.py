@@ -57,6 +57,16 @@ def test_a_named_class_is_transformers_own_affair(tmp_path: Path) -> None:
     assert found(SENTENCE)["input_ids"] == KINDS["gpt2"]()(SENTENCE)["input_ids"]
 
 
+def test_a_named_class_without_an_eos_has_that_of_the_model(tmp_path: Path) -> None:
+    words = KINDS["gpt2"]()
+    text = words.convert_ids_to_tokens(0)
+    words.eos_token = None
+    folder = folder_of(tmp_path / "base", words, named=True, eos_token_id=0)
+    full, light = base_tokenizer.load(folder), prompts.from_folder("korean_qa", folder)
+    assert full.eos_token == light.eos_token == text
+    assert len(full) == len(words)
+
+
 def test_an_eos_without_an_embedding_is_refused(tmp_path: Path) -> None:
     words = wrap(byte_level(["<s>"]), eos_token="<|never seen|>")
     folder = folder_of(tmp_path / "base", words, named=True, vocab_size=len(words) - 1)
