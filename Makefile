@@ -19,7 +19,7 @@ demo: setup
 	$(BIN)/appliance demo
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-faults: setup
 	$(BIN)/python -m tests.faults 100

@@ -18,6 +18,12 @@ if "TEST_IMAGE" not in os.environ:  # set by `make test-image`: needs a containe
 collect_ignore_glob = [f"{name}/*" for name in collect_ignore]  # also where the folder itself is named to pytest
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: at the end, what is left is small enough to share out evenly."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):

@@ -302,7 +302,8 @@ def test_the_commands_of_the_readme(cache_dir: Path, tmp_path: Path) -> None:
         "\n".join(f"{name}에 대해 설명하세요" for name in ("하늘", "바다", "나무", "구름", "바람", "별"))
     )
     environment = {**os.environ, "APPLIANCE_CACHE_DIR": str(cache_dir), "OPENAI_MODEL": "scripted"}
-    environment["APPLIANCE_PUBLISH__MIN_STOP_RATE"] = "0"  # a few steps teach no model to stop
+    environment["APPLIANCE_TRAIN__MAX_STEPS"] = "2"
+    environment["APPLIANCE_PUBLISH__MIN_STOP_RATE"] = "0"  # which teach no model to stop
 
     def run(command: str) -> str:
         line = command.replace("appliance", f"{sys.executable} -m appliance", 1)

@@ -18,8 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from appliance import pipeline, report, resolve, rundir
+from appliance import pipeline, proof, report, resolve, rundir
 from appliance.rundir import RunDir
+from tests import warm
 from tests.conftest import read_csv, write_qa
 from tests.engine_child import FULL, Request
 from tests.models import Family, tiny_base
@@ -85,7 +86,9 @@ publish: {{min_stop_rate: 0.0}}
         ),
     )
     resolved = resolve.load(str(recipe), environ={})
-    pipeline.run(resolved, RunDir(runs["transformers"]), folder / "cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proof, "subprocess", warm)
+        pipeline.run(resolved, RunDir(runs["transformers"]), folder / "cache")
     shutil.copytree(runs["unsloth"], folder / "taken-over")
     for stage in ("evaluate", "merge", "publish"):
         shutil.rmtree(folder / "taken-over" / stage)

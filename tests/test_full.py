@@ -104,6 +104,7 @@ def test_what_full_fine_tuning_cannot_have(overrides: tuple[str, ...], message: 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_a_run_from_csv_to_release(base_dir: Path, tmp_path: Path) -> None:
     names = ["사과", "배", "감", "귤", "밤"]
     write_qa(tmp_path / "train.csv", [(f"{names[i % 5]} {i}?", f"{names[i % 5]}!") for i in range(40)])

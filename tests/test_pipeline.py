@@ -20,7 +20,7 @@ from appliance.errors import DataError, EnvironmentUnavailable, GateRefused, Run
 from appliance.rundir import STAGES, RunDir
 from tests.conftest import read_csv, write_qa
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]  # but for `finished`: its processes start as ever
 
 
 def recipe(folder: Path, base_dir: Path, csv_path: Path) -> Path:

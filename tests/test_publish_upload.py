@@ -16,7 +16,7 @@ from tests.conftest import write_qa
 from tests.finished import FinishedRun, edit_json, finished_run
 from tests.loopback_hub import LoopbackHub
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
 
 
 @pytest.fixture(scope="module")

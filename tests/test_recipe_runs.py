@@ -225,9 +225,8 @@ def test_self_instruct(tmp_path: Path) -> None:
     )
     local = ["dataset", "self-instruct", "seeds.txt", "local.csv", "--count", "2", "--local", str(base_dir)]
     done = appliance_run(tmp_path, dict(os.environ), *local, "--max-tokens", "4")
-    assert done.returncode == 3, (
-        done.stderr
-    )  # a random model invents nothing that can be used: it is asked, and says so
+    # a random model invents nothing that can be used: it is asked, and says so
+    assert done.returncode == 3, done.stderr
     assert "on this machine" in done.stderr
 
     with serving(lambda prompt, _n: inventive([prompt])[0]) as server:

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from appliance import disk, hub, pipeline, prompts, resolve, rundir
+from appliance import disk, hub, pipeline, prompts, proof, resolve, rundir
 from appliance.errors import EnvironmentUnavailable, GateRefused, TrainingFailed
 from appliance.machine import Device, Finding
 from appliance.recipe import TrainSection, TuningSection
 from appliance.rundir import RunDir
 from appliance.stages import rehearse
+from tests import warm
 from tests.conftest import write_qa
 
 CPU = Device("cpu", "CPU", 16 << 30, "float32")
@@ -53,7 +54,9 @@ train: {{max_steps: 4, micro_batch_size: 4, gradient_accumulation_steps: 1, opti
 def rehearsed(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was rehearsed, then trained."""
     folder = shop(tmp_path_factory.mktemp("rehearsed"), base_dir)
-    run(folder, "rehearse=always")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proof, "subprocess", warm)
+        run(folder, "rehearse=always")
     return folder
 
 
