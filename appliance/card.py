@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -114,18 +114,29 @@ def adapter_card(facts: Facts) -> str:
     return _card(facts, kind, code, {"library_name": "peft", "base_model_relation": "adapter"})
 
 
-def dataset_card(facts: Facts) -> str:
-    """README.md of the rows. The column `row` is the line in the CSV that they came from."""
-    files = [{"split": {"val": "validation"}.get(s, s), "path": f"{s}.csv"} for s in ("train", "val", "test")]
-    matter = {"pretty_name": facts.name, "configs": [{"config_name": "default", "data_files": files}]}
-    code = (
-        f'{_CODE}python\nfrom datasets import load_dataset\n\nrows = load_dataset("{facts.repo("dataset")}")\n{_CODE}'
-    )
-    counts = facts.counts
+def dataset_card(name: str, counts: Mapping[str, Any], repo: str, files: Collection[str], torn: int) -> str:
+    """README.md of the rows of the run `name`, for the repository `repo`. `counts`: prepare/summary.json.
+
+    `files`: the CSVs of the folder; `torn`: questions on more than one side. The column `row` is the line in the CSV
+    that the rows came from.
+    """
+    sides = [{"split": {"val": "validation"}.get(s, s), "path": f"{s}.csv"} for s in ("train", "val", "test")]
+    matter = {"pretty_name": name, "configs": [{"config_name": "default", "data_files": sides}]}
+    code = f'{_CODE}python\nfrom datasets import load_dataset\n\nrows = load_dataset("{repo}")\n{_CODE}'
+    train = f"`--set data.csv=hf://datasets/{repo}/rows.csv --set data.split=column`"
+    again = f"`rows.csv` has all rows with the side of each: {train} trains on the same rows on the same sides."
+    if torn:
+        again = (
+            f"`rows.csv` has all rows with the side of each. {torn} questions stand on two sides: {train} refuses it."
+        )
+    notebook = ""
+    if "train_ds.csv" in files:
+        notebook = "\n`train_ds.csv` has the train and the validation rows, `test_ds.csv` the test rows.\n"
     return (
-        f"---\n{yaml.safe_dump(matter, allow_unicode=True, sort_keys=False)}---\n\n# {facts.name}\n\n"
-        f"The rows that {facts.name} was tuned on ({counts['train']} train), stopped by ({counts['val']} validation) "
-        f"and scored on ({counts['test']} test). `row` is the line of the CSV that a row came from.\n\n{code}\n"
+        f"---\n{yaml.safe_dump(matter, allow_unicode=True, sort_keys=False)}---\n\n# {name}\n\n"
+        f"The rows that {name} is tuned on ({counts['train']} train), stopped by ({counts['val']} validation) "
+        f"and scored on ({counts['test']} test). `row` is the line of the CSV that a row came from.\n\n{code}\n\n"
+        f"{again}\n{notebook}"
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from appliance import cli_generate, cli_hub
+from appliance import cli_generate, cli_hub, cli_upload
 from appliance.errors import DataError
 
 if TYPE_CHECKING:
@@ -195,6 +195,8 @@ def show(origin: Origin, out_path: Path, *, as_json: bool) -> None:
         console.result(origin.as_json())
         return
     console.result(f"read         {origin.read}")
+    if origin.made:
+        console.result(f"made         {origin.made}")
     console.result(f"written      {origin.written}")
     console.result(f"dropped      {sum(origin.dropped.values())}")
     for reason, count in origin.dropped.items():
@@ -204,7 +206,10 @@ def show(origin: Origin, out_path: Path, *, as_json: bool) -> None:
         if value:
             console.result(f"{name.replace('_', ' ')}: {_shown(value)}")
     with out_path.open(encoding="utf-8") as stream:
-        if "group" in stream.readline().rstrip().split(","):
+        columns = stream.readline().rstrip().split(",")
+        if "side" in columns:
+            console.result("side         --set data.split=column trains and tests on the sides that the rows name")
+        elif "group" in columns:
             console.result("group        --set data.group_by=group keeps the rows of a group on one side of the split")
     console.result(f"CSV          {out_path}")
     console.result(f"origin note  {origin_path(out_path)}")
@@ -227,3 +232,4 @@ def _spoken(pairs: Iterable[Pair | Dropped]) -> Iterator[Pair | Dropped]:
 
 cli_generate.register(dataset_app)
 cli_hub.register(dataset_app)
+cli_upload.register(dataset_app)

@@ -120,9 +120,10 @@ def paraphrase(
         _show_plan(prompts[0], len(prompts), 2 * len(prompts), asking.paid_for(out_path, prompts), as_json)
         return
     tally = generator.Tally()
-    options: dict[str, object] = {"count": count, "test_fraction": test_fraction, "val_fraction": val_fraction}
-
-    output = _Output("paraphrase", in_path, out_path, options, force, keep_journal, as_json)
+    fractions = {"test_fraction": test_fraction, "val_fraction": val_fraction}
+    options: dict[str, object] = {"count": count, "seed": seed, **fractions}
+    read = len(rows) + len(unusable)
+    output = _Output("paraphrase", in_path, out_path, options, read, read, force, keep_journal, as_json)
 
     def items(ask: Ask) -> Iterator[Pair | Dropped]:
         yield from unusable
@@ -176,7 +177,8 @@ def self_instruct(
         _show_plan(first, generator.fewest_requests(count), None, asking.paid_for(out_path, [first]), as_json)
         return
     tally = generator.Tally()
-    output = _Output("self-instruct", seeds_path, out_path, {"count": count}, force, keep_journal, as_json)
+    options: dict[str, object] = {"count": count, "seed": seed}
+    output = _Output("self-instruct", seeds_path, out_path, options, len(seeds), 0, force, keep_journal, as_json)
 
     def items(ask: Ask) -> Iterator[Pair | Dropped]:
         return generator.pairs(
@@ -192,6 +194,8 @@ class _Output:
     in_path: Path
     out_path: Path
     options: dict[str, object]
+    read: int  # rows or seeds in the input
+    passed_on: int  # of these, how many are among the items; all others a model made
     force: bool
     keep_journal: bool
     as_json: bool
@@ -236,7 +240,15 @@ def _generate(
         extra = {**asdict(tally), "requests": paid.asked, "replies_from_the_journal": paid.reused}
         options = {**output.options, **asked_with}
         origin = canonical.write(
-            output.out_path, output.source, [output.in_path], options, items, extra=extra, force=output.force
+            output.out_path,
+            output.source,
+            [output.in_path],
+            options,
+            items,
+            extra=extra,
+            force=output.force,
+            read=output.read,
+            made=len(items) - output.passed_on,
         )
     if not output.keep_journal:
         journal_path.unlink(missing_ok=True)
@@ -252,8 +264,11 @@ def _generate(
 def _rows(path: Path, columns: dict[str, str | None]) -> tuple[list[Pair], list[Dropped]]:
     """The rows of a CSV with the group and the side that it gives them, and what cannot be a row."""
     from appliance import console, table
+    from datasets_src import canonical
     from datasets_src.canonical import Dropped, Pair
 
+    with errors(), canonical.opened(path):  # before `sniff`, whose hints are about a recipe
+        pass
     named = {role: name for role, name in columns.items() if name}
     fmt = table.sniff(path, named, None)
     header = {cell.strip("\ufeff \t").casefold() for cell in fmt.header}

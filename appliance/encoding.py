@@ -83,20 +83,22 @@ def name_of(codec: str) -> str:
     return _NAMES.get(codec, codec.upper())
 
 
-def detect(path: Path) -> Encoding:
-    """The encoding of a CSV, from its beginning and from its first 256 KiB of lines beyond ASCII.
+def detect(path: Path, *, setting: str = "data.csv", expected: str = "a CSV") -> Encoding:
+    """The encoding of a text file, from its beginning and from its first 256 KiB of lines beyond ASCII.
 
     A BOM decides; then UTF-16 by its zero bytes; then UTF-8, then CP949, each if the lines are that but for few bytes
     (in a file of Korean hardly one byte in a thousand suits the other); then charset-normalizer where its guess is
-    clear. Raises DataError: no such file, empty, another kind of file, an encoding that cannot be told for sure.
+    clear. `setting` is the recipe's field that names the file, for the hints. Raises DataError: no such file, empty,
+    another kind of file than `expected`, an encoding that cannot be told for sure.
     """
     if path.is_dir():
-        raise DataError(f"{path} is a folder, not a CSV file", hint="name the file: --set data.csv=FOLDER/FILE.csv")
+        hint = f"name the file: --set {setting}=FOLDER/FILE{'.csv' if expected == 'a CSV' else ''}"
+        raise DataError(f"{path} is a folder, not {'a CSV file' if expected == 'a CSV' else expected}", hint=hint)
     if path.exists() and not path.is_file():
         raise DataError(f"{path} is a pipe or a device; it is read more than once", hint="save it as a file first")
-    with open_bytes(path) as stream:
+    with open_bytes(path, setting) as stream:
         head = stream.read(_HEAD)
-    _refuse_other_kinds(path, head)
+    _refuse_other_kinds(path, head, setting, expected)
     codec = next((name for name, boms in _BOMS.items() if head.startswith(boms)), None) or _utf_16(head)
     if codec:
         return Encoding(codec)
@@ -109,7 +111,7 @@ def detect(path: Path) -> Encoding:
         return Encoding("cp949")
     if right > wrong:  # a few lines, one of them broken: no other encoding looks like UTF-8 by chance
         return Encoding("utf-8")
-    return _guessed(path, data, sample)
+    return _guessed(path, data, sample, setting)
 
 
 def known(codec: str) -> Encoding:
@@ -175,14 +177,14 @@ class _Bounded(io.BufferedReader):
 
 
 @contextmanager
-def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
-    """Raises DataError: no such file, no permission, empty."""
+def open_bytes(path: Path, setting: str = "data.csv") -> Iterator[io.BufferedReader]:
+    """`setting` is the recipe's field that names the file. Raises DataError: no such file, no permission, empty."""
     try:
         stream = path.open("rb")
     except FileNotFoundError as error:
         raise DataError(
             f"there is no file {path}",
-            hint="put it there, or name it: --set data.csv=FILE (in the container, the folder data/ is /data)",
+            hint=f"put it there, or name it: --set {setting}=FILE (in the container, the folder data/ is /data)",
         ) from error
     except OSError as error:
         raise DataError(
@@ -190,7 +192,8 @@ def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
         ) from error
     with stream:
         if not stream.peek(1):
-            raise DataError(f"{path} is empty", hint="it needs a header and rows")
+            needs = "it needs a header and rows" if setting == "data.csv" else f"{setting} names it"
+            raise DataError(f"{path} is empty", hint=needs)
         yield stream
 
 
@@ -199,8 +202,8 @@ def shown(text: str, length: int = 40) -> str:
     return repr(text if len(text) <= length else text[: length - 1] + "…")
 
 
-def _refuse_other_kinds(path: Path, head: bytes) -> None:
-    """Raises DataError for a file that is no CSV at all, whatever it is called."""
+def _refuse_other_kinds(path: Path, head: bytes, setting: str, expected: str) -> None:
+    """Raises DataError for a file that is no text or no CSV at all, whatever it is called."""
     found = next(((what, fix) for start, what, fix in _SIGNATURES if head.startswith(start)), None)
     if head.startswith(b"PK\x03\x04"):
         is_excel = b"[Content_Types].xml" in head or b"xl/" in head
@@ -215,7 +218,9 @@ def _refuse_other_kinds(path: Path, head: bytes) -> None:
         what, fix = found
         if fix in ("records", "korquad"):
             fix = f"turn it into a CSV: `appliance dataset {fix} {{path}} OUT.csv`"
-        raise DataError(f"{path} is {what}, expected a CSV", hint=fix.format(path=path))
+        if setting != "data.csv":  # the fixes make a CSV to train on
+            fix = f"name the file itself: --set {setting}=FILE"
+        raise DataError(f"{path} is {what}, expected {expected}", hint=fix.format(path=path))
 
 
 def _is_json(text: str) -> bool:
@@ -294,7 +299,7 @@ def _in_ks_x_1001(character: str) -> bool:
     return len(character.encode("euc_kr", "ignore")) == 2  # Python spells other syllables with eight bytes
 
 
-def _guessed(path: Path, data: bytes, sample: Sequence[tuple[int, bytes]]) -> Encoding:
+def _guessed(path: Path, data: bytes, sample: Sequence[tuple[int, bytes]], setting: str) -> Encoding:
     """charset-normalizer's guess where it is clear: no disorder, a language, and no second reading as likely.
 
     Its guesses at Latin text of a few lines are often wrong (French in CP1252 came out as mac_latin2, Polish in CP1250
@@ -319,11 +324,14 @@ def _guessed(path: Path, data: bytes, sample: Sequence[tuple[int, bytes]]) -> En
     rows = "".join(
         f"\n  line {number}: {shown(line.decode(codec, 'replace').strip(), 70)}" for number, line in sample[:3]
     )
+    hint = (
+        f"if this reads right: --set data.encoding={codec}; else name the right one (such as cp949, shift_jis"
+        f"{others}), save the file as UTF-8, or have these rows counted as bad: --set data.encoding=utf-8"
+    )
     raise DataError(
         f"{path}, line {number}: {wrong_byte(text, 'utf-8')}, nor is the file CP949, and which encoding it has is not "
         f"clear; as {name_of(codec)} it would read:{rows}",
-        hint=f"if this reads right: --set data.encoding={codec}; else name the right one (such as cp949, shift_jis"
-        f"{others}), save the file as UTF-8, or have these rows counted as bad: --set data.encoding=utf-8",
+        hint=hint if setting == "data.csv" else "save the file as UTF-8",
     )
 
 

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance import rundir, table
+from appliance import encoding, rundir, table
 from appliance.errors import DataError
 
 FILE = "extra_answers.csv"
 COLUMNS = ("from", "row", "question", "wanted", "base", "tuned")
 USERS, TRAIN = "extra", "train"
+_SETTING, _EXPECTED = "evaluate.extra_prompts", "text with one question a line"
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,16 @@ def shown(instruction: str, input_text: str) -> str:
     return instruction + (f"\n\n{input_text}" if input_text else "")
 
 
+def refuse_unreadable(extra_prompts: str | Sequence[str]) -> None:
+    """Raises DataError as `collect` would for the user's questions: before anything is trained."""
+    if isinstance(extra_prompts, str):
+        _lines(Path(extra_prompts))
+
+
 def collect(extra: str | Sequence[str], train_csv: Path, from_train: int, seed: int) -> list[Question]:
     """The user's questions, then `from_train` of the train side, drawn by `seed` and in the file's order.
 
-    Raises DataError: the file of questions is missing, is no UTF-8, or holds no line.
+    Raises DataError: the file of questions is missing, is no text, has a byte of another encoding, or holds no line.
     """
     own = [Question(USERS, "", text, "", "") for text in (_lines(Path(extra)) if isinstance(extra, str) else extra)]
     if not from_train:
@@ -69,16 +76,20 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def _lines(path: Path) -> list[str]:
-    if not path.is_file():
+    """The questions of a text file in any encoding that a CSV may have; blank lines are none."""
+    if not path.exists():
         raise DataError(
-            f"evaluate.extra_prompts: there is no file {path}",
-            hint="a text file with one question a line, or a list: evaluate.extra_prompts='[\"question\"]'",
+            f"{_SETTING}: there is no file {path}",
+            hint=f"a text file with one question a line, or a list: {_SETTING}='[\"question\"]'",
         )
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no UTF-8 text: {error}", hint="save it as UTF-8, one question a line") from error
-    found = [line for line in lines if line]
+    codec = encoding.detect(path, setting=_SETTING, expected=_EXPECTED).codec
+    found = []
+    with encoding.open_lines(path, codec) as lines:
+        for number, line in enumerate(lines, 1):
+            if wrong := encoding.wrong_byte(line, codec):
+                raise DataError(f"{path}, line {number}: {wrong}", hint="mend that line, or save the file as UTF-8")
+            if text := line.strip("\ufeff \t\r\n\v\f\u00a0\u3000"):
+                found.append(text)
     if not found:
         raise DataError(f"{path} holds no question", hint="write one a line")
     return found

@@ -49,7 +49,7 @@ _KNOWN = {
     "model": rf"config\.json|generation_config\.json|model[\w.-]*\.safetensors|model\.safetensors\.index\.json|"
     rf"{_TOKENIZER}|{_TEXTS}",
     "adapter": rf"adapter_config\.json|adapter_model\.safetensors|prompt\.json|{_TOKENIZER}|{_TEXTS}",
-    "dataset": rf"(train|val|test)\.csv|{_TEXTS}",
+    "dataset": rf"(train|val|test|rows|train_ds|test_ds)\.csv|{_TEXTS}",
 }
 _RECORDS = (".json", ".jsonl", ".yaml", ".html", ".bin")  # .bin: training_args.bin of a checkpoint, a pickle
 _LARGEST_RECORD = 1 << 26  # bytes

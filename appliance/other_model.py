@@ -5,18 +5,25 @@ Knows rows, texts and metrics. Must not know where the answers came from: a host
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from appliance import encoding, metrics
+from appliance import dialect, encoding, metrics
 from appliance.errors import DataError
 from appliance.extra_answers import shown
 from appliance.table import Row
 
+_SETTING = "evaluate.other_answers"
+# Without `output`, which is also the name of the wanted answers: prepare/test.csv itself would get 100 %.
+_NAMES = {
+    "row": ("row",),
+    "question": ("question", "instruction", *dialect.ALIASES["instruction"]),
+    "answer": ("answer", *dialect.ALIASES["output"]),
+}
+_DELIMITERS = ",;\t|"
 _HINT = (
     "expected the columns row (or question) and answer, and a line for each evaluated row of the run's prepare/test.csv"
 )
@@ -40,27 +47,17 @@ class Other:
         return asdict(self)
 
 
+def refuse_unreadable(path: Path) -> None:
+    """Raises DataError as `read` would whatever the rows are: before anything is trained."""
+    _answers(path)
+
+
 def read(path: Path, rows: Sequence[Row]) -> list[str]:
     """The answers to `rows`, in their order, found by row number or, without such a column, by question.
 
     Raises DataError: no such file or columns, two answers to one row, or a row without an answer.
     """
-    detected = encoding.detect(path)
-    with encoding.open_lines(path, detected.codec) as lines:
-        reader = csv.DictReader(lines, strict=True)
-        try:
-            header = [name.strip().lower() for name in reader.fieldnames or ()]
-            key = next((name for name in ("row", "question") if name in header), None)
-            if key is None or "answer" not in header:
-                raise DataError(f"{path} has the columns {', '.join(header)}", hint=_HINT)
-            reader.fieldnames = header
-            given: dict[str, str] = {}
-            for record in reader:
-                name, answer = _plain(record[key] or ""), record["answer"] or ""
-                if given.setdefault(name, answer) != answer:
-                    raise DataError(f"{path}: two answers to {key} {name!r}", hint="leave one of them")
-        except csv.Error as error:
-            raise DataError(f"{path}, line {reader.line_num}: {error}", hint=_HINT) from error
+    key, given = _answers(path)
     wanted = [str(row.line) if key == "row" else _plain(shown(row.instruction, row.input)) for row in rows]
     missing = [name for name in wanted if name not in given]
     if missing:
@@ -98,6 +95,64 @@ def score(
         interval,
         metrics.verdict(interval),
     )
+
+
+def _answers(path: Path) -> tuple[str, dict[str, str]]:
+    """Whether rows are named by `row` or by `question`, and the answer to each name."""
+    codec = encoding.detect(path, setting=_SETTING).codec
+    delimiter, width, key, columns = _columns(path, codec)
+    given: dict[str, str] = {}
+    with encoding.open_lines(path, codec) as lines:
+        found = _records(path, lines, delimiter)
+        next(found)
+        for line, cells in found:
+            if not any(cells):
+                continue
+            cells += [""] * (width - len(cells))
+            name, answer = (cells[column] for column in columns)
+            if wrong := encoding.wrong_byte(name + answer, codec):
+                raise DataError(f"{path}, line {line}: {wrong}", hint="mend that line, or save the file as UTF-8")
+            if given.setdefault(_plain(name), answer) != answer:
+                raise DataError(f"{path}: two answers to {key} {_plain(name)!r}", hint="leave one of them")
+    if not any(name and answer for name, answer in given.items()):
+        raise DataError(f"{path} has a header and no answer", hint=_HINT)
+    return key, given
+
+
+def _records(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    try:
+        yield from dialect.records(path, lines, delimiter)
+    except DataError as error:  # its hint names a setting of data.csv
+        raise DataError(str(error), hint='a quote inside a quoted cell is written ""') from error
+
+
+def _columns(path: Path, codec: str) -> tuple[str, int, str, tuple[int, int]]:
+    """The first delimiter under which the header names a key and the answer, how wide it is, the key, both columns."""
+    headers: list[list[str]] = []
+    for delimiter in _DELIMITERS:
+        with encoding.open_lines(path, codec) as lines:
+            try:
+                _, cells = next(dialect.records(path, lines, delimiter), (1, []))
+            except DataError:  # a quoted header is no CSV under another delimiter than its own
+                continue
+        header = [dialect.plain_name(cell) for cell in cells]
+        headers.append(header)
+        answer = _column(header, "answer")
+        key = next((name for name in ("row", "question") if _column(header, name) is not None), None)
+        if key is not None and answer is not None:
+            column = _column(header, key)
+            assert column is not None
+            return delimiter, len(header), key, (column, answer)
+    seen = ", ".join(map(encoding.shown, max(headers, key=len, default=[])[:30]))
+    raise DataError(f"{path} has the columns {seen}", hint=_HINT)
+
+
+def _column(header: Sequence[str], role: str) -> int | None:
+    """By the role's own name, else by a common one, where only one column has such a name."""
+    if role in header:
+        return header.index(role)
+    found = [i for i, name in enumerate(header) if name in _NAMES[role]]
+    return found[0] if len(found) == 1 else None
 
 
 def _plain(text: str) -> str:

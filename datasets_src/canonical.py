@@ -63,12 +63,17 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a CSV came from: the content of OUT.csv.origin.json. read == written + everything dropped."""
+    """Where a CSV came from: the content of OUT.csv.origin.json.
+
+    Of a source, read == written + everything dropped. Of a generator `read` is what it found in its input, and `made`
+    what a model added to that, whether written or dropped.
+    """
 
     source: str
     inputs: list[dict[str, Any]]  # name, sha256, bytes
     options: dict[str, Any]
     read: int
+    made: int
     written: int
     dropped: dict[str, int]  # reason -> how many
     examples: dict[str, list[str]]  # reason -> the first places
@@ -106,11 +111,14 @@ def write(
     *,
     extra: Mapping[str, object] | None = None,
     force: bool = False,
+    read: int | None = None,
+    made: int = 0,
 ) -> Origin:
     """Writes the pairs as a CSV to `out_path` (UTF-8, LF) and the origin note beside it; returns the note.
 
     Both appear complete at the end, or not at all. `extra` is read at the end, so a source may count into it on the
-    way. `force` replaces an existing file. Raises SourceError: an input is no file, OUT exists or cannot be, or no
+    way. `force` replaces an existing file. `read` is how much was read, where that is not the number of items, and
+    `made` how many of the items a model made. Raises SourceError: an input is no file, OUT exists or cannot be, or no
     pair was found; and whatever `items` raises.
     """
     require_free(out_path, inputs, force)
@@ -120,15 +128,23 @@ def write(
     temporary_note = out_path.with_name(f".{note.name}.{os.getpid()}.tmp")
     note_was_there = note.exists()
     try:
-        read, written, dropped, examples = _write_rows(temporary, items)
-        assert read == written + sum(dropped.values())
+        found, written, dropped, examples = _write_rows(temporary, items)
+        assert found == written + sum(dropped.values())
         if not written:
             raise SourceError(
-                f"{', '.join(map(str, inputs)) or source}: no pair of question and answer; {_summary(read, examples)}",
+                f"{', '.join(map(str, inputs)) or source}: no pair of question and answer; {_summary(found, examples)}",
                 hint="compare the file with the example in --help" if inputs else "",
             )
         origin = Origin(
-            source, described, dict(options), read, written, dict(dropped), dict(examples), dict(extra or {})
+            source=source,
+            inputs=described,
+            options=dict(options),
+            read=found if read is None else read,
+            made=made,
+            written=written,
+            dropped=dict(dropped),
+            examples=dict(examples),
+            extra=dict(extra or {}),
         )
         with temporary_note.open("w", encoding="utf-8") as stream:
             stream.write(origin.as_json() + "\n")

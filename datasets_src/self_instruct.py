@@ -29,6 +29,13 @@ _PROMPTS = 4  # requests for instructions in a round
 _PATIENCE = 5  # rounds in a row without a new row
 _SHOWN = 3  # seed tasks with answers that are shown where an answer is asked for
 _EXPECTED = "one seed sentence a line, or JSONL seed tasks"
+_SEEDS = (
+    "seeds are a text file with one sentence a line, or JSONL with a task a line: "
+    '{"instruction": "…", "instances": [{"input": "…", "output": "…"}]}'
+)
+_ARRAY = re.compile(r'\[\s*(?:[{\["\]]|$)')  # a sentence may begin with a bracket: "[공지] …"
+_CUT = ("{", "[", ",")  # at its end, a line of JSON goes on in the next one
+_NAME_WORDS, _NAME_CHARACTERS = 3, 30  # longest name of a column
 # The paper's filters (github.com/yizhongw/self-instruct, bootstrap_instructions.py), the Korean words after them: what
 # a model of text cannot see or make; too short, too long.
 _UNSEEN = re.compile(
@@ -118,15 +125,13 @@ def read_seeds(path: Path) -> list[Seed]:
     """The seeds of a text file (one sentence a line) or of JSONL seed tasks; one that repeats another is left out.
 
     Seed tasks are those of the paper: {"instruction": …, "instances": [{"input": …, "output": …}]}. Raises SourceError
-    with the line.
+    with the line, or because the file is a JSON document or a CSV.
     """
     seeds: dict[str, Seed] = {}
-    as_json: bool | None = None
-    for number, line in text_lines(path, _EXPECTED):
-        if not line.strip():
-            continue
-        if as_json is None:
-            as_json = line.lstrip().startswith("{")
+    lines = [(number, line) for number, line in text_lines(path, _EXPECTED) if line.strip()]
+    _refuse_rows(path, [line for _, line in lines])
+    as_json = lines[0][1].lstrip().startswith("{")
+    for number, line in lines:
         seed = _seed(path, number, parse_json(path, line, line=number)) if as_json else Seed(line.strip())
         seeds.setdefault(folded(seed.instruction), seed)
     return list(seeds.values())
@@ -283,11 +288,59 @@ def _pair(instruction: str, reply: str) -> Pair | str:
     return Pair(instruction, output, input_text)
 
 
+def _refuse_rows(path: Path, lines: Sequence[str]) -> None:
+    """Raises SourceError for what holds rows instead of seeds: each of its lines would be taken for a sentence."""
+    if not lines:
+        raise SourceError(f"{path} holds no seed; expected {_EXPECTED}")
+    first = lines[0].strip()
+    kind = "a JSON array" if _ARRAY.match(first) else ""
+    if first.startswith("{"):
+        kind = "JSON over several lines" if first.endswith(_CUT) else _other_json(first)
+    if kind:
+        command = "korquad" if '"paragraphs"' in first else "records"
+        raise SourceError(
+            f"{path} is {kind}; expected {_EXPECTED}",
+            hint=f"`appliance dataset {command} {path} OUT.csv` makes rows of it; {_SEEDS}",
+        )
+    named_csv = path.suffix.lower() in (".csv", ".tsv")
+    if named_csv or _is_table(lines):
+        hint = f"a CSV has rows already: `appliance check {path}`, or `appliance dataset paraphrase {path} OUT.csv`; "
+        seen = "named as a CSV" if named_csv else f"a CSV with the header {first[:60]!r}, as it seems"
+        raise SourceError(f"{path} is {seen}; expected {_EXPECTED}", hint=hint + _SEEDS)
+
+
+def _other_json(line: str) -> str:
+    """What a JSON object is that has others nested in it and no instruction; "" for any other line."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return ""  # told with its place when it is read
+    nested = any(isinstance(one, (dict, list)) for one in value.values())
+    return f"JSON with the fields {', '.join(value)}"[:80] if nested and "instruction" not in value else ""
+
+
+def _is_table(lines: Sequence[str]) -> bool:
+    """Whether line 1 is two or more different names, and most lines below have as many separators as it."""
+    for separator in ("\t", ",", ";", "|"):
+        names = [cell.strip().strip('"') for cell in lines[0].split(separator)]
+        if len(names) < 2 or len(set(names)) < len(names) or not all(map(_is_name, names)):
+            continue
+        cells = [re.sub('"[^"]*"', "", line).count(separator) + 1 for line in lines[1:]]
+        if 2 * cells.count(len(names)) > len(cells):
+            return True
+    return False
+
+
+def _is_name(cell: str) -> bool:
+    short = 0 < len(cell) <= _NAME_CHARACTERS and len(cell.split()) <= _NAME_WORDS
+    return short and cell[-1] not in ".?!…:。？！"
+
+
 def _seed(path: Path, number: int, task: object) -> Seed:
     where = f"{path}, line {number}"
     if not isinstance(task, dict) or not isinstance(task.get("instruction"), str) or not task["instruction"].strip():
         found = f"the keys {', '.join(task)}" if isinstance(task, dict) else json_kind(task)
-        raise SourceError(f"{where}: found {found}; expected an object with a text `instruction`")
+        raise SourceError(f"{where}: found {found}; expected an object with a text `instruction`", hint=_SEEDS)
     instances = task.get("instances") or [{}]
     first = instances[0] if isinstance(instances, list) else None
     input_text, output = (first.get("input", ""), first.get("output", "")) if isinstance(first, dict) else (None, None)

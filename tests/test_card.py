@@ -43,10 +43,29 @@ def test_what_the_hub_reads(run: FinishedRun) -> None:
     assert {one["type"]: one["value"] for one in result["metrics"]}["f1"] == round(metrics["tuned"]["f1"], 4)
     assert result["dataset"]["split"] == "test"
     assert front(card.adapter_card(facts(run)))["base_model_relation"] == "adapter"
-    assert front(card.dataset_card(facts(run)))["configs"][0]["data_files"][1] == {
-        "split": "validation",
-        "path": "val.csv",
-    }
+
+
+def rows_card(*more: str, torn: int = 0) -> str:
+    files = ("train.csv", "val.csv", "test.csv", "rows.csv", *more)
+    return card.dataset_card("shop", {"train": 12, "val": 3, "test": 5}, "me/shop-dataset", files, torn)
+
+
+def test_the_card_of_the_rows() -> None:
+    text = rows_card()
+    (config,) = front(text)["configs"]
+    assert config["data_files"] == [
+        {"split": "train", "path": "train.csv"},
+        {"split": "validation", "path": "val.csv"},
+        {"split": "test", "path": "test.csv"},
+    ]
+    assert 'load_dataset("me/shop-dataset")' in text
+    settings = "`--set data.csv=hf://datasets/me/shop-dataset/rows.csv --set data.split=column`"
+    (line,) = [line for line in text.splitlines() if settings in line]
+    assert "trains on the same rows on the same sides" in line
+    assert "(12 train)" in text
+    assert "train_ds.csv" not in text
+    assert "`train_ds.csv` has the train and the validation rows" in rows_card("train_ds.csv", "test_ds.csv")
+    assert f"7 questions stand on two sides: {settings} refuses it." in rows_card(torn=7)
 
 
 def test_what_people_copy(run: FinishedRun) -> None:
@@ -64,7 +83,6 @@ def test_what_people_copy(run: FinishedRun) -> None:
     adapter = card.adapter_card(facts(run))
     assert 'PeftModel.from_pretrained(base, "me/shop-adapter")' in adapter
     assert 'convert_tokens_to_ids("</s>")' in adapter
-    assert 'load_dataset("me/shop-dataset")' in card.dataset_card(facts(run))
     assert "FOLDER_OR_REPO" in card.model_card(facts(run, repos={}))
 
 

@@ -99,10 +99,11 @@ def test_qa_text(appliance: Appliance, tmp_path: Path) -> None:
 
 
 def test_delimited(appliance: Appliance, tmp_path: Path) -> None:
-    (tmp_path / "in.txt").write_text("색은? | 빨강\n" + "없음\n" * 6, "utf-8")
+    (tmp_path / "in.txt").write_text("색은? | 빨강\n" * 6 + "없음\n" * 6, "utf-8")
     code, out, _ = appliance("delimited", "in.txt", "out.csv", "--pattern", r"\s+\|\s+")
     assert code == 0
-    assert "  6 × no separator in the line: line 2, line 3, line 4, line 5, line 6, …\n" in out
+    assert "  6 × no separator in the line: line 7, line 8, line 9, line 10, line 11, …\n" in out
+    (tmp_path / "in.txt").write_text("색은? | 빨강\n", "utf-8")
     assert appliance("delimited", "in.txt", "2.csv", "--separator", "? |")[0] == 0
     assert (tmp_path / "2.csv").read_text("utf-8") == "instruction,input,output\n색은,,빨강\n"
 
@@ -215,7 +216,7 @@ def _help(*command: str) -> str:
 
 def test_the_sources_and_their_options_are_frozen() -> None:
     listed = re.findall(r"^  ([\w-]+)", _help().partition("Commands:")[2], re.MULTILINE)
-    assert {*OPTIONS, "hub", "paraphrase", "self-instruct"} == set(listed)
+    assert {*OPTIONS, "hub", "paraphrase", "self-instruct", "upload"} == set(listed)
     for source, options in OPTIONS.items():
         assert re.findall(r"^  (-[\w-]+)", _help(source).partition("Options:")[2], re.MULTILINE) == [*options, "--help"]
 

@@ -100,6 +100,9 @@ def test_paraphrases_are_made_of_the_rows_that_a_run_would_train_on(appliance: A
     assert names(faq.parent) >= {"train.csv", "train.csv.origin.json", "train.csv.rejected.csv"}
     assert "train.csv.journal.jsonl" not in names(faq.parent)
     assert "rejected" in stdout
+    assert "--set data.split=column" in stdout
+    assert "data.group_by" not in stdout  # a run on it would split anew, and test on other rows than the plain one
+    assert "\nmade         48\n" in "\n" + stdout
     assert KEY not in stdout + stderr
 
 
@@ -125,7 +128,8 @@ def test_rejected_texts_and_counts_are_written_down(appliance: Appliance, faq: P
     note = json.loads(stdout)
     assert code == 0
     assert note == json.loads(out.with_name("train.csv.origin.json").read_text(encoding="utf-8"))
-    assert note["written"] == 52
+    assert (note["read"], note["made"], note["written"]) == (20, 48, 52)  # 16 of those made are rejected
+    assert note["options"]["seed"] == 123
     assert note["dropped"] == {"more than were asked for": 16}
     assert {key: note["extra"][key] for key in ("questions", "paraphrases", "short", "held_out", "requests")} == {
         "questions": 16,
@@ -149,7 +153,10 @@ def test_columns_with_other_names_and_rows_that_cannot_be_used(appliance: Applia
         options = ["--count", 1, "--question", "Frage", "--answer", "Antwort", "--json", *endpoint(server)]
         code, stdout, stderr = appliance("paraphrase", path, tmp_path / "out.csv", *options)
     assert code == 0, stderr
-    dropped = json.loads(stdout)["dropped"]
+    note = json.loads(stdout)
+    dropped = note["dropped"]
+    assert note["read"] == 10  # with the empty row
+    assert note["read"] + note["made"] == note["written"] + sum(dropped.values())
     assert any("Antwort" in reason and "empty" in reason for reason in dropped)
 
 
@@ -188,6 +195,10 @@ def test_self_instruct_makes_the_rows_that_a_run_trains_on(appliance: Appliance,
     rows = [row for row in table.read(out, table.sniff(out, {}, None)) if isinstance(row, table.Row)]
     assert len(rows) == len({split.question_key(row) for row in rows}) == 40
     assert len(server.prompts) == len(set(server.prompts))
+    note = json.loads(out.with_name("raw_data.csv.origin.json").read_text(encoding="utf-8"))
+    assert (note["read"], note["written"]) == (len(SEEDS), 40)
+    assert note["made"] == 40 + sum(note["dropped"].values())
+    assert (note["options"]["count"], note["options"]["seed"]) == (40, 123)
 
 
 def test_the_rows_do_not_depend_on_the_requests_at_a_time(appliance: Appliance, seeds: Path) -> None:
@@ -312,6 +323,12 @@ def test_a_bad_input_is_an_error_of_the_data(appliance: Appliance, faq: Path, tm
         assert (code, stdout) == (3, "")
     assert names(tmp_path) == {"faq.csv", "seeds.jsonl"}
     assert faq.is_file()
+
+
+def test_a_missing_input_is_not_told_to_change_a_recipe(appliance: Appliance) -> None:
+    code, _, stderr = appliance("paraphrase", "gone.csv", "out.csv", "--dry-run")
+    assert (code, stderr.splitlines()[0]) == (3, "Error: there is no file gone.csv")
+    assert "--set" not in stderr
 
 
 @pytest.mark.slow

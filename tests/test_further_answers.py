@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,12 +75,43 @@ def test_questions_come_from_a_file_too(tmp_path: Path) -> None:
     path.write_bytes("\ufeff하나?\r\n\r\n  둘? \n".encode())
     found = extra_answers.collect(str(path), tmp_path / "none.csv", 0, 0)
     assert [(one.origin, one.text) for one in found] == [("extra", "하나?"), ("extra", "둘?")]
-    for content, message in ((b"\n \n", "holds no question"), (b"\xff\xfe\xb0", "no UTF-8")):
+    path.write_bytes("가격은 얼마인가요?\n언제 여나요?\n".encode("cp949"))
+    found = extra_answers.collect(str(path), tmp_path / "none.csv", 0, 0)
+    assert [one.text for one in found] == ["가격은 얼마인가요?", "언제 여나요?"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message", "hint"),
+    [
+        (b"\n \n", "holds no question", "one a line"),
+        (b"", "is empty", "evaluate.extra_prompts"),
+        (b"PK\x03\x04 xl/", "is an Excel file .*expected text with one question a line", "evaluate.extra_prompts=FILE"),
+        ("가격은 얼마인가요?\n".encode() * 9 + b"a\xb0\n", "line 10: byte 0xB0 is no UTF-8", "save the file as UTF-8"),
+        (b"caf\xe9?\n", "line 1: byte 0xE9 .* is not clear", "save the file as UTF-8"),
+        (None, "evaluate.extra_prompts: there is no file", "evaluate.extra_prompts="),
+    ],
+)
+def test_questions_that_cannot_be_read_are_refused_beforehand_as_later(
+    content: bytes | None, message: str, hint: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "q.txt"
+    if content is not None:
         path.write_bytes(content)
-        with pytest.raises(DataError, match=message):
-            extra_answers.collect(str(path), tmp_path / "none.csv", 0, 0)
-    with pytest.raises(DataError, match="there is no file"):
-        extra_answers.collect(str(tmp_path / "x.txt"), tmp_path / "none.csv", 0, 0)
+    for refuse in (
+        lambda: extra_answers.refuse_unreadable(str(path)),
+        lambda: extra_answers.collect(str(path), tmp_path / "none.csv", 0, 0),
+    ):
+        with pytest.raises(DataError, match=message) as caught:
+            refuse()
+        assert hint in caught.value.hint
+        assert "data." not in caught.value.hint  # no advice about another file
+
+
+def test_questions_that_can_be_read_are_refused_by_nothing(tmp_path: Path) -> None:
+    (tmp_path / "q.txt").write_text("하나?\n", encoding="utf-8")
+    for given in ([], ["하나?"], str(tmp_path / "q.txt")):
+        extra_answers.refuse_unreadable(given)
+    other_model.refuse_unreadable(write_qa(tmp_path / "a.csv", [("1", "a"), ("2", "")], ("row", "answer")))
 
 
 def test_a_changed_file_is_another_input_and_a_lost_one_is_not(tmp_path: Path) -> None:
@@ -109,12 +142,23 @@ ROWS = [Row(2, "대한민국의 수도는?", "", "서울"), Row(3, "강은?", "�
             ("Question", " Answer "),
             [("산은?", "남산"), ("대한민국의  수도는?", "서울특별시"), ("강은?\n\n서울에 있다", "한강")],
         ),
+        (("질문", "답"), [("산은?", "남산"), ("대한민국의 수도는?", "서울특별시"), ("강은?\n\n서울에 있다", "한강")]),
         (("answer", "note", "row"), [("남산", "x", "5"), ("서울특별시", "", "2"), ("한강", "", "3"), ("", "", "99")]),
     ],
 )
 def test_other_answers_find_their_rows(header: tuple[str, ...], lines: list[tuple[str, ...]], tmp_path: Path) -> None:
     path = write_qa(tmp_path / "hosted.csv", lines, header)
     assert other_model.read(path, ROWS) == ["서울특별시", "한강", "남산"]
+    path.write_bytes(path.read_text(encoding="utf-8").encode("cp949"))
+    assert other_model.read(path, ROWS) == ["서울특별시", "한강", "남산"]
+
+
+@pytest.mark.parametrize("delimiter", ";\t|")
+def test_other_answers_may_have_another_delimiter_and_blank_lines(delimiter: str, tmp_path: Path) -> None:
+    path = tmp_path / "hosted.csv"
+    lines = ["Row,답변", "5,남산", "", '2,"서울, 아마"', "3,한강"]
+    path.write_text("\n".join(line.replace(",", delimiter, 1) for line in lines), encoding="utf-8")
+    assert other_model.read(path, ROWS) == ["서울, 아마", "한강", "남산"]
 
 
 @pytest.mark.parametrize(
@@ -122,8 +166,11 @@ def test_other_answers_find_their_rows(header: tuple[str, ...], lines: list[tupl
     [
         (("row", "answer"), [("2", "a"), ("5", "b")], "answers 2 of 3 rows; missing: row '3'"),
         (("row", "answer"), [("2", "a"), ("2", "b")], "two answers to row '2'"),
-        (("id", "answer"), [("2", "a")], "has the columns id, answer"),
-        (("row", "text"), [("2", "a")], "has the columns row, text"),
+        (("id", "answer"), [("2", "a")], "has the columns 'id', 'answer'"),
+        (("row", "text"), [("2", "a")], "has the columns 'row', 'text'"),
+        (("row", "instruction", "output"), [("2", "a", "b")], "has the columns 'row', 'instruction', 'output'"),
+        (("row", "답", "정답"), [("2", "a", "b")], "has the columns 'row', '답', '정답'"),
+        (("row", "answer"), [("2", ""), ("", "a")], "has a header and no answer"),
     ],
 )
 def test_what_cannot_be_another_models_answers(
@@ -131,6 +178,54 @@ def test_what_cannot_be_another_models_answers(
 ) -> None:
     with pytest.raises(DataError, match=message):
         other_model.read(write_qa(tmp_path / "x.csv", lines, header), ROWS)
+
+
+@pytest.mark.parametrize(
+    ("content", "message", "hint"),
+    [
+        (None, "there is no file", "--set evaluate.other_answers=FILE"),
+        (b"", "is empty", "evaluate.other_answers"),
+        (b"row,answer\n", "has a header and no answer", "the columns row"),
+        (b"id,text\n1,a\n", "has the columns 'id', 'text'", "the columns row"),
+        (b'[{"row": 1}]', "is JSON, expected a CSV", "--set evaluate.other_answers=FILE"),
+        (b'row,answer\n1,"a\n', "line 2: the record that begins here", "quote"),
+        (
+            "row,answer\n1,남산입니다\n".encode() + b"2,a\xb0\n",
+            "line 3: byte 0xB0 is no UTF-8",
+            "save the file as UTF-8",
+        ),
+        (b"row,answer\n1,caf\xe9\n", "line 2: byte 0xE9 .* is not clear", "save the file as UTF-8"),
+    ],
+)
+def test_answers_that_cannot_be_read_are_refused_beforehand_as_later(
+    content: bytes | None, message: str, hint: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "hosted.csv"
+    if content is not None:
+        path.write_bytes(content)
+    for refuse in (lambda: other_model.refuse_unreadable(path), lambda: other_model.read(path, ROWS)):
+        with pytest.raises(DataError, match=message) as caught:
+            refuse()
+        assert hint in caught.value.hint
+        assert "data." not in caught.value.hint  # no advice about another file
+
+
+def test_a_folder_is_refused_by_the_name_of_its_field(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is a folder") as caught:
+        other_model.refuse_unreadable(tmp_path)
+    assert caught.value.hint == "name the file: --set evaluate.other_answers=FOLDER/FILE.csv"
+    with pytest.raises(DataError, match="is a folder, not text") as caught:
+        extra_answers.refuse_unreadable(str(tmp_path))
+    assert caught.value.hint == "name the file: --set evaluate.extra_prompts=FOLDER/FILE"
+
+
+def test_what_is_refused_beforehand_loads_nothing_heavy() -> None:
+    heavy = ("numpy", "pandas", "torch", "transformers", "rouge_score", "charset_normalizer")
+    code = (
+        f"import sys; from appliance import extra_answers, other_model; print([n for n in sys.modules if n in {heavy}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 @pytest.mark.slow

@@ -443,6 +443,50 @@ def test_a_bad_seed_task_is_named_by_its_line(line: str, message: str, tmp_path:
         self_instruct.read_seeds(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message", "hint"),
+    [
+        ("s.json", '[{"instruction": "a"}, {"instruction": "b"}]', "is a JSON array", "records"),
+        ("s.txt", "[\n  {", "is a JSON array", "records"),
+        ("s.txt", '["첫째 문장.", "둘째 문장."]', "is a JSON array", "records"),
+        ("s.json", '{\n  "instruction": "a"\n}', "is JSON over several lines", "records"),
+        ("s.json", '{"rows": [{"q": "a"}], "v": 1}', "is JSON with the fields rows, v", "records"),
+        ("s.jsonl", '{"messages": [{"role": "user"}]}\n' * 2, "is JSON with the fields messages", "records"),
+        ("s.json", '{"data": [{"paragraphs": []}]}', "is JSON with the fields data", "korquad"),
+        ("s.csv", "문장\n하나를 써라.\n", "is named as a CSV", "paraphrase"),
+        ("s.TSV", "문장\n하나를 써라.\n", "is named as a CSV", "paraphrase"),
+        ("s.txt", "q,a,n\na,b,1\n'c, d',e\nf,g,2\n", "is a CSV with the header 'q,a,n'", "paraphrase"),
+        ("s.txt", '질문;답변\n"왜; 왜?";그래서.\n', "is a CSV with the header '질문;답변'", "paraphrase"),
+        ("s.txt", "\u3000\n", "holds no seed", ""),
+    ],
+)
+def test_rows_are_no_seeds(name: str, text: str, message: str, hint: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(SourceError, match=message) as caught:
+        self_instruct.read_seeds(path)
+    assert "expected one seed sentence a line, or JSONL seed tasks" in str(caught.value)
+    if hint:
+        assert f"`appliance dataset {hint} {path} OUT.csv`" in caught.value.hint
+        assert "one sentence a line" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[공지] 글을 짧게 고쳐 줘.\n둘째.",
+        "Sort these, please.\nRank these, please.\n",
+        "파이썬, 자바 가운데 무엇이 나은지 설명해 줘\n차, 커피를 견주어 줘\n",
+        "사과, 배\n바다를 설명해 줘.\n산을 설명해 줘.\n",
+        "표를 설명해 줘.",
+    ],
+)
+def test_sentences_with_commas_and_brackets_are_seeds(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "seeds.txt"
+    path.write_text(text, encoding="utf-8")
+    assert [seed.instruction for seed in self_instruct.read_seeds(path)] == text.splitlines()
+
+
 # Likeness
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from appliance import clean, hub, roundtrip, rundir, upload
+from appliance import clean, gates, hub, roundtrip, rundir, upload
 from appliance.errors import EnvironmentUnavailable, GateRefused, HubError, RunDirError
-from tests.finished import FinishedRun, edit_json, finished_run
+from tests.conftest import read_csv
+from tests.finished import SIDES, FinishedRun, edit_json, finished_run
 from tests.spoilers import (
     added,
     another_adapter,
@@ -190,10 +191,29 @@ def test_rows_are_released_only_when_asked_for(run: FinishedRun) -> None:
 
     run.publish(dataset=True, adapter=False)
     folder = run.release / "dataset"
-    assert {path.name for path in folder.iterdir()} == {"train.csv", "val.csv", "test.csv", "README.md"}
+    assert {path.name for path in folder.iterdir()} == {"train.csv", "val.csv", "test.csv", "rows.csv", "README.md"}
+    assert read_csv(folder / "rows.csv") == [
+        {"instruction": row[1], "input": row[2], "output": row[3], "side": side}
+        for side, rows_of_side in SIDES.items()
+        for row in rows_of_side
+    ]
     rows = load_dataset(str(folder), cache_dir=str(run.path.parent / "cache"))
     assert {name: len(part) for name, part in rows.items()} == {"train": 12, "validation": 3, "test": 5}
     assert rows["test"][0]["instruction"] == "사과 15? 👍🏽"
+
+
+def test_the_notebooks_split_is_released_in_the_notebooks_files(run: FinishedRun) -> None:
+    edit_json(run.path / "prepare" / "stage.json", inputs={"data.split": "notebook"})
+    run.publish(dataset=True, adapter=False)
+    folder = run.release / "dataset"
+    for name, sides in (("train_ds.csv", ("train", "val")), ("test_ds.csv", ("test",))):
+        wanted = [row[1:] for side in sides for row in SIDES[side]]
+        assert [tuple(row.values()) for row in read_csv(folder / name)] == wanted
+        assert (folder / name).read_bytes().startswith(b"instruction,input,output\n")
+    replayed = gates.of_files(
+        run.release, run.path, public_id=run.base.public_id, revision=run.base.revision, dataset=True
+    )
+    assert all(gate.passed for gate in replayed)
 
 
 def test_a_card_without_examples_shows_no_row(run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,7 @@ def test_the_release_arrives_privately_and_can_be_used(run: FinishedRun, hub: Lo
         here = {path.relative_to(run.release / part).as_posix() for path in (run.release / part).rglob("*")}
         assert here <= there.keys()
         assert there.keys() - here <= {"appliance.json", ".gitattributes"}
+        assert ("rows.csv" in there) is (part == "dataset")
     recorded = run.hub_json()
     assert recorded["uploaded"] is True
     assert recorded["repositories"]["model"]["commit_url"] in said
@@ -60,11 +61,12 @@ model, tokenizer = AutoModelForCausalLM.from_pretrained("alice/shop"), AutoToken
 ids = tokenizer.apply_chat_template([{"role": "user", "content": "사과 1?"}], add_generation_prompt=True,
                                     return_tensors="pt", return_dict=True)
 model.generate(**ids, max_new_tokens=2)
-print("rows", load_dataset("alice/shop-dataset", token=True)["validation"].num_rows)
+rows = load_dataset("alice/shop-dataset", token=True)
+print("rows", {name: part.num_rows for name, part in rows.items()})
 """
     code_, out, err = loopback_hub.run_client(code, hub.environ)
     assert code_ == 0, err[-2000:]
-    assert "rows 3" in out
+    assert "rows {'train': 12, 'validation': 3, 'test': 5}" in out
 
 
 def test_the_same_again_commits_nothing(run: FinishedRun, hub: LoopbackHub) -> None:

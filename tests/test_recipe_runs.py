@@ -261,7 +261,18 @@ def test_llama3_ko_alpaca(tmp_path: Path) -> None:
     assert sides == {"train": 28, "val": 8, "test": 4}  # 9:1, then 20 % of what is left
     assert "model.safetensors" in pushed[""]
     assert "adapter_model.safetensors" in pushed["-adapter"]
-    assert {"train.csv", "val.csv", "test.csv"} <= pushed["-dataset"].keys()
+    names = {"train.csv", "val.csv", "test.csv", "train_ds.csv", "test_ds.csv", "rows.csv"}
+    assert names <= pushed["-dataset"].keys()
+    released = {name: read_csv(path / "publish" / "release" / "dataset" / name) for name in names}
+    assert {name: len(rows) for name, rows in released.items() if "_ds" in name} == {
+        "train_ds.csv": 36,
+        "test_ds.csv": 4,
+    }
+    assert {name: pushed["-dataset"][name]["sha256"] for name in names} == {
+        name: rundir.sha256_of(path / "publish" / "release" / "dataset" / name) for name in names
+    }
+    named = [row["side"] for row in released["rows.csv"]]
+    assert {side: named.count(side) for side in sides} == sides
 
 
 def test_every_shipped_recipe_is_run_somewhere() -> None:

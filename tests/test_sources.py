@@ -88,7 +88,7 @@ def test_group_and_side_are_columns_only_where_a_row_has_them(tmp_path: Path) ->
 
 
 def test_the_origin_note_names_the_input_and_everything_dropped(tmp_path: Path) -> None:
-    path = text_file(tmp_path, "배송은?|이틀\n\n아무것도\n" + "x\n" * 9)
+    path = text_file(tmp_path, "배송은?|이틀\n\n아무것도\n" + "x\n" * 6 + "q|a\n" * 6)
     out_path = tmp_path / "out.csv"
     counts: Counter[str] = Counter()
     options = {"separator": "|"}
@@ -104,9 +104,10 @@ def test_the_origin_note_names_the_input_and_everything_dropped(tmp_path: Path) 
             }
         ],
         "options": {"separator": "|"},
-        "read": 12,
-        "written": 1,
-        "dropped": {"blank line": 1, "no separator in the line": 10},
+        "read": 15,
+        "made": 0,
+        "written": 7,
+        "dropped": {"blank line": 1, "no separator in the line": 7},
         "examples": {
             "blank line": ["line 2"],
             "no separator in the line": ["line 3", "line 4", "line 5", "line 6", "line 7"],

@@ -155,13 +155,71 @@ def test_a_missing_paragraph_matters_only_where_it_is_wanted(tmp_path: Path) -> 
 
 
 def test_a_file_without_a_pair_says_what_was_found_instead(tmp_path: Path) -> None:
-    said, _ = refusal(tmp_path, delimited.pairs, "하나\n\n둘\n".encode())
+    said, _ = refusal(tmp_path, delimited.pairs, "|하나\n\n둘\n".encode())
     assert said == (
-        "in.dat: no pair of question and answer; no separator in the line: line 1, line 3; blank line: line 2"
+        "in.dat: no pair of question and answer; empty question: line 1; blank line: line 2; "
+        "no separator in the line: line 3"
     )
     assert refusal(tmp_path, records.pairs, b"[]")[0] == (
         "in.dat: no pair of question and answer; nothing was found in it"
     )
+
+
+@pytest.mark.parametrize("pattern", [None, r"\s*\|\s*", r"(?P<question>.+)\|(?P<answer>.+)"])
+def test_delimited_refuses_text_with_markers(tmp_path: Path, pattern: str | None) -> None:
+    """At a pipe, `<|question|>` would be split into the question `<` and the answer `question|>`."""
+    content = "배송은?|이틀\n<|question|>\n색은?\n<|answer|>\n빨강\n".encode()
+    said, hint = refusal(tmp_path, lambda path: delimited.pairs(path, pattern=pattern), content)
+    assert said == "in.dat, line 2: the marker <|question|> instead of a question and its answer"
+    assert f"`appliance dataset qa-text {tmp_path}/in.dat OUT.csv`" in hint
+    assert "--separator" in hint
+    assert "--pattern" in hint
+
+
+@pytest.mark.parametrize("separator", ["|", "<|answer|>"])
+def test_delimited_refuses_markers_within_its_lines(tmp_path: Path, separator: str) -> None:
+    content = "<|question|>색은?<|answer|>빨강\n<|question|>맛은?<|answer|>달다\n".encode()
+    said, hint = refusal(tmp_path, lambda path: delimited.pairs(path, separator=separator), content)
+    assert said == (
+        f"in.dat: 2 of 2 lines are no question and answer by --separator '{separator}', "
+        "the first line 1: '<|question|>색은?<|answer|>빨강'"
+    )
+    assert "qa-text" in hint
+
+
+def test_delimited_takes_markers_that_its_pattern_or_separator_is_about(tmp_path: Path) -> None:
+    path = tmp_path / "in.txt"
+    path.write_text("<|question|>색은?<|answer|>빨강\n", encoding="utf-8")
+    pattern = r"<\|question\|>(?P<question>.+)<\|answer\|>(?P<answer>.+)"
+    assert list(delimited.pairs(path, pattern=pattern)) == [Pair("색은?", "빨강")]
+    path.write_text("색은?<|sep|>빨강\n<|eos|> 뜻은? | 끝\n맛은?<|sep|>달다\n", encoding="utf-8")
+    found = list(delimited.pairs(path, separator="<|sep|>"))
+    assert found == [
+        Pair("색은?", "빨강"),
+        Dropped("line 2", "no separator in the line"),
+        Pair("맛은?", "달다"),
+    ]
+    path.write_text("색은?|빨강\n<|eos|> 뜻은? | 끝\n", encoding="utf-8")
+    assert list(delimited.pairs(path))[1] == Dropped("line 2", "the line is split inside or behind a marker")
+
+
+@pytest.mark.parametrize(
+    ("options", "by"),
+    [
+        ({}, "--separator '|'"),
+        ({"pattern": "=>"}, "--pattern '=>'"),
+        ({"pattern": "(?P<question>.+)=>(?P<answer>.+)"}, "--pattern '(?P<question>.+)=>(?P<answer>.+)'"),
+    ],
+)
+def test_delimited_refuses_where_most_lines_are_no_pair(tmp_path: Path, options: dict[str, Any], by: str) -> None:
+    pair, other = "색은?|=>빨강\n", "그냥 글\n"
+    said, hint = refusal(
+        tmp_path, lambda path: delimited.pairs(path, **options), ("\n" + pair * 2 + other * 3).encode()
+    )
+    assert said == f"in.dat: 3 of 5 lines are no question and answer by {by}, the first line 4: '그냥 글'"
+    assert "--separator TEXT or --pattern REGEX" in hint
+    (tmp_path / "in.dat").write_text(pair * 3 + other * 3, encoding="utf-8")
+    assert len(list(delimited.pairs(tmp_path / "in.dat", **options))) == 6
 
 
 def test_text_without_markers(tmp_path: Path) -> None:

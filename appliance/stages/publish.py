@@ -2,6 +2,7 @@
 
 The gates run in two halves: first what the stages recorded, then, on the release as it would leave, its files, its
 reload in a fresh process, and its cleanliness. Only a release that all of them let pass gets the name `release`.
+The rows alone, of a run that is no further than `prepare`, can go as well.
 """
 
 from __future__ import annotations
@@ -12,16 +13,15 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from appliance import access, card, clean, gates, hub, passport, roundtrip, rundir, upload
+from appliance import access, card, clean, gates, hub, passport, roundtrip, rows_release, rundir, upload
 from appliance.errors import GateRefused
 from appliance.hub import Base
 from appliance.proof import Gate
 from appliance.push import Pushed
 from appliance.recipe import EvaluateSection, PublishSection
 
-SIDES = ("train", "val", "test")
 EVEN_IF_WORSE = "not_worse"  # the one gate that `publish --even-if-worse` overrides
 
 
@@ -80,15 +80,11 @@ def run(
             release,
             run_path,
             secrets=secrets(),
-            private=private(facts, run_path, publish.repo_id),
+            private=private(run_path, base.dir, _published(facts, publish.repo_id)),
             shown=publish.examples,
         )
         _refuse(found, overridable, stage_dir)
-        files = {
-            str(path.relative_to(release)): {"size": path.stat().st_size, "sha256": rundir.sha256_of(path)}
-            for path in sorted(release.rglob("*"))
-            if path.is_file()
-        }
+        files = _files(release)
     passport.write(run_path, base, found)
     message = "nothing was uploaded: publish.repo_id is not set"
     if repositories:
@@ -106,7 +102,7 @@ def run(
             token=hub.token(),
             into_existing=into_existing,
             message=f"{name}: {part}",
-            expected=_of_part(files, part),
+            expected=_expected(files, f"{part}/"),
             again=f"`appliance publish {shlex.quote(str(run_path))}` continues",
         )
         more: dict[str, Any] = {"uploaded": len(pushed) == len(repositories), "visibility": pushed[part].visibility}
@@ -117,9 +113,60 @@ def run(
     )
 
 
-def _of_part(files: Mapping[str, Mapping[str, Any]], part: str) -> dict[str, tuple[int, str]]:
+def upload_rows(
+    *,
+    name: str,
+    repo_id: str,
+    visibility: Literal["private", "public"],
+    run_path: Path,
+    folder: Path,
+    again: str,
+    into_existing: bool = False,
+) -> tuple[Pushed, rows_release.Rows]:
+    """The rows of a prepared run, as `run` releases them, to a dataset repository. `folder`: release/ and hub.json.
+
+    `repo_id` without USER/ goes to the token's user; `again`: the command that continues after a failed upload.
+    Raises HubError: the Hub refuses, which is asked first, or cannot be reached. GateRefused: the rows hold what must
+    not leave; there is no release folder then.
+    """
+    token = hub.token()
+    if "/" not in repo_id:
+        repo_id = f"{access.owner(token)}/{repo_id}"
+    access.refuse(access.look({repo_id: "dataset"}, visibility, into_existing, None, token))
+    base = rundir.read_json(run_path / "run.json")["base"]
+    with rundir.atomic_dir(folder / "release") as release:
+        rows = rows_release.build(release, run_path, name=name, repo=repo_id)
+        hidden = private(run_path, Path(base["dir"]) if base["dir"] else None, (name, base["public_id"], repo_id))
+        found = gates.of_cleanliness(release, run_path, secrets=secrets(), private=hidden, shown=True)
+        _refuse(found, set(), folder, "correct the CSV or the log that is named here, then the same command continues")
+        files = _files(release)
+    _record(folder, found, "not uploaded yet", files=files)
+    pushed = upload.publish(
+        folder / "release",
+        repo_id,
+        repo_type="dataset",
+        visibility=visibility,
+        token=token,
+        into_existing=into_existing,
+        message=f"{name}: dataset",
+        expected=_expected(files),
+        again=again,
+    )
+    more: dict[str, Any] = {"uploaded": True, "visibility": pushed.visibility}
+    _record(folder, found, "uploaded", files=files, **more, repositories={"dataset": asdict(pushed)})
+    return pushed, rows
+
+
+def _files(release: Path) -> dict[str, dict[str, Any]]:
+    return {
+        str(path.relative_to(release)): {"size": path.stat().st_size, "sha256": rundir.sha256_of(path)}
+        for path in sorted(release.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _expected(files: Mapping[str, Mapping[str, Any]], inside: str = "") -> dict[str, tuple[int, str]]:
     """The files of one part of the release, named as in its repository: size in bytes, sha256."""
-    inside = f"{part}/"
     return {n.removeprefix(inside): (f["size"], f["sha256"]) for n, f in files.items() if n.startswith(inside)}
 
 
@@ -128,23 +175,31 @@ def secrets() -> tuple[str, ...]:
     return clean.secrets_of(os.environ, hub.token(), clean.saved_token(os.environ))
 
 
-def private(facts: card.Facts, run_path: Path, repo_id: str | None) -> clean.Private:
-    """What would tell of this machine. A name that is published on purpose, as in a repository's, is no trace."""
+def private(run_path: Path, base_dir: Path | None, published: Sequence[str]) -> clean.Private:
+    """What would tell of this machine. A name that is `published` on purpose, as in a repository's, is no trace."""
+    folders = [run_path] if base_dir is None else [run_path, base_dir]
+    paths = {form for folder in folders for form in (folder.absolute(), folder.resolve())}
+    return clean.Private(clean.names_here(), tuple(sorted(map(str, paths))), "\n".join(published))
+
+
+def _published(facts: card.Facts, repo_id: str | None) -> list[str]:
     config = facts.base.config
     cells = [cell for row in facts.examples for cell in row.values() if cell]
     public = [facts.name, facts.base.public_id, repo_id or "", str(config.get("model_type", ""))]
-    public += [*(config.get("architectures") or []), *cells, *map(clean.as_cell, cells)]
-    paths = {run_path.absolute(), run_path.resolve(), facts.base.dir.absolute(), facts.base.dir.resolve()}
-    return clean.Private(clean.names_here(), tuple(sorted(map(str, paths))), "\n".join(public))
+    return [*public, *(config.get("architectures") or []), *cells, *map(clean.as_cell, cells)]
 
 
-def _refuse(found: Sequence[Gate], overridable: set[str], stage_dir: Path) -> None:
+def _refuse(
+    found: Sequence[Gate],
+    overridable: set[str],
+    folder: Path,
+    hint: str = "what was trained and the merged model are kept; see report.html for the answers behind the figures",
+) -> None:
     """Raises GateRefused where a gate does not hold that may not be overridden; hub.json then has them all."""
     failed = [gate for gate in found if not gate.passed and gate.name not in overridable]
     if not failed:
         return
-    _record(stage_dir, found, "refused: nothing may be released")
-    hint = "what was trained and the merged model are kept; see report.html for the answers behind the figures"
+    _record(folder, found, "refused: nothing may be released")
     if [gate.name for gate in failed] == [EVEN_IF_WORSE]:
         hint += "; `appliance publish --even-if-worse` releases it all the same, and the card says so"
     raise GateRefused("the release is refused: " + "; ".join(gate.sentence() for gate in failed), hint=hint)
@@ -165,10 +220,7 @@ def _build(release: Path, facts: card.Facts, publish: PublishSection, run_path: 
         _copy_license(facts.base, release / "adapter")
         rundir.write_text(release / "adapter" / "README.md", card.adapter_card(facts))
     if publish.dataset:
-        (release / "dataset").mkdir()
-        for side in SIDES:
-            shutil.copyfile(run_path / "prepare" / f"{side}.csv", release / "dataset" / f"{side}.csv")
-        rundir.write_text(release / "dataset" / "README.md", card.dataset_card(facts))
+        rows_release.build(release / "dataset", run_path, name=facts.name, repo=facts.repo("dataset"))
 
 
 def _link_tree(source: Path, target: Path) -> None:
