@@ -91,16 +91,27 @@ def main() -> None:
         if error.errno not in _DISK:
             raise
         hint = "make room, name a folder instead of a file, or give it to this user; then the same command continues"
-        _fail(f"{error.filename or 'writing'}: {error.strerror}", hint, 4)
+        _fail(f"{error.filename or 'writing'}: {error.strerror}{_room_at(error)}", hint, 4)
     except Exception as error:
         if not getattr(error, "__notes__", None):
             raise
         _fail(f"this is a bug: {type(error).__name__}: {error}", "; ".join(error.__notes__), 1)
 
 
+def _room_at(error: OSError) -> str:
+    """What is free where the disk is full."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not isinstance(error.filename, str):
+        return ""
+    from appliance import machine
+
+    free = machine.free_disk_bytes(Path(error.filename))
+    return f": {free} bytes ({machine.human(free)}) are free there"
+
+
 def _fail(message: str, hint: str, exit_code: int) -> NoReturn:
     from appliance import console
 
+    interrupts.end_at_once()
     console.error(message, hint)
     sys.exit(exit_code)
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,8 +25,50 @@ from appliance import clean, interrupts
 from appliance.errors import ApplianceError, Interrupted
 
 _log = logging.getLogger("appliance")
+
+
+class _Screen(io.TextIOBase):
+    """sys.stderr, whatever it is at the time.
+
+    Where nobody is there to read it (a closed terminal, a pipe whose other end has died) the work goes on unseen: a
+    checkpoint matters more than its message.
+    """
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)  # the interpreter writes there once more when it ends
+            os.close(nowhere)
+        return len(text)
+
+    def flush(self) -> None:
+        """Each write is one already."""
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def _stream(self) -> IO[str]:
+        """While a bar is drawn, rich puts a proxy in place of sys.stderr, which would come back here."""
+        return cast(IO[str], getattr(sys.stderr, "rich_proxied_file", sys.stderr))
+
+
 # Without a terminal rich would assume 80 columns; a table in a log file may be wider.
-_stderr = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True, width=None if sys.stderr.isatty() else 160)
+_stderr = Console(
+    file=cast(IO[str], _Screen()),
+    highlight=False,
+    emoji=False,
+    soft_wrap=True,
+    width=None if sys.stderr.isatty() else 160,
+)
 _stdout = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
@@ -103,13 +145,21 @@ class _Redacting(logging.Formatter):
         return clean.redact(super().format(record), clean.names_here())
 
 
+class _LogFile(logging.FileHandler):
+    """On a full disk the log has a gap; logging itself would print a traceback for every line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Everything that any library logs or warns about goes to `path` (appended) while the block runs.
 
     An exception that is no expected failure leaves its traceback there, and a note that says so.
     """
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)

@@ -47,6 +47,10 @@ class RowsAtOnce:
         torch.cuda.empty_cache()
 
 
+# Where torch has no class of its own: on a CPU, and where a library of CUDA's asks for memory itself.
+_SAID = ("DefaultCPUAllocator: can't allocate", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """On the GPU, or on a CPU, for which torch has no class of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
+    """On the GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _SAID)

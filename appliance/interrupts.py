@@ -6,7 +6,9 @@ callbacks, where an exception is printed and forgotten.
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Callable
 from types import FrameType
 
 from appliance.errors import Interrupted
@@ -17,9 +19,12 @@ _arrived: list[int] = []
 
 def install() -> None:
     """SIGINT, SIGTERM and SIGHUP raise Interrupted from here on. One that is ignored (nohup: SIGHUP) stays ignored."""
-    for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, handle)
+    _set(handle)
+
+
+def end_at_once() -> None:
+    """From here on they end the process: what was to be saved is saved."""
+    _set(lambda number, _: os._exit(128 + number))
 
 
 def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
@@ -29,7 +34,7 @@ def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
 
 
 def check() -> None:
-    """Raises Interrupted where a signal came since `forget` and the work goes on all the same."""
+    """Raises Interrupted where a signal came and the work goes on all the same."""
     if _arrived:
         _raise(_arrived[-1])
 
@@ -37,6 +42,12 @@ def check() -> None:
 def forget() -> None:
     """What came before is done with."""
     _arrived.clear()
+
+
+def _set(handler: Callable[[int, FrameType | None], None]) -> None:
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def _raise(number: int) -> None:

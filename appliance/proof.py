@@ -245,7 +245,7 @@ def judge(seen: Measures) -> tuple[Gate, ...]:
             "nearer_to_tuned",
             seen.kl_tuned < seen.kl_base or (not effect_is_visible and seen.kl_tuned <= kl_bound),
             seen.kl_tuned,
-            seen.kl_base,
+            seen.kl_base if effect_is_visible else max(seen.kl_base, kl_bound),
             "KL(base + adapter || merged) must be below KL(base || merged)"
             + ("" if effect_is_visible else "; the adapter's effect is below rounding, so the weights decide"),
         ),

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,27 @@ class RunDir:
                 else:
                     _remove(old)
                     folder.rename(old)
+
+    def drop_old(self, stage: str) -> None:
+        """Removes what was set aside of a stage that is done: a kill may have come before that."""
+        _remove(self.path / f"{stage}.old")
+
+    @property
+    def redo_under_way(self) -> tuple[str, str] | None:
+        """The stage that is being made anew, and the fingerprint of what from; None where none was stopped half way."""
+        path = self.path / "redo.json"
+        with suppress(
+            OSError, ValueError, TypeError, KeyError
+        ):  # a damaged one is as good as none: the redo begins again
+            found = read_json(path)
+            return str(found["stage"]), str(found["fingerprint"])
+        return None
+
+    def mark_redo(self, stage: str, of: str) -> None:
+        write_json(self.path / "redo.json", {"stage": stage, "fingerprint": of})
+
+    def end_redo(self) -> None:
+        (self.path / "redo.json").unlink(missing_ok=True)
 
     def _refuse_other_start(self, stage: str, inputs: Inputs) -> None:
         """Checkpoints of another recipe must not be continued, and hours of training not be thrown away."""

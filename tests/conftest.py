@@ -11,6 +11,8 @@ os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEME
 
 import pytest  # after the environment: torch reads OMP_NUM_THREADS when it is imported
 
+from appliance import interrupts
+
 # Without an NVIDIA device they are not collected: skipped tests would look as if something was left out here.
 collect_ignore = [] if Path("/dev/nvidiactl").exists() else ["gpu"]
 if "TEST_IMAGE" not in os.environ:  # set by `make test-image`: needs a container engine
@@ -30,6 +32,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith("APPLIANCE_") or name in ("HF_TOKEN", "HF_ENDPOINT"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("APPLIANCE_CACHE_DIR", str(tmp_path / "cache"))
+    interrupts.forget()  # what another test sent itself
 
 
 @pytest.fixture

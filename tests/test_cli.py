@@ -412,7 +412,8 @@ def test_a_full_disk_is_no_bug(appliance: Appliance, shop: Path, monkeypatch: py
 
     monkeypatch.setattr(pipeline, "_check", full)
     code, _, err = appliance("run", shop)
-    assert (code, "/runs/shop/x: No space left on device" in err) == (4, True)
+    assert (code, "/runs/shop/x: No space left on device: " in err) == (4, True)
+    assert "bytes (" in err
 
 
 _SLEEPING = """

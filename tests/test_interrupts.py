@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +61,54 @@ def test_it_comes_again_where_the_interpreter_forgot_it(look: object) -> None:
         look()  # type: ignore[operator]
     interrupts.forget()
     look()  # type: ignore[operator]
+
+
+_WORKING = r"""
+import os, time
+from appliance import cli, console, pipeline
+def run(*args, **kwargs):
+    with console.Steps("rows", 1000, seconds_between_lines=0.0) as bar:
+        os.write(1, b"begun\n")  # past rich, which shows on its screen whatever is printed meanwhile
+        for _ in range(1000):
+            time.sleep(0.02)
+            bar.advance()
+pipeline.run = run
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("screen", ["pipe", "terminal"])
+def test_a_screen_that_is_gone_costs_nothing(screen: str, tmp_path: Path) -> None:
+    """`run 2>&1 | tee log` and Ctrl-C, which ends tee as well; a terminal that is closed."""
+    theirs, ours = os.pipe() if screen == "pipe" else os.openpty()
+    command = [sys.executable, "-c", _WORKING, "run", "demo", "--runs-dir", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=ours, start_new_session=True) as started:
+        try:
+            os.close(ours)
+            assert started.stdout is not None
+            assert started.stdout.readline() == b"begun\n"
+            os.close(theirs)
+            time.sleep(0.3)  # it has written meanwhile
+            assert started.poll() is None
+            started.send_signal(signal.SIGTERM)
+            assert started.wait(timeout=10) == 143
+        finally:
+            started.kill()
+
+
+def test_a_second_signal_while_the_first_is_told_ends_with_its_code() -> None:
+    code = """
+import os, signal
+from appliance import cli, console, interrupts
+console.error = lambda *_: os.kill(os.getpid(), signal.SIGINT)
+interrupts.install()
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+except BaseException as error:
+    cli._fail(str(error), "", 143)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 def test_what_is_ignored_stays_ignored() -> None:
