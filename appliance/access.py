@@ -17,6 +17,10 @@ from appliance.machine import Finding
 from appliance.session import GIVE_TOKEN, READ_GATED, TOKENS_PAGE, WRITE_ORG, WRITE_OWN, Limits
 
 
+class Unreachable(HubError):
+    """No network, or the Hub has trouble: it refused nothing."""
+
+
 @dataclass(frozen=True)
 class Account:
     """Whose token it is and what it may do. `scopes`, if fine-grained: (user | org | model | …, name) -> rights."""
@@ -38,10 +42,10 @@ def look(
 ) -> list[Finding]:
     """What stands in the way of publishing. `repo_ids`: USER/NAME or NAME -> model | dataset; `base`: id and revision.
 
-    Raises HubError: the Hub cannot be reached, or refuses to answer.
+    Raises Unreachable: the Hub cannot be asked now. HubError: it refuses to answer.
     """
     from huggingface_hub import get_token
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     token = token or get_token()
     if not token:
@@ -58,24 +62,35 @@ def look(
             if base:
                 findings.append(_base(*base, account, token))
             return findings
+    except OfflineModeIsEnabled:
+        raise _offline() from None
     except (HfHubHTTPError, httpx.HTTPError, HubError) as error:
-        raise session.explained(error, again="the same command continues") from None
+        said = session.explained(error, again="the same command continues")
+        refused = isinstance(error, (httpx.LocalProtocolError, httpx.UnsupportedProtocol))  # nothing went out
+        refused |= isinstance(error, HfHubHTTPError) and error.response.status_code not in session.TRANSIENT
+        raise (said if refused else Unreachable(str(said), hint=said.hint)) from None
 
 
 def owner(token: str | None, limits: Limits = Limits()) -> str:  # noqa: B008 - frozen
     """The user whose token this is. Raises HubError: none, not accepted, or the Hub cannot be reached."""
     from huggingface_hub import get_token
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     token = token or get_token()
     try:
         with session.opened(limits):
             account = whoami(token) if token else None
+    except OfflineModeIsEnabled:
+        raise _offline() from None
     except (HfHubHTTPError, httpx.HTTPError, HubError) as error:
         raise session.explained(error, again="the same command continues") from None
     if account is None:
         raise HubError("there is no token that the Hub accepts", hint=GIVE_TOKEN)
     return account.name
+
+
+def _offline() -> Unreachable:
+    return Unreachable("HF_HUB_OFFLINE is set", hint="unset it; then the same command continues")
 
 
 def refuse(findings: Sequence[Finding]) -> None:

@@ -5,12 +5,11 @@ The rows of a step and the weight of each token in it stay the same: what change
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from appliance import console, machine, rundir
+from appliance import checkpoints, console, machine, rundir
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine import Device
 
@@ -36,20 +35,23 @@ class OutOfMemory(Exception):
 
 @dataclass(frozen=True)
 class BatchSize:
-    """`asked`: the recipe's micro batch. `notes`: each time that memory ran out, for people."""
+    """`asked`: the recipe's micro batch. The notes: each time that memory ran out, for people."""
 
     asked: int
     micro_batch_size: int
     gradient_accumulation_steps: int
     evaluation_rows: int
     notes: list[str] = field(default_factory=list)
+    evaluation_notes: list[str] = field(default_factory=list)
 
     @property
     def effective(self) -> int:
         return self.micro_batch_size * self.gradient_accumulation_steps
 
     def after(self, error: OutOfMemory, device: Device, stage_dir: Path) -> BatchSize:
-        """Half the micro batch, said and recorded. Raises EnvironmentUnavailable: one row is too much already."""
+        """Half the micro batch, said and recorded. Raises EnvironmentUnavailable: one row is too much already, or
+        the disk is full.
+        """
         work = error.at_work
         rows = f"{work.rows} row{'s' if work.rows > 1 else ''} of up to {work.tokens} tokens"
         where = f"step {error.step + 1}: {work.phase} of {rows}"
@@ -64,8 +66,8 @@ class BatchSize:
         now = {name: getattr(smaller, name) for name in factors}
         console.say(f"{where}: out of memory; going on with {console.pairs(now)}", style="yellow")
         smaller.remember(stage_dir / "checkpoints")
-        with (stage_dir / "metrics.jsonl").open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps({"step": error.step, "out_of_memory": smaller.notes[-1], **now}) + "\n")
+        line = {"step": error.step, "out_of_memory": smaller.notes[-1], **now}
+        checkpoints.append_line(stage_dir / "metrics.jsonl", line)
         return smaller
 
     def halved(self, note: str) -> BatchSize:
@@ -79,6 +81,10 @@ class BatchSize:
             notes=[*self.notes, note],
         )
 
+    def evaluating(self, rows: int, note: str) -> BatchSize:
+        """An evaluation of more than `rows` did not fit; what is trained is cut as before."""
+        return replace(self, evaluation_rows=rows, evaluation_notes=[*self.evaluation_notes, note])
+
     def remembered(self, folder: Path) -> BatchSize:
         """What fitted when this run last ran out of memory, unless the recipe's factors are others by now."""
         path = folder / FILE
@@ -88,4 +94,6 @@ class BatchSize:
         return before if (before.asked, before.effective) == (self.asked, self.effective) else self
 
     def remember(self, folder: Path) -> None:
-        rundir.write_json(folder / FILE, asdict(self))
+        """Raises EnvironmentUnavailable: the disk is full."""
+        with checkpoints.room_for(folder / FILE, len(str(self))):
+            rundir.write_json(folder / FILE, asdict(self))

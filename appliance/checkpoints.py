@@ -7,6 +7,7 @@ file, complete.json, names every other file with its hash, and what the training
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -40,9 +41,10 @@ class Manifest:
 def newest(checkpoints_dir: Path, inputs: Mapping[str, Any]) -> Path | None:
     """Where training goes on: the newest valid checkpoint, or None where none was ever written.
 
-    An invalid one is named and passed over; it stays until training has written that step again. Raises RunDirError:
-    there are checkpoints and none is valid, or the newest is of other inputs. TrainingFailed: the best one is damaged.
+    An invalid one is named and passed over; it stays until training has written another. Raises RunDirError: there are
+    checkpoints and none is valid, or the newest is of other inputs. TrainingFailed: the best one is damaged.
     """
+    _end_replacing(checkpoints_dir)
     for leftover in (checkpoints_dir / _SAVING, checkpoints_dir / _REMOVING):
         shutil.rmtree(leftover, ignore_errors=True)  # of a killed process
     found = _by_step(checkpoints_dir)
@@ -137,8 +139,10 @@ def written(
 ) -> Iterator[Path]:
     """Yields a folder in which a folder of the checkpoint's name is to be filled; after the block it is `checkpoint`.
 
+    One that is there already (damaged, or its evaluation was due) is replaced: at any moment the old or the new stands.
     Raises EnvironmentUnavailable: the disk is too full. The checkpoints before it are as they were.
     """
+    _end_replacing(checkpoint.parent)
     saving = checkpoint.parent / _SAVING
     shutil.rmtree(saving, ignore_errors=True)
     before = next(iter(_by_step(checkpoint.parent)), None)
@@ -152,18 +156,29 @@ def written(
             files = {str(p.relative_to(folder)): rundir.sha256_of(p) for p in sorted(folder.rglob("*")) if p.is_file()}
             rundir.fsync_all(folder)
             rundir.write_json(folder / MANIFEST, asdict(Manifest(files, dict(inputs), evaluation_due)))
-        _remove(checkpoint)  # an invalid one, or one whose evaluation was due
+        if checkpoint.exists():
+            checkpoint.rename(_aside(checkpoint))
         folder.rename(checkpoint)
         _sync(checkpoint.parent)
     finally:
+        _end_replacing(checkpoint.parent)
         shutil.rmtree(saving, ignore_errors=True)
 
 
 def rotate(newest: Path, best_step: int | None) -> None:
-    """Keeps the newest, the best, and of the others the latest, `rundir.CHECKPOINTS_KEPT` in all."""
+    """Keeps the newest, the one to fall back on, and the best of both; `rundir.CHECKPOINTS_KEPT` in all.
+
+    These are three at most: the newest is the best itself, or its best is that of the one before it. What is left of
+    the number goes to the latest before them. Later ones than the newest are those that were passed over: none is kept.
+    """
     found = _by_step(newest.parent)
-    kept = [path for path in found if path == newest or step_of(path) == best_step]
-    kept += [path for path in found if path not in kept][: rundir.CHECKPOINTS_KEPT - len(kept)]
+    earlier = [path for path in found if step_of(path) < step_of(newest)]
+    steps = [step_of(path) for path in earlier]
+    pairs = ((step_of(path), _best_step_of(path)) for path in earlier)
+    fallback = next(([step, best] for step, best in pairs if best in steps), [])
+    wanted = dict.fromkeys([step_of(newest), *fallback, best_step])
+    kept = [path for step in wanted for path in found if step_of(path) == step]
+    kept = [*kept, *(path for path in earlier if path not in kept)][: rundir.CHECKPOINTS_KEPT]
     for path in found:
         if path not in kept:
             _remove(path)
@@ -186,6 +201,13 @@ def room_for(path: Path, needed: int) -> Iterator[None]:
         raise _no_room(path, needed, free) from error
 
 
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """One more line of JSON at the end of a file. Raises EnvironmentUnavailable: the disk is full."""
+    text = json.dumps(line) + "\n"
+    with room_for(path, len(text)), path.open("a", encoding="utf-8") as handle:
+        handle.write(text)
+
+
 def size_of(checkpoint: Path) -> int:
     """Bytes of its files."""
     return sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
@@ -199,6 +221,14 @@ def _by_step(checkpoints_dir: Path) -> list[Path]:
     """Newest first; valid or not."""
     found = [p for p in checkpoints_dir.iterdir() if re.fullmatch(r"checkpoint-\d+", p.name) and p.is_dir()]
     return sorted(found, key=step_of, reverse=True)
+
+
+def _best_step_of(checkpoint: Path) -> int | None:
+    """The step of the checkpoint without which this one is not continued; None where its state cannot be read."""
+    try:
+        return state_of(checkpoint).best_global_step or step_of(checkpoint)  # nothing was evaluated before it
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
 
 
 def _refuse_other_inputs(checkpoint: Path, inputs: Mapping[str, Any]) -> None:
@@ -233,6 +263,21 @@ def _no_room(path: Path, needed: int, free: int) -> EnvironmentUnavailable:
         f"({machine.human(free)}) are free",
         hint=f"make room where {path.parent} is; what was saved before is whole, and the same command continues there",
     )
+
+
+def _aside(checkpoint: Path) -> Path:
+    """Where one stands while another takes its place."""
+    return checkpoint.with_name(f".{checkpoint.name}")
+
+
+def _end_replacing(checkpoints_dir: Path) -> None:
+    """Puts back what was set aside, where nothing has taken its place; away with it where something has."""
+    for aside in checkpoints_dir.glob(".checkpoint-*"):
+        checkpoint = aside.with_name(aside.name[1:])
+        if checkpoint.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(checkpoint)
 
 
 def _remove(checkpoint: Path) -> None:

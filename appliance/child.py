@@ -6,8 +6,10 @@ child tells is one JSON object a line on standard output; what libraries print g
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -16,9 +18,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from appliance import machine
-
 Tell = Callable[[dict[str, Any]], None]
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PARENT = "FINETUNE_PARENT_PROCESS"
+
+
+def of_this_process() -> dict[str, str]:
+    """The variable by which a child knows its parent."""
+    return {_PARENT: str(os.getpid())}
+
+
+def die_with_parent() -> None:
+    """The kernel ends this child process when its parent dies, by kill -9 too: else a rerun would meet it at work."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.environ.get(_PARENT, str(os.getppid())) != str(os.getppid()):  # it died while this process was starting
+        os._exit(128 + signal.SIGKILL)
 
 
 @contextmanager
@@ -30,7 +44,7 @@ def started(module: str, job: Mapping[str, Any], environ: Mapping[str, str]) -> 
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=dict(environ),
+        env={**environ, **of_this_process()},
         start_new_session=True,
     ) as child:
         try:
@@ -45,7 +59,7 @@ def started(module: str, job: Mapping[str, Any], environ: Mapping[str, str]) -> 
 
 def main(serve: Callable[[str, Tell], None]) -> None:
     """The child: does the job that stands on standard input."""
-    machine.die_with_parent()
+    die_with_parent()
     messages = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no message
     lock = threading.Lock()

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -199,12 +200,15 @@ def check(
     from appliance import console, views
 
     if views.is_recipe(source):
-        _run(source, set_, None, runs_dir, cache_dir, until="check", announce=False)
-        findings = views.check_table(_run_path(source, set_, runs_dir))
-        if as_json:
-            console.result(json.dumps(findings, ensure_ascii=False, indent=2))
-        else:
-            console.table("", tuple(findings[0]), [tuple(row.values()) for row in findings], to_stdout=True)
+        run_path, since = _run_path(source, set_, runs_dir), time.time()
+        try:
+            _run(source, set_, None, runs_dir, cache_dir, until="check", announce=False)
+        finally:  # also what was found before something refused
+            findings = views.check_table(run_path, since)
+            if as_json:
+                console.result(json.dumps(findings, ensure_ascii=False, indent=2))
+            elif findings:
+                console.table("", tuple(findings[0]), [tuple(row.values()) for row in findings], to_stdout=True)
         return
     checked = views.check_csv(source, set_ or [])
     if as_json:

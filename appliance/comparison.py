@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance import machine
+from appliance import child
 from appliance.errors import ApplianceError, GateRefused
 from appliance.proof import DELTA_NOISE, SAMPLE, TOP_TOKENS, Measures, ProofRequest, ProofRow
 from appliance.rundir import read_json, write_json
@@ -126,7 +126,7 @@ def load_with_peft(model_dir: Path, adapter_dir: Path | None, dtype: str, device
 
 def main(arguments: Sequence[str]) -> int:
     """The child process: `reference WORK_DIR` or `examine WORK_DIR MERGED_DIR`."""
-    machine.die_with_parent()
+    child.die_with_parent()
     verb, work_dir, *rest = arguments
     try:
         if verb == "reference":

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, processors, trainers
 
-from appliance import demo_corpus, machine, prompts
+from appliance import child, demo_corpus, prompts
 from appliance.errors import EnvironmentUnavailable
 
 if TYPE_CHECKING:
@@ -97,13 +97,14 @@ def ensure_base_apart(cache_dir: Path, *, on_progress: Callable[[str], None]) ->
     if base_dir.is_dir():
         return base_dir
     command = [sys.executable, "-m", "appliance.demo", str(cache_dir)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8") as child:
-        assert child.stdout
-        for line in child.stdout:
+    environ = {**os.environ, **child.of_this_process()}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environ) as process:
+        assert process.stdout
+        for line in process.stdout:
             on_progress(line.rstrip("\n"))
-    if child.returncode or not base_dir.is_dir():
+    if process.returncode or not base_dir.is_dir():
         raise EnvironmentUnavailable(
-            f"the demo's base model was not made: its process ended with {child.returncode}",
+            f"the demo's base model was not made: its process ended with {process.returncode}",
             hint="run the same command again; a signal 9 (-9) is the system running out of memory",
         )
     return base_dir
@@ -268,5 +269,5 @@ def _batches(tokenizer: Tokenizer, seed: int, steps: int) -> Iterator[tuple[torc
 
 
 if __name__ == "__main__":
-    machine.die_with_parent()
+    child.die_with_parent()
     ensure_base(Path(sys.argv[1]), on_progress=partial(print, flush=True))

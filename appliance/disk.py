@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,10 +38,20 @@ class Demand:
     proof: int
     download: int = 0  # of the base, where the Hub client's cache is on the same volume
 
+    def of(self, stages: Collection[str]) -> Demand:
+        """What is left of it where only these stages are still to run."""
+        rest = self if "train" in stages else replace(self, checkpoints=0, trained=0)
+        rest = rest if "merge" in stages else replace(rest, merged=0, proof=0)
+        return rest if "publish" in stages else replace(rest, release=0)
+
+    @property
+    def net(self) -> int:
+        return sum(asdict(self).values())
+
     @property
     def total(self) -> int:
         """With the margin and the reserve."""
-        return with_margin(sum(asdict(self).values()))
+        return with_margin(self.net)
 
     def describe(self) -> str:
         """'checkpoints 64.0 MiB, merged 2.0 GiB, …' without the small ones."""
@@ -74,9 +85,9 @@ def with_margin(needed: int) -> int:
     return int(needed * MARGIN) + RESERVE_BYTES
 
 
-def held_bytes(run_path: Path) -> int:
-    """What the run directory holds already of what `of_run` counts."""
-    return size_of(*(run_path / name for name in ("train", "merge")))
+def held_bytes(run_path: Path, stages: Collection[str] = ("train", "merge")) -> int:
+    """What the run directory holds already of what `of_run` counts, in the folders of these stages."""
+    return size_of(*(run_path / name for name in ("train", "merge") if name in stages))
 
 
 def size_of(*folders: Path) -> int:

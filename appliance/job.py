@@ -46,6 +46,7 @@ class Job:
     takes_new_base: bool = False  # whether the base may be another than the one this run began with
     even_if_worse: bool = False  # whether a model may be released that the verdict speaks against
     into_existing: bool = False  # whether a repository may be published to that holds something else
+    again: tuple[str, ...] = ()  # the stages that this call makes anew, done or not
 
     @cached_property
     def _run_json(self) -> dict[str, Any]:

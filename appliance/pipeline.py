@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from appliance.rundir import STAGES, RunDir
 
 if TYPE_CHECKING:
     from appliance.proof import Proof
+    from appliance.recipe import EvaluateSection
 
 RESUMABLE = {"train": ("checkpoints", "metrics.jsonl")}  # what a killed stage may continue from
 
@@ -38,14 +40,19 @@ def run(
     `even_if_worse` and `into_existing` let publish do what it else refuses: see stages/publish.py and upload.py.
     Raises ApplianceError or Interrupted; what was finished before stays finished, and the same call continues.
     """
-    interrupts.forget()
+    interrupts.check()
     run_dir.create()
     with run_dir.lock(), console.log_file(run_dir.path / "appliance.log"):
         again: Sequence[str] = STAGES[STAGES.index(redo) :] if redo else ()
         if redo == "rehearse":  # nothing is made from it
             again = ("rehearse",)
         takes_new_base = redo in ("check", "prepare")
-        job = Job(resolved, run_dir, cache_dir, until, takes_new_base, even_if_worse, into_existing)
+        job = Job(resolved, run_dir, cache_dir, until, takes_new_base, even_if_worse, into_existing, tuple(again))
+        made_from = rundir.fingerprint(job.inputs("publish")) if redo else ""
+        if redo and run_dir.redo_under_way == (redo, made_from):
+            console.say(f"going on with the redo of {redo} that was stopped")
+            again = ()
+            job = replace(job, again=())
         done = _done(job, again)
         todo = [stage for stage in STAGES[: STAGES.index(until) + 1] if stage not in done]
         if todo:
@@ -55,17 +62,33 @@ def run(
             rundir.write_text(run_dir.path / "recipe.yaml", resolved.to_yaml())
             job.write_run_json()
             run_dir.set_aside([stage for stage in again if stage != "check"])
+            if redo and again:
+                run_dir.mark_redo(redo, made_from)
+                _tell_what_goes(run_dir, again, until)
         try:
             for stage in STAGES[: STAGES.index(until) + 1]:
                 if stage in done:
+                    run_dir.drop_old(stage)
                     record = run_dir.record(stage)
                     summary = record.summary if record else "not needed: training has begun"
                     console.say(f"{stage:<9} done before: {summary}", style="dim")
                 elif stage != "check":
                     _run_stage(job, stage)
+            under_way = run_dir.redo_under_way
+            if under_way and under_way[0] in STAGES[: STAGES.index(until) + 1]:
+                run_dir.end_redo()
         finally:
             if todo or not (run_dir.path / "report.html").is_file():
                 _write_report(run_dir)
+
+
+def _tell_what_goes(run_dir: RunDir, again: Sequence[str], until: str) -> None:
+    """A redo that ends before the last stage leaves those behind it undone."""
+    behind = [stage for stage in again if STAGES.index(stage) > STAGES.index(until)]
+    gone = [stage for stage in behind if (run_dir.path / f"{stage}.old").exists()]
+    if gone:
+        hint = console.as_typed(f"`appliance run {run_dir.path}` makes them anew")
+        console.say(f"{', '.join(gone)}: set aside, since they follow from it; {hint}", style="yellow")
 
 
 def _write_report(run_dir: RunDir) -> None:
@@ -145,28 +168,48 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 def _check(job: Job, stage_dir: Path) -> str:
     from appliance.stages import check
 
-    recipe = job.resolved.recipe
-    findings = check.run(
-        data=recipe.data,
-        model=recipe.model,
-        tuning=recipe.tuning,
-        train=recipe.train,
-        publish=recipe.publish,
-        csv_path=job.csv_to_check,
-        cache_dir=job.cache_dir,
-        get_base=lambda: job.found_base,
-        get_device=lambda: job.device,
-        engine=recipe.engine,
-        rehearse=job.rehearsal_wanted,
-        will_train=job.until not in ("check", "prepare"),
-        stage_dir=stage_dir,
-        into_existing=job.into_existing,
-    )
-    console.table("", machine.COLUMNS, [finding.cells() for finding in findings])
+    recipe, todo = job.resolved.recipe, None
+    if job.until != "check":
+        done = _done(job, job.again)
+        todo = [stage for stage in STAGES[1 : STAGES.index(job.until) + 1] if stage not in done]
+    _refuse_unreadable(recipe.evaluate, todo)
+    try:
+        findings = check.run(
+            data=recipe.data,
+            model=recipe.model,
+            tuning=recipe.tuning,
+            train=recipe.train,
+            publish=recipe.publish,
+            csv_path=job.csv_to_check,
+            cache_dir=job.cache_dir,
+            get_base=lambda: job.found_base,
+            get_device=lambda: job.device,
+            engine=recipe.engine,
+            rehearse=job.rehearsal_wanted,
+            todo=todo,
+            again=job.again,
+            stage_dir=stage_dir,
+            into_existing=job.into_existing,
+        )
+    finally:
+        # Also what was found before something refused; the command `check` shows it on stdout.
+        if job.until != "check" and (stage_dir / "table.json").is_file():
+            found = rundir.read_json(stage_dir / "table.json")
+            console.table("", machine.COLUMNS, [tuple(row.values()) for row in found])
     if job.until != "check":
         job.base  # noqa: B018  fetched now that nothing speaks against it: the weights may be tens of GB
     warnings = [finding for finding in findings if finding.verdict == "warning"]
-    return f"{len(findings)} looked at, {len(warnings)} warnings"
+    return f"{len(findings)} looked at, {len(warnings)} warning{'' if len(warnings) == 1 else 's'}"
+
+
+def _refuse_unreadable(wanted: EvaluateSection, todo: Sequence[str] | None) -> None:
+    """Files that evaluate will read, looked at before hours of training. Raises DataError."""
+    from appliance import extra_answers, other_model
+
+    if todo is None or "evaluate" in todo:
+        extra_answers.refuse_unreadable(wanted.extra_prompts)
+        if wanted.other_answers:
+            other_model.refuse_unreadable(Path(wanted.other_answers))
 
 
 def _prepare(job: Job, stage_dir: Path) -> str:

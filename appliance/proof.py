@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from appliance import clean
+from appliance import child, clean
 from appliance.errors import EnvironmentUnavailable, GateRefused
 from appliance.rundir import read_json, write_json
 from appliance.shards import is_adapter
@@ -259,7 +259,7 @@ def child_environment() -> dict[str, str]:
     # glibc raises this threshold by itself (mallopt(3)) and then keeps freed weights in its heap: rounding a model
     # weight by weight took 2.2 to 2.6 models, and takes 1.5, of which a third is the file's pages while it is loaded.
     quiet |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
-    return {**{k: v for k, v in os.environ.items() if k not in secrets}, **quiet}
+    return {**{k: v for k, v in os.environ.items() if k not in secrets}, **quiet, **child.of_this_process()}
 
 
 def run_module(module: str, arguments: Sequence[str], log_path: Path) -> tuple[int, str]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from appliance import machine
+from appliance import child
 from appliance.errors import DataError, EnvironmentUnavailable, GateRefused
 from appliance.proof import Gate, run_module
 from appliance.rundir import read_json, write_json
@@ -183,7 +183,7 @@ def judge(wanted: Request, seen: Mapping[str, Seen]) -> list[Gate]:
 
 def main(request_path: Path) -> None:
     """The child process: everything that differs in each folder of the request."""
-    machine.die_with_parent()
+    child.die_with_parent()
     wanted = read_json(request_path)
     write_json(
         _result_path(request_path), {folder: asdict(_look(Path(folder), wanted)) for folder in wanted["folders"]}

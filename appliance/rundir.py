@@ -22,7 +22,7 @@ from appliance.errors import EnvironmentUnavailable, RunDirError
 
 STAGES = ("check", "prepare", "rehearse", "train", "evaluate", "merge", "publish")
 MADE_FROM = tuple(stage for stage in STAGES if stage != "rehearse")  # what a release is the result of
-CHECKPOINTS_KEPT = 3  # the best, the newest, and one before it, in case the newest is damaged
+CHECKPOINTS_KEPT = 3  # the newest, the one to fall back on where it is damaged, and the best of each
 Inputs = Mapping[str, Any]  # dotted name of a recipe field or file -> its value or hash; JSON
 
 

@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,9 +22,9 @@ from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from appliance import batches, checkpoints, console, interrupts, report, rundir
-from appliance.batch_size import AtWork
+from appliance.batch_size import AtWork, BatchSize
 from appliance.errors import TrainingFailed
-from appliance.fitting import is_out_of_memory
+from appliance.fitting import RowsAtOnce
 
 EVALUATION_ROWS_PER_BATCH = 8
 # torch.amp.GradScaler begins at 2**16 and halves: if gradients overflow at scale 1 too, it is not the scale.
@@ -67,15 +68,18 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
         train_rows: Rows,
         val_rows: Rows,
         rows_per_step: int,
-        evaluation_rows: int,
+        size: BatchSize,
         inputs: Mapping[str, Any],
         stop: StopOnSignal,
         evaluation_due: bool,
     ) -> None:
-        """`inputs`: what a checkpoint depends on. `evaluation_due`: the checkpoint to resume from lacks its own."""
+        """`inputs`: what a checkpoint depends on. `evaluation_due`: the checkpoint to resume from lacks its own.
+
+        `size`: where an evaluation takes fewer rows at once, that is remembered beside the checkpoints.
+        """
         self._train_rows, self._val_rows = train_rows, val_rows
         self._rows_per_step = rows_per_step
-        self.evaluation_rows = evaluation_rows
+        self._size, self._evaluation = size, RowsAtOnce(size.evaluation_rows, purpose="evaluation")
         self._inputs, self._stop = inputs, stop
         self._evaluation_due = evaluation_due
         self._saving_dir: Path | None = None
@@ -133,34 +137,20 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
         The Trainer's own is a mean of batch means: it moves with the batch size and the order of the rows. Raises
         EvaluationStopped, TrainingFailed (val rows without a finite loss).
         """
-        while True:
-            try:
-                loss = self._mean_loss(eval_dataset or self.eval_dataset, ignore_keys)
-                break
-            except RuntimeError as error:
-                if not is_out_of_memory(error) or self.evaluation_rows == 1:
-                    raise
-                said = str(error).splitlines()[0]
-            # out of the handler, which holds on to the tensors of the batch that did not fit
-            self.evaluation_rows //= 2
-            console.say(
-                f"out of memory in an evaluation ({said}): {self.evaluation_rows} rows at a time", style="yellow"
-            )
-            torch.cuda.empty_cache()
-        metrics = {f"{metric_key_prefix}_loss": loss}
+        metrics = {f"{metric_key_prefix}_loss": self._mean_loss(eval_dataset or self.eval_dataset, ignore_keys)}
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _mean_loss(self, dataset: Any, ignore_keys: Any, *, batches_at_most: int | None = None) -> float:
+    def _mean_loss(self, dataset: Any, ignore_keys: Any, *, longest_only: bool = False) -> float:
+        """Of all rows, or of one batch of the longest; of fewer rows at once wherever memory runs out."""
         by_length = sorted(range(len(dataset)), key=lambda i: -self._val_rows.lengths[i])
-        starts = range(0, len(by_length), self.evaluation_rows)[:batches_at_most]
-        loss_sum, tokens = 0.0, 0
-        self.model.eval()
-        for start in starts:
-            if self._stop.signal_number is not None:
+        losses: list[tuple[float, int]] = []  # sum and trained tokens of every batch
+
+        def compute(indexes: Sequence[int]) -> None:
+            self._remember_what_fits()
+            if self._stop.came():
                 raise EvaluationStopped
-            indexes = by_length[start : start + self.evaluation_rows]
             self.at_work = AtWork("evaluation", len(indexes), self._val_rows.lengths[indexes[0]])
             batch = self._prepare_inputs(self.data_collator([dataset[i] for i in indexes]))
             count = int((batch["labels"][:, 1:] != batches.IGNORED).sum())
@@ -171,15 +161,25 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
                     "finite",
                     hint=LOOK_AT_ROWS,
                 )
-            loss_sum, tokens = loss_sum + float(loss) * count, tokens + count
-        return loss_sum / tokens
+            losses.append((float(loss) * count, count))
+
+        self.model.eval()
+        self._evaluation.each(by_length[: self._evaluation.rows] if longest_only else by_length, compute)
+        return sum(loss for loss, _ in losses) / sum(count for _, count in losses)
+
+    def _remember_what_fits(self) -> None:
+        """Each time that an evaluation was halved: a run that is stopped and resumed begins with what fitted."""
+        if self._evaluation.notes:
+            note = f"step {self.state.global_step}: {self._evaluation.notes.pop()}"
+            self._size = self._size.evaluating(self._evaluation.rows, note)
+            self._size.remember(Path(self.args.output_dir))
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
         """`skip_scheduler`: the Trainer's name for the evaluation before the first step."""
         if not skip_scheduler or self.state.global_step == 0:
             return dict(super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler))
         if not self._evaluation_due:  # once more it would count against patience: only see whether memory is enough
-            self._mean_loss(self.eval_dataset, ignore_keys_for_eval, batches_at_most=1)
+            self._mean_loss(self.eval_dataset, ignore_keys_for_eval, longest_only=True)
             return {}
         metrics = dict(super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler))
         self._determine_best_metric(metrics, trial)
@@ -236,6 +236,7 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
+        self._said = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
@@ -250,15 +251,26 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
     def _remember(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if self.signal_number is not None:
             os._exit(128 + number)  # a container's first process would ignore a signal's default action
-        self.signal_number = number
-        console.say(f"{signal.Signals(number).name}: stopping after this step (once more: at once)", style="yellow")
+        self.signal_number = number  # and no more: what is raised here is raised in the middle of anything
+
+    def came(self) -> bool:
+        """Whether there was a signal, which is said once. Who closed the terminal still gets the checkpoint."""
+        if self.signal_number is not None and not self._said:
+            self._said = True
+            name = signal.Signals(self.signal_number).name
+            with suppress(OSError, SystemExit):  # rich exits where a pipe is broken
+                console.say(f"{name}: stopping after this step (once more: at once)", style="yellow")
+        return self.signal_number is not None
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        self.came()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        if self.signal_number is not None:
+        if self.came():
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        if self.signal_number is not None:  # it came while the checkpoint was written
+        if self.came():  # while the checkpoint was written
             control.should_training_stop = True
 
 
@@ -313,9 +325,7 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
 
     def write(self, line: Mapping[str, Any]) -> None:
         """One more line. Raises EnvironmentUnavailable: the disk is full."""
-        text = json.dumps(line) + "\n"
-        with checkpoints.room_for(self._path, len(text)), self._path.open("a", encoding="utf-8") as handle:
-            handle.write(text)
+        checkpoints.append_line(self._path, line)
 
     def _finite(self, step: int, grad_norm: float) -> float | None:
         """The norm; None where float16's loss scale is being found and the step was left out."""

@@ -68,8 +68,10 @@ def newest_run(runs_dir: Path) -> Path:
     return max(found, key=lambda path: path.stat().st_mtime).parent
 
 
-def check_table(run_path: Path) -> list[dict[str, str]]:
-    return list(rundir.read_json(run_path / "check" / "table.json"))
+def check_table(run_path: Path, since: float) -> list[dict[str, str]]:
+    """What the check of a run has found `since` (seconds of the clock); nothing where it did not come to look."""
+    path = run_path / "check" / "table.json"
+    return list(rundir.read_json(path)) if path.is_file() and path.stat().st_mtime >= since else []
 
 
 @dataclass(frozen=True)

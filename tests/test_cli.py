@@ -364,7 +364,7 @@ def test_a_failure_is_a_message_a_hint_and_a_code(
         told = err[err.index("Error: ") :].splitlines()
         assert told[-1].startswith("Fix: ")
         assert " | hint: " not in err  # said once, and not by the logging module as well
-        assert out == ""
+        assert out == "" or (arguments.startswith("check {shop}") and " fails " in out)  # what check found
 
 
 @pytest.mark.usefixtures("light")
@@ -404,6 +404,35 @@ def test_a_bug_is_told_as_one_with_its_traceback_in_the_log(
     )
     assert "Traceback" not in err
     assert "Traceback" in log.read_text(encoding="utf-8")
+
+
+def test_a_check_that_refuses_shows_what_it_found(
+    appliance: Appliance, shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, _ = appliance("check", shop, "--json", "--set", "evaluate.extra_prompts=nope.txt")
+    assert (code, json.loads(out)) == (3, [])  # known before anything else
+    monkeypatch.setattr(machine, "free_disk_bytes", lambda _: 1 << 20)
+    code, out, err = appliance("check", shop, "--json")
+    found = {line["what"]: line["verdict"] for line in json.loads(out)}
+    assert (code, found["disk"], found["rows"]) == (4, "fails", "ok")
+    code, out, err = appliance("run", shop)
+    assert code == 4
+    assert err.index("usable, 0 rejected") < err.index("Error: ")
+
+
+@pytest.mark.parametrize(
+    ("field", "text"), [("extra_prompts", None), ("extra_prompts", ""), ("other_answers", "a,b\n")]
+)
+def test_files_for_the_evaluation_are_read_before_the_training(
+    field: str, text: str | None, appliance: Appliance, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "asked.txt"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    monkeypatch.setattr(pipeline, "_train", lambda *_: pytest.fail("it was begun"))
+    for command in ("check", "run"):
+        code, _, err = appliance(command, shop, "--set", f"evaluate.{field}={path}")
+        assert (code, "asked.txt" in err) == (3, True), err
 
 
 def test_a_full_disk_is_no_bug(appliance: Appliance, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:

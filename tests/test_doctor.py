@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import threading
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,11 +13,13 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
+from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from appliance import cli, doctor, machine
 from appliance.cards import Card
 from appliance.machine import Device, Finding
+from tests import loopback_hub
 
 GIB = 1 << 30
 CPU = Device("cpu", "a CPU", 8 * GIB, "float32")
@@ -60,6 +64,7 @@ def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Look:
     """The doctor's findings by name, on a machine of these files, with CPU torch, a compiler, no pins."""
     monkeypatch.setattr(machine, "compiler_finding", lambda: Finding("C compiler", "gcc", "", "ok"))
     monkeypatch.setattr(doctor, "CHECKOUT", tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     torch_says(monkeypatch, None)
 
     def findings(files: Mapping[str, str] = {}, environ: Mapping[str, str] = {}, **given: Any) -> dict[str, Finding]:
@@ -88,7 +93,7 @@ def test_the_order(look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert list(look(WSL, environ, data_dir=tmp_path / "data")) == [
         *("python", "packages", "pins", "container", "WSL", "driver", "device", "C compiler", "memory", "CPU cores"),
         *("/dev/shm", f"disk at {runs}", f"disk at {cache}", f"writing to {runs}", f"writing to {cache}"),
-        *("data", "Hub token", "network", "UNSLOTH_ALLOW_CPU"),
+        *("data", "Hub token", "Hub", "network", "UNSLOTH_ALLOW_CPU"),
     ]
 
 
@@ -290,6 +295,25 @@ def test_each_cache_is_looked_at(look: Look, tmp_path: Path, monkeypatch: pytest
     assert f"writing to {cache}" not in look(DOCKER, environ)
 
 
+@pytest.mark.parametrize(
+    ("environ", "folder"),
+    [
+        ({}, "home/.cache/huggingface/hub"),
+        ({"XDG_CACHE_HOME": "TMP/xdg"}, "xdg/huggingface/hub"),
+        ({"HF_HOME": "~/hf", "XDG_CACHE_HOME": "TMP/xdg"}, "home/hf/hub"),
+        ({"HF_HUB_CACHE": "TMP/models", "HF_HOME": "TMP/hf"}, "models"),
+        ({"HUGGINGFACE_HUB_CACHE": "TMP/models"}, "models"),
+    ],
+)
+def test_the_hub_clients_cache_is_looked_at_where_it_is(
+    environ: dict[str, str], folder: str, look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.setattr(machine, "may_write", lambda path: path != tmp_path / folder)
+    given = {name: value.replace("TMP", str(tmp_path)) for name, value in environ.items()}
+    assert look(environ=given)[f"writing to {tmp_path / folder}"].verdict == "fails"
+
+
 def test_a_file_where_a_folder_should_be(look: Look, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     finding = look(cache_dir=tmp_path / "file" / "cache")[f"writing to {tmp_path}/file/cache"]
@@ -340,6 +364,60 @@ def test_the_token_is_never_shown(
     assert findings["Hub token"].verdict == verdict
     assert found.replace("FOLDER", str(tmp_path)) in findings["Hub token"].found
     assert not re.search("canary", repr(findings), re.IGNORECASE)
+
+
+def test_a_token_that_the_client_stored(look: Look, tmp_path: Path) -> None:
+    stored = tmp_path / "home" / ".cache" / "huggingface" / "token"
+    stored.parent.mkdir(parents=True)
+    stored.write_text(CANARY, encoding="utf-8")
+    findings = look()
+    assert findings["Hub token"].found == "set in the Hub client's store (hf auth login)"
+    assert findings["Hub"].found.endswith("; with a token")
+    assert look(environ={"HF_HOME": str(tmp_path)})["Hub token"].found == "not set"
+    (tmp_path / "mine").write_text("no token", encoding="utf-8")
+    assert look(environ={"HF_TOKEN_PATH": str(tmp_path / "mine")})["Hub token"].verdict == "warning"
+    assert CANARY not in repr(findings)
+
+
+# --- the Hub
+
+
+def test_an_offline_machine_does_not_ask_the_hub(look: Look) -> None:
+    """The tests' own environment has HF_HUB_OFFLINE."""
+    found = look()["Hub"]
+    assert (found.found, found.verdict) == ("not asked: HF_HUB_OFFLINE is set; without a token", "ok")
+
+
+def test_whether_the_hub_answers_and_takes_the_token(
+    look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with loopback_hub.started(tmp_path) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        hub.add_user("canary", hub.token)
+        assert (look()["Hub"].found, look()["Hub"].verdict) == ("answers, asked without a token", "ok")
+        known = look(environ={"HF_TOKEN": hub.token})
+        assert (known["Hub"].found, known["Hub"].verdict) == ("answers, asked with a token", "ok")
+        unknown = look(environ={"HF_TOKEN": CANARY})
+        assert (unknown["Hub"].found, unknown["Hub"].verdict) == ("answers, and does not accept the token", "warning")
+        assert not re.search(f"canary|{hub.token}", repr([*known.values(), *unknown.values()]), re.IGNORECASE)
+    for found in (look()["Hub"], look(environ={"HF_TOKEN": CANARY})["Hub"]):
+        assert found.found.startswith("not reachable: the connection to the Hub broke")
+        assert (found.verdict, "HF_ENDPOINT" in found.fix, "canary" in repr(found).lower()) == ("warning", True, False)
+    assert look(environ={"HF_TOKEN": f"{CANARY}é"})["Hub"].verdict == "warning"  # no header can hold it
+
+
+def test_a_hub_that_keeps_silent_is_not_waited_for(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking up a name has no deadline of its own."""
+    asleep = threading.Event()
+    monkeypatch.setattr(doctor, "_answer", lambda _: str(asleep.wait(30)))
+    monkeypatch.setattr(doctor, "HUB_SECONDS", 0.1)
+    begun = time.monotonic()
+    found = look()["Hub"]
+    asleep.set()
+    assert time.monotonic() - begun < 20
+    assert (found.verdict, found.found) == ("warning", "not reachable: no answer in time; without a token")
 
 
 def test_the_network_by_names_only(look: Look) -> None:

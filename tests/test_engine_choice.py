@@ -20,7 +20,7 @@ from appliance.errors import EnvironmentUnavailable
 from appliance.hub import Base
 from appliance.machine import Device
 from appliance.recipe import DataSection, ModelSection, PublishSection, TrainSection, TuningSection
-from appliance.rundir import write_json
+from appliance.rundir import STAGES, write_json
 from appliance.stages import check
 from tests.conftest import write_qa
 
@@ -107,7 +107,7 @@ def look(
         get_device=lambda: device,
         engine=engine,
         rehearse="auto",
-        will_train=True,
+        todo=STAGES,
         stage_dir=tmp_path,
     )
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from appliance import pipeline, prompts, replay, resolve, rundir
-from appliance.errors import DataError, EnvironmentUnavailable, GateRefused, RunDirError
+from appliance.errors import DataError, EnvironmentUnavailable, GateRefused, Interrupted, RunDirError
 from appliance.rundir import STAGES, RunDir
 from tests.conftest import read_csv, write_qa
 
@@ -228,6 +228,59 @@ def test_redo_makes_a_stage_and_all_after_it_anew(copy: Path) -> None:
             assert after[name] != before[name], name
     assert list(run.glob("*.old")) == []
     assert "max_new_tokens: 9" in (run / "recipe.yaml").read_text(encoding="utf-8")
+
+
+def test_a_redo_that_was_stopped_goes_on_with_the_same_command(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it has trained anew already is not trained once more; the command that follows begins from scratch."""
+    from appliance.stages import merge
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise Interrupted(15, "stopped by SIGTERM")
+
+    run = copy / "runs" / "shop"
+    with monkeypatch.context() as patch:
+        patch.setattr(merge, "run", stop)
+        with pytest.raises(Interrupted):
+            again(copy, redo="train")
+    made = (run / "train" / "stage.json").stat().st_mtime_ns
+    assert (run / "redo.json").is_file()
+    (run / "train.old").mkdir()  # as a kill right after stage.json leaves it
+    again(copy, redo="train")
+    assert "going on with the redo of train that was stopped" in capsys.readouterr().err
+    assert (run / "train" / "stage.json").stat().st_mtime_ns == made
+    assert (run / "publish" / "stage.json").is_file()
+    assert not [path.name for path in run.iterdir() if path.name.endswith(".old") or path.name == "redo.json"]
+    with monkeypatch.context() as patch:
+        patch.setattr(merge, "run", stop)
+        with pytest.raises(Interrupted):
+            again(copy, redo="train")
+    assert (run / "train" / "stage.json").stat().st_mtime_ns != made
+
+
+def test_a_redo_with_other_settings_is_another(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from appliance.stages import merge
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise Interrupted(15, "stopped by SIGTERM")
+
+    monkeypatch.setattr(merge, "run", stop)
+    run = copy / "runs" / "shop"
+    made = []
+    for rate in ("2e-3", "1e-3", "1e-3"):
+        with pytest.raises(Interrupted):
+            again(copy, f"train.learning_rate={rate}", redo="train")
+        made.append((run / "train" / "stage.json").stat().st_mtime_ns)
+    assert made[0] != made[1] == made[2]
+
+
+def test_what_a_redo_leaves_undone_is_said(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    again(copy, redo="evaluate", until="evaluate")
+    told = capsys.readouterr().err
+    assert "merge, publish: set aside, since they follow from it; `appliance run" in told
+    again(copy, redo="publish")
+    assert "set aside" not in capsys.readouterr().err
 
 
 def test_a_check_that_refuses_changes_nothing(copy: Path) -> None:

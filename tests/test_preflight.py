@@ -5,23 +5,35 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from appliance import bases, disk, doctor, hub, machine, memory, pipeline, resolve, rundir
-from appliance.errors import EnvironmentUnavailable
+from appliance import access, bases, cards, disk, doctor, hub, machine, memory, pipeline, resolve, rundir, session
+from appliance.errors import EnvironmentUnavailable, HubError
+from appliance.job import Job
 from appliance.machine import Device, Finding
 from appliance.recipe import DataSection, ModelSection, PublishSection, TrainSection, TuningSection
-from appliance.rundir import RunDir
+from appliance.rundir import STAGES, RunDir
 from appliance.stages import check, merge
 from tests.conftest import write_qa
 
 CPU = Device("cpu", "CPU", 16 << 30, "float32")
 
 
-def look(run_path: Path, base_dir: Path, *, rehearse: str = "auto", **sections: Any) -> dict[str, Finding]:
+def look(
+    run_path: Path,
+    base_dir: Path,
+    *,
+    rehearse: str = "auto",
+    todo: Collection[str] | None = STAGES,
+    again: Collection[str] = (),
+    **sections: Any,
+) -> dict[str, Finding]:
     """What check finds for a run in `run_path`, by name."""
     stage_dir = run_path / "check"
     stage_dir.mkdir(parents=True, exist_ok=True)
@@ -31,14 +43,15 @@ def look(run_path: Path, base_dir: Path, *, rehearse: str = "auto", **sections: 
         model=ModelSection(id=str(base_dir), load_in_4bit=False),
         tuning=sections.get("tuning", TuningSection()),
         train=sections.get("train", TrainSection()),
-        publish=PublishSection(),
+        publish=sections.get("publish", PublishSection()),
         csv_path=csv_path,
         cache_dir=run_path / "cache",
         get_base=lambda: hub.resolve(str(base_dir), None, base_dir),
         get_device=lambda: CPU,
         engine="transformers",
         rehearse=rehearse,
-        will_train=True,
+        todo=todo,
+        again=again,
         stage_dir=stage_dir,
     )
     return {finding.what: finding for finding in findings}
@@ -80,6 +93,160 @@ def test_what_the_run_holds_already_is_not_asked_for_again(
     os.link(tmp_path / "train" / "checkpoints" / "x", tmp_path / "merge" / "model" / "y")  # no second copy
     assert disk.held_bytes(tmp_path) == 60 << 20
     assert look(tmp_path, base_dir, tuning=TuningSection(r=16))["disk"].verdict == "ok"
+
+
+def test_what_is_made_anew_is_not_there_yet(tmp_path: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old result is set aside and stays until the new one is done."""
+    monkeypatch.setattr(machine, "free_disk_bytes", lambda _: 600 << 20)
+    for folder in ("train", "merge"):
+        (tmp_path / folder).mkdir()
+        with (tmp_path / folder / "x").open("wb") as file:
+            file.truncate(60 << 20)
+    assert disk.held_bytes(tmp_path, {"merge"}) == 60 << 20
+    assert look(tmp_path, base_dir, again=["evaluate", "merge", "publish"])["disk"].verdict == "ok"  # train/ stays
+    with pytest.raises(EnvironmentUnavailable, match="disk: "):
+        look(tmp_path, base_dir, again=STAGES[3:])
+
+
+# --- what is done is not judged again
+
+
+def test_with_training_done_its_memory_and_disk_are_not_asked_for(
+    tmp_path: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "training_bytes", lambda *_: 1 << 60)
+    with pytest.raises(EnvironmentUnavailable, match="memory for training"):
+        look(tmp_path, base_dir)
+    rest = look(tmp_path, base_dir, todo=["evaluate", "merge", "publish"], tuning=TuningSection(r=64))
+    assert {what for what in rest if "memory" in what} == {"memory for the merge", "memory for the proof"}
+    assert rest["disk"].needed.endswith("(proof 128.0 MiB)")
+    with pytest.raises(EnvironmentUnavailable, match="memory for training"):  # a rehearsal trains too
+        look(tmp_path, base_dir, todo=["rehearse"])
+    look(tmp_path, base_dir, todo=["prepare"])
+
+
+def test_with_the_merge_done_only_little_is_asked_for(
+    tmp_path: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "memory_available_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(machine, "free_disk_bytes", lambda _: 1 << 20)
+    for todo in (["merge", "publish"], None):
+        with pytest.raises(EnvironmentUnavailable, match=r"disk: .*memory for the merge: .*memory for the proof: "):
+            look(tmp_path, base_dir, todo=todo)
+    found = look(tmp_path, base_dir, todo=["publish"])
+    assert not [what for what in found if "memory" in what]
+    assert (found["disk"].verdict, found["disk"].needed) == ("warning", "512.0 MiB")
+
+
+def test_number_types_are_judged_where_something_is_computed_in_them(
+    tmp_path: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cards, "overflows", lambda *_: True)
+    with pytest.raises(EnvironmentUnavailable, match="number range"):
+        look(tmp_path, base_dir, todo=["evaluate"])
+    assert "engine" in look(tmp_path, base_dir, todo=["merge", "publish"])
+
+
+def test_check_is_told_what_this_call_does(tmp_path: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    csv_path = write_qa(tmp_path / "train.csv", [(f"{i}?", "답") for i in range(40)])
+    (tmp_path / "shop.yaml").write_text(
+        f"name: shop\nengine: transformers\nmodel: {{id: {base_dir}, load_in_4bit: false}}\n"
+        f"data: {{csv: {csv_path}}}\n",
+        encoding="utf-8",
+    )
+    resolved = resolve.load(str(tmp_path / "shop.yaml"), environ={})
+    told: list[Any] = []
+
+    def listen(**given: Any) -> list[Finding]:
+        told.append((given["todo"], given["again"]))
+        return []
+
+    monkeypatch.setattr(check, "run", listen)
+
+    def call(until: str, redo: str | None = None) -> Any:
+        pipeline.run(resolved, RunDir(tmp_path / "run"), tmp_path / "cache", until=until, redo=redo)
+        return told[-1]
+
+    assert call("prepare") == (["prepare"], ())
+    assert call("prepare", "prepare") == (["prepare"], STAGES[1:])
+    assert call("check") == (None, ())
+    monkeypatch.setattr(pipeline, "_rehearse", lambda *_: "not needed")
+    assert call("rehearse") == (["rehearse"], ())  # prepare is done
+
+
+# --- the Hub, where a release is to go there
+
+
+def no_hub(error: HubError, monkeypatch: pytest.MonkeyPatch) -> list[session.Limits]:
+    """Whoever looks gets this error; with what patience it was asked."""
+    asked: list[session.Limits] = []
+
+    def look(*arguments: Any) -> None:
+        asked.append(arguments[-1])
+        raise error
+
+    monkeypatch.setattr(access, "look", look)
+    return asked
+
+
+def test_a_hub_that_cannot_be_asked_stops_only_what_has_not_begun(
+    tmp_path: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, publish = no_hub(access.Unreachable("no network"), monkeypatch), PublishSection(repo_id="alice/shop")
+    for todo in (STAGES, None):  # a new run; `appliance check`
+        with pytest.raises(HubError, match="no network"):
+            look(tmp_path, base_dir, publish=publish, todo=todo)
+    warning = Finding("Hub", "not reachable: no network", "", "warning", "publish needs it")
+    assert look(tmp_path, base_dir, publish=publish, todo=["prepare", "rehearse", "train"])["Hub"] == warning
+    checkpoint = tmp_path / "train" / "checkpoints" / "checkpoint-4"
+    checkpoint.mkdir(parents=True)
+    assert look(tmp_path, base_dir, publish=publish)["Hub"] == warning
+    with pytest.raises(HubError):  # training begins anew
+        look(tmp_path, base_dir, publish=publish, again=STAGES[3:])
+    checkpoint.rmdir()
+    (tmp_path / "train" / "stage.json").touch()
+    assert look(tmp_path, base_dir, publish=publish, todo=["publish"])["Hub"] == warning
+    assert asked[0] == session.Limits()
+    assert asked[-1] == check.BRIEFLY
+    (tmp_path / "publish").mkdir()
+    (tmp_path / "publish" / "stage.json").touch()
+    assert "Hub" not in look(tmp_path, base_dir, publish=publish, todo=["rehearse"])  # published already
+
+
+def test_a_refusal_of_the_hub_stops_what_has_begun_as_well(
+    tmp_path: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "stage.json").touch()
+    publish, refusal = PublishSection(repo_id="alice/shop"), Finding("Hub repository", "public", "", "fails", "mend it")
+    monkeypatch.setattr(access, "look", lambda *_: [refusal])
+    with pytest.raises(HubError, match="Hub repository: public"):
+        look(tmp_path, base_dir, publish=publish, todo=["train"])
+    no_hub(HubError("the token may not do this (403)"), monkeypatch)
+    with pytest.raises(HubError, match="403"):
+        look(tmp_path, base_dir, publish=publish, todo=["train"])
+
+
+def test_what_unreachable_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken network, an offline client, a Hub with trouble; a refusal is none."""
+
+    def ask(error: Exception) -> HubError:
+        def fail(_: str) -> None:
+            raise error
+
+        monkeypatch.setattr(access, "whoami", fail)
+        with pytest.raises(HubError) as caught:
+            access.look({"a/b": "model"}, "private", False, None, "hf_x")
+        return caught.value
+
+    def answer(status: int) -> HfHubHTTPError:
+        return HfHubHTTPError("x", response=httpx.Response(status, request=httpx.Request("GET", "https://hub/api")))
+
+    for error in (httpx.ConnectError("refused"), HubError("gave up"), OfflineModeIsEnabled("offline"), answer(503)):
+        assert isinstance(ask(error), access.Unreachable), error
+    unsendable = httpx.LocalProtocolError("Illegal header value"), httpx.UnsupportedProtocol("no scheme")
+    for refusal in (*(answer(status) for status in (401, 403, 404)), *unsendable):
+        assert not isinstance(ask(refusal), access.Unreachable), refusal
 
 
 def test_without_hard_links_the_release_is_a_copy(
@@ -126,7 +293,7 @@ def test_the_disk_is_looked_at_again_before_the_merge(
         f"name: shop\nmodel: {{id: {base_dir}, load_in_4bit: false}}\ndata: {{csv: x.csv}}\n", encoding="utf-8"
     )
     resolved = resolve.load(str(tmp_path / "shop.yaml"), environ={})
-    job = pipeline.Job(resolved, RunDir(tmp_path), tmp_path / "cache")
+    job = Job(resolved, RunDir(tmp_path), tmp_path / "cache")
     stage_dir = tmp_path / "merge"
     stage_dir.mkdir()
     monkeypatch.setattr(machine, "free_disk_bytes", lambda _: 5_000_000)
@@ -178,7 +345,8 @@ def test_versions_are_held_against_the_pins(tmp_path: Path, base_dir: Path, monk
 
 @pytest.mark.parametrize(("rehearse", "fix"), [("auto", "the rehearsal tries"), ("never", "set rehearse=auto")])
 def test_an_untested_architecture_is_a_warning(rehearse: str, fix: str, tmp_path: Path, base_dir: Path) -> None:
-    assert "architecture" not in look(tmp_path / "a", base_dir)
+    tested = look(tmp_path / "a", base_dir)["architecture"]
+    assert (tested.verdict, tested.found) == ("ok", "llama, dense")
     other = of_family(tmp_path / "other", base_dir, "olmo2")
     found = look(tmp_path / "b", other, rehearse=rehearse)["architecture"]
     assert (found.verdict, found.found) == ("warning", "olmo2 is an untested architecture")

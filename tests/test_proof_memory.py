@@ -19,7 +19,7 @@ from tests.test_proof import rows
 MEMORY_CHILD = """
 import sys
 from pathlib import Path
-from appliance import comparison, machine
+from appliance import child, comparison
 
 def memory(field):
     line = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(field))
@@ -28,7 +28,7 @@ def memory(field):
 def run(case):
     comparison.main([verb, str(case / "work"), str(case / "merged")][: 2 + (verb == "examine")])
 
-machine.die_with_parent = lambda: None
+child.die_with_parent = lambda: None
 verb, small, large = sys.argv[1], *map(Path, sys.argv[2:])
 run(small)  # loads the code that it needs
 before = memory("VmRSS")

@@ -54,7 +54,7 @@ def run(whole: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def _here(_module: str, arguments: list[str], _log: Path) -> tuple[int, str]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("appliance.machine.die_with_parent", lambda: None)
+        patch.setattr("appliance.child.die_with_parent", lambda: None)
         roundtrip.main(Path(arguments[0]))
     return 0, ""
 

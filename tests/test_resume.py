@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from appliance import batch_size, batches, checkpoints, hub, machine, prompts, report, rundir, trainer
+from appliance import batch_size, batches, checkpoints, console, hub, machine, prompts, report, rundir, trainer
 from appliance.batch_size import BatchSize
 from appliance.engines.transformers import TransformersEngine
 from appliance.errors import EnvironmentUnavailable, Interrupted, RunDirError, TrainingFailed
@@ -319,6 +319,50 @@ def test_a_signal_does_not_wait_for_an_evaluation(
     assert losses(tmp_path / "stopped", "val_loss") == pytest.approx(losses(whole, "val_loss"))
 
 
+def test_a_signal_that_cannot_be_said_is_saved_all_the_same(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A terminal that is closed sends SIGHUP, and nothing more can be written there."""
+    step_of_trainer, say, unsaid = trainer.OrderedTrainer.training_step, console.say, []
+
+    def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 4:
+            os.kill(os.getpid(), signal.SIGHUP)
+            patch.setattr(trainer.OrderedTrainer, "training_step", step_of_trainer)
+        return step_of_trainer(self, *args, **kwargs)
+
+    def gone(text: str, **kwargs: Any) -> None:
+        if "stopping after this step" in text:
+            unsaid.append(text)
+            raise OSError(5, "Input/output error")
+        say(text, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.OrderedTrainer, "training_step", training_step)
+        patch.setattr(console, "say", gone)
+        with pytest.raises(Interrupted, match="SIGHUP after step 5; it is saved"):
+            shop.fit(tmp_path / "train")
+    assert unsaid == ["SIGHUP: stopping after this step (once more: at once)"]
+    assert checkpoints.fault_of(tmp_path / "train" / "checkpoints" / "checkpoint-5") is None
+
+
+def test_a_damaged_newest_checkpoint_that_was_the_best_is_trained_again(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best was the first for a long time: what is fallen back on still needs it."""
+    val_losses = {1: 1.0, 8: 0.5}
+    monkeypatch.setattr(
+        trainer.OrderedTrainer, "_mean_loss", lambda self, *_, **__: val_losses.get(self.state.global_step, 2.0)
+    )
+    shop.fit(tmp_path / "train", eval_every=1)
+    before, folder = adapter(tmp_path / "train"), tmp_path / "train" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-1", "checkpoint-7", "checkpoint-8"]
+    spoil(folder / "checkpoint-8", "flipped")
+    shutil.rmtree(tmp_path / "train" / "adapter")
+    assert shop.fit(tmp_path / "train", eval_every=1).endswith("best val loss 0.5000 at step 8")
+    assert adapter(tmp_path / "train") == before
+
+
 def test_a_second_signal_ends_at_once_and_an_ignored_one_does_nothing() -> None:
     code = """
 import os, signal, time
@@ -388,6 +432,46 @@ def test_an_evaluation_is_halved_too_and_the_longest_row_is_first(
     assert before_first_step[0] > 1  # all four of them, then two, then one
     assert losses(tmp_path / "train", "val_loss") == pytest.approx(losses(whole, "val_loss"), rel=1e-4)
     assert rundir.read_json(tmp_path / "train" / "fit.json")["batch"]["evaluation_rows"] == 1
+
+
+@pytest.mark.parametrize("remembered", [True, False])
+def test_a_halved_evaluation_is_resumed_with_what_fitted(
+    remembered: bool, shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a kill came before it was noted."""
+    seen = out_of_memory_over(monkeypatch, 1, of="evaluation")
+    with monkeypatch.context() as patch:
+        die_at(patch, 5)
+        with pytest.raises(Killed):
+            shop.fit(tmp_path / "train")
+    size = rundir.read_json(tmp_path / "train" / "checkpoints" / batch_size.FILE)
+    assert (size["evaluation_rows"], size["micro_batch_size"], size["notes"]) == (1, 4, [])
+    assert [note[: len("step 0: evaluation: 4 rows")] for note in size["evaluation_notes"]] == [
+        "step 0: evaluation: 4 rows",
+        "step 0: evaluation: 2 rows",
+    ]
+    if not remembered:
+        (tmp_path / "train" / "checkpoints" / batch_size.FILE).unlink()
+    seen.clear()
+    said = shop.fit(tmp_path / "train")
+    assert [count for _, count in seen[:3]] == ([1, 1, 1] if remembered else [4, 2, 1])
+    assert "rows fitted" not in said  # the micro batches did from the beginning
+    assert sorted(losses(tmp_path / "train", "val_loss")) == [0, 3, 6, 8]
+    batch = rundir.read_json(tmp_path / "train" / "fit.json")["batch"]
+    assert batch["evaluation_rows"] == 1
+    assert len(batch["evaluation_notes"]) == 2
+
+
+def test_an_evaluation_and_a_step_that_are_both_too_large(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither forgets what the other found."""
+    out_of_memory_over(monkeypatch, 2, of="evaluation")
+    out_of_memory_over(monkeypatch, 1)
+    shop.fit(tmp_path / "train")
+    size = BatchSize(**rundir.read_json(tmp_path / "train" / "fit.json")["batch"])
+    assert (size.micro_batch_size, size.evaluation_rows) == (1, 2)
+    assert (len(size.notes), len(size.evaluation_notes)) == (2, 1)
 
 
 def test_micro_batches_divide_the_step(tmp_path: Path) -> None:

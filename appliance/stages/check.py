@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from appliance import access, bases, cards, disk, doctor, engines, hub, machine, memory, rundir, survey
+from appliance import access, bases, cards, disk, doctor, engines, hub, machine, memory, rundir, session, survey
 from appliance.errors import DataError, EnvironmentUnavailable
 from appliance.hub import Base
 from appliance.machine import Device, Finding, Place, human
 from appliance.recipe import DataSection, ModelSection, PublishSection, TrainSection, TuningSection
+from appliance.rundir import STAGES
 
+# Of a Hub that this call can do without: no run waits minutes for that.
+BRIEFLY = session.Limits(connect_seconds=5, silence_seconds=20, tries=2)
 PROMPT_TOKENS = 64  # of a format around a row, for the estimate before anything is tokenized
 
 
@@ -29,18 +32,24 @@ def run(
     get_device: Callable[[], Device],
     engine: str,
     rehearse: str,
-    will_train: bool,
+    todo: Collection[str] | None,
     stage_dir: Path,
+    again: Collection[str] = (),
     into_existing: bool = False,
 ) -> list[Finding]:
     """All findings; writes table.json. What is cheap comes first: a wrong CSV is said before any model is fetched.
 
-    `csv_path` None: the CSV is gone, and its rows are in the run directory already. `into_existing`: a repository on
-    the Hub may hold something else.
+    `csv_path` None: the CSV is gone, and its rows are in the run directory already. `todo`: the stages that this call
+    is to run, for what is done is not judged again; None: it runs none, and all are judged. `again`: the stages that it
+    makes anew; their old results stay until the new ones are done. `into_existing`: a repository on the Hub may hold
+    something else.
 
-    Raises DataError: the CSV cannot be read. HubError: the Hub will not take what is to be published.
+    Raises DataError: the CSV cannot be read. HubError: the Hub will not take what is to be published, or cannot be
+    reached where nothing but time would be lost by waiting for it.
     EnvironmentUnavailable: another finding fails.
     """
+    ahead = set(STAGES) if todo is None or ("rehearse" in todo and rehearse != "never") else set(todo)
+    loads = not ahead.isdisjoint(("train", "evaluate"))  # into the engine
     seen = _survey(csv_path, data, train.seed) if csv_path else None
     findings = survey.findings(seen) if seen else []
     place = machine.place()
@@ -48,24 +57,29 @@ def run(
     table_path = stage_dir / "table.json"
     device = get_device() if machine.can_train() else None
     if device:
-        findings += _device_findings(engine, device)
+        findings += _device_findings(engine if loads else "transformers", device)
     else:
         fix = "pip install -c constraints.txt '.[train]'"
-        findings.append(Finding("packages", "no torch", "torch to train", "fails" if will_train else "warning", fix))
+        needs_torch = todo is not None and not set(todo) <= {"prepare"}
+        findings.append(Finding("packages", "no torch", "torch to train", "fails" if needs_torch else "warning", fix))
     _judge(findings, table_path)  # before a base is fetched: what is wrong with the machine stays wrong
     if device:
         engines.refuse_impossible(engine, device)
-    findings += _hub_findings(publish, model, tuning, into_existing)
+    findings += _hub_findings(publish, model, tuning, into_existing, stage_dir.parent, todo, again)
     rundir.write_json(table_path, [asdict(finding) for finding in findings])
     access.refuse(findings)
     base = get_base()
-    full_with = train.optimizer if tuning.method == "full" else None
-    findings += [*_base_findings(base, model, rehearse), *_disks(base, tuning, train, stage_dir)]
+    full_with = train.optimizer if tuning.method == "full" and "train" in ahead else None
+    demand = disk.of_run(base, tuning, train, has_hard_links=disk.has_hard_links(stage_dir)).of(ahead)
+    kept = set(STAGES if todo is None else todo).difference(again)  # what stands there of them is written over
+    held = disk.held_bytes(stage_dir.parent, kept)
+    findings += [*_base_findings(base, model, rehearse), *_disks(base, demand, held, stage_dir)]
     if device:
-        findings += [
-            *_engine_findings(engine, base, model, device, full_with),
-            *_memory(base, model, tuning, train, device, seen.longest_characters if seen else 0),
-        ]
+        findings += _engine_findings(engine, base, model, device, full_with, loads)
+    if device and "train" in ahead:
+        findings += _training_memory(base, model, tuning, train, device, seen.longest_characters if seen else 0)
+    if device and "merge" in ahead:
+        findings += _merging_memory(base, device)
     _judge(findings, table_path)
     return findings
 
@@ -101,15 +115,40 @@ def _survey(csv_path: Path, data: DataSection, seed: int) -> survey.Survey:
 
 
 def _hub_findings(
-    publish: PublishSection, model: ModelSection, tuning: TuningSection, into_existing: bool
+    publish: PublishSection,
+    model: ModelSection,
+    tuning: TuningSection,
+    into_existing: bool,
+    run_path: Path,
+    todo: Collection[str] | None,
+    again: Collection[str],
 ) -> list[Finding]:
-    """Whether what is to be published may be: asked now, not after hours of training."""
+    """Whether what is to be published may be: asked now, not after hours of training.
+
+    Where this call does not publish, or hours are spent on the run already, a Hub that cannot be asked is a warning:
+    nothing is gained by waiting for it. Raises access.Unreachable else.
+    """
     repositories = publish.repositories(has_adapter=tuning.method == "lora")
-    if not repositories:
+    is_published = (run_path / "publish" / "stage.json").is_file() and "publish" not in again
+    if not repositories or (todo is not None and "publish" not in todo and is_published):
         return []
     is_on_hub = "/" in model.id and not Path(model.id).exists()
     base = (model.id, model.revision) if is_on_hub else None
-    return access.look(dict(repositories.values()), publish.visibility, into_existing, base, hub.token())
+    can_wait = todo is not None and ("publish" not in todo or _has_trained(run_path, again))
+    limits = BRIEFLY if can_wait else session.Limits()
+    try:
+        return access.look(dict(repositories.values()), publish.visibility, into_existing, base, hub.token(), limits)
+    except access.Unreachable as error:
+        if not can_wait:
+            raise
+        return [Finding("Hub", f"not reachable: {error}", "", "warning", "publish needs it")]
+
+
+def _has_trained(run_path: Path, again: Collection[str]) -> bool:
+    """Whether training is done or has got as far as a checkpoint, and stays."""
+    trained = run_path / "train"
+    begun = (trained / "stage.json").is_file() or any(trained.glob("checkpoints/checkpoint-*"))
+    return begun and "train" not in again
 
 
 def _base_findings(base: Base, model: ModelSection, rehearse: str) -> list[Finding]:
@@ -117,7 +156,9 @@ def _base_findings(base: Base, model: ModelSection, rehearse: str) -> list[Findi
     size = human(base.weights_bytes)
     found = f"{base.public_id}, {kind}, {size}, licence {base.license or 'not stated'}"
     findings = [Finding("base model", found, "", "ok")]
-    if kind not in bases.TESTED_TYPES:
+    if kind in bases.TESTED_TYPES:
+        findings.append(Finding("architecture", f"{kind}, dense", "", "ok"))
+    else:
         fix = "the rehearsal tries everything with it before training"
         fix = "set rehearse=auto: it tries everything before training" if rehearse == "never" else fix
         found = f"{kind} is an untested architecture"
@@ -140,12 +181,14 @@ def _device_findings(engine: str, device: Device) -> list[Finding]:
 
 
 def _engine_findings(
-    engine: str, base: Base, model: ModelSection, device: Device, full_with: str | None
+    engine: str, base: Base, model: ModelSection, device: Device, full_with: str | None, loads: bool
 ) -> list[Finding]:
-    """Which engine, why, and whether the base's numbers fit its type of computation."""
+    """Which engine, why, and, where it `loads` the base, whether the base's numbers fit its type of computation."""
     kind, dtype = str(base.config.get("model_type")), device.compute_dtype(model.dtype)
     name, reason = engines.choose(engine, device, kind)
     findings = [Finding("engine", f"{name} on {device.name} in {dtype}: {reason}", "", "ok")]
+    if not loads:
+        return findings
     if dtype == "bfloat16" and device.dtype == "float16":  # emulated by torch, exchanged for float16 by Unsloth
         fix = "set model.dtype=auto, or use a card of compute capability 8.0 or newer"
         findings.append(Finding("number type", f"bfloat16 on {device.name}", "float16", "fails", fix))
@@ -161,7 +204,7 @@ def _engine_findings(
     return findings
 
 
-def _memory(
+def _training_memory(
     base: Base,
     model: ModelSection,
     tuning: TuningSection,
@@ -169,7 +212,7 @@ def _memory(
     device: Device,
     longest_characters: int,
 ) -> list[Finding]:
-    """Room for training, and for the proof, which loads the model again in 16 bits (on a CPU: in float32).
+    """Room for training.
 
     Where only the activations do not fit it is a warning: training halves the micro batch by itself, and their
     estimate stands on the longest row's characters, at a token each, as long as nothing has been tokenized.
@@ -177,10 +220,10 @@ def _memory(
     parameters, dtype = base.parameters, device.compute_dtype(model.dtype)
     full_with = train.optimizer if tuning.method == "full" else None
     at_least = machine.training_bytes(parameters, model.load_in_4bit, dtype, full_with)
-    room, place = machine.room_bytes(device), machine.proof_device(parameters, device)
-    findings = [_fits("training", device.kind, room, at_least)]
+    room = machine.room_bytes(device)
+    finding = _fits("training", device.kind, room, at_least)
     shape = memory.shape_of(base.config)
-    if shape and findings[0].verdict == "ok":
+    if shape and finding.verdict == "ok":
         wanted = model.max_seq_length
         tokens = wanted if isinstance(wanted, int) else min(longest_characters + PROMPT_TOKENS, base.max_positions)
         demand = memory.training(
@@ -196,12 +239,17 @@ def _memory(
         needed = f"{human(demand.total)} ({demand.describe()}; {train.micro_batch_size} rows of {tokens} tokens)"
         enough = demand.total <= room
         fix = "" if enough else "training halves train.micro_batch_size when it must; model.max_seq_length bounds it"
-        findings = [replace(findings[0], needed=needed, verdict="ok" if enough else "warning", fix=fix)]
-    host = machine.memory_available_bytes()  # in the container's limit
-    if shape:
-        findings.append(_fits("the merge", "cpu", host, memory.merge_bytes(shape)))
+        finding = replace(finding, needed=needed, verdict="ok" if enough else "warning", fix=fix)
+    return [finding]
+
+
+def _merging_memory(base: Base, device: Device) -> list[Finding]:
+    """Room for the merge, and for the proof, which loads the model again in 16 bits (on a CPU: in float32)."""
+    shape, host = memory.shape_of(base.config), machine.memory_available_bytes()  # in the container's limit
+    findings = [_fits("the merge", "cpu", host, memory.merge_bytes(shape))] if shape else []
+    place = machine.proof_device(base.parameters, device)
     room = machine.room_bytes(device) if place == device.kind else host
-    return [*findings, _fits("the proof", place, room, machine.proof_bytes(parameters, place))]
+    return [*findings, _fits("the proof", place, room, machine.proof_bytes(base.parameters, place))]
 
 
 def _fits(purpose: str, place: str, room: int, needed: int) -> Finding:
@@ -212,25 +260,24 @@ def _fits(purpose: str, place: str, room: int, needed: int) -> Finding:
     return Finding(what, human(room), human(needed), "fails", fix)
 
 
-def _disks(base: Base, tuning: TuningSection, train: TrainSection, stage_dir: Path) -> list[Finding]:
-    """Room for what is to be fetched and written, on each volume."""
+def _disks(base: Base, demand: disk.Demand, held: int, stage_dir: Path) -> list[Finding]:
+    """Room for what is to be fetched and written, on each volume. `held`: bytes of the demand that are there."""
     coming = sum(base.coming.values())
     if not coming or disk.is_same_volume(base.dir, stage_dir):
-        return [_disk(base, tuning, train, stage_dir, coming)]
+        return [_disk(replace(demand, download=coming), held, stage_dir)]
     free, needed = machine.free_disk_bytes(base.dir), int(coming * disk.MARGIN)
     what, fix = "disk for the base", f"free space in {machine.nearest(base.dir)}, or let HF_HOME name another disk"
     fits = needed <= free
     of_base = Finding(what, human(free), human(needed), "ok" if fits else "fails", "" if fits else fix)
-    return [_disk(base, tuning, train, stage_dir, 0), of_base]
+    return [_disk(demand, held, stage_dir), of_base]
 
 
-def _disk(base: Base, tuning: TuningSection, train: TrainSection, stage_dir: Path, download_bytes: int) -> Finding:
-    """Room for all that the run has still to write where its directory is; what it holds already is there."""
-    links, run_path = disk.has_hard_links(stage_dir), stage_dir.parent
-    demand = replace(disk.of_run(base, tuning, train, has_hard_links=links), download=download_bytes)
-    needed = max(demand.total - disk.held_bytes(run_path), disk.RESERVE_BYTES)
-    free, parts = machine.free_disk_bytes(stage_dir), f"{human(needed)} ({demand.describe()})"
+def _disk(demand: disk.Demand, held: int, stage_dir: Path) -> Finding:
+    """Room for all that the run has still to write where its directory is; without anything large, advice only."""
+    needed = max(demand.total - held, disk.RESERVE_BYTES)
+    free, parts = machine.free_disk_bytes(stage_dir), human(needed)
+    parts += f" ({demand.describe()})" if demand.net else ""
     if needed <= free:
         return Finding("disk", human(free), parts, "ok")
-    fix = "free space, or use --runs-dir"
-    return Finding("disk", human(free), parts, "fails", fix if links else f"{fix}; one with hard links needs less")
+    fix = "free space, or use --runs-dir" + ("; one with hard links needs less" if demand.release else "")
+    return Finding("disk", human(free), parts, "fails" if demand.net else "warning", fix)

@@ -11,7 +11,7 @@ import re
 import shutil
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,12 +121,12 @@ def run(
     refuse(dataset, collate)
     keep = partial(_keep_best, target=trained_dir, prompt=prompt, tokenizer=tokenizer, base=base, encoding=encoding)
 
-    def attempt(size: BatchSize, tuned: Any) -> tuple[TrainerState, BatchSize]:
+    def attempt(size: BatchSize, tuned: Any) -> TrainerState:
         """Trains from the newest checkpoint to the end. Raises OutOfMemory."""
         resume_from = checkpoints.newest(checkpoints_dir, inputs)
         if resume_from and checkpoints.is_finished(resume_from, train.patience):
             console.say(f"training had ended with {resume_from.name}; only the best of it was still to be kept")
-            return checkpoints.state_of(resume_from), size
+            return checkpoints.state_of(resume_from)
         dtype, step = device.compute_dtype(model.dtype), checkpoints.step_of(resume_from) if resume_from else -1
         scales_loss = device.kind == "cuda" and dtype == "float16"
         metrics, stop = Metrics(stage_dir / "metrics.jsonl", resume_step=step, scales_loss=scales_loss), StopOnSignal()
@@ -148,7 +148,7 @@ def run(
             train_rows=train_side,
             val_rows=val_side,
             rows_per_step=train.effective_batch_size,
-            evaluation_rows=size.evaluation_rows,
+            size=size,
             inputs=inputs,
             stop=stop,
             evaluation_due=resume_from is not None and checkpoints.manifest_of(resume_from).evaluation_due,
@@ -166,21 +166,21 @@ def run(
                 + ("; it is saved" if saved else ""),
                 hint="the same command continues from there" if saved else "the same command begins there",
             )
-        return trainer.state, replace(size, evaluation_rows=trainer.evaluation_rows)
+        return trainer.state
 
-    size = BatchSize(
+    asked = BatchSize(
         train.micro_batch_size, train.micro_batch_size, train.gradient_accumulation_steps, EVALUATION_ROWS_PER_BATCH
-    ).remembered(checkpoints_dir)
+    )
     while True:
         try:
-            state, size = attempt(size, tuned)
+            state = attempt(asked.remembered(checkpoints_dir), tuned)
             break
         except OutOfMemory as error:
-            size = size.after(error, device, stage_dir)
+            asked.remembered(checkpoints_dir).after(error, device, stage_dir)
         tuned = None  # weights and optimizer may have been half way through a step: both come from disk again
         engine.release()
         tuned, _ = load()
-    return keep(state, size=size)
+    return keep(state, size=asked.remembered(checkpoints_dir))
 
 
 def _train(trainer: OrderedTrainer, resume_from: Path | None) -> None:
