@@ -27,7 +27,7 @@ PROMPT = "you> "
 COMMANDS = "/new starts over, /quit or Ctrl-D ends, Ctrl-C stops an answer"
 
 
-def chat(run_path: Path | None, runs_dir: Path, *, max_new_tokens: int | None, temperature: float) -> None:
+def chat(run_path: Path | None, runs_dir: Path, *, max_new_tokens: int | None, temperature: float | None) -> None:
     """Answers the lines of standard input until it ends or says /quit.
 
     On a terminal a failing question is told and the next one asked for. Through a pipe it ends the command, so that a
@@ -67,7 +67,7 @@ def ask(
     *,
     input_text: str,
     max_new_tokens: int | None,
-    temperature: float,
+    temperature: float | None,
     as_json: bool,
 ) -> None:
     """Answers one question: `words`, the first of which may be a run directory. Raises as `chat` does."""

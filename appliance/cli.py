@@ -72,7 +72,8 @@ TokensOption = Annotated[
     int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens; without it the recipe's.")
 ]
 TemperatureOption = Annotated[
-    float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token each time; more adds chance.")
+    float | None,
+    typer.Option("--temperature", min=0.0, help="0 takes the likeliest token; without it the recipe's sampling."),
 ]
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 _CACHE = Path.home() / ".cache" / "finetune-appliance"
@@ -312,7 +313,7 @@ def replay(run_dir: RunDirArgument, cache_dir: CacheOption = _CACHE, as_json: Js
 def chat(
     run_dir: Annotated[Path | None, typer.Argument(help="A run directory; without it the newest proven model.")] = None,
     max_new_tokens: TokensOption = None,
-    temperature: TemperatureOption = 0.0,
+    temperature: TemperatureOption = None,
     runs_dir: RunsOption = Path("runs"),
 ) -> None:
     """Talk to the model that a run made. /new starts over, /quit or Ctrl-D ends.
@@ -333,7 +334,7 @@ def ask(
     words: Annotated[list[str], typer.Argument(metavar="[RUN_DIR] QUESTION", help="Without RUN_DIR the newest model.")],
     input_: Annotated[str, typer.Option("--input", metavar="TEXT", help="Further context of the question.")] = "",
     max_new_tokens: TokensOption = None,
-    temperature: TemperatureOption = 0.0,
+    temperature: TemperatureOption = None,
     runs_dir: RunsOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 from appliance import console, machine, resolve
 from appliance.errors import DataError, EnvironmentUnavailable
 from appliance.prompts import Message, user_message
+from appliance.recipe import SamplingSection
 
 _GREEDY_BELOW = 0.01  # of the temperature: logits divided by less come near float32's end
 _HALF = "\ufffd"  # what bytes decode to as long as the rest of their character is missing
@@ -46,13 +47,13 @@ class Reply:
 
 @dataclass(frozen=True)
 class Speaker:
-    """A merged model in memory, and how it is to answer. `temperature` 0: always the likeliest token."""
+    """A merged model in memory, and how it is to answer: by a recipe's `evaluate.sampling`."""
 
     model: Any
     tokenizer: Any
     stop: tuple[str, ...]
     max_new_tokens: int
-    temperature: float
+    sampling: SamplingSection
 
     @property
     def positions(self) -> int | None:
@@ -84,15 +85,18 @@ class Speaker:
             ended = stream.feed(ids[0, begin:].tolist()) or interrupted()
             return torch.full((1,), ended, device=ids.device, dtype=torch.bool)
 
-        sampled = {"do_sample": True, "temperature": self.temperature} if self.temperature >= _GREEDY_BELOW else {}
+        drawn, chosen = self.sampling, dict[str, Any](do_sample=False)
+        if drawn.temperature >= _GREEDY_BELOW:
+            chosen = {"do_sample": True, "temperature": drawn.temperature, "top_p": drawn.top_p, "top_k": 0}
         ends = sorted(self.ends)
         pad = self.tokenizer.pad_token_id
         config = GenerationConfig(
-            **(sampled or {"do_sample": False}),
+            **chosen,
             max_new_tokens=limit,
             num_beams=1,
-            repetition_penalty=1.0,  # as in the evaluation; left unset it would come from generation_config.json
-            no_repeat_ngram_size=0,
+            # as in the evaluation; left unset they would come from generation_config.json
+            repetition_penalty=drawn.repetition_penalty,
+            no_repeat_ngram_size=drawn.no_repeat_ngram_size,
             eos_token_id=ends or None,
             pad_token_id=pad if pad is not None else next(iter(ends), None),
         )
@@ -117,10 +121,11 @@ def _room() -> str:
     )
 
 
-def load(run_path: Path, *, max_new_tokens: int | None, temperature: float) -> Speaker:
+def load(run_path: Path, *, max_new_tokens: int | None, temperature: float | None) -> Speaker:
     """The run's merged model, loaded as a user of the release would; float32 on a CPU, as stored on a GPU.
 
-    `max_new_tokens` None takes the recipe's. Raises EnvironmentUnavailable: packages, files or memory are missing.
+    `max_new_tokens` and `temperature` None take the recipe's (`evaluate.sampling`). Raises EnvironmentUnavailable:
+    packages, files or memory are missing.
     """
     if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
         hint = "pip install -c constraints.txt '.[train]'"
@@ -155,9 +160,12 @@ def load(run_path: Path, *, max_new_tokens: int | None, temperature: float) -> S
         raise _damaged(folder, run_path, _first_line(error)) from error
     if not tokenizer.chat_template:
         raise _damaged(folder, run_path, "its tokenizer has no chat template")
-    if temperature >= _GREEDY_BELOW:
+    sampling = wanted.sampling
+    if temperature is not None:
+        sampling = sampling.model_copy(update={"temperature": temperature})
+    if sampling.temperature >= _GREEDY_BELOW:
         torch.seed()  # torch starts every process with one and the same seed
-    return Speaker(model.eval(), tokenizer, tuple(wanted.stop), max_new_tokens or wanted.max_new_tokens, temperature)
+    return Speaker(model.eval(), tokenizer, tuple(wanted.stop), max_new_tokens or wanted.max_new_tokens, sampling)
 
 
 def _damaged(folder: Path, run_path: Path, seen: str) -> EnvironmentUnavailable:

@@ -17,9 +17,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from appliance import chat, interrupts, prompts, speaker
 from appliance.errors import DataError, EnvironmentUnavailable, Interrupted, RecipeError, RunDirError
+from appliance.recipe import SamplingSection
 from appliance.rundir import RunDir, write_json
 from appliance.speaker import Conversation, Speaker, Stream
 from tests.models import tiny_tokenizer
@@ -163,15 +166,35 @@ def test_the_model_is_loaded_as_a_user_of_the_release_would(loaded: Speaker, bas
     kind = next(loaded.model.parameters())
     expected = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     assert (kind.dtype, kind.is_cuda, loaded.model.training) == (expected, torch.cuda.is_available(), False)
-    assert (loaded.max_new_tokens, loaded.stop, loaded.temperature) == (40, (), 0.0)
+    assert (loaded.max_new_tokens, loaded.stop, loaded.sampling) == (40, (), SamplingSection())
     messages = prompts.user_message("가격은?", "표")
     assert loaded.prompt(messages)[0].tolist() == prompts.from_folder("alpaca", base_dir).prompt_ids(messages)
 
 
 def test_the_recipe_says_how_an_answer_ends(tmp_path: Path, base_dir: Path) -> None:
-    run = make_run(tmp_path / "run", base_dir, more=", stop: ['끝', 'END']")
-    loaded = speaker.load(run, max_new_tokens=7, temperature=0.5)
-    assert (loaded.max_new_tokens, loaded.stop, loaded.temperature) == (7, ("끝", "END"), 0.5)
+    drawn = "sampling: {temperature: 0.3, top_p: 0.9, repetition_penalty: 1.2, no_repeat_ngram_size: 2}"
+    run = make_run(tmp_path / "run", base_dir, more=f", stop: ['끝', 'END'], {drawn}")
+    loaded = speaker.load(run, max_new_tokens=7, temperature=None)
+    assert (loaded.max_new_tokens, loaded.stop) == (7, ("끝", "END"))
+    wanted = SamplingSection(temperature=0.3, top_p=0.9, repetition_penalty=1.2, no_repeat_ngram_size=2)
+    assert loaded.sampling == wanted
+    greedy = speaker.load(run, max_new_tokens=40, temperature=0.0)
+    assert greedy.sampling == wanted.model_copy(update={"temperature": 0.0})
+    plain = replace(greedy, sampling=SamplingSection())
+    assert most_of_a_pair(greedy) == 1 < most_of_a_pair(plain)  # no two tokens follow each other twice
+
+
+def most_of_a_pair(speaker: Speaker) -> int:
+    """How often the most frequent pair of tokens stands in an answer of 40."""
+    seen: list[list[int]] = [[]]
+
+    def decode(ids: list[int]) -> str:
+        seen.append(ids)
+        return ""
+
+    prompt = speaker.prompt(prompts.user_message("가격은?"))
+    speaker.generate(prompt, Stream(decode, set(), (), None), 40, lambda: False)
+    return max(Counter(pairwise(seen[-1])).values())
 
 
 def test_a_model_that_does_not_load_is_no_bug(tmp_path: Path, base_dir: Path) -> None:
@@ -234,7 +257,7 @@ def test_the_context_goes_where_it_was_trained(loaded: Speaker) -> None:
 
 
 def test_sampling_varies(loaded: Speaker) -> None:
-    speaker = replace(loaded, temperature=1.5)
+    speaker = replace(loaded, sampling=SamplingSection(temperature=1.5))
     assert len({Conversation(speaker).say("가격은?").answer for _ in range(4)}) > 1
     assert len({Conversation(loaded).say("가격은?").answer for _ in range(2)}) == 1
 
