@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from appliance import __version__, cli_dataset, cli_report, interrupts
+from appliance import __version__, cli_dataset, cli_generate, cli_hub, cli_report, cli_upload, interrupts
 from appliance.errors import ApplianceError, Interrupted, RecipeError
 
 app = typer.Typer(
@@ -34,6 +34,8 @@ _RECIPE_HELP = """Look at recipes.
 recipe_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=_RECIPE_HELP)
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(cli_dataset.dataset_app, name="dataset")
+for _commands in (cli_generate, cli_hub, cli_upload):
+    _commands.register(cli_dataset.dataset_app)
 app.command("report")(cli_report.report)
 
 RecipeArgument = Annotated[

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from appliance import cli_generate, cli_hub, cli_upload
 from appliance.errors import DataError
 
 if TYPE_CHECKING:
@@ -228,8 +227,3 @@ def _spoken(pairs: Iterable[Pair | Dropped]) -> Iterator[Pair | Dropped]:
         if number % _SPOKEN_EVERY == 0:
             console.say(f"{number:,} read")
         yield pair
-
-
-cli_generate.register(dataset_app)
-cli_hub.register(dataset_app)
-cli_upload.register(dataset_app)

@@ -9,14 +9,12 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
-import threading
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from appliance import access, cards, machine, scrub, session
-from appliance.errors import HubError
+from appliance import cards, doctor_hub, machine
 from appliance.machine import Device, Finding, Place, human
 
 CHECKOUT = Path(__file__).parents[1]
@@ -42,7 +40,6 @@ REASONS = {
 CONTEXT_BYTES = 600 << 20
 SHM_BYTES = 64 << 20  # Docker's default
 CACHES = ("HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "UNSLOTH_COMPILE_LOCATION")
-HUB_SECONDS = 3.0  # for the Hub's answer, all in all
 NETWORK = ("HF_ENDPOINT", "HF_HUB_OFFLINE", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
@@ -57,7 +54,7 @@ def run(
     place = machine.place(root)
     findings, torch_loads = _packages(place)
     here, refusal = _device() if torch_loads else (None, "")
-    token = _token(environ)
+    token = doctor_hub.find_token(environ)
     compiler = _compiler()
     if compiler.verdict == "fails" and not (here and here.kind == "cuda"):
         compiler = replace(compiler, verdict="warning")  # only a GPU's kernels are compiled
@@ -72,7 +69,7 @@ def run(
         caches(cache_dir, place, environ),
         *([_data(data_dir)] if data_dir else []),
         token[0],
-        _hub(token[1]),
+        doctor_hub.ask(token[1]),
         *_network(environ),
         *_unsloth(environ),
     ]
@@ -291,26 +288,9 @@ def _at_least(what: str, found: int, needed: int, fix: str) -> Finding:
 
 def caches(cache_dir: Path, place: Place, environ: Mapping[str, str]) -> Finding:
     """The first cache that cannot be written: in a volume that another uid has begun, its folders are that uid's."""
-    folders = [cache_dir, *(Path(environ[name]) for name in CACHES if environ.get(name)), _hub_cache(environ)]
+    folders = [cache_dir, *(Path(environ[name]) for name in CACHES if environ.get(name)), doctor_hub.cache_dir(environ)]
     findings = [_writable(folder, place, is_cache=True) for folder in folders]
     return next((finding for finding in findings if finding.verdict == "fails"), findings[0])
-
-
-def _hub_cache(environ: Mapping[str, str]) -> Path:
-    """Where the Hub's client keeps what it fetches (huggingface_hub 1.33, constants.py)."""
-    named = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
-    return _expanded(named) if named else _hub_home(environ) / "hub"
-
-
-def _hub_home(environ: Mapping[str, str]) -> Path:
-    if environ.get("HF_HOME"):
-        return _expanded(environ["HF_HOME"])
-    return _expanded(environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-
-
-def _expanded(path: str) -> Path:
-    """As the client does it: without a home folder `~` stays, where Path.expanduser raises."""
-    return Path(os.path.expandvars(os.path.expanduser(path)))  # noqa: PTH111
 
 
 def _writable(folder: Path, place: Place, *, is_cache: bool = False) -> Finding:
@@ -342,72 +322,6 @@ def _data(data_dir: Path) -> Finding:
         return Finding("data", f"{nearest} cannot be read", "readable", "fails", f"chmod a+rX {data_dir} {path}")
     fix = "put it there (any other place: --set data.csv=PATH)"
     return Finding("data", f"no train.csv in {data_dir}/", "a CSV to train on", "warning", fix)
-
-
-def _token(environ: Mapping[str, str]) -> tuple[Finding, str]:
-    """Whether a Hub token is there and where, and the token. The finding shows neither its value nor a path that might
-    be the token by mistake."""
-    what, source, token = "Hub token", "HF_TOKEN", environ.get("HF_TOKEN", "")
-    path = environ.get("HF_TOKEN_FILE", "")
-    if path and not token:
-        try:
-            with Path(path).open("rb") as file:
-                source, token = f"HF_TOKEN_FILE, {path}", file.read(4096).decode("latin-1").strip()
-        except OSError as error:
-            named = path if "/" in path else "HF_TOKEN_FILE (value not shown, it may be the token itself)"
-            fix = f"name a file there that uid {os.getuid()} may read, or unset HF_TOKEN_FILE"
-            return Finding(what, f"{named}: {error.strerror}", "a readable file", "warning", fix), ""
-    if not token:
-        source, token = "HUGGING_FACE_HUB_TOKEN", environ.get("HUGGING_FACE_HUB_TOKEN", "")
-    if not token:
-        stored = _expanded(environ["HF_TOKEN_PATH"]) if environ.get("HF_TOKEN_PATH") else _hub_home(environ) / "token"
-        source, token = "the Hub client's store (hf auth login)", machine.read_text(stored).strip()
-    if not token:  # an empty file is Compose's way to say that there is none
-        return Finding(what, "not set", "only for gated models and publishing", "ok"), ""
-    if re.fullmatch(r"hf_\S+", token):
-        return Finding(what, f"set in {source}", "", "ok"), token
-    fix = "copy it once more from https://huggingface.co/settings/tokens, without quotes or spaces"
-    return Finding(what, f"set in {source}, and does not look like one", "hf_ and no blanks", "warning", fix), ""
-
-
-def _hub(token: str) -> Finding:
-    """Whether the Hub answers and takes the token, as far as it says so in HUB_SECONDS. Who the token's owner is, and
-    what the environment's addresses are, is not shown."""
-    what, having = "Hub", "with a token" if token else "without a token"
-    said: list[str] = []
-    asking = threading.Thread(target=lambda: said.append(_answer(token)), daemon=True)
-    asking.start()  # looking a name up knows no deadline of its own
-    asking.join(HUB_SECONDS)
-    answer = said[0] if said else "no answer in time"
-    if answer == "answers":
-        return Finding(what, f"answers, asked {having}", "", "ok")
-    if answer == "refuses":
-        return Finding(what, "answers, and does not accept the token", "a valid one", "warning", session.GIVE_TOKEN)
-    if answer == "offline":
-        return Finding(what, f"not asked: HF_HUB_OFFLINE is set; {having}", "", "ok")
-    fix = "check the network and HF_ENDPOINT; what is in the cache works without"
-    return Finding(what, f"not reachable: {answer}; {having}", "only to fetch and to publish", "warning", fix)
-
-
-def _answer(token: str) -> str:
-    """answers | refuses | offline, or what was in the way."""
-    import httpx
-    from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-    from huggingface_hub.utils._http import get_session
-
-    try:
-        with session.opened(session.Limits(connect_seconds=HUB_SECONDS, silence_seconds=HUB_SECONDS, tries=1)):
-            if token:
-                return "answers" if access.whoami(token) else "refuses"
-            get_session().get(f"{constants.ENDPOINT}/api/whoami-v2")  # any reply is one
-            return "answers"
-    except OfflineModeIsEnabled:
-        return "offline"
-    except (HfHubHTTPError, httpx.HTTPError, HubError) as error:
-        return scrub.text(str(session.explained(error, again="")), [token])
-    except (httpx.InvalidURL, ImportError, ValueError, KeyError, TypeError):  # their words may hold an address
-        return "HF_ENDPOINT or a proxy is no Hub, or cannot be used"
 
 
 def _network(environ: Mapping[str, str]) -> list[Finding]:

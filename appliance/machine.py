@@ -12,15 +12,15 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
 import psutil
 
-from appliance import cards, console
+from appliance import cards, cgroups, console
 from appliance.cards import Card
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -218,7 +218,7 @@ def memory_limit_bytes(root: Path = Path("/")) -> int:
 
     `root`: where /proc and /sys are looked up.
     """
-    return min([int(psutil.virtual_memory().total), *(limit for limit, _ in _cgroups(root))])
+    return min([int(psutil.virtual_memory().total), *(limit for limit, _ in cgroups.memory(root))])
 
 
 def room_bytes(on: Device) -> int:
@@ -233,40 +233,7 @@ def room_bytes(on: Device) -> int:
 def memory_available_bytes(root: Path = Path("/")) -> int:
     """Host memory that is free now for this process: the machine's, or what its cgroups leave where that is less."""
     free = int(psutil.virtual_memory().available)
-    return min([free, memory_limit_bytes(root), *(left for _, left in _cgroups(root))])
-
-
-def _cgroups(root: Path) -> Iterator[tuple[int, int]]:
-    """(limit, what is left of it) of each memory cgroup that this process is in and that has a limit.
-
-    A limit binds all cgroups below, so each one up to the hierarchy's root is looked at (Linux, "Control Group v2",
-    memory.max; "Memory Resource Controller" for v1). In a namespace of its own a container sees itself as that root;
-    without one its path is the host's, of which only some levels may be mounted here. Pages of files that nobody used
-    lately are given back under pressure, so they count as left.
-    """
-    v1, v2 = root / "sys/fs/cgroup/memory", root / "sys/fs/cgroup"
-    own = {v1: PurePosixPath("/"), v2: PurePosixPath("/")}
-    for line in read_text(root / "proc/self/cgroup").splitlines():
-        hierarchy, controllers, path = [*line.split(":", 2), "", ""][:3]
-        mount = v1 if "memory" in controllers.split(",") else v2 if hierarchy == "0" and not controllers else None
-        if mount and ".." not in PurePosixPath(path).parts:  # one outside this namespace's root has no path here
-            own[mount] = PurePosixPath("/") / path
-    for mount, limit_file, current_file, reclaimable in (
-        (v2, "memory.max", "memory.current", "inactive_file"),
-        (v1, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        for level in (own[mount], *own[mount].parents):
-            folder = mount / level.relative_to("/")
-            limit = _number(read_text(folder / limit_file))
-            if limit is None:  # no such level here, or `max`
-                continue
-            current = _number(read_text(folder / current_file)) or 0
-            stat = re.search(rf"^{reclaimable} (\d+)$", read_text(folder / "memory.stat"), re.MULTILINE)
-            yield limit, max(limit - current + min(int(stat[1]) if stat else 0, current), 0)
-
-
-def _number(text: str) -> int | None:
-    return int(text) if text.strip().isdecimal() else None
+    return min([free, memory_limit_bytes(root), *(left for _, left in cgroups.memory(root))])
 
 
 def free_disk_bytes(path: Path) -> int:

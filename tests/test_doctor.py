@@ -16,7 +16,7 @@ import torch
 from huggingface_hub import constants
 from typer.testing import CliRunner
 
-from appliance import cli, doctor, machine
+from appliance import cli, doctor, doctor_hub, machine
 from appliance.cards import Card
 from appliance.machine import Device, Finding
 from tests import loopback_hub
@@ -411,8 +411,8 @@ def test_whether_the_hub_answers_and_takes_the_token(
 def test_a_hub_that_keeps_silent_is_not_waited_for(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
     """Looking up a name has no deadline of its own."""
     asleep = threading.Event()
-    monkeypatch.setattr(doctor, "_answer", lambda _: str(asleep.wait(30)))
-    monkeypatch.setattr(doctor, "HUB_SECONDS", 0.1)
+    monkeypatch.setattr(doctor_hub, "_answer", lambda _: str(asleep.wait(30)))
+    monkeypatch.setattr(doctor_hub, "HUB_SECONDS", 0.1)
     begun = time.monotonic()
     found = look()["Hub"]
     asleep.set()
