@@ -412,6 +412,7 @@ def test_inspect_shows_what_is_trained(finished: Path) -> None:
 
 def test_the_page_shows_the_run(finished: Path) -> None:
     html = (finished / "runs" / "shop" / "report.html").read_text(encoding="utf-8")
+    assert "<td>one_prompt_everywhere</td>" in html  # what publish asked, beside what the proof did
     figures = rundir.read_json(finished / "runs" / "shop" / "evaluate" / "metrics.json")
     assert f"{figures['tuned']['f1']:.1%}" in html
     assert "data:image/png;base64," in html
