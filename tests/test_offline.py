@@ -57,6 +57,8 @@ def test_a_run_is_made_without_a_network_once_the_base_is_here(base_dir: Path, t
         assert hub.environ["HF_HUB_OFFLINE"] == "0"  # nobody is told that there is no network
         checked = appliance(environ, "check", str(tmp_path / "shop.yaml"), "--runs-dir", str(run.parent))
         assert checked.returncode == 0, checked.stderr
+        prepared = appliance(environ, "prepare", str(run))  # fetches the base
+        assert prepared.returncode == 0, prepared.stderr
         asked = len(hub.log())
     commit = rundir.read_json(run / "run.json")["base"]["revision"]
 
