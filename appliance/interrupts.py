@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from types import FrameType
 
@@ -34,8 +35,9 @@ def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
 
 
 def check() -> None:
-    """Raises Interrupted where a signal came and the work goes on all the same."""
-    if _arrived:
+    """Raises Interrupted where a signal came and the work goes on all the same. In the main thread only, as signals
+    do: others end what they have begun, such as a reply that is paid for."""
+    if _arrived and threading.current_thread() is threading.main_thread():
         _raise(_arrived[-1])
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,8 @@ def test_it_comes_again_where_the_interpreter_forgot_it(look: object) -> None:
     assert gone() is None
     with pytest.raises(Interrupted, match="stopped by SIGTERM"):
         look()  # type: ignore[operator]
+    with ThreadPoolExecutor() as pool:
+        pool.submit(look).result()  # type: ignore[arg-type]  # threads end what they have begun
     interrupts.forget()
     look()  # type: ignore[operator]
 
