@@ -36,8 +36,6 @@ _FETCHES = 2  # of a file that does not arrive as it is on the Hub
 _SHOWN_FROM_BYTES = 1 << 26
 _SECRETS = ("HF_TOKEN", "HF_TOKEN_FILE", "HUGGING_FACE_HUB_TOKEN")
 _log = logging.getLogger(__name__)
-# It logs its tries as warnings, which a command without a log file would write to the screen.
-logging.getLogger(session.__name__).addHandler(logging.NullHandler())
 
 
 def find(source: Source, cache_dir: Path) -> Snapshot:

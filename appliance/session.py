@@ -25,6 +25,7 @@ from appliance import scrub
 from appliance.errors import HubError
 
 _log = logging.getLogger(__name__)
+_log.addHandler(logging.NullHandler())  # a command without a log file would write every try to the screen
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 # The boxes of the page where fine-grained tokens are made, in its own words.

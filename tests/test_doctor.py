@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -406,6 +409,16 @@ def test_whether_the_hub_answers_and_takes_the_token(
         assert found.found.startswith("not reachable: the connection to the Hub broke")
         assert (found.verdict, "HF_ENDPOINT" in found.fix, "canary" in repr(found).lower()) == ("warning", True, False)
     assert look(environ={"HF_TOKEN": f"{CANARY}é"})["Hub"].verdict == "warning"  # no header can hold it
+
+
+def test_a_hub_that_is_not_there_is_a_row_and_no_more() -> None:
+    """What is tried on the way is for a log file, and this command has none."""
+    environ = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    command = [sys.executable, "-m", "appliance", "doctor", "--json"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    rows = {row["what"]: row for row in json.loads(done.stdout)}
+    assert rows["Hub"]["found"].startswith("not reachable: ")
+    assert "GET " not in done.stderr
 
 
 def test_a_hub_that_keeps_silent_is_not_waited_for(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
