@@ -51,7 +51,10 @@ def upload(
 
     views.require_run(run_dir)
     if not re.fullmatch(r"(?:\w[\w.-]*/)?\w[\w.-]*", repo_id, re.ASCII):
-        raise RecipeError(f"--repo-id {repo_id}: expected USER/NAME, or NAME for your own account")
+        raise RecipeError(
+            f"--repo-id {repo_id}: expected USER/NAME, or NAME for your own account",
+            hint="letters, digits, '-', '_' and '.': --repo-id me/shop-rows",
+        )
     run = RunDir(run_dir)
     typed = shlex.quote(str(run_dir))
     with run.lock(), console.log_file(run_dir / "appliance.log"):

@@ -46,6 +46,7 @@ class Demand:
 
     @property
     def net(self) -> int:
+        """The parts alone."""
         return sum(asdict(self).values())
 
     @property

@@ -158,6 +158,7 @@ def upload_rows(
 
 
 def _files(release: Path) -> dict[str, dict[str, Any]]:
+    """Of every file its size in bytes and its sha256, by its path in the release."""
     return {
         str(path.relative_to(release)): {"size": path.stat().st_size, "sha256": rundir.sha256_of(path)}
         for path in sorted(release.rglob("*"))
@@ -166,7 +167,7 @@ def _files(release: Path) -> dict[str, dict[str, Any]]:
 
 
 def _expected(files: Mapping[str, Mapping[str, Any]], inside: str = "") -> dict[str, tuple[int, str]]:
-    """The files of one part of the release, named as in its repository: size in bytes, sha256."""
+    """The files below `inside`, a part's folder, named as in its repository: size in bytes, sha256."""
     return {n.removeprefix(inside): (f["size"], f["sha256"]) for n, f in files.items() if n.startswith(inside)}
 
 
