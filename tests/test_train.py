@@ -243,6 +243,15 @@ def test_four_bits_train_on_a_cpu(base: Base, prepare_dir: Path, tmp_path: Path)
     assert val_loss[8] < val_loss[0]
 
 
+def test_4_bit_weights_keep_the_layout_that_has_gradients(base: Base) -> None:
+    """On a processor with AVX512-BF16 bitsandbytes would repack them in the first evaluation, for good."""
+    engine = TransformersEngine(machine.device())
+    model, _ = engine.load_for_training(base.dir, ModelSection(id=str(base.dir)), TuningSection(), 64, seed=1)
+    layers = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
+    assert layers
+    assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
+
+
 def test_the_8_bit_optimizer_trains_on_a_cpu(base: Base, prepare_dir: Path, tmp_path: Path) -> None:
     fit(base, prepare_dir, tmp_path / "train", optimizer="adamw_8bit")
     val_loss = losses(tmp_path / "train", "val_loss")

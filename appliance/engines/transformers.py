@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
@@ -87,7 +88,20 @@ class TransformersEngine:
                 trust_remote_code=False,
             )
             tokenizer = base_tokenizer.load(base_dir)
+        if model.load_in_4bit:
+            _keep_4bit_layout(loaded)
         return loaded, tokenizer
+
+
+def _keep_4bit_layout(model: Any) -> None:
+    """Keeps bitsandbytes from repacking 4-bit weights for a processor with AVX512-BF16 (no effect on a GPU).
+
+    It does so in the first evaluation and never undoes it, and its kernel for that layout has no backward pass: all
+    training after that evaluation would go on without gradients (bitsandbytes 0.50, nn/modules.py, Linear4bit.forward).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _refuse_transposed(base_dir: Path) -> None:
