@@ -10,7 +10,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,17 @@ class Rows:
         return f"CSV row{'s' if len(lines) > 1 else ''} {', '.join(map(str, lines))}"
 
 
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward and backward pass. `loss` and `is_trained` (does any label count?) are scalars on the device."""
+
+    rows: Sequence[int]
+    tokens: int  # real ones
+    padded_tokens: int  # padding included: what was computed on
+    loss: torch.Tensor
+    is_trained: torch.Tensor
+
+
 class EvaluationStopped(Exception):
     """A signal came between two batches of an evaluation."""
 
@@ -83,7 +94,9 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
         self._inputs, self._stop = inputs, stop
         self._evaluation_due = evaluation_due
         self._saving_dir: Path | None = None
-        self._micro_batch = (-1, -1)  # step, and which of its micro batches
+        self._order: tuple[int, list[int]] = (-1, [])  # epoch, and its rows in order
+        self.passes: list[MicroBatch] = []  # of the step at work, or of the one that was just done
+        self._passes_of = -1  # the step that they belong to
         self.at_work = AtWork("training", 0, 0)
         self._sampler = batches.EpochSampler(train_rows.lengths, rows_per_step=rows_per_step, seed=self.args.seed)
 
@@ -91,10 +104,11 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
         """The train rows, as indexes, of the step after `step` steps: those of all its micro batches, in order."""
         steps = math.ceil(len(self._train_rows.lengths) / self._rows_per_step)
         epoch, step_of_epoch = divmod(step, steps)
-        order = batches.order(
-            self._train_rows.lengths, rows_per_step=self._rows_per_step, seed=self.args.seed, epoch=epoch
-        )
-        return order[step_of_epoch * self._rows_per_step :][: self._rows_per_step]
+        if self._order[0] != epoch:
+            lengths, seed = self._train_rows.lengths, self.args.seed
+            self._order = epoch, batches.order(lengths, rows_per_step=self._rows_per_step, seed=seed, epoch=epoch)
+        begin = step_of_epoch * self._rows_per_step
+        return self._order[1][begin : begin + self._rows_per_step]
 
     def name_rows_of_step(self, step: int) -> str:
         return self._train_rows.name(self.rows_of_step(step))
@@ -106,28 +120,35 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
         """The card is written by publish; trl would put one into every checkpoint."""
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """One micro batch. Raises TrainingFailed before any weight is changed: nothing to learn, or no finite loss."""
+        """One micro batch. What it gave is judged once a step, by `refuse_what_cannot_be_learnt`."""
         step = self.state.global_step
-        number = self._micro_batch[1] + 1 if self._micro_batch[0] == step else 0
-        self._micro_batch = (step, number)
+        if self._passes_of != step:
+            self._passes_of, self.passes = step, []
         count, width = inputs["input_ids"].shape
+        first = len(self.passes) * self.args.per_device_train_batch_size
+        rows = self.rows_of_step(step)[first : first + count]
         self.at_work = AtWork("training", count, width)
-        first = number * self.args.per_device_train_batch_size
-
-        def name_rows() -> str:
-            return self._train_rows.name(self.rows_of_step(step)[first : first + count])
-
-        if not bool((inputs["labels"][:, 1:] != batches.IGNORED).any()):
-            raise TrainingFailed(
-                f"step {step + 1}: {name_rows()}: no token of them is trained",
-                hint="see what is trained with `appliance inspect`; their answers may have been cut away",
-            )
+        is_trained = (inputs["labels"][:, 1:] != batches.IGNORED).any()
         loss = super().training_step(model, inputs, *args, **kwargs)
-        if not bool(torch.isfinite(loss)):
-            raise TrainingFailed(
-                f"step {step + 1}: {name_rows()}: the loss {float(loss)} is not finite", hint=LOOK_AT_ROWS
-            )
+        tokens = sum(self._train_rows.lengths[i] for i in rows)
+        self.passes.append(MicroBatch(rows, tokens, count * width, loss, is_trained))
         return loss
+
+    def refuse_what_cannot_be_learnt(self) -> None:
+        """Raises TrainingFailed before any weight is changed: a micro batch had nothing to learn, or no finite loss.
+
+        Losses and flags of all micro batches come from the device at once: each look at it makes it wait.
+        """
+        seen = torch.stack([torch.stack([one.loss.float(), one.is_trained.float()]) for one in self.passes]).tolist()
+        for one, (loss, is_trained) in zip(self.passes, seen, strict=True):
+            where = f"step {self._passes_of + 1}: {self._train_rows.name(one.rows)}"
+            if not is_trained:
+                raise TrainingFailed(
+                    f"{where}: no token of them is trained",
+                    hint="see what is trained with `appliance inspect`; their answers may have been cut away",
+                )
+            if not math.isfinite(loss):
+                raise TrainingFailed(f"{where}: the loss {loss} is not finite", hint=LOOK_AT_ROWS)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -145,7 +166,8 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
     def _mean_loss(self, dataset: Any, ignore_keys: Any, *, longest_only: bool = False) -> float:
         """Of all rows, or of one batch of the longest; of fewer rows at once wherever memory runs out."""
         by_length = sorted(range(len(dataset)), key=lambda i: -self._val_rows.lengths[i])
-        losses: list[tuple[float, int]] = []  # sum and trained tokens of every batch
+        asked: list[Sequence[int]] = []  # the rows of every batch
+        seen: list[torch.Tensor] = []  # its mean loss and its trained tokens, still on the device
 
         def compute(indexes: Sequence[int]) -> None:
             self._remember_what_fits()
@@ -153,19 +175,21 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
                 raise EvaluationStopped
             self.at_work = AtWork("evaluation", len(indexes), self._val_rows.lengths[indexes[0]])
             batch = self._prepare_inputs(self.data_collator([dataset[i] for i in indexes]))
-            count = int((batch["labels"][:, 1:] != batches.IGNORED).sum())
+            count = (batch["labels"][:, 1:] != batches.IGNORED).sum()
             loss, _, _ = self.prediction_step(self.model, batch, prediction_loss_only=True, ignore_keys=ignore_keys)
-            if not bool(torch.isfinite(loss)):
-                raise TrainingFailed(
-                    f"step {self.state.global_step}: {self._val_rows.name(indexes)}: the val loss {float(loss)} is not "
-                    "finite",
-                    hint=LOOK_AT_ROWS,
-                )
-            losses.append((float(loss) * count, count))
+            asked.append(indexes)
+            seen.append(torch.stack([loss.double(), count.double()]))
 
         self.model.eval()
         self._evaluation.each(by_length[: self._evaluation.rows] if longest_only else by_length, compute)
-        return sum(loss for loss, _ in losses) / sum(count for _, count in losses)
+        figures = torch.stack(seen).tolist()
+        for indexes, (loss, _) in zip(asked, figures, strict=True):
+            if not math.isfinite(loss):
+                raise TrainingFailed(
+                    f"step {self.state.global_step}: {self._val_rows.name(indexes)}: the val loss {loss} is not finite",
+                    hint=LOOK_AT_ROWS,
+                )
+        return float(sum(loss * count for loss, count in figures) / sum(count for _, count in figures))
 
     def _remember_what_fits(self) -> None:
         """Each time that an evaluation was halved: a run that is stopped and resumed begins with what fitted."""
@@ -286,10 +310,10 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
         self._lines = [line for line in lines if line["step"] <= resume_step or "out_of_memory" in line]
         rundir.write_text(path, "".join(json.dumps(line) + "\n" for line in self._lines))
         self._scales_loss, self._overflows = scales_loss, 0
-        self.name_rows: Callable[[int], str] = str
+        self.trainer: OrderedTrainer | None = None
         self._bar: console.Steps | None = None
         self._val_loss = next((line["val_loss"] for line in reversed(self._lines) if "val_loss" in line), math.nan)
-        self._tokens, self._at = 0.0, time.monotonic()
+        self._at = time.monotonic()
 
     def __enter__(self) -> None:
         pass
@@ -302,22 +326,32 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
         self._bar = console.Steps("train", state.max_steps).__enter__()
         self._at = time.monotonic()
 
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        assert self.trainer
+        self.trainer.refuse_what_cannot_be_learnt()
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:  # noqa: ARG002
         step = state.global_step
         if "eval_loss" in logs:
             self.write({"step": step, "val_loss": logs["eval_loss"]})
             self._val_loss = logs["eval_loss"]
         elif "loss" in logs:
-            now, tokens = time.monotonic(), logs.get("num_tokens", 0.0)
+            assert self.trainer
+            # Counted from our own rows: Unsloth's rewritten trainer logs no number of tokens.
+            tokens = sum(one.tokens for one in self.trainer.passes)
+            padded = sum(one.padded_tokens for one in self.trainer.passes)
+            now = time.monotonic()
             line = {
                 "step": step,
                 "loss": logs["loss"],
                 "learning_rate": logs["learning_rate"],
                 "grad_norm": self._finite(step, logs["grad_norm"]),
-                "tokens_per_second": round((tokens - self._tokens) / (now - self._at), 1),
+                "tokens": tokens,
+                "padded_tokens": padded,
+                "tokens_per_second": round(tokens / max(now - self._at, 1e-9), 1),
                 "peak_memory_bytes": torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None,
             }
-            self._tokens, self._at = tokens, now
+            self._at = now
             self.write(line)
             note = f"loss {logs['loss']:.4f}  val loss {self._val_loss:.4f}  {line['tokens_per_second']:.0f} tokens/s"
             if self._bar:
@@ -335,7 +369,8 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
         self._overflows += 1
         if self._scales_loss and self._overflows <= LOSS_SCALE_HALVINGS:
             return None
+        where = f"step {step}: {self.trainer.name_rows_of_step(step - 1)}" if self.trainer else f"step {step}"
         raise TrainingFailed(
-            f"step {step}: {self.name_rows(step - 1)}: the gradient's norm {grad_norm} is not finite",
+            f"{where}: the gradient's norm {grad_norm} is not finite",
             hint=LOOK_AT_ROWS,
         )

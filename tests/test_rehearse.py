@@ -292,6 +292,7 @@ def test_the_estimate_is_arithmetic() -> None:
     planned = rehearse.plan(train, counts)
     assert planned == rehearse.Plan(steps=15, train_tokens=15 * 16 * 100, evaluations=4, val_tokens=1000)
     assert planned.seconds(1000.0) == pytest.approx(24 + 4 / 3)
+    assert planned.seconds(0.0) == math.inf  # a trainer that counts no tokens must not end the run
     assert rehearse.plan(train.model_copy(update={"max_steps": 7}), counts).steps == 7
     wide = train.model_copy(update={"micro_batch_size": 100})
     assert rehearse.plan(wide, counts).train_tokens == 3 * 80 * 100  # a step has no more rows than there are

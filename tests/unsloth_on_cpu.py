@@ -1,7 +1,9 @@
-"""Lets the real Unsloth run where there is no GPU, for tests with tiny models.
+"""Lets the real Unsloth run where there is no GPU, for tests with tiny models, its rewritten trainer included.
 
 Its Triton kernels run in Triton's interpreter, on CPU tensors. What is left are questions that it asks of torch.cuda,
 answered here as a made-up Ampere card would, and tensors that it wants on "cuda", which are made on the CPU.
+UNSLOTH_ALLOW_CPU lets it import without a GPU, but also leaves trl's trainer as it is. Unsloth reads the variable for
+the one when its device modules load and for the other when `unsloth.models.rl` is imported, so it is cleared between.
 Numbers are float32 or float16: the interpreter computes nonsense in bfloat16.
 Import this module before torch; use it in a process of its own: nothing of it can be taken back.
 
@@ -12,13 +14,14 @@ Import this module before torch; use it in a process of its own: nothing of it c
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 os.environ.update(
-    UNSLOTH_ALLOW_CPU="1",  # it also leaves trl's trainer as it is: what Unsloth makes of that, tests/gpu looks at
+    UNSLOTH_ALLOW_CPU="1",  # until _RewriteTheTrainer clears it
     TRITON_INTERPRET="1",
     UNSLOTH_COMPILE_DISABLE="1",  # torch.compile would ask the real CUDA
     TORCHDYNAMO_DISABLE="1",
@@ -47,6 +50,14 @@ class _Nothing:
     def __exit__(self, *exc: object) -> None: ...
     def wait_stream(self, *args: Any) -> None: ...
     def synchronize(self, *args: Any) -> None: ...
+
+
+class _RewriteTheTrainer:
+    """Stands on sys.meta_path and finds nothing; when the module that rewrites trl is imported, lets it."""
+
+    def find_spec(self, name: str, *args: object) -> None:  # noqa: ARG002
+        if name == "unsloth.models.rl":
+            os.environ["UNSLOTH_ALLOW_CPU"] = "0"
 
 
 class _CudaMeansCpu(TorchFunctionMode):
@@ -90,5 +101,6 @@ def pretend_cuda() -> Iterator[None]:
     for name in ("device", "Stream", "Event"):
         setattr(torch.cuda, name, _Nothing)
     torch._C._cuda_getCurrentRawStream = lambda *args: 0  # type: ignore[attr-defined]  # noqa: ARG005
+    sys.meta_path.insert(0, _RewriteTheTrainer())  # type: ignore[arg-type]
     with _CudaMeansCpu():
         yield

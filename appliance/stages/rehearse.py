@@ -53,7 +53,11 @@ class Plan:
     val_tokens: float  # of one evaluation
 
     def seconds(self, tokens_per_second: float) -> float:
-        """At so many trained tokens a second. An evaluation is a forward pass only, a third of a step's arithmetic."""
+        """At so many trained tokens a second; infinite at none. An evaluation is a forward pass only, a third of a
+        step's arithmetic.
+        """
+        if tokens_per_second <= 0:
+            return math.inf
         return (self.train_tokens + self.evaluations * self.val_tokens / 3) / tokens_per_second
 
 
@@ -223,7 +227,9 @@ def _done(scratch: RunDir) -> list[Finding]:
 def _estimates(planned: Plan, lines: dict[int, dict[str, Any]], device: Device, longest_tokens: int) -> list[Finding]:
     """Time from the second step's tokens a second; memory from the longest rows."""
     speed = lines[2]["tokens_per_second"]
-    time = f"{console.duration(planned.seconds(speed))} at most, {planned.steps} steps at {speed:.0f} tokens/s"
+    seconds = planned.seconds(speed)
+    lasts = f"{console.duration(seconds)} at most" if math.isfinite(seconds) else "not measured"
+    time = f"{lasts}, {planned.steps} steps at {speed:.0f} tokens/s"
     peak = max(line["peak_memory_bytes"] or 0 for line in lines.values())
     if device.kind == "cpu":
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # of this process, the largest it ever was

@@ -153,7 +153,7 @@ def run(
             stop=stop,
             evaluation_due=resume_from is not None and checkpoints.manifest_of(resume_from).evaluation_due,
         )
-        metrics.name_rows = trainer.name_rows_of_step
+        metrics.trainer = trainer
         if resume_from:
             console.say(f"continuing from step {step} ({resume_from.name})")
         with stop, metrics:
