@@ -14,6 +14,12 @@ from appliance.recipe import ModelSection, TrainSection, TuningSection
 
 # trl 1.14 computes the head's loss over so many tokens at a time (sft_trainer.py, _CHUNKED_LM_HEAD_CHUNK_SIZE).
 HEAD_TOKENS = 256
+# Unsloth's fused loss takes the tokens in parts that fill half of the free memory, 4 GiB at most; a logit takes it so
+# many bytes (unsloth_zoo 2026.10.7, fused_losses/cross_entropy_loss.py: _CE_TARGET_GB_CAP, _CE_BYTES_PER_LOGIT). On a
+# card with room that is far more than trl's loss takes.
+FUSED_LOSS_BYTES, FUSED_LOGIT_BYTES = 4 << 30, 16
+# Rows that are answered at once, at most, and the share of the free memory that they may take.
+MOST_ANSWERS, ANSWERS_FRACTION = 64, 0.8
 # An adapter's own weight, its gradient (float32), and AdamW's two moments: float32, or a byte each.
 ADAPTER_BYTES = {"adamw_torch": 4 + 4 + 8, "adamw_8bit": 4 + 4 + 2}
 
@@ -95,8 +101,10 @@ def training(
     dtype: str,
     tokens: int,
     checkpoints_gradients: bool,
+    engine: str,
+    room: int,
 ) -> Demand:
-    """Memory of a step on `train.micro_batch_size` rows of `tokens` tokens.
+    """Memory of a step on `train.micro_batch_size` rows of `tokens` tokens, where `room` bytes are free.
 
     Activations: what the backward pass needs of each block, after Korthikanti et al., "Reducing Activation
     Recomputation in Large Transformer Models" (2022), section 4.1, without the attention scores, which no kernel used
@@ -113,13 +121,30 @@ def training(
     size, rows = 4 if dtype == "float32" else 2, train.micro_batch_size * tokens
     block = rows * _block_bytes(shape, size, tuning)
     inputs = rows * shape.hidden * size
+    if engine == "unsloth":
+        free = room - weights - adapter - machine.OVERHEAD_BYTES
+        logits = min(rows * shape.vocabulary * FUSED_LOGIT_BYTES, FUSED_LOSS_BYTES, max(free, 0) // 2)
+    else:
+        logits = HEAD_TOKENS * shape.vocabulary * (size + 8)  # logits, in float32, their gradient
     return Demand(
         weights=weights,
         adapter=adapter,
         activations=shape.layers * inputs + block if checkpoints_gradients else shape.layers * block,
-        head=HEAD_TOKENS * shape.vocabulary * (size + 8) + 2 * inputs,  # logits, in float32, their gradient
+        head=logits + 2 * inputs,
         overhead=machine.OVERHEAD_BYTES,
     )
+
+
+def answers_at_once(shape: Shape, *, prompt_tokens: int, answer_tokens: int, number_bytes: int, room: int) -> int:
+    """How many rows of `prompt_tokens` can be answered together, with up to `answer_tokens`, in `room` free bytes.
+
+    A row takes its cache of keys and values, the widest activations of its prompt, and a few rows of logits in
+    float32. `number_bytes`: of a number of the type of computation.
+    """
+    cache = shape.layers * 2 * shape.key_value * (prompt_tokens + answer_tokens) * number_bytes
+    widest = prompt_tokens * (2 * shape.intermediate + 4 * shape.hidden + shape.query) * number_bytes
+    a_row = cache + widest + 4 * 4 * shape.vocabulary
+    return max(1, min(MOST_ANSWERS, int(ANSWERS_FRACTION * room) // a_row))
 
 
 def adapter_parameters(shape: Shape, tuning: TuningSection) -> int:

@@ -289,6 +289,7 @@ def _evaluate(job: Job, stage_dir: Path) -> str:
     recipe = job.resolved.recipe
     seen = evaluate.run(
         engine=engine,
+        device=job.device,
         base=job.base,
         model=recipe.model,
         evaluate=recipe.evaluate,

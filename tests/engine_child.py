@@ -1,17 +1,21 @@
-"""A run of the pipeline by one engine, in a process of its own, and what was seen on the way.
+"""Runs of the pipeline by one engine, in a process of its own, and what was seen on the way.
 
-Unsloth rewrites the libraries that it finds, so nothing else may share its process.
+Unsloth rewrites the libraries that it finds, so no other engine may share its process; and it takes some twenty seconds
+to import, so that all its runs do.
 
 >>> python -m tests.engine_child REQUEST.json     # the fields of Request
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import signal
 import sys
 import time
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,21 +39,29 @@ class Request:
     unsloth_merge: str = ""  # folder for Unsloth's own merge of the trained model
     then: str = ""
     full: str = ""  # run directory of a full fine-tuning of the same recipe, until evaluated
+    overrides: tuple[str, ...] = ()  # of the recipe, for RUN alone
+    stop_after: int = 0  # a SIGTERM comes in this step of RUN, and the same call continues
+    no_memory: str = ""  # run directory of a training that runs out of memory in its second step
+    dropout: tuple[str, ...] = ()  # run directories of trainings with dropout: Unsloth's checkpointing on, and off
 
 
 @dataclass
 class Report:
-    """What was seen."""
+    """What was seen. Batches, passes and bases of the first training of RUN itself, which follows its rehearsal."""
 
     before_unsloth: list[str] = field(default_factory=list)  # of the libraries that Unsloth rewrites, already imported
     importers: list[str] = field(default_factory=list)  # modules of ours that imported it
     environment: dict[str, str | None] = field(default_factory=dict)
     batches: list[dict[str, Any]] = field(default_factory=list)  # input ids, labels, mask as the model got them
+    bases: list[str] = field(default_factory=list)  # of our trainer, the nearest first
+    passes: list[dict[str, Any]] = field(default_factory=list)  # every forward of training and evaluation: see _noted
+    overrides: dict[str, int] = field(default_factory=dict)  # how often each method of our trainer was called
+    stopped: list[str] = field(default_factory=list)  # what was raised after the signal
     step_seconds: list[float] = field(default_factory=list)  # when each step's loss was known; 0 is the loaded model
     peak_bytes: int = 0
 
 
-class _Watch:
+class _Imports:
     """Stands first on sys.meta_path and notes what is imported when Unsloth is."""
 
     def __init__(self, report: Report) -> None:
@@ -69,7 +81,7 @@ class _Watch:
 
 def main(request: Request) -> None:
     report = Report()
-    sys.meta_path.insert(0, _Watch(report))  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _Imports(report))  # type: ignore[arg-type]
     cuda: Any = nullcontext()
     if request.pretend_cuda:
         from tests.unsloth_on_cpu import pretend_cuda
@@ -84,28 +96,39 @@ def _run(request: Request, report: Report) -> None:
     import torch
 
     from appliance import engines, pipeline, resolve
+    from appliance.errors import Interrupted
     from appliance.rundir import RunDir
 
     trained: list[Any] = []
     load_engine = engines.load_engine
+    checkpointing: list[Any] = ["unsloth"]  # as on a card; in a cell, for the runs to come may do without
 
     def watched(*args: Any) -> Any:
         engine = load_engine(*args)
         load = engine.load_for_training
 
         def load_for_training(*args: Any) -> Any:
+            if request.engine == "unsloth" and request.pretend_cuda:
+                engine._checkpoints = checkpointing[0]  # type: ignore[attr-defined]
             trained[:] = load(*args)
-            _watch_batches(report, request.batches_seen)
-            _watch_steps(report)
             return tuple(trained)
 
         engine.load_for_training = load_for_training  # type: ignore[method-assign]
+        _watch(report, request)
         return engine
 
     engines.load_engine = watched
     engines.choose = lambda *args: (request.engine, "the test says so")  # noqa: ARG005
-    resolved = resolve.load(request.recipe, environ={})
-    pipeline.run(resolved, RunDir(Path(request.run)), Path(request.cache), until=request.until)
+
+    def run(path: str, *overrides: str, until: str) -> None:
+        resolved = resolve.load(request.recipe, overrides=overrides, environ={})
+        pipeline.run(resolved, RunDir(Path(path)), Path(request.cache), until=until)
+
+    try:
+        run(request.run, *request.overrides, until=request.until)
+    except Interrupted as error:
+        report.stopped.append(str(error))
+        run(request.run, *request.overrides, until=request.until)
     names = ("UNSLOTH_DISABLE_STATISTICS", "UNSLOTH_COMPILE_LOCATION", "TRITON_CACHE_DIR")
     report.environment = {name: os.environ.get(name) for name in names}
     if torch.cuda.is_available():
@@ -116,38 +139,104 @@ def _run(request: Request, report: Report) -> None:
             model.save_pretrained_merged(request.unsloth_merge, tokenizer, save_method="merged_16bit")
     trained.clear()
     if request.then:
-        pipeline.run(resolved, RunDir(Path(request.then)), Path(request.cache), until="evaluate")
+        run(request.then, until="evaluate")
+    if request.no_memory:
+        with _no_memory_in_step(2):
+            run(request.no_memory, "train.micro_batch_size=2", "train.gradient_accumulation_steps=1", until="train")
+    for path, wanted in zip(request.dropout, ("unsloth", False), strict=False):
+        checkpointing[0] = wanted
+        run(path, "tuning.dropout=0.3", until="train")
+    checkpointing[0] = "unsloth"
     if request.full:
-        resolved = resolve.load(request.recipe, overrides=FULL, environ={})
-        pipeline.run(resolved, RunDir(Path(request.full)), Path(request.cache), until="evaluate")
+        run(request.full, *FULL, until="evaluate")
 
 
-def _watch_batches(report: Report, count: int) -> None:
-    """Notes what reaches the model: trl's trainer, rewritten or not, is behind us by then."""
+def _watch(report: Report, request: Request) -> None:
+    """Notes what reaches the model in RUN's own training, and every call of a method of ours.
+
+    trl's trainer, rewritten or not, is behind us by then: this is where the appliance meets what it really runs on.
+    """
     from appliance import trainer
+    from appliance.trainer import OrderedTrainer
 
-    compute_loss = trainer.OrderedTrainer.compute_loss
+    if report.bases:
+        return
+    report.bases = [kind.__name__ for kind in OrderedTrainer.__mro__[1:]]
+    for name, method in list(vars(OrderedTrainer).items()):
+        if callable(method) and not name.startswith("__"):
+            setattr(OrderedTrainer, name, _counted(report, name, method))
+    compute_loss, log, began = OrderedTrainer.compute_loss, OrderedTrainer.log, time.perf_counter()
 
-    def noted(self: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        if model.training and len(report.batches) < count:
+    def noted_loss(self: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        is_ours = str(self.args.output_dir) == str(Path(request.run) / "train" / "checkpoints")
+        if is_ours and model.training and len(report.batches) < request.batches_seen:
             report.batches.append({name: value.tolist() for name, value in inputs.items() if hasattr(value, "tolist")})
-        return compute_loss(self, model, inputs, *args, **kwargs)
+        result = compute_loss(self, model, inputs, *args, **kwargs)
+        if is_ours:
+            report.passes.append(_noted(self, model, result))
+        return result
 
-    trainer.OrderedTrainer.compute_loss = noted
-
-
-def _watch_steps(report: Report) -> None:
-    """Notes the time whenever a step's loss is logged: the device has computed it by then."""
-    from appliance import trainer
-
-    log, began = trainer.OrderedTrainer.log, time.perf_counter()
-
-    def noted(self: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs:
-            report.step_seconds.append(time.perf_counter() - began)
+    def noted_log(self: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        is_ours = str(self.args.output_dir) == str(Path(request.run) / "train" / "checkpoints")
+        if is_ours and "loss" in logs:
+            report.step_seconds.append(time.perf_counter() - began)  # the device has computed it by then
         log(self, logs, *args, **kwargs)
+        if is_ours and "loss" in logs and self.state.global_step == request.stop_after and not report.stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    trainer.OrderedTrainer.log = noted
+    trainer.OrderedTrainer.compute_loss = noted_loss
+    trainer.OrderedTrainer.log = noted_log
+
+
+def _counted(report: Report, name: str, method: Any) -> Any:
+    @functools.wraps(method)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        report.overrides[name] = report.overrides.get(name, 0) + 1
+        return method(*args, **kwargs)
+
+    return counted
+
+
+def _noted(trainer: Any, model: Any, result: Any) -> dict[str, Any]:
+    """One forward pass: its step, whether it trained, what checkpoints gradients, whether logits were made."""
+    decoders = [module for module in model.modules() if getattr(module, "gradient_checkpointing", None)]
+    logits = getattr(result[1], "logits", None) if isinstance(result, tuple) else None
+    return {
+        "step": trainer.state.global_step,
+        "training": bool(model.training),
+        "modules_in_training": sum(module.training for module in model.modules()),
+        "checkpointing": sorted({_function_name(module) for module in decoders}),
+        "has_logits": hasattr(logits, "shape") and logits.numel() > 0,
+    }
+
+
+def _function_name(module: Any) -> str:
+    function = getattr(module, "_gradient_checkpointing_func", None)
+    return str(getattr(getattr(function, "func", function), "__name__", None))
+
+
+@contextmanager
+def _no_memory_in_step(step: int) -> Iterator[None]:
+    """The first try of this step runs out of memory in its backward pass, as on a card that is too small."""
+    import torch
+
+    from appliance.trainer import OrderedTrainer
+
+    training_step = OrderedTrainer.training_step
+    raised: list[int] = []
+
+    def no_memory(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = training_step(self, *args, **kwargs)
+        if self.state.global_step == step - 1 and not raised:
+            raised.append(step)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return loss
+
+    OrderedTrainer.training_step = no_memory  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        OrderedTrainer.training_step = training_step  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

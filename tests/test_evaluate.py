@@ -45,6 +45,7 @@ def run(
     stage_dir.mkdir()
     return evaluate.run(
         engine=TransformersEngine(machine.device()),
+        device=machine.device(),
         base=hub.resolve(str(base_dir), None, base_dir),
         model=ModelSection(id=str(base_dir), load_in_4bit=False),
         evaluate=EvaluateSection(**{"max_new_tokens": 5, **changes}),  # type: ignore[arg-type]
@@ -91,7 +92,7 @@ def test_rows_are_halved_until_they_fit(
 
     def load_on_a_small_card(*args: Any) -> Any:
         model, tokenizer = load(*args)
-        seen.append(out_of_memory_over(monkeypatch, model.get_base_model(), fits))
+        seen.append(out_of_memory_over(monkeypatch, model.get_base_model().base_model, fits))
         return model, tokenizer
 
     with_room = run(base_dir, adapter_dir, prepare_dir, tmp_path / "room")

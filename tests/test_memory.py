@@ -84,6 +84,8 @@ def test_activations_are_what_torch_keeps(name: str, dtype: torch.dtype, dropout
         dtype=str(dtype).removeprefix("torch."),
         tokens=TOKENS,
         checkpoints_gradients=False,
+        engine="transformers",
+        room=0,
     )
     assert 0.65 < demand.activations / kept_for_backward(model, dtype) < 1.5
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
@@ -93,7 +95,15 @@ def test_activations_are_what_torch_keeps(name: str, dtype: torch.dtype, dropout
     )  # GPT-2 has q, k, v in one
 
 
-def of_qwen(*, tokens: int = 2048, rows: int = 2, checkpoints: bool = True, **model: Any) -> memory.Demand:
+def of_qwen(
+    *,
+    tokens: int = 2048,
+    rows: int = 2,
+    checkpoints: bool = True,
+    engine: str = "transformers",
+    room: int = 80 << 30,
+    **model: Any,
+) -> memory.Demand:
     shape = memory.shape_of(QWEN3_4B)
     assert shape
     return memory.training(
@@ -105,6 +115,8 @@ def of_qwen(*, tokens: int = 2048, rows: int = 2, checkpoints: bool = True, **mo
         dtype="bfloat16",
         tokens=tokens,
         checkpoints_gradients=checkpoints,
+        engine=engine,
+        room=room,
     )
 
 
@@ -117,3 +129,30 @@ def test_it_grows_with_what_it_should() -> None:
     assert small.total == sum((small.weights, small.adapter, small.activations, small.head, small.overhead))
     assert "weights 2.8 GiB, adapter " in small.describe()
     assert memory.shape_of({"model_type": "mamba", "d_model": 768}) is None
+
+
+def test_unsloths_fused_loss_takes_what_is_free() -> None:
+    """Two rows of 512 tokens of Qwen3: 16 bytes a logit. More tokens are cut to 4 GiB, or to half the room."""
+    inputs = 2 * 2 * 512 * 2560 * 2
+    assert of_qwen(tokens=512, engine="unsloth").head == 2 * 512 * 151_936 * 16 + inputs
+    assert of_qwen(engine="unsloth").head == (4 << 30) + 4 * inputs
+    small = of_qwen(engine="unsloth", room=8 << 30)
+    assert small.head - 4 * inputs == ((8 << 30) - small.weights - small.adapter - small.overhead) // 2
+    assert (
+        of_qwen(engine="unsloth", room=1 << 30).head == 4 * inputs
+    )  # no room: that weights do not fit is said already
+    assert of_qwen(tokens=512).head < of_qwen(tokens=512, engine="unsloth").head / 4
+
+
+def test_answers_fill_four_fifths_of_the_room() -> None:
+    shape = memory.shape_of(QWEN3_4B)
+    assert shape
+
+    def rows(room: int, prompt_tokens: int = 200) -> int:
+        return memory.answers_at_once(shape, prompt_tokens=prompt_tokens, answer_tokens=256, number_bytes=2, room=room)
+
+    a_row = 36 * 2 * 1024 * 456 * 2 + 200 * (2 * 9728 + 4 * 2560 + 4096) * 2 + 16 * 151_936
+    assert rows(10 * a_row) == 8
+    assert rows(80 << 30) == memory.MOST_ANSWERS == 64
+    assert rows(80 << 30, prompt_tokens=30_000) < 20
+    assert rows(0) == 1

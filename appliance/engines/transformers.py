@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
-from appliance import base_tokenizer
+from appliance import base_tokenizer, batches
 from appliance.engines import Loaded, load_failures, refuse_too_long
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine import Device
 from appliance.recipe import ModelSection, TuningSection
+
+HEAD_TOKENS = 256  # whose logits are held at a time: 150 MiB in float32 at a vocabulary of 152,000
 
 
 class TransformersEngine:
@@ -60,6 +63,23 @@ class TransformersEngine:
             loaded = PeftModel.from_pretrained(loaded, str(adapter_dir))
         return loaded.eval(), tokenizer
 
+    def summed_loss(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """See Engine. transformers' own loss would hold all logits, and a float32 copy of them."""
+        causal = model.get_base_model() if isinstance(model, PeftModel) else model
+        labels = batch["labels"][:, 1:]
+        hidden = causal.base_model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+        ).last_hidden_state[:, :-1]  # (B, T-1, hidden size): what predicts each next token
+        counts = labels != batches.IGNORED
+        config, head = causal.config.get_text_config(), causal.get_output_embeddings()
+        total = torch.zeros((), dtype=torch.float64, device=labels.device)
+        for states, wanted in zip(
+            torch.split(hidden[counts], HEAD_TOKENS), torch.split(labels[counts], HEAD_TOKENS), strict=True
+        ):
+            logits = _as_the_model_scales(head(states).float(), config)  # (HEAD_TOKENS or fewer, V)
+            total += torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
+        return total
+
     def release(self) -> None:
         gc.collect()
         if self._device.kind == "cuda":
@@ -91,6 +111,13 @@ class TransformersEngine:
         if model.load_in_4bit:
             _keep_4bit_layout(loaded)
         return loaded, tokenizer
+
+
+def _as_the_model_scales(logits: torch.Tensor, config: Any) -> torch.Tensor:
+    """What some architectures do to their head's output: Cohere and Granite scale it, Gemma 2 bends it at a cap."""
+    scaled = logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return scaled if cap is None else cap * torch.tanh(scaled / cap)
 
 
 def _keep_4bit_layout(model: Any) -> None:

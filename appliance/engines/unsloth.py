@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from appliance import base_tokenizer
 from appliance.engines import INSTALL_UNSLOTH, Loaded, load_failures, refuse_too_long
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine import Device
 from appliance.recipe import ModelSection, TuningSection
+
+if TYPE_CHECKING:
+    import torch
 
 
 class UnslothEngine:
@@ -83,11 +87,23 @@ class UnslothEngine:
             loaded = PeftModel.from_pretrained(loaded, str(adapter_dir))
         return self._unsloth.for_inference(loaded), tokenizer
 
-    def release(self) -> None:
-        """See Engine."""
+    def summed_loss(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """See Engine. Unsloth's forward pass computes the loss in parts where it gets labels, and divides it by a count
+        that the caller may give: by one, the sum is left.
+        """
         import torch
 
+        one = torch.ones((), device=batch["labels"].device)
+        loss: torch.Tensor = model(**batch, num_items_in_batch=one, use_cache=False).loss
+        return loss
+
+    def release(self) -> None:
+        """See Engine. Its fused loss measures the free memory once a process, and would plan with that for ever."""
+        import torch
+        from unsloth_zoo.fused_losses import cross_entropy_loss
+
         gc.collect()
+        cross_entropy_loss._get_chunk_multiplier.cache_clear()
         if self._device.kind == "cuda":
             torch.cuda.empty_cache()
 

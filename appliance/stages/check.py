@@ -77,7 +77,8 @@ def run(
     if device:
         findings += _engine_findings(engine, base, model, device, full_with, loads)
     if device and "train" in ahead:
-        findings += _training_memory(base, model, tuning, train, device, seen.longest_characters if seen else 0)
+        name, _ = engines.choose(engine, device, str(base.config.get("model_type")))
+        findings += _training_memory(base, model, tuning, train, device, name, seen.longest_characters if seen else 0)
     if device and "merge" in ahead:
         findings += _merging_memory(base, device)
     _judge(findings, table_path)
@@ -210,6 +211,7 @@ def _training_memory(
     tuning: TuningSection,
     train: TrainSection,
     device: Device,
+    engine: str,
     longest_characters: int,
 ) -> list[Finding]:
     """Room for training.
@@ -235,6 +237,8 @@ def _training_memory(
             dtype=dtype,
             tokens=tokens,
             checkpoints_gradients=device.kind == "cuda",
+            engine=engine,
+            room=room,
         )
         needed = f"{human(demand.total)} ({demand.describe()}; {train.micro_batch_size} rows of {tokens} tokens)"
         enough = demand.total <= room

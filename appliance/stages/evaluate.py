@@ -17,12 +17,26 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from appliance import batches, console, extra_answers, gates, generation, metrics, other_model, prompts, rundir, table
+from appliance import (
+    batches,
+    console,
+    extra_answers,
+    gates,
+    generation,
+    machine,
+    memory,
+    metrics,
+    other_model,
+    prompts,
+    rundir,
+    table,
+)
 from appliance.engines import Engine
 from appliance.errors import DataError
 from appliance.fitting import RowsAtOnce
 from appliance.generation import GREEDY, Answer, Sampling
 from appliance.hub import Base
+from appliance.machine import Device
 from appliance.recipe import EvaluateSection, ModelSection
 from appliance.shards import is_adapter
 
@@ -48,6 +62,7 @@ class Comparison:
 def run(
     *,
     engine: Engine,
+    device: Device,
     base: Base,
     model: ModelSection,
     evaluate: EvaluateSection,
@@ -86,10 +101,13 @@ def run(
     in_losses, in_answers = RowsAtOnce(LOSS_ROWS_AT_ONCE, "losses"), RowsAtOnce(generation.ROWS_AT_ONCE, "answers")
 
     def look(who: str, loaded: Any) -> None:
+        if not answers:  # with the model loaded, what is free is what answers may take
+            longest = max(map(len, [*questions, *extra_questions]))
+            in_answers.rows = _answers_at_once(base, device, longest, max(room, room_of_extra), loaded.dtype.itemsize)
         with console.Steps(f"answers of the {who} model", len(rows) + len(extra)) as bar:
-            losses[who] = mean_loss(loaded, encoded, prompt.pad_token_id, in_losses)
+            losses[who] = mean_loss(engine, loaded, encoded, prompt.pad_token_id, in_losses)
             if who == "tuned":  # the model that has just come from disk: as good as the best one in training?
-                val_loss["again"] = mean_loss(loaded, val_rows, prompt.pad_token_id, in_losses)
+                val_loss["again"] = mean_loss(engine, loaded, val_rows, prompt.pad_token_id, in_losses)
                 val_loss["compute_dtype"] = str(loaded.dtype).removeprefix("torch.")
             answers[who] = generation.answer(
                 loaded,
@@ -188,31 +206,24 @@ def compare(
     return comparison, by_row
 
 
-def mean_loss(model: Any, rows: Sequence[prompts.Encoded], pad_token_id: int, at_once: RowsAtOnce) -> float:
+def mean_loss(
+    engine: Engine, model: Any, rows: Sequence[prompts.Encoded], pad_token_id: int, at_once: RowsAtOnce
+) -> float:
     """Mean negative log-likelihood in nats over all trained tokens of `rows` (answers and EOS).
 
     Raises RuntimeError: there is no memory for a single row.
     """
-    total, tokens = 0.0, 0
+    sums: list[torch.Tensor] = []  # on the device: each look at it makes it wait
 
     def add(rows: Sequence[prompts.Encoded]) -> None:
-        nonlocal total, tokens
         part = [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
-        batch = {
-            name: value.to(model.device) for name, value in batches.collate(part, pad_token_id=pad_token_id).items()
-        }
-        labels = batch.pop("labels")[:, 1:]
+        batch = batches.collate(part, pad_token_id=pad_token_id)
         with torch.inference_mode():
-            logits = model(**batch).logits[:, :-1].float()  # (B, T-1, V)
-        total += float(
-            torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), labels.flatten(), ignore_index=batches.IGNORED, reduction="sum"
-            )
-        )
-        tokens += int((labels != batches.IGNORED).sum())
+            sums.append(engine.summed_loss(model, {name: value.to(model.device) for name, value in batch.items()}))
 
     at_once.each(sorted(rows, key=len, reverse=True), add)
-    return total / tokens
+    tokens = sum(label != batches.IGNORED for row in rows for label in row.labels[1:])
+    return float(torch.stack(sums).double().sum()) / tokens
 
 
 def stop_rates(
@@ -258,6 +269,20 @@ def _room(positions: int, questions: Sequence[Sequence[int]], wanted_tokens: int
             hint="shorten it: a row of the CSV, or a line of evaluate.extra_prompts",
         )
     return min(wanted_tokens, positions - longest)
+
+
+def _answers_at_once(base: Base, device: Device, prompt_tokens: int, answer_tokens: int, number_bytes: int) -> int:
+    """Rows that are answered together: on a card as many as its memory holds."""
+    shape = memory.shape_of(base.config)
+    if device.kind == "cpu" or shape is None:
+        return generation.ROWS_AT_ONCE
+    return memory.answers_at_once(
+        shape,
+        prompt_tokens=prompt_tokens,
+        answer_tokens=answer_tokens,
+        number_bytes=number_bytes,
+        room=machine.room_bytes(device),
+    )
 
 
 def _chosen(rows: list[table.Row], max_rows: int, seed: int) -> list[table.Row]:
