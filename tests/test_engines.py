@@ -270,10 +270,9 @@ def test_evaluations_leave_no_trace_in_the_steps_after_them(ran: Ran) -> None:
     assert len({one["modules_in_training"] for one in training}) == 1
 
 
+@pytest.mark.parametrize("ran", ["llama"], indirect=True)
 def test_dropout_is_replayed_when_activations_are_computed_again(ran: Ran) -> None:
     """Another mask in the backward pass would be another gradient, and another loss in the second step."""
-    if ran.dtype != "float32":
-        return
     with_it, without = (
         [line["loss"] for line in train_lines(ran.folder / f"dropout-{name}")] for name in ("unsloth", "plain")
     )
@@ -281,9 +280,8 @@ def test_dropout_is_replayed_when_activations_are_computed_again(ran: Ran) -> No
     assert with_it != [line["loss"] for line in train_lines(ran.runs["unsloth"])]
 
 
+@pytest.mark.parametrize("ran", ["llama"], indirect=True)
 def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(ran: Ran) -> None:
-    if ran.dtype != "float32":
-        return
     run = ran.folder / "no-memory"
     fit = rundir.read_json(run / "train" / "fit.json")
     assert (fit["batch"]["asked"], fit["batch"]["micro_batch_size"]) == (2, 1)

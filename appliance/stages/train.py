@@ -20,7 +20,7 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState, set_seed
 from trl import SFTConfig
 
-from appliance import batches, checkpoints, console, gates, prompts, report, rundir, table
+from appliance import batches, checkpoints, console, gates, prompts, report, rundir, table, untrained_tokens
 from appliance.batch_size import BatchSize, OutOfMemory
 from appliance.engines import Engine
 from appliance.errors import DataError, Interrupted, TrainingFailed
@@ -79,8 +79,9 @@ def run(
 ) -> str:
     """Writes `trained_dir` and, into `stage_dir`, metrics.jsonl, loss.png and gates.json; returns the summary.
 
-    Raises GateRefused: the collated rows would not teach the model to stop; nothing is trained then.
-    TrainingFailed: a loss that is not finite. Interrupted: SIGINT or SIGTERM, after a checkpoint.
+    Raises DataError: a row holds a token that the base never trained. GateRefused: the collated rows would not teach
+    the model to stop. Nothing is trained then. TrainingFailed: a loss that is not finite. Interrupted: SIGINT or
+    SIGTERM, after a checkpoint.
     """
     inputs = checkpoints.inputs_of(
         engine.name,
@@ -110,6 +111,8 @@ def run(
     (train_rows, train_side), (val_rows, val_side) = (
         _encode(prompt, prepare_dir / f"{side}.csv", encoding) for side in ("train", "val")
     )
+    for side, rows, named in (("train", train_rows, train_side), ("val", val_rows, val_side)):
+        untrained_tokens.refuse(tuned, tokenizer, rows, named.lines, prepare_dir / f"{side}.csv")
     dataset, collate = _dataset(train_rows), partial(batches.collate, pad_token_id=prompt.pad_token_id)
     refuse = partial(
         _refuse_rows_that_do_not_stop,

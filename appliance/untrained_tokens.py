@@ -1,0 +1,62 @@
+"""Tokens that the base never trained, found in the rows before the first step.
+
+Their embeddings are still zero: the model does not see such a token, cannot be taught to write it while embeddings and
+head are frozen, and Unsloth refuses it from inside its trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from appliance.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+
+ZERO = 1e-16  # below it a number counts as zero: as Unsloth judges (unsloth_zoo, tokenizer_utils.fix_untrained_tokens)
+_NAMED_ROWS = 5
+_SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+
+def untrained(embeddings: torch.Tensor, head: torch.Tensor) -> set[int]:
+    """Ids whose row of the embeddings (V, H) is zero, and whose row of the head (V, H) is zero or equals another's.
+
+    The second half because there are bases that leave a head's untrained rows at one common value (Llama 3.1). The
+    rule is Unsloth's, so that it has nothing left to refuse.
+    """
+    import torch
+
+    size = min(len(embeddings), len(head))
+    zero = (embeddings[:size].abs().amax(1) <= ZERO).nonzero().flatten()
+    if not len(zero):
+        return set()
+    rows = head[zero.to(head.device)].float().cpu()
+    _, kind, count = torch.unique((rows * 1000).round(), dim=0, return_inverse=True, return_counts=True)
+    is_untrained = (rows.abs().amax(1) <= ZERO) | (count[kind] > 1)
+    return set(zero.cpu()[is_untrained].tolist())
+
+
+def refuse(model: Any, tokenizer: Any, rows: Sequence[Any], lines: Sequence[int], path: Path) -> None:
+    """Raises DataError with the CSV lines and the token, if a row (an `Encoded`) holds an untrained one.
+
+    Nothing is refused when the embeddings are trained: after full fine-tuning the token has one.
+    """
+    embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    if embeddings.requires_grad:
+        return
+    special = {getattr(tokenizer, f"{name}_token_id", None) for name in _SPECIAL}
+    never = untrained(embeddings.detach(), head.detach()) - special
+    found = [(line, row) for line, row in zip(lines, rows, strict=True) if not never.isdisjoint(row.input_ids)]
+    if not found:
+        return
+    token = next(token for token in found[0][1].input_ids if token in never)
+    more = f" and {len(found) - _NAMED_ROWS} more" if len(found) > _NAMED_ROWS else ""
+    named = ", ".join(str(line) for line, _ in found[:_NAMED_ROWS]) + more
+    raise DataError(
+        f"{path}: row{'s' if len(found) > 1 else ''} {named}: the base never trained the token "
+        f"{tokenizer.convert_ids_to_tokens(token)!r} (id {token}): its embedding is zero, and an adapter leaves it so",
+        hint="write it differently in the CSV, choose the instruct version of the base, whose special tokens are "
+        "trained, or use tuning.method=full",
+    )
