@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -292,3 +293,39 @@ def test_a_best_checkpoint_that_was_damaged_is_not_kept(base: Base, prepare_dir:
     with pytest.raises(TrainingFailed, match=r"adapter_model\.safetensors is missing or damaged"):
         fit(base, prepare_dir, stage_dir, max_steps=16, learning_rate=0.3, eval_every=2, scheduler="constant")
     assert not (stage_dir / "adapter").exists()
+
+
+def test_our_code_looks_at_the_device_at_most_twice_a_step(
+    base: Base, prepare_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look makes a GPU finish all its work first. Counted are those from our own lines while a step is under way:
+    the Trainer's and trl's are theirs, and what a checkpoint writes has to be read."""
+    steps: dict[int, int] = {}
+    at_step: list[int] = []
+    step_of_trainer, end_of_step = trainer.OrderedTrainer.training_step, trainer.OrderedTrainer._maybe_log_save_evaluate
+
+    def looking(method: Any) -> Any:
+        def look(*args: Any, **kwargs: Any) -> Any:
+            module = str(sys._getframe(1).f_globals.get("__name__"))
+            if at_step and module.startswith("appliance."):
+                steps[at_step[0]] += 1
+            return method(*args, **kwargs)
+
+        return look
+
+    def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        at_step[:] = [self.state.global_step]
+        steps.setdefault(self.state.global_step, 0)
+        return step_of_trainer(self, *args, **kwargs)
+
+    def maybe_log(self: Any, *args: Any, **kwargs: Any) -> None:
+        at_step.clear()
+        end_of_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.OrderedTrainer, "training_step", training_step)
+    monkeypatch.setattr(trainer.OrderedTrainer, "_maybe_log_save_evaluate", maybe_log)
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, looking(getattr(torch.Tensor, name)))
+    fit(base, prepare_dir, tmp_path / "train", micro_batch_size=2, gradient_accumulation_steps=4, max_steps=3)
+    assert sorted(steps) == [0, 1, 2]
+    assert set(steps.values()) == {1}  # refuse_what_cannot_be_learnt: nothing would be counted if that were not seen
