@@ -12,19 +12,25 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance import child
-from appliance.errors import ApplianceError, GateRefused
+from appliance import child, out_of_memory, widened
+from appliance.errors import ApplianceError, EnvironmentUnavailable, GateRefused
 from appliance.proof import DELTA_NOISE, SAMPLE, TOP_TOKENS, Measures, ProofRequest, ProofRow
 from appliance.rundir import read_json, write_json
 from appliance.shards import FLOATS, SHORT_NAME, files_of, headers, is_adapter, stored_name
 
 if TYPE_CHECKING:
     import torch
+
+# In float64 at a time on the device: a row of 64 over a vocabulary of 256,000 would take 130 MB, and that twice.
+_POSITIONS_AT_ONCE = 8
+_ROUNDED_AT_ONCE = 1 << 22  # weights
 
 Load = Callable[[Path, Path | None, str, str], Any]  # model_dir, adapter_dir, type of computation, device -> model
 
@@ -41,7 +47,7 @@ def write_reference(work_dir: Path, load: Load) -> None:
     from safetensors.torch import save_file
 
     adapter_dir = wanted.trained_dir if is_adapter(wanted.trained_dir) else None
-    model = load(wanted.weights_dir, adapter_dir, wanted.compute_dtype, wanted.device)
+    model = _as_computed(load(wanted.weights_dir, adapter_dir, wanted.weights_dtype, wanted.device), wanted)
     with torch.no_grad():
         ids, tuned = [], []
         for row in wanted.rows:
@@ -55,7 +61,7 @@ def write_reference(work_dir: Path, load: Load) -> None:
         calibrated, likeliest = _compare(model, wanted.rows, ids)
         if not adapter_dir:
             del model  # one model in memory
-            model = load(wanted.base_dir, None, wanted.compute_dtype, wanted.device)
+            model = _as_computed(load(wanted.base_dir, None, wanted.weights_dtype, wanted.device), wanted)
             base, _ = _compare(model, wanted.rows, ids)
     saved = {"ids": torch.cat(ids).int(), "tuned": torch.cat(tuned), "base": base, "calibrated": calibrated}
     agrees = likeliest == torch.cat(ids)[:, 0]
@@ -73,7 +79,7 @@ def examine(work_dir: Path, merged_dir: Path) -> Measures:
     wrong = _wrong_tensors(wanted, merged_dir)
     model, info = AutoModelForCausalLM.from_pretrained(
         merged_dir,
-        dtype=getattr(torch, wanted.compute_dtype),
+        dtype=getattr(torch, wanted.weights_dtype),
         device_map=wanted.device,
         local_files_only=True,
         use_safetensors=True,
@@ -82,7 +88,7 @@ def examine(work_dir: Path, merged_dir: Path) -> Measures:
     wrong += [str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in info[kind]]
     ids = torch.split(reference["ids"].long(), [len(row.positions()) for row in wanted.rows])
     with torch.no_grad():
-        merged, likeliest = _compare(model.eval(), wanted.rows, ids)
+        merged, likeliest = _compare(_as_computed(model.eval(), wanted), wanted.rows, ids)
     del model  # the tensors are read once more below: never the model and a shard
     not_finite = _not_finite(merged_dir)
     answered, tuned_says = _answered(wanted.rows), torch.cat(ids)[:, 0]
@@ -129,14 +135,34 @@ def main(arguments: Sequence[str]) -> int:
     child.die_with_parent()
     verb, work_dir, *rest = arguments
     try:
-        if verb == "reference":
-            write_reference(Path(work_dir), load_with_peft)
-        else:
-            write_json(Path(work_dir) / "measures.json", asdict(examine(Path(work_dir), Path(rest[0]))))
+        with _device_failures(), out_of_memory.ends_the_process():
+            if verb == "reference":
+                write_reference(Path(work_dir), load_with_peft)
+            else:
+                write_json(Path(work_dir) / "measures.json", asdict(examine(Path(work_dir), Path(rest[0]))))
     except ApplianceError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     return 0
+
+
+@contextmanager
+def _device_failures() -> Iterator[None]:
+    """A GPU that is lost, or breaks off, is not the fault of what was being computed on it."""
+    try:
+        yield
+    except RuntimeError as error:
+        # torch.AcceleratorError begins like that too, and the errors of CUDA's libraries have no class
+        if not str(error).startswith(("CUDA error", "CUDA driver error", "cuDNN error")):
+            raise
+        traceback.print_exc()
+        raise EnvironmentUnavailable(str(error).splitlines()[0]) from error
+
+
+def _as_computed(model: Any, wanted: ProofRequest) -> Any:
+    if wanted.weights_dtype != wanted.compute_dtype:
+        widened.widen(model)
+    return model
 
 
 def _read_request(work_dir: Path) -> ProofRequest:
@@ -151,8 +177,9 @@ def _log_probs(model: Any, row: ProofRow) -> torch.Tensor:
 
     ids = torch.tensor([row.input_ids[:-1]], device=model.device)
     kept = torch.tensor(row.positions(), device=model.device)
-    log_probs: torch.Tensor = model(input_ids=ids, logits_to_keep=kept, use_cache=False).logits[0].double()
-    return log_probs.log_softmax(-1).cpu()
+    logits: torch.Tensor = model(input_ids=ids, logits_to_keep=kept, use_cache=False).logits[0]
+    pieces = [piece.double().log_softmax(-1).cpu() for piece in torch.split(logits, _POSITIONS_AT_ONCE)]
+    return torch.cat(pieces)
 
 
 def _lump(log_probs: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -202,8 +229,10 @@ def _round_like_a_merge(model: Any, wanted: ProofRequest) -> dict[str, torch.Ten
     kind = getattr(torch, wanted.dtype)
     samples = {}
     for name, parameter in model.named_parameters():
-        # peft would round the delta of a 16-bit adapter before adding it
-        parameter.data = parameter.float() if ".lora_" in name else parameter.to(kind).to(parameter.dtype)
+        if ".lora_" in name:  # peft would round the delta of a 16-bit adapter before adding it
+            parameter.data = parameter.float()
+        else:
+            _round(parameter.data, kind)
     for module, layer in model.named_modules():
         if isinstance(layer, LoraLayer):
             name = stored_name(module.removeprefix("base_model.model."), files)
@@ -223,6 +252,16 @@ def _round_like_a_merge(model: Any, wanted: ProofRequest) -> dict[str, torch.Ten
     return samples
 
 
+def _round(weight: torch.Tensor, kind: torch.dtype) -> None:
+    """Rounds in place, in pieces: a second embedding in float32 may be what a full device has no room for."""
+    import torch
+
+    if weight.dtype != kind:
+        rows = weight if weight.dim() else weight.view(1)
+        for piece in torch.split(rows, max(1, _ROUNDED_AT_ONCE // max(1, math.prod(rows.shape[1:])))):
+            piece.copy_(piece.to(kind))
+
+
 def _round_the_trained(model: Any, wanted: ProofRequest) -> dict[str, torch.Tensor]:
     """Rounds a fully tuned model in place; returns samples of its stored weights, rounded, beside the base's own."""
     import torch
@@ -230,7 +269,7 @@ def _round_the_trained(model: Any, wanted: ProofRequest) -> dict[str, torch.Tens
 
     kind = getattr(torch, wanted.dtype)
     for parameter in model.parameters():
-        parameter.data = parameter.to(kind).to(parameter.dtype)
+        _round(parameter.data, kind)
     base_files = {name: path for path, names in files_of(wanted.base_dir).items() for name in names}
     samples = {}
     for path, names in files_of(wanted.trained_dir).items():

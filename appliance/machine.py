@@ -312,17 +312,6 @@ def training_bytes(parameters: int, load_in_4bit: bool, dtype: str, full_with: s
     return int(parameters * per_weight) + OVERHEAD_BYTES
 
 
-def proof_bytes(parameters: int, device: Literal["cuda", "cpu"]) -> int:
-    """Memory for the proof, which loads one model at a time: in 16 bits on a GPU, in float32 on a CPU."""
-    return parameters * (2 if device == "cuda" else 4) + OVERHEAD_BYTES
-
-
-def proof_device(parameters: int, device: Device) -> Literal["cuda", "cpu"]:
-    """Where the proof computes: on the GPU, where another process of this run holds memory as well, if it fits."""
-    fits = device.kind == "cuda" and proof_bytes(parameters, "cuda") + OVERHEAD_BYTES <= device.memory_bytes
-    return "cuda" if fits else "cpu"
-
-
 def what_fits(memory_bytes: int) -> str:
     """The largest base that a device of so much memory can train, for people."""
     room = max(memory_bytes - OVERHEAD_BYTES, 0) / 1e9

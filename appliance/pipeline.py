@@ -315,7 +315,7 @@ def _merge(job: Job, stage_dir: Path) -> str:
         stage_dir,
         dtype=job.base.stored_dtype,
         rows=[proof.ProofRow(tuple(row["input_ids"]), row["prompt_tokens"]) for row in rows],
-        device=machine.proof_device(job.base.parameters, job.device),
+        device=job.device,
     )
     changed = f"{merged.merged_tensors} of {merged.tensors} tensors merged into"
     if not merged.merged_tensors:
@@ -325,8 +325,10 @@ def _merge(job: Job, stage_dir: Path) -> str:
 
 def _proven(proven: Proof) -> str:
     seen = proven.measures
+    device = {"cuda": "GPU", "cpu": "CPU"}[proven.device]
+    where = f", on the {device} in {proven.compute_dtype} for want of memory" if proven.notes else ""
     return (
-        f"proven on {seen.positions} tokens of {seen.rows} test rows: divergence from the trained model "
+        f"proven on {seen.positions} tokens of {seen.rows} test rows{where}: divergence from the trained model "
         f"{seen.kl_tuned:.1e} nats, from the base {seen.kl_base:.1e}, same likeliest token {seen.agreement:.1%}"
     )
 

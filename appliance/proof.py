@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from appliance import child, clean
+from appliance import child, clean, out_of_memory
 from appliance.errors import EnvironmentUnavailable, GateRefused
 from appliance.rundir import read_json, write_json
 from appliance.shards import is_adapter
@@ -69,13 +70,15 @@ class ProofRow:
 class ProofRequest:
     """What both processes work on. `dtype`: what the merge stores; `compute_dtype`: what both sides compute in.
 
-    `trained_dir`: an adapter of the base, or after full fine-tuning a model of its own.
+    `weights_dtype`: what the weights are held in meanwhile, 16 bits of them beside float32 computation where that
+    alone fits (widened.py). `trained_dir`: an adapter of the base, or after full fine-tuning a model of its own.
     """
 
     base_dir: Path
     trained_dir: Path
     dtype: str
     compute_dtype: str
+    weights_dtype: str
     device: str
     rows: tuple[ProofRow, ...]
 
@@ -130,8 +133,18 @@ class Gate:
 
 @dataclass(frozen=True)
 class Proof:
+    """`device`, the types and `longest_row` (tokens) are those of both processes.
+
+    `notes`: the better places that were passed over for want of memory.
+    """
+
     gates: tuple[Gate, ...]
     measures: Measures
+    device: str = "cpu"
+    compute_dtype: str = "float32"
+    weights_dtype: str = "float32"
+    longest_row: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -140,29 +153,36 @@ class Proof:
     def as_json(self) -> dict[str, Any]:
         """For proof.json. A figure that is not finite is null there."""
         gates = [gate.as_json() for gate in self.gates]
-        return {"passed": self.passed, "gates": gates, **_finite(asdict(self.measures))}
+        where = {key: value for key, value in vars(self).items() if key not in ("gates", "measures")}
+        return {"passed": self.passed, "gates": gates, **_finite(asdict(self.measures)), **where}
 
 
 def _finite(record: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
 
 
-def request(base_dir: Path, trained_dir: Path, *, dtype: str, device: str, rows: Sequence[ProofRow]) -> ProofRequest:
-    """The first ROWS rows; float32 on a CPU, the merged model's own 16 bits on a GPU.
+def request(
+    base_dir: Path,
+    trained_dir: Path,
+    *,
+    dtype: str,
+    device: str,
+    rows: Sequence[ProofRow],
+    compute_dtype: str = "float32",
+    weights_dtype: str = "float32",
+) -> ProofRequest:
+    """The first ROWS rows. Which types fit which device: proof_place.py.
 
     Raises GateRefused: there is no row to compare.
     """
+    refuse_no_rows(rows)
+    return ProofRequest(base_dir, trained_dir, dtype, compute_dtype, weights_dtype, device, tuple(rows[:ROWS]))
+
+
+def refuse_no_rows(rows: Sequence[ProofRow]) -> None:
+    """Raises GateRefused: there is no row to compare."""
     if not rows:
         raise GateRefused("no held-out row is left to prove the merge with", hint="raise data.test_fraction")
-    compute_dtype = "float32" if device == "cpu" else dtype
-    return ProofRequest(base_dir, trained_dir, dtype, compute_dtype, device, tuple(rows[:ROWS]))
-
-
-def prove(wanted: ProofRequest, merged_dir: Path, work_dir: Path) -> Proof:
-    """Both processes, one after the other, on a merged folder that exists. Raises as they do."""
-    with work_folder(work_dir):
-        run_reference(wanted, work_dir, work_dir / "proof.log")
-        return run_examination(work_dir, merged_dir, work_dir / "proof.log")
 
 
 @contextmanager
@@ -177,16 +197,26 @@ def work_folder(work_dir: Path) -> Iterator[Path]:
 
 
 def run_reference(wanted: ProofRequest, work_dir: Path, log_path: Path) -> None:
-    """`write_reference` in a process of its own."""
+    """`write_reference` in a process of its own.
+
+    Raises OutOfMemory: another place may do. EnvironmentUnavailable: it failed, or was killed. GateRefused: the adapter
+    cannot be merged.
+    """
     write_json(work_dir / "request.json", {k: str(v) if isinstance(v, Path) else v for k, v in asdict(wanted).items()})
     _run_child("reference", [work_dir], log_path)
 
 
 def run_examination(work_dir: Path, merged_dir: Path, log_path: Path) -> Proof:
-    """`examine` in a process of its own, and the judgement."""
+    """`examine` in a process of its own, where and as the reference was made, and the judgement.
+
+    Raises OutOfMemory: another place may do. EnvironmentUnavailable: it was killed, or the device failed. GateRefused:
+    the merged folder does not load.
+    """
     _run_child("examine", [work_dir, merged_dir], log_path)
-    measures = Measures(**read_json(work_dir / "measures.json"))
-    return Proof(judge(measures), measures)
+    measures, wanted = Measures(**read_json(work_dir / "measures.json")), read_json(work_dir / "request.json")
+    longest_row = max(len(row["input_ids"]) for row in wanted["rows"])
+    where = {name: wanted[name] for name in ("device", "compute_dtype", "weights_dtype")}
+    return Proof(judge(measures), measures, longest_row=longest_row, **where)
 
 
 def judge(seen: Measures) -> tuple[Gate, ...]:
@@ -263,7 +293,11 @@ def child_environment() -> dict[str, str]:
 
 
 def run_module(module: str, arguments: Sequence[str], log_path: Path) -> tuple[int, str]:
-    """`python -m module` without network and token, its words appended to `log_path`; exit code and last lines."""
+    """`python -m module` without network and token, its words appended to `log_path`; exit code and last lines.
+
+    Of a child that was killed, the last of them tells whether the kernel counted a kill for want of memory meanwhile.
+    """
+    kills = out_of_memory.kernel_kills()
     command = [sys.executable, "-m", module, *arguments]
     with log_path.open("a+", encoding="utf-8", errors="replace") as log:
         begin = log.seek(0, os.SEEK_END)
@@ -271,6 +305,8 @@ def run_module(module: str, arguments: Sequence[str], log_path: Path) -> tuple[i
         log.seek(begin)
         text = clean.redact(log.read())  # a traceback names files below the user's home
         log.truncate(begin)
+        if code == -signal.SIGKILL and out_of_memory.kernel_kills() > kills:
+            text += "the kernel's out-of-memory killer ended a process in this time (/proc/vmstat, oom_kill)\n"
         log.write(text)
     return code, "\n".join(text.splitlines()[-5:])
 
@@ -279,9 +315,10 @@ def _run_child(verb: str, paths: Sequence[Path], log_path: Path) -> None:
     code, tail = run_module("appliance.comparison", [verb, *map(str, paths)], log_path)
     if code == 0:
         return
-    ended = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
-    message = f"proof: the process `{verb}` {ended}:\n{tail}"
+    process = f"proof: the process `{verb}`"
+    out_of_memory.refuse(code, process, tail, log_path)
+    message = f"{process} {f'was killed by signal {-code}' if code < 0 else f'ended with {code}'}:\n{tail}"
     # A merged folder that transformers cannot load is the merge's fault, any other trouble the machine's.
     if code == GateRefused.exit_code or (verb == "examine" and code == 1):
         raise GateRefused(message, hint=f"what was trained is kept; see {log_path}")
-    raise EnvironmentUnavailable(message, hint=f"a signal 9 is the system running out of memory; see {log_path}")
+    raise EnvironmentUnavailable(message, hint=f"see {log_path}")

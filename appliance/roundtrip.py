@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from appliance import child
+from appliance import child, out_of_memory
 from appliance.errors import DataError, EnvironmentUnavailable, GateRefused
 from appliance.proof import Gate, run_module
 from appliance.rundir import read_json, write_json
@@ -70,7 +70,7 @@ class Seen:
 def run(release_dir: Path, run_path: Path, *, base_dir: Path, prompt_name: str, stage_dir: Path) -> list[Gate]:
     """The gates of the release below `release_dir`; `stage_dir` gets the process's words in roundtrip.log.
 
-    Raises GateRefused: the release does not load. EnvironmentUnavailable: the process was killed.
+    Raises GateRefused: the release does not load. EnvironmentUnavailable: the process was killed, or out of memory.
     """
     from appliance import base_tokenizer, prompts
 
@@ -153,10 +153,10 @@ def examine(wanted: Request, stage_dir: Path) -> dict[str, Seen]:
     finally:
         path.unlink(missing_ok=True)
         _result_path(path).unlink(missing_ok=True)
-    log = stage_dir / "roundtrip.log"
+    log, process = stage_dir / "roundtrip.log", "the process that reloads the release"
+    out_of_memory.refuse(code, process, tail, log)
     if code < 0:
-        message = f"the process that reloads the release was killed by signal {-code}"
-        raise EnvironmentUnavailable(message, hint=f"a signal 9 is the system running out of memory; see {log}")
+        raise EnvironmentUnavailable(f"{process} was killed by signal {-code}:\n{tail}", hint=f"see {log}")
     raise GateRefused(f"the release does not load with plain transformers:\n{tail}", hint=f"nothing left; see {log}")
 
 
@@ -184,10 +184,10 @@ def judge(wanted: Request, seen: Mapping[str, Seen]) -> list[Gate]:
 def main(request_path: Path) -> None:
     """The child process: everything that differs in each folder of the request."""
     child.die_with_parent()
-    wanted = read_json(request_path)
-    write_json(
-        _result_path(request_path), {folder: asdict(_look(Path(folder), wanted)) for folder in wanted["folders"]}
-    )
+    with out_of_memory.ends_the_process():
+        wanted = read_json(request_path)
+        seen = {folder: asdict(_look(Path(folder), wanted)) for folder in wanted["folders"]}
+        write_json(_result_path(request_path), seen)
 
 
 def _look(folder: Path, wanted: Mapping[str, Any]) -> Seen:

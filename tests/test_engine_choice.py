@@ -204,12 +204,6 @@ def test_a_base_too_large_says_what_fits(base_dir: Path, tmp_path: Path, monkeyp
     assert "32.9 billion in 4 bits" in caught.value.hint
 
 
-@pytest.mark.parametrize(("parameters", "place"), [(4 * 10**9, "cuda"), (8 * 10**9, "cpu")])
-def test_the_proof_goes_to_the_cpu_where_only_4_bits_fit_the_card(parameters: int, place: str) -> None:
-    assert machine.proof_device(parameters, T4) == place
-    assert machine.proof_device(parameters, CPU) == "cpu"
-
-
 def test_float32_through_unsloth_is_refused_where_its_trainer_would_take_bfloat16(
     base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,12 +14,14 @@ from safetensors.torch import load_file, save_file
 
 from appliance import comparison, proof
 from appliance.errors import EnvironmentUnavailable, GateRefused
+from appliance.machine import Device
 from appliance.proof import Measures, ProofRow, judge
 from appliance.rundir import write_json
 from appliance.stages import merge
 from appliance.stages.merge import merge_adapter
 from tests.models import change_adapter, swap_layers, tiny_adapter, tiny_base
 
+CPU = Device("cpu", "a CPU", 8 << 30, "float32")
 Change = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 GOOD = Measures(
     rows=16,
@@ -249,7 +251,7 @@ def test_the_stage_with_its_two_processes(case: Path, tmp_path: Path) -> None:
     stage = tmp_path / "merge"
 
     summary, result = merge.run(
-        case / "base", case / "adapter", stage, dtype="bfloat16", rows=rows(count=4), device="cpu"
+        case / "base", case / "adapter", stage, dtype="bfloat16", rows=rows(count=4), device=CPU
     )
 
     written = json.loads((stage / "proof.json").read_text())
@@ -273,7 +275,7 @@ def test_a_refused_merge_is_kept_under_another_name(
     stage = tmp_path / "merge"
 
     with pytest.raises(GateRefused, match=r"every_delta_is_in: 1, bound 0\.1") as caught:
-        merge.run(case / "base", case / "adapter", stage, dtype="bfloat16", rows=rows(), device="cpu")
+        merge.run(case / "base", case / "adapter", stage, dtype="bfloat16", rows=rows(), device=CPU)
 
     assert "what was trained is kept" in caught.value.hint
     assert {path.name for path in stage.iterdir()} == {"model.refused", "proof.json"}
@@ -285,11 +287,11 @@ def test_a_merge_that_cannot_be_made_writes_proof_json(
 ) -> None:
     monkeypatch.setattr(proof, "run_reference", lambda *_: None)
     with pytest.raises(EnvironmentUnavailable):
-        merge.run(tmp_path / "no-base", case / "adapter", tmp_path, dtype="bfloat16", rows=rows(), device="cpu")
+        merge.run(tmp_path / "no-base", case / "adapter", tmp_path, dtype="bfloat16", rows=rows(), device=CPU)
     assert json.loads((tmp_path / "proof.json").read_text())["passed"] is False
     assert {path.name for path in tmp_path.iterdir()} == {"proof.json"}
     with pytest.raises(GateRefused, match="no held-out row"):
-        merge.run(case / "base", case / "adapter", tmp_path / "none", dtype="bfloat16", rows=[], device="cpu")
+        merge.run(case / "base", case / "adapter", tmp_path / "none", dtype="bfloat16", rows=[], device=CPU)
     assert json.loads((tmp_path / "none" / "proof.json").read_text())["passed"] is False
 
 

@@ -11,6 +11,7 @@ from appliance import access, bases, cards, disk, doctor, engines, hub, machine,
 from appliance.errors import DataError, EnvironmentUnavailable
 from appliance.hub import Base
 from appliance.machine import Device, Finding, Place, human
+from appliance.proof_place import Weights, memory_finding
 from appliance.recipe import DataSection, ModelSection, PublishSection, TrainSection, TuningSection
 from appliance.rundir import STAGES
 
@@ -248,12 +249,11 @@ def _training_memory(
 
 
 def _merging_memory(base: Base, device: Device) -> list[Finding]:
-    """Room for the merge, and for the proof, which loads the model again in 16 bits (on a CPU: in float32)."""
+    """Room for the merge, and for the proof, which loads the model again: on the GPU if it then has room."""
     shape, host = memory.shape_of(base.config), machine.memory_available_bytes()  # in the container's limit
     findings = [_fits("the merge", "cpu", host, memory.merge_bytes(shape))] if shape else []
-    place = machine.proof_device(base.parameters, device)
-    room = machine.room_bytes(device) if place == device.kind else host
-    return [*findings, _fits("the proof", place, room, machine.proof_bytes(base.parameters, place))]
+    largest = shape.vocabulary * shape.hidden if shape else 0  # the embedding
+    return [*findings, memory_finding(Weights(base.parameters, largest, base.stored_dtype), device)]
 
 
 def _fits(purpose: str, place: str, room: int, needed: int) -> Finding:

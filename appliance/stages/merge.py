@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance import machine, prompts, proof
+from appliance import machine, prompts, proof, proof_place
 from appliance.errors import ApplianceError, EnvironmentUnavailable, GateRefused
 from appliance.roundtrip import SHORTEST
 from appliance.rundir import atomic_dir, read_json, write_json
@@ -69,26 +69,34 @@ def run(
     *,
     dtype: str,
     rows: Sequence[proof.ProofRow],
-    device: str,
+    device: machine.Device,
 ) -> tuple[MergeSummary, proof.Proof]:
     """Merges into `stage_dir/model` and proves it; `stage_dir/proof.json` is written whatever happens.
 
-    `trained_dir` holds an adapter of the base, or a model of its own. `dtype` is what the merged model is stored in,
-    `device` ("cpu" | "cuda") where the proof computes. The model is called `model` only once it is proven; a refused
-    one is kept as `model.refused`.
-    Raises GateRefused: a gate did not pass, or the adapter cannot be merged. EnvironmentUnavailable: disk, base files.
+    `trained_dir` holds an adapter of the base, or a model of its own. `dtype` is what the merged model is stored in;
+    on `device`, or on the CPU beside it, the proof computes (proof_place.py). The model is called `model` only once it
+    is proven; a refused one is kept as `model.refused`.
+    Raises GateRefused: a gate did not pass, or the adapter cannot be merged. EnvironmentUnavailable: disk, base files,
+    memory for the proof.
     """
     stage_dir.mkdir(parents=True, exist_ok=True)
     unproven, refused, work_dir = (stage_dir / name for name in ("model.unproven", "model.refused", "proof.work"))
     try:
-        request = proof.request(base_dir, trained_dir, dtype=dtype, device=device, rows=rows)
-        with proof.work_folder(work_dir):
-            proof.run_reference(request, work_dir, stage_dir / "proof.log")
-            if is_adapter(trained_dir):
-                summary = merge_adapter(base_dir, trained_dir, unproven, dtype=dtype)
-            else:
-                summary = round_model(trained_dir, unproven, dtype=dtype)
-            result = proof.run_examination(work_dir, unproven, stage_dir / "proof.log")
+        proof.refuse_no_rows(rows)
+        if is_adapter(trained_dir):
+            summary = merge_adapter(base_dir, trained_dir, unproven, dtype=dtype)
+        else:
+            summary = round_model(trained_dir, unproven, dtype=dtype)
+        result = proof_place.prove(
+            base_dir,
+            trained_dir,
+            unproven,
+            work_dir,
+            dtype=dtype,
+            rows=rows,
+            device=device,
+            log_path=stage_dir / "proof.log",
+        )
     except ApplianceError as error:
         write_json(stage_dir / "proof.json", {"passed": False, "error": str(error), "gates": []})
         raise

@@ -1,0 +1,39 @@
+"""Weights held in 16 bits and computed with in float32: half the memory of a float32 model, and its arithmetic.
+
+Each module widens its own weights for its forward pass and drops the wide ones after it. Every 16-bit number is a
+float32 number, so the answers are those of the same weights loaded in float32. The price is time, and the largest
+weight in float32 beside the model.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def widen(model: torch.nn.Module) -> None:
+    """From now on `model` computes in float32, while its parameters stay in their 16-bit types between two uses."""
+    import torch
+
+    for module in model.modules():
+        # the module's own only: its children widen theirs
+        own = [p for p in module.parameters(recurse=False) if p.dtype in (torch.bfloat16, torch.float16)]
+        if own:
+            held: list[torch.Tensor] = []
+            module.register_forward_pre_hook(partial(_use_wide, own, held))
+            module.register_forward_hook(partial(_put_back, own, held), always_call=True)
+
+
+def _use_wide(own: list[torch.nn.Parameter], held: list[torch.Tensor], *_: Any) -> None:
+    held.extend(parameter.data for parameter in own)
+    for parameter in own:
+        parameter.data = parameter.data.float()
+
+
+def _put_back(own: list[torch.nn.Parameter], held: list[torch.Tensor], *_: Any) -> None:
+    for parameter, weight in zip(own, held, strict=True):
+        parameter.data = weight
+    held.clear()
