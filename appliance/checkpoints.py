@@ -20,7 +20,7 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import TrainerState
 
-from appliance import console, machine, rundir
+from appliance import console, machine, rundir, validation
 from appliance.errors import EnvironmentUnavailable, RunDirError, TrainingFailed
 from appliance.recipe import ModelSection, TrainSection, TuningSection
 
@@ -115,6 +115,11 @@ def inputs_of(
     """What a checkpoint depends on: it is continued with the same only. Of the batch, the rows of a step."""
     factors = {"micro_batch_size", "gradient_accumulation_steps", "report_to"}
     fields = {"model": model.model_dump(exclude={"id", "revision", "max_seq_length"}), "tuning": tuning.model_dump()}
+    files = ["train.csv", "val.csv"]
+    if (prepare_dir / validation.GROUPS_FILE).is_file():
+        files.append(validation.GROUPS_FILE)
+    else:
+        factors.add("val_rows")  # of no effect: see validation.chosen
     fields["train"] = train.model_dump(exclude=factors)
     libraries = ["torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes"]
     libraries += ["unsloth", "unsloth-zoo"] if engine_name == "unsloth" else []
@@ -128,7 +133,7 @@ def inputs_of(
         "prompt": prompt_name,
         "max_seq_length": max_seq_length,
         "long rows are cut": cut_long_rows,
-        **{f"{side}.csv (sha256)": rundir.sha256_of(prepare_dir / f"{side}.csv") for side in ("train", "val")},
+        **{f"{name} (sha256)": rundir.sha256_of(prepare_dir / name) for name in files},
         **{f"version of {name}": found.get(name) for name in libraries},
     }
 

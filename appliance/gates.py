@@ -138,11 +138,12 @@ def stop_rate(seen: Mapping[str, Any], least: float) -> Gate:
 
 
 def best_val_loss_again(seen: Mapping[str, Any]) -> Gate:
-    """`seen`: best (as training saw it), again (after a reload), compute_dtype, in_4bit."""
+    """`seen`: best (as training saw it), again (after a reload), compute_dtype, in_4bit; rows evaluated, of all val."""
     best, again = seen["best"], seen["again"]
     bound = RELOAD_BOUND_4BIT if seen["in_4bit"] else RELOAD_BOUND[seen["compute_dtype"]]
     apart = abs(again - best) / max(abs(best), RELOAD_FLOOR)
-    meaning = f"val loss of what was kept, read from disk, is {again:.6g}; the best in training was {best:.6g}"
+    part = f" on {seen['rows']} of {seen['of']} rows" if seen.get("rows") != seen.get("of") else ""
+    meaning = f"val loss{part} of what was kept, read from disk, is {again:.6g}; the best in training was {best:.6g}"
     return Gate("best_val_loss_again", apart <= bound, apart, bound, f"relative difference: {meaning}")
 
 

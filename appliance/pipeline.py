@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from appliance import console, disk, interrupts, machine, report, rundir
+from appliance import console, disk, interrupts, machine, report, rundir, validation
 from appliance.errors import EnvironmentUnavailable
 from appliance.job import Job
 from appliance.resolve import Resolved, flatten
@@ -236,7 +236,8 @@ def _rehearse(job: Job, stage_dir: Path) -> str:
     from appliance.stages import rehearse
 
     recipe, prepare_dir = job.resolved.recipe, job.run_dir.stage_dir("prepare")
-    planned = rehearse.plan(recipe.train, rundir.read_json(prepare_dir / "summary.json"))
+    prepared = rundir.read_json(prepare_dir / "summary.json")
+    planned = rehearse.plan(validation.schedule_of(recipe.train, prepared, prepare_dir), prepared)
     seconds = rehearse.guess_seconds(planned, job.base.parameters, job.device, machine.cpu_cores())
     wanted, why = rehearse.reason(job.rehearsal_wanted, job.base, seconds)
     if not wanted:

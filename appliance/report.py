@@ -20,20 +20,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def plot_loss(metrics_path: Path, png_path: Path, *, best_step: int) -> None:
-    """Train and val loss over the steps, the step that was kept marked."""
+def plot_loss(metrics_path: Path, png_path: Path, *, best_step: int, val: str = "val") -> None:
+    """Train and val loss over the steps, the step that was kept marked. `val`: the label of the val loss."""
     from matplotlib.figure import Figure
 
     lines = read_metrics(metrics_path)
     train = [(line["step"], line["loss"]) for line in lines if "loss" in line]
-    val = [(line["step"], line["val_loss"]) for line in lines if "val_loss" in line]
+    val_losses = [(line["step"], line["val_loss"]) for line in lines if "val_loss" in line]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     if train:
         axes.plot(*zip(*train, strict=True), color="#9bb8d3", linewidth=1, label="train, every step")
-    if val:
-        axes.plot(*zip(*val, strict=True), color="#1f4e79", marker="o", markersize=4, label="val")
-    best = dict(val).get(best_step)
+    if val_losses:
+        axes.plot(*zip(*val_losses, strict=True), color="#1f4e79", marker="o", markersize=4, label=val)
+    best = dict(val_losses).get(best_step)
     if best is not None:
         axes.axvline(best_step, color="#c0392b", linestyle="--", linewidth=1)
         axes.plot([best_step], [best], "o", color="#c0392b", label=f"best: step {best_step}, val loss {best:.4f}")

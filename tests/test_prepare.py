@@ -79,8 +79,8 @@ class Work:
     def side(self, name: str) -> list[int]:
         return [row.line for row in read_canonical(self.stage_dir / f"{name}.csv")]
 
-    def groups(self) -> dict[int, str]:
-        with (self.stage_dir / "test_groups.csv").open(encoding="utf-8", newline="") as handle:
+    def groups(self, side: str = "test") -> dict[int, str]:
+        with (self.stage_dir / f"{side}_groups.csv").open(encoding="utf-8", newline="") as handle:
             return {int(line["row"]): line["group"] for line in csv.DictReader(handle)}
 
 
@@ -313,6 +313,26 @@ def test_test_groups_name_the_group_of_each_test_row(work: Work) -> None:
     assert len(set(groups.values())) == len(set(questions.values())) == 4
     assert len(set(zip(groups.values(), questions.values(), strict=True))) == 4
     assert all(len(bytes.fromhex(group)) == 16 for group in groups.values())
+
+
+def test_val_groups_name_the_group_of_each_val_row(work: Work) -> None:
+    """Training draws whole groups of val rows: by question, by column, and in the notebook's split too."""
+    rows = [(f"질문 {i % 20}?", f"{i}") for i in range(100)]
+    work.run(rows, val_fraction=0.2)
+    groups = work.groups("val")
+    assert list(groups) == work.side("val")
+    assert len(groups) == 20
+    assert len({(group, (line - 2) % 20) for line, group in groups.items()}) == len(set(groups.values())) == 4
+    work.run(rows, val_fraction=0.2, split="notebook")
+    groups = work.groups("val")
+    assert list(groups) == work.side("val")
+    questions = {(line - 2) % 20 for line in groups}
+    assert len({(group, (line - 2) % 20) for line, group in groups.items()}) == len(set(groups.values()))
+    assert len(set(groups.values())) == len(questions) > 4
+    write_qa(work.csv_path, [(f"질문 {i}?", f"{i}", f"주제 {i % 10}") for i in range(100)], ("Q", "A", "topic"))
+    work.run(group_by="topic", val_fraction=0.2)
+    assert len(work.groups("val")) == 20
+    assert len(set(work.groups("val").values())) == 2
 
 
 def test_rows_of_one_group_never_part(work: Work) -> None:

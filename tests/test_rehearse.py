@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from appliance import disk, hub, pipeline, prompts, proof, resolve, rundir
+from appliance import disk, hub, pipeline, prompts, proof, resolve, rundir, validation
 from appliance.errors import EnvironmentUnavailable, GateRefused, TrainingFailed
 from appliance.machine import Device, Finding
 from appliance.recipe import TrainSection, TuningSection
@@ -89,6 +89,7 @@ def test_everything_that_follows_is_tried_and_nothing_is_left(rehearsed: Path) -
     loss, _, again = found["resume"]["found"].removeprefix("from checkpoint-2: loss ").partition(", uninterrupted ")
     assert loss == again
     assert " at most, 4 steps at " in found["training time"]["found"]
+    assert found["evaluation"]["found"] == "20.0% of the training time: 3 times 4 val rows, every 2 steps"
     assert found["peak memory"]["found"].split()[-1] in ("MiB", "GiB")  # of this process, whatever ran in it before
     left = sorted(item.name for item in (path / "rehearse").rglob("*"))
     assert left == ["stage.json", "table.json"]
@@ -223,6 +224,8 @@ def test_a_resume_that_is_not_the_same_step_is_a_warning(tmp_path: Path, base_di
     assert found["resume"].found == "from checkpoint-2: loss 3.5000, uninterrupted 3.0000"
     # 2 steps of 2 rows of 10 tokens, and 3 evaluations of 2 rows at a third: 60 tokens at 5 a second
     assert found["training time"].found == "12 s at most, 2 steps at 5 tokens/s"
+    # of 4 rows trained and 6 evaluated at a third
+    assert found["evaluation"].found == "33.3% of the training time: 3 times 2 val rows, every step"
     assert found["micro batch"].found == "1 rows fit"
     assert not run_dir.path.exists()
 
@@ -289,13 +292,17 @@ def test_when(wanted: str, kind: str, seconds: float, expected: tuple[bool, str]
 def test_the_estimate_is_arithmetic() -> None:
     counts = {"train": 80, "val": 10, "test": 10, "tokens": 10_000}
     train = TrainSection(epochs=3, micro_batch_size=4, gradient_accumulation_steps=4, eval_every=5)
-    planned = rehearse.plan(train, counts)
+
+    def plan(train: TrainSection) -> rehearse.Plan:
+        return rehearse.plan(validation.schedule(train, counts["train"], counts["val"]), counts)
+
+    planned = plan(train)
     assert planned == rehearse.Plan(steps=15, train_tokens=15 * 16 * 100, evaluations=4, val_tokens=1000)
     assert planned.seconds(1000.0) == pytest.approx(24 + 4 / 3)
     assert planned.seconds(0.0) == math.inf  # a trainer that counts no tokens must not end the run
-    assert rehearse.plan(train.model_copy(update={"max_steps": 7}), counts).steps == 7
+    assert plan(train.model_copy(update={"max_steps": 7})).steps == 7
     wide = train.model_copy(update={"micro_batch_size": 100})
-    assert rehearse.plan(wide, counts).train_tokens == 3 * 80 * 100  # a step has no more rows than there are
+    assert plan(wide).train_tokens == 3 * 80 * 100  # a step has no more rows than there are
     seconds = rehearse.guess_seconds(planned, 2_000_000, CPU, 2)
     assert seconds == pytest.approx(6 * 2e6 * (24_000 + 4000 / 3) / 40e9)
     assert rehearse.guess_seconds(planned, 2_000_000, GPU, 2) < seconds
@@ -305,7 +312,8 @@ def test_the_estimate_is_arithmetic() -> None:
 def test_the_demo_and_small_runs_are_not_rehearsed() -> None:
     """The demo as it was measured: 2 M weights, 326 train rows of 408 with 16577 tokens."""
     counts = {"train": 326, "val": 41, "test": 41, "tokens": 16_577}
-    planned = rehearse.plan(resolve.load("demo", environ={}).recipe.train, counts)
+    train = resolve.load("demo", environ={}).recipe.train
+    planned = rehearse.plan(validation.schedule(train, counts["train"], counts["val"]), counts)
     assert 10 < rehearse.guess_seconds(planned, 2_000_000, CPU, 2) < 60
 
 

@@ -16,12 +16,26 @@ from typing import Any
 import pytest
 import torch
 
-from appliance import batch_size, batches, checkpoints, console, hub, machine, prompts, report, rundir, trainer
+from appliance import (
+    batch_size,
+    batches,
+    checkpoints,
+    console,
+    gates,
+    hub,
+    machine,
+    prompts,
+    report,
+    rundir,
+    table,
+    trainer,
+    validation,
+)
 from appliance.batch_size import BatchSize
 from appliance.engines.transformers import TransformersEngine
 from appliance.errors import EnvironmentUnavailable, Interrupted, RunDirError, TrainingFailed
-from appliance.recipe import DataSection, ModelSection, TrainSection, TuningSection
-from appliance.stages import prepare, train
+from appliance.recipe import DataSection, EvaluateSection, ModelSection, TrainSection, TuningSection
+from appliance.stages import evaluate, prepare, train
 from tests.conftest import write_qa
 
 pytestmark = pytest.mark.slow
@@ -280,6 +294,64 @@ def test_a_checkpoint_of_other_inputs_is_refused_by_the_field(
     with pytest.raises(RunDirError, match=named) as caught:
         shop.fit(copy, **changes)
     assert "--redo train" in caught.value.hint
+
+
+def test_a_choice_of_val_rows_is_the_same_after_a_kill_and_after_a_reload(
+    shop: Shop, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2 of 4 val rows, by the same schedule; what evaluate computes again is the mean over the same 2."""
+    few = {"val_rows": 2, "eval_every": "auto", "max_steps": 24}
+    summary = shop.fit(tmp_path / "few", **few)
+    assert summary.endswith(" on 2 of 4 val rows")
+    evaluation = rundir.read_json(tmp_path / "few" / "fit.json")["evaluation"]
+    val_lines = [row.line for row in table.read_canonical(shop.prepare_dir / "val.csv")]
+    assert (evaluation["every"], evaluation["rows"], evaluation["of"]) == (20, 2, 4)
+    assert set(evaluation["lines"]) < set(val_lines)
+    assert list(losses(tmp_path / "few", "val_loss")) == [0, 20, 24]
+    assert losses(tmp_path / "few", "val_loss")[0] != losses(whole, "val_loss")[0]
+    with monkeypatch.context() as patch:
+        die_at(patch, 22)
+        with pytest.raises(Killed):
+            shop.fit(tmp_path / "killed", **few)
+    with pytest.raises(RunDirError, match=r"train\.val_rows: was 2, is 3"):
+        shop.fit(tmp_path / "killed", **few | {"val_rows": 3})
+    assert shop.fit(tmp_path / "killed", **few) == summary
+    assert adapter(tmp_path / "killed") == adapter(tmp_path / "few")
+    assert losses(tmp_path / "killed", "val_loss") == losses(tmp_path / "few", "val_loss")
+
+    (tmp_path / "evaluate").mkdir()
+    evaluate.run(
+        engine=TransformersEngine(machine.device()),
+        base=shop.base,
+        model=ModelSection(id=str(shop.base.dir), load_in_4bit=False),
+        evaluate=EvaluateSection(max_new_tokens=2, max_rows=1),
+        prompt_name="alpaca",
+        seed=0,
+        prepare_dir=shop.prepare_dir,
+        trained_dir=tmp_path / "few" / "adapter",
+        stage_dir=tmp_path / "evaluate",
+    )
+    gate = gates.best_val_loss_again(rundir.read_json(tmp_path / "evaluate" / "measures.json")["val_loss"])
+    assert gate.passed
+    assert "val loss on 2 of 4 rows of what was kept" in gate.meaning
+
+
+def test_rows_prepared_without_groups_are_all_evaluated(
+    shop: Shop, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run from before `train.val_rows` goes on as it began: the field has no effect and is not in its checkpoints."""
+    shutil.copytree(shop.prepare_dir, tmp_path / "prepare")
+    (tmp_path / "prepare" / validation.GROUPS_FILE).unlink()
+    monkeypatch.setattr(shop, "prepare_dir", tmp_path / "prepare")
+    with monkeypatch.context() as patch:
+        die_at(patch, 5)
+        with pytest.raises(Killed):
+            shop.fit(tmp_path / "old")
+    before = checkpoints.manifest_of(tmp_path / "old" / "checkpoints" / "checkpoint-3").inputs
+    assert not [key for key in before if "val_rows" in key or "groups" in key]
+    shop.fit(tmp_path / "old", val_rows=1)
+    assert losses(tmp_path / "old", "val_loss") == losses(whole, "val_loss")
+    assert adapter(tmp_path / "old") == adapter(whole)
 
 
 def test_other_factors_of_the_batch_go_on(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,21 @@ from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from appliance import access, bases, cards, disk, doctor, engines, hub, machine, memory, rundir, session, survey
+from appliance import (
+    access,
+    bases,
+    cards,
+    disk,
+    doctor,
+    engines,
+    hub,
+    machine,
+    memory,
+    rundir,
+    session,
+    survey,
+    validation,
+)
 from appliance.errors import DataError, EnvironmentUnavailable
 from appliance.hub import Base
 from appliance.machine import Device, Finding, Place, human
@@ -53,6 +67,8 @@ def run(
     loads = not ahead.isdisjoint(("train", "evaluate"))  # into the engine
     seen = _survey(csv_path, data, train.seed) if csv_path else None
     findings = survey.findings(seen) if seen else []
+    if seen and "train" in ahead:
+        findings.append(validation.finding(validation.schedule(train, seen.sides["train"], seen.sides["val"]), train))
     place = machine.place()
     findings += [*doctor.pins(place), _cache(cache_dir, place)]
     table_path = stage_dir / "table.json"

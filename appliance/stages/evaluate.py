@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,11 +92,13 @@ def run(
     sampling = Sampling(**chosen.model_dump(exclude={"scored"}), seed=seed)
     encoded = [prompt.encode(row.instruction, row.input, row.output) for row in rows]
     fit = rundir.read_json(trained_dir.parent / "fit.json")
-    val_rows = _val_rows(prompt, prepare_dir / "val.csv", **fit["encoding"])
+    evaluated = fit.get("evaluation", {"lines": None})  # a training before there was a choice took all val rows
+    val_rows = _val_rows(prompt, prepare_dir / "val.csv", evaluated["lines"], **fit["encoding"])
     answers: dict[str, list[Answer]] = {}
     answers_to_extra: dict[str, list[str]] = {}
     losses: dict[str, float] = {}
     val_loss: dict[str, Any] = {"best": fit["best_val_loss"], "in_4bit": model.load_in_4bit}
+    val_loss |= {key: evaluated[key] for key in ("rows", "of") if key in evaluated}
 
     in_losses, in_answers = RowsAtOnce(LOSS_ROWS_AT_ONCE, "losses"), RowsAtOnce(generation.ROWS_AT_ONCE, "answers")
 
@@ -239,10 +241,18 @@ def stop_rates(
 
 
 def _val_rows(
-    prompt: prompts.Prompt, path: Path, *, loss_on: str, max_seq_length: int, cut_long_rows: bool
+    prompt: prompts.Prompt,
+    path: Path,
+    lines: Collection[int] | None,
+    *,
+    loss_on: str,
+    max_seq_length: int,
+    cut_long_rows: bool,
 ) -> list[prompts.Encoded]:
-    """The val rows as training encoded them."""
-    rows = [prompt.encode(r.instruction, r.input, r.output, loss_on=loss_on) for r in table.read_canonical(path)]
+    """The val rows as training encoded them: those of `lines`, or all."""
+    wanted = None if lines is None else set(lines)
+    used = (row for row in table.iter_canonical(path) if wanted is None or row.line in wanted)
+    rows = [prompt.encode(r.instruction, r.input, r.output, loss_on=loss_on) for r in used]
     return [prompt.cut(row, max_seq_length) for row in rows] if cut_long_rows else rows
 
 

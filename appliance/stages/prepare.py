@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from appliance import leaks, near, prompts, rundir, split, survey, table
+from appliance import leaks, near, prompts, rundir, split, survey, table, validation
 from appliance.errors import DataError
 from appliance.recipe import DataSection
 from appliance.remarks import Remark, Remarks
@@ -118,6 +118,7 @@ def run(
     _write(csv_path, fmt, stage_dir, order, [judged.lines[i] for i in kept])
     _write_ledger(stage_dir / "rows.csv", side_of, judged.rejected | too_long)
     _write_groups(stage_dir / "test_groups.csv", [(judged.lines[kept[i]], keys[i]) for i in order["test"]])
+    _write_groups(stage_dir / validation.GROUPS_FILE, [(judged.lines[kept[i]], keys[i]) for i in order["val"]])
     twins = near.find(stage_dir, {side: len(indexes) for side, indexes in order.items()}, seed)
     leaks.write(stage_dir, found, twins)
     lengths = sorted(min(judged.lengths[i], limit) for i in kept)
@@ -266,7 +267,7 @@ def _write_ledger(path: Path, side_of: Mapping[int, str], rejected: Mapping[int,
 
 
 def _write_groups(path: Path, groups: list[tuple[int, bytes]]) -> None:
-    """Row -> group of the test rows: evaluate resamples whole groups."""
+    """Row -> group of one side: evaluate resamples whole groups of test rows, training draws whole groups of val."""
     with rundir.atomic_file(path) as temporary, table.csv_writer(temporary, ("row", "group")) as write:
         for line, key in groups:
             write((line, key.hex()))

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from appliance import bases, console, disk, machine, report, rundir, table
+from appliance import bases, console, disk, machine, report, rundir, table, validation
 from appliance.errors import ApplianceError, EnvironmentUnavailable, GateRefused, Interrupted
 from appliance.hub import Base
 from appliance.machine import Device, Finding, human
@@ -23,6 +23,7 @@ from appliance.prompts import Prompt
 from appliance.recipe import TrainSection, TuningSection
 from appliance.rundir import RunDir
 from appliance.table import Row
+from appliance.validation import Schedule
 
 STEPS, EVAL_EVERY = 3, 2  # the second step is timed: no kernel is compiled in it, no evaluation follows the first
 VAL_ROWS, TEST_ROWS = 8, 2
@@ -58,17 +59,14 @@ class Plan:
         """
         if tokens_per_second <= 0:
             return math.inf
-        return (self.train_tokens + self.evaluations * self.val_tokens / 3) / tokens_per_second
+        evaluated = self.evaluations * self.val_tokens * validation.EVALUATION_COST
+        return (self.train_tokens + evaluated) / tokens_per_second
 
 
-def plan(train: TrainSection, prepared: dict[str, Any]) -> Plan:
+def plan(schedule: Schedule, prepared: dict[str, Any]) -> Plan:
     """`prepared`: prepare/summary.json."""
-    rows = prepared["train"]
-    mean = prepared["tokens"] / (rows + prepared["val"] + prepared["test"])
-    steps = math.ceil(math.ceil(rows / train.effective_batch_size) * train.epochs)
-    steps = min(steps, train.max_steps or steps)
-    rows_a_step = min(train.effective_batch_size, rows)
-    return Plan(steps, steps * rows_a_step * mean, math.ceil(steps / train.eval_every) + 1, prepared["val"] * mean)
+    mean = prepared["tokens"] / (prepared["train"] + prepared["val"] + prepared["test"])
+    return Plan(schedule.steps, schedule.trained_rows * mean, schedule.evaluations, schedule.val_rows * mean)
 
 
 def guess_seconds(planned: Plan, parameters: int, device: Device, cores: int) -> float:
@@ -139,7 +137,9 @@ def run(
         for stage in ("evaluate", "merge", "publish"):
             run_stage(stage)
         findings += _done(scratch)
-        findings += _estimates(plan(train, prepared), lines, device, prepared["longest_row_tokens"])
+        schedule = validation.schedule_of(train, prepared, prepare_dir)
+        findings += _estimates(plan(schedule, prepared), lines, device, prepared["longest_row_tokens"])
+        findings.append(validation.finding(schedule, train))
         findings.append(_disk(scratch, tuning, checkpoint_bytes, has_hard_links=hard_links))
     except (ApplianceError, Interrupted) as error:
         error.args = (f"rehearsal: {error}",)
@@ -180,10 +180,13 @@ def summarise(findings: list[Finding]) -> str:
 
 
 def _prepare(scratch: RunDir, prepare_dir: Path, rows: dict[str, list[Row]]) -> None:
-    """The stage `prepare` of the scratch run: the real one's records, with these rows."""
+    """The stage `prepare` of the scratch run: the real one's records, with these rows.
+
+    Without the groups of the val rows: all of these few are evaluated, the longest ones among them.
+    """
     folder = scratch.begin("prepare", {})
     for path in prepare_dir.iterdir():
-        if path.name not in ("stage.json", "rows.csv", *(f"{side}.csv" for side in rows)):
+        if path.name not in ("stage.json", "rows.csv", validation.GROUPS_FILE, *(f"{side}.csv" for side in rows)):
             shutil.copyfile(path, folder / path.name)
     for side, chosen in rows.items():
         with table.row_writer(folder / f"{side}.csv") as write:

@@ -1,7 +1,7 @@
 """Fits the adapter, or all weights: trl's SFTTrainer on rows that prompts.py encoded, in the order of batches.py.
 
-Evaluates on val every `eval_every` steps, stops early, keeps the best adapter, writes one line of metrics per step.
-A killed or interrupted training continues from its newest complete checkpoint.
+Evaluates on val as validation.py says, stops early, keeps the best adapter, writes one line of metrics per step. A
+killed or interrupted training continues from its newest complete checkpoint.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import re
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,18 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState, set_seed
 from trl import SFTConfig
 
-from appliance import batches, checkpoints, console, gates, prompts, report, rundir, table, untrained_tokens
+from appliance import (
+    batches,
+    checkpoints,
+    console,
+    gates,
+    prompts,
+    report,
+    rundir,
+    table,
+    untrained_tokens,
+    validation,
+)
 from appliance.batch_size import BatchSize, OutOfMemory
 from appliance.engines import Engine
 from appliance.errors import DataError, Interrupted, TrainingFailed
@@ -39,6 +50,7 @@ from appliance.trainer import (
     StopOnSignal,
     TrainingEnded,
 )
+from appliance.validation import Evaluation
 
 _WEIGHTS = r"adapter_model\.safetensors|model[\w.-]*\.safetensors"  # of a checkpoint
 
@@ -108,9 +120,11 @@ def run(
     tokenizer.pad_token = prompt.pad_token  # already in the vocabulary: nothing is resized
     tokenizer.chat_template = prompt.chat_template
     encoding = Encoding(train.loss_on, max_seq_length, cut_long_rows)
-    (train_rows, train_side), (val_rows, val_side) = (
-        _encode(prompt, prepare_dir / f"{side}.csv", encoding) for side in ("train", "val")
-    )
+    train_rows, train_side = _encode(prompt, prepare_dir / "train.csv", encoding)
+    evaluation = validation.of_training(train, len(train_rows), prepare_dir)
+    if train.eval_every == "auto" or evaluation.lines is not None:  # else the recipe says it all
+        console.say(evaluation.describe())
+    val_rows, val_side = _encode(prompt, prepare_dir / "val.csv", encoding, only=evaluation.lines)
     for side, rows, named in (("train", train_rows, train_side), ("val", val_rows, val_side)):
         untrained_tokens.refuse(tuned, tokenizer, rows, named.lines, prepare_dir / f"{side}.csv")
     dataset, collate = _dataset(train_rows), partial(batches.collate, pad_token_id=prompt.pad_token_id)
@@ -122,7 +136,15 @@ def run(
         stage_dir=stage_dir,
     )
     refuse(dataset, collate)
-    keep = partial(_keep_best, target=trained_dir, prompt=prompt, tokenizer=tokenizer, base=base, encoding=encoding)
+    keep = partial(
+        _keep_best,
+        target=trained_dir,
+        prompt=prompt,
+        tokenizer=tokenizer,
+        base=base,
+        encoding=encoding,
+        evaluation=evaluation,
+    )
 
     def attempt(size: BatchSize, tuned: Any) -> TrainerState:
         """Trains from the newest checkpoint to the end. Raises OutOfMemory."""
@@ -137,7 +159,13 @@ def run(
             model=tuned,
             processing_class=tokenizer,
             args=_trainer_arguments(
-                train, size, device, dtype, checkpoints_dir, gradient_checkpointing=engine.trainer_checkpoints_gradients
+                train,
+                evaluation.every,
+                size,
+                device,
+                dtype,
+                checkpoints_dir,
+                gradient_checkpointing=engine.trainer_checkpoints_gradients,
             ),
             train_dataset=dataset,
             eval_dataset=_dataset(val_rows),
@@ -217,6 +245,7 @@ def _keep_best(
     tokenizer: Any,
     base: Base,
     encoding: Encoding,
+    evaluation: Evaluation,
     size: BatchSize,
 ) -> str:
     """What was trained, loss.png and fit.json of a training that ended; returns the summary."""
@@ -224,20 +253,26 @@ def _keep_best(
     stage_dir = target.parent
     checkpoint = stage_dir / "checkpoints" / f"checkpoint-{fit.best_step}"
     _save_best(checkpoint, target, prompt, tokenizer, base)
-    report.plot_loss(stage_dir / "metrics.jsonl", stage_dir / "loss.png", best_step=fit.best_step)
+    on = "" if evaluation.lines is None else f" on {evaluation.rows} of {evaluation.of} val rows"
+    report.plot_loss(stage_dir / "metrics.jsonl", stage_dir / "loss.png", best_step=fit.best_step, val=f"val{on}")
     written = checkpoints.manifest_of(checkpoint).files  # the hashes of when it was saved, not of what was copied
     best_files = {name: sha256 for name, sha256 in written.items() if re.fullmatch(_WEIGHTS, name)}
-    more = {"best_files": best_files, "encoding": encoding.__dict__, "batch": size.__dict__}
-    rundir.write_json(stage_dir / "fit.json", fit.__dict__ | more)
+    more = {"best_files": best_files, "encoding": encoding.__dict__, "evaluation": evaluation.__dict__}
+    rundir.write_json(stage_dir / "fit.json", fit.__dict__ | more | {"batch": size.__dict__})
     early = "stopped early" if fit.stopped_early else "ran to the end"
     smaller = f"; micro batches of {size.micro_batch_size} rows fitted" if size.notes else ""
-    return f"{early} after {fit.steps} steps; best val loss {fit.best_val_loss:.4f} at step {fit.best_step}{smaller}"
+    best = f"best val loss {fit.best_val_loss:.4f} at step {fit.best_step}{on}"
+    return f"{early} after {fit.steps} steps; {best}{smaller}"
 
 
-def _encode(prompt: prompts.Prompt, path: Path, encoding: Encoding) -> tuple[list[prompts.Encoded], Rows]:
-    """The rows of a prepared CSV as ids, and where they stand in the user's CSV."""
-    encoded, lines = [], []
-    for row in table.read_canonical(path):
+def _encode(
+    prompt: prompts.Prompt, path: Path, encoding: Encoding, *, only: Collection[int] | None = None
+) -> tuple[list[prompts.Encoded], Rows]:
+    """The rows of a prepared CSV as ids, and where they stand in the user's CSV; `only` those of these lines."""
+    encoded, lines, wanted = [], [], None if only is None else set(only)
+    for row in table.iter_canonical(path):
+        if wanted is not None and row.line not in wanted:
+            continue
         one = prompt.encode(row.instruction, row.input, row.output, loss_on=encoding.loss_on)
         one = prompt.cut(one, encoding.max_seq_length) if encoding.cut_long_rows else one
         if len(one) > encoding.max_seq_length:
@@ -256,6 +291,7 @@ def _dataset(rows: Sequence[prompts.Encoded]) -> Dataset:
 
 def _trainer_arguments(
     train: TrainSection,
+    eval_every: int,
     size: BatchSize,
     device: Device,
     dtype: str,
@@ -280,10 +316,10 @@ def _trainer_arguments(
         report_to=train.report_to,
         # evaluation and checkpoints: eval_every is the only knob, the rest follows from it
         eval_strategy="steps",
-        eval_steps=train.eval_every,
+        eval_steps=eval_every,
         eval_on_start=True,  # the longest val row first: memory that is too small shows before the first step
         save_strategy="steps",
-        save_steps=train.eval_every,
+        save_steps=eval_every,
         save_total_limit=None,  # checkpoints.rotate keeps the best by its step, wherever the run directory is
         metric_for_best_model="eval_loss",
         greater_is_better=False,
