@@ -199,6 +199,8 @@ def _counted(report: Report, name: str, method: Any) -> Any:
 
 def _noted(trainer: Any, model: Any, result: Any) -> dict[str, Any]:
     """One forward pass: its step, whether it trained, what checkpoints gradients, whether logits were made."""
+    import torch
+
     decoders = [module for module in model.modules() if getattr(module, "gradient_checkpointing", None)]
     logits = getattr(result[1], "logits", None) if isinstance(result, tuple) else None
     return {
@@ -206,7 +208,7 @@ def _noted(trainer: Any, model: Any, result: Any) -> dict[str, Any]:
         "training": bool(model.training),
         "modules_in_training": sum(module.training for module in model.modules()),
         "checkpointing": sorted({_function_name(module) for module in decoders}),
-        "has_logits": hasattr(logits, "shape") and logits.numel() > 0,
+        "has_logits": isinstance(logits, torch.Tensor) and logits.numel() > 0,  # Unsloth puts in what is no tensor
     }
 
 
