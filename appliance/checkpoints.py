@@ -20,7 +20,7 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import TrainerState
 
-from appliance import console, machine, rundir, validation
+from appliance import console, machine, master_weights, rundir, validation
 from appliance.errors import EnvironmentUnavailable, RunDirError, TrainingFailed
 from appliance.recipe import ModelSection, TrainSection, TuningSection
 
@@ -124,12 +124,14 @@ def inputs_of(
     libraries = ["torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes"]
     libraries += ["unsloth", "unsloth-zoo"] if engine_name == "unsloth" else []
     found = machine.versions()
+    masters = master_weights.has_masters(tuning.method, dtype)
     return {
         **{f"{name}.{key}": value for name, section in fields.items() for key, value in section.items()},
         "effective batch size": train.effective_batch_size,
         "base model": base_identity,
         "engine": engine_name,
         "type of computation": dtype,
+        **({"type of the weights": master_weights.MASTER_DTYPE} if masters else {}),
         "prompt": prompt_name,
         "max_seq_length": max_seq_length,
         "long rows are cut": cut_long_rows,

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from appliance import machine, memory, rundir
+from appliance import machine, master_weights, memory, rundir
 from appliance.errors import EnvironmentUnavailable
 from appliance.recipe import TrainSection, TuningSection
 
@@ -23,8 +23,6 @@ MARGIN = 1.1
 RESERVE_BYTES = machine.OVERHEAD_BYTES // 2  # logs, pictures, the release's cards, what else uses the volume meanwhile
 # What one process of the proof leaves to the other: 60 MB at most of logits (proof.py), 64 KiB of each merged tensor.
 PROOF_BYTES = 128 << 20
-# Of a fully fine-tuned weight in a checkpoint, at worst in float32: itself and AdamW's two moments.
-FULL_BYTES = 4 + 8
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,11 @@ def of_run(base: Base, tuning: TuningSection, train: TrainSection, *, has_hard_l
     """
     weights, parameters, tokenizer = base.weights_bytes, base.parameters, 0
     if tuning.method == "full":
-        checkpoint, trained = parameters * FULL_BYTES, 0 if has_hard_links else parameters * 4
+        kept = parameters * master_weights.WEIGHT_BYTES
+        shape = memory.shape_of(base.config)
+        embeddings = shape.vocabulary * shape.hidden if shape else parameters  # at worst
+        checkpoint = kept + master_weights.moments_bytes(parameters, embeddings, train.optimizer)
+        trained = 0 if has_hard_links else kept
     else:
         tokenizer, shape = base.tokenizer_bytes, memory.shape_of(base.config)
         adapters = memory.adapter_parameters(shape, tuning) if shape else 0

@@ -47,6 +47,7 @@ class Job:
     even_if_worse: bool = False  # whether a model may be released that the verdict speaks against
     into_existing: bool = False  # whether a repository may be published to that holds something else
     again: tuple[str, ...] = ()  # the stages that this call makes anew, done or not
+    is_rehearsal: bool = False
 
     @cached_property
     def _run_json(self) -> dict[str, Any]:
@@ -118,7 +119,9 @@ class Job:
         recipe = self.resolved.recipe
         changed = {name: getattr(recipe, name).model_copy(update=dict(values)) for name, values in settings.items()}
         resolved = replace(self.resolved, recipe=recipe.model_copy(update=changed))
-        job = replace(self, resolved=resolved, run_dir=RunDir(folder), until="publish", even_if_worse=True)
+        job = replace(
+            self, resolved=resolved, run_dir=RunDir(folder), until="publish", even_if_worse=True, is_rehearsal=True
+        )
         # asked for here so that they are found out once: of a frozen dataclass, these are what its properties have kept
         kept = ("device", "base", "engine_choice", "engine", "base_identity", "csv_sha256")
         vars(job).update({name: getattr(self, name) for name in kept})

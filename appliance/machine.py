@@ -20,7 +20,7 @@ from typing import Literal
 
 import psutil
 
-from appliance import cards, cgroups, console
+from appliance import cards, cgroups, console, master_weights
 from appliance.cards import Card
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -303,12 +303,11 @@ def parameters_of(model_dir: Path, coming: Mapping[str, int] = MappingProxyType(
 def training_bytes(parameters: int, load_in_4bit: bool, dtype: str, full_with: str | None = None) -> int:
     """Memory to train adapters on a base of so many weights: the weights as they are loaded, and OVERHEAD_BYTES.
 
-    `full_with`: the optimizer, where all weights are trained. Then a gradient and AdamW's two moments come on top for
-    each weight, all in the weights' own type (torch.optim.AdamW), the moments in one byte each with adamw_8bit.
+    `full_with`: the optimizer, if all weights are trained. They are float32 then, each with its gradient and moments.
     """
     per_weight = BITS_4_BYTES if load_in_4bit else 4 if dtype == "float32" else 2
     if full_with:
-        per_weight = 2 * per_weight + (2 if full_with == "adamw_8bit" else 2 * per_weight)
+        per_weight = master_weights.bytes_per_weight(full_with)
     return int(parameters * per_weight) + OVERHEAD_BYTES
 
 

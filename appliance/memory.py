@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from appliance import machine
+from appliance import machine, master_weights
 from appliance.recipe import ModelSection, TrainSection, TuningSection
 
 # trl 1.14 computes the head's loss over so many tokens at a time (sft_trainer.py, _CHUNKED_LM_HEAD_CHUNK_SIZE).
@@ -55,7 +55,10 @@ class Demand:
     """The parts of a training's memory."""
 
     weights: int
-    adapter: int  # with gradients and moments; after `method: full` those of all weights
+    adapter: int  # with gradients and moments
+    gradients: int  # of all weights, as the next two: `method: full`
+    moments: int
+    copies: int  # of weights in 16 bits, by autocast
     activations: int
     head: int
     overhead: int  # CUDA context, kernels, fragmentation, the interpreter
@@ -63,6 +66,11 @@ class Demand:
     @property
     def total(self) -> int:
         return sum(asdict(self).values())
+
+    @property
+    def fixed(self) -> int:
+        """What no smaller micro batch saves."""
+        return self.total - self.activations - self.head
 
     def describe(self) -> str:
         """'weights 2.2 GiB, adapter 410.0 MiB, …' without the small ones."""
@@ -111,24 +119,27 @@ def training(
     here stores, and with the gated MLP and the adapters' own inputs. With gradient checkpointing one block's at a
     time, and the input of each.
     """
-    full_with = train.optimizer if tuning.method == "full" else None
-    weights = machine.training_bytes(parameters, model.load_in_4bit, dtype) - machine.OVERHEAD_BYTES
-    adapter = (
-        machine.training_bytes(parameters, model.load_in_4bit, dtype, full_with) - machine.OVERHEAD_BYTES - weights
-    )
-    if not full_with:
-        adapter = adapter_parameters(shape, tuning) * ADAPTER_BYTES[train.optimizer]
+    is_full, has_masters = tuning.method == "full", master_weights.has_masters(tuning.method, dtype)
+    weights_dtype = master_weights.weights_dtype(tuning.method, dtype)
+    weights = machine.training_bytes(parameters, model.load_in_4bit, weights_dtype) - machine.OVERHEAD_BYTES
+    embeddings = shape.vocabulary * shape.hidden
     size, rows = 4 if dtype == "float32" else 2, train.micro_batch_size * tokens
     block = rows * _block_bytes(shape, size, tuning)
-    inputs = rows * shape.hidden * size
+    inputs = rows * shape.hidden * (4 if has_masters else size)  # autocast leaves the residual stream in float32
+    adapter = 0 if is_full else adapter_parameters(shape, tuning) * ADAPTER_BYTES[train.optimizer]
+    gradients = parameters * master_weights.GRADIENT_BYTES if is_full else 0
+    moments = master_weights.moments_bytes(parameters, embeddings, train.optimizer) if is_full else 0
     if engine == "unsloth":
-        free = room - weights - adapter - machine.OVERHEAD_BYTES
+        free = room - weights - adapter - gradients - moments - machine.OVERHEAD_BYTES
         logits = min(rows * shape.vocabulary * FUSED_LOGIT_BYTES, FUSED_LOSS_BYTES, max(free, 0) // 2)
     else:
         logits = HEAD_TOKENS * shape.vocabulary * (size + 8)  # logits, in float32, their gradient
     return Demand(
         weights=weights,
         adapter=adapter,
+        gradients=gradients,
+        moments=moments,
+        copies=_copied_weights(shape, train) * master_weights.COPY_BYTES if has_masters else 0,
         activations=shape.layers * inputs + block if checkpoints_gradients else shape.layers * block,
         head=logits + 2 * inputs,
         overhead=machine.OVERHEAD_BYTES,
@@ -145,6 +156,16 @@ def answers_at_once(shape: Shape, *, prompt_tokens: int, answer_tokens: int, num
     widest = prompt_tokens * (2 * shape.intermediate + 4 * shape.hidden + shape.query) * number_bytes
     a_row = cache + widest + 4 * 4 * shape.vocabulary
     return max(1, min(MOST_ANSWERS, int(ANSWERS_FRACTION * room) // a_row))
+
+
+def _copied_weights(shape: Shape, train: TrainSection) -> int:
+    """Weights of which autocast holds a copy when memory is scarcest.
+
+    A forward pass copies every matrix once. Beside the gradients of an earlier micro batch that is the peak. In a step
+    of a single micro batch the copies go as the gradients, twice their size, come: one block's and the head's count.
+    """
+    block, head = sum(inputs * outputs for inputs, outputs in shape.linears), shape.vocabulary * shape.hidden
+    return (shape.layers if train.gradient_accumulation_steps > 1 else 1) * block + head
 
 
 def adapter_parameters(shape: Shape, tuning: TuningSection) -> int:

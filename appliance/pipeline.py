@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from appliance import console, disk, interrupts, machine, report, rundir, validation
+from appliance import console, disk, interrupts, machine, moved, report, rundir, validation
 from appliance.errors import EnvironmentUnavailable
 from appliance.job import Job
 from appliance.resolve import Resolved, flatten
@@ -279,6 +279,9 @@ def _train(job: Job, stage_dir: Path) -> str:
         stage_dir=stage_dir,
         trained_dir=job.trained_dir,
     )
+    change = moved.recorded(stage_dir)
+    if change and change.warning and not job.is_rehearsal:  # its few steps say nothing of the training's
+        console.say(change.warning, style="yellow")
     engine.release()
     return summary
 

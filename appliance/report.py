@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from appliance import console, extra_answers, leaks, rundir
+from appliance import console, extra_answers, leaks, moved, rundir
 
 SHOWN_PREDICTIONS = 30
 
@@ -75,6 +75,7 @@ def facts(run_dir: Path) -> Mapping[str, Any]:
         "prepare": read("prepare/summary.json"),
         "warnings": leaks.warnings(run_dir / "prepare"),
         "fit": read("train/fit.json"),
+        "moved": moved.recorded(run_dir / "train"),
         "metrics": read("evaluate/metrics.json"),
         "predictions": _predictions(run_dir / "evaluate" / "predictions.csv"),
         "extra": extra_answers.read(run_dir / "evaluate" / extra_answers.FILE),

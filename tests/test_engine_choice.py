@@ -183,8 +183,8 @@ def test_full_fine_tuning_in_float16_is_refused(
     [
         (True, "bfloat16", None, 0.75),
         (False, "bfloat16", None, 2),
-        (False, "bfloat16", "adamw_8bit", 6),
-        (False, "bfloat16", "adamw_torch", 8),
+        (False, "bfloat16", "adamw_8bit", 10),
+        (False, "bfloat16", "adamw_torch", 16),
         (False, "float32", "adamw_torch", 16),
     ],
 )

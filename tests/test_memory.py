@@ -55,7 +55,7 @@ def kept_for_backward(model: PreTrainedModel, dtype: torch.dtype) -> int:
         return tensor
 
     ids = torch.randint(0, 512, (2, TOKENS))
-    blocks = model.get_base_model().base_model  # without the head
+    blocks = getattr(model, "get_base_model", lambda: model)().base_model  # without the head
     with (
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16),
@@ -95,6 +95,30 @@ def test_activations_are_what_torch_keeps(name: str, dtype: torch.dtype, dropout
     )  # GPT-2 has q, k, v in one
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_activations_beside_float32_weights(name: str) -> None:
+    """Full fine-tuning: autocast keeps a copy of every matrix, and part of the activations in float32."""
+    model = MODELS[name]().train()
+    shape = memory.shape_of(model.config.to_dict())
+    assert shape
+    demand = memory.training(
+        shape,
+        0,
+        model=ModelSection(id="x", load_in_4bit=False),
+        tuning=TuningSection(method="full"),
+        train=TrainSection(micro_batch_size=2, gradient_accumulation_steps=2),
+        dtype="bfloat16",
+        tokens=TOKENS,
+        checkpoints_gradients=False,
+        engine="transformers",
+        room=0,
+    )
+    copies = demand.copies - 2 * shape.vocabulary * shape.hidden  # without the head's
+    kept = kept_for_backward(model, torch.bfloat16)
+    assert copies == 2 * LAYERS * sum(inputs * outputs for inputs, outputs in shape.linears)
+    assert 0.65 < demand.activations / (kept - copies) < 1.5
+
+
 def of_qwen(
     *,
     tokens: int = 2048,
@@ -127,6 +151,7 @@ def test_it_grows_with_what_it_should() -> None:
     assert of_qwen(tokens=4096).activations == 2 * small.activations == of_qwen(rows=4).activations
     assert of_qwen(checkpoints=False).activations > 10 * small.activations
     assert small.total == sum((small.weights, small.adapter, small.activations, small.head, small.overhead))
+    assert small.gradients == small.moments == small.copies == 0
     assert "weights 2.8 GiB, adapter " in small.describe()
     assert memory.shape_of({"model_type": "mamba", "d_model": 768}) is None
 

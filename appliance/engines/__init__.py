@@ -119,14 +119,19 @@ def refuse_too_long(base_dir: Path, max_seq_length: int) -> int:
 
 
 @contextmanager
-def load_failures(base_dir: Path, model: ModelSection, device: Device) -> Iterator[None]:
-    """What goes wrong while a base is loaded, as EnvironmentUnavailable: no such weights, or no room for them."""
+def load_failures(
+    base_dir: Path, model: ModelSection, device: Device, weights_dtype: str | None = None
+) -> Iterator[None]:
+    """What goes wrong while a base is loaded, as EnvironmentUnavailable: no such weights, or no room for them.
+
+    `weights_dtype`: the type that they are loaded in; None: the type of computation.
+    """
     import torch
 
     try:
         yield
     except torch.OutOfMemoryError as error:
-        parameters, dtype = machine.parameters_of(base_dir), device.compute_dtype(model.dtype)
+        parameters, dtype = machine.parameters_of(base_dir), weights_dtype or device.compute_dtype(model.dtype)
         needed = machine.training_bytes(parameters, model.load_in_4bit, dtype)
         raise EnvironmentUnavailable(
             f"{device.name} has no room for the base model: about {machine.human(needed)} are needed, "

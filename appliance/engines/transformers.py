@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
-from appliance import base_tokenizer, batches
+from appliance import base_tokenizer, batches, master_weights
 from appliance.engines import Loaded, load_failures, refuse_too_long
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine import Device
@@ -32,7 +32,8 @@ class TransformersEngine:
     ) -> Loaded:
         """See Engine. Raises EnvironmentUnavailable: the weights do not load, or a named target module is not there."""
         refuse_too_long(base_dir, max_seq_length)
-        base, tokenizer = self._load_base(base_dir, model)
+        compute_dtype = self._device.compute_dtype(model.dtype)
+        base, tokenizer = self._load_base(base_dir, model, master_weights.weights_dtype(tuning.method, compute_dtype))
         if tuning.method == "full":
             return base, tokenizer
         if model.load_in_4bit:
@@ -58,7 +59,7 @@ class TransformersEngine:
 
     def load_for_inference(self, base_dir: Path, model: ModelSection, adapter_dir: Path | None) -> Loaded:
         """See Engine."""
-        loaded, tokenizer = self._load_base(base_dir, model)
+        loaded, tokenizer = self._load_base(base_dir, model, self._device.compute_dtype(model.dtype))
         if adapter_dir is not None:
             loaded = PeftModel.from_pretrained(loaded, str(adapter_dir))
         return loaded.eval(), tokenizer
@@ -85,8 +86,8 @@ class TransformersEngine:
         if self._device.kind == "cuda":
             torch.cuda.empty_cache()
 
-    def _load_base(self, base_dir: Path, model: ModelSection) -> Loaded:
-        dtype = getattr(torch, self._device.compute_dtype(model.dtype))
+    def _load_base(self, base_dir: Path, model: ModelSection, weights_dtype: str) -> Loaded:
+        dtype = getattr(torch, weights_dtype)
         quantization = None
         if model.load_in_4bit:
             _refuse_transposed(base_dir)
@@ -97,7 +98,7 @@ class TransformersEngine:
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=dtype,
             )
-        with load_failures(base_dir, model, self._device):
+        with load_failures(base_dir, model, self._device, weights_dtype):
             loaded = AutoModelForCausalLM.from_pretrained(
                 str(base_dir),
                 dtype=dtype,

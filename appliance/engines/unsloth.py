@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance import base_tokenizer
+from appliance import base_tokenizer, master_weights
 from appliance.engines import INSTALL_UNSLOTH, Loaded, load_failures, refuse_too_long
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine import Device
@@ -113,7 +113,7 @@ class UnslothEngine:
 
         longest = refuse_too_long(base_dir, max_seq_length or 0)
         dtype = getattr(torch, self._device.compute_dtype(model.dtype))
-        with load_failures(base_dir, model, self._device):
+        with load_failures(base_dir, model, self._device, master_weights.MASTER_DTYPE if full else None):
             loaded, _ = self._unsloth.from_pretrained(
                 str(base_dir),
                 # Unsloth cuts what is longer without a word, and stretches the positions where it is over the base's
@@ -121,6 +121,7 @@ class UnslothEngine:
                 dtype=dtype,
                 load_in_4bit=model.load_in_4bit,
                 full_finetuning=full,
+                float32_mixed_precision=True if full else None,  # its own choice for full is bfloat16: master_weights
                 use_gradient_checkpointing=self._checkpoints,
                 # under `auto` it keeps room for a step of max_seq_length: at inference that is the base's whole context
                 offload_embedding=False if max_seq_length is None else "auto",

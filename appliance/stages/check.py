@@ -16,6 +16,7 @@ from appliance import (
     engines,
     hub,
     machine,
+    master_weights,
     memory,
     rundir,
     session,
@@ -213,13 +214,24 @@ def _engine_findings(
     if name == "unsloth" and dtype == "float32" and device.dtype == "bfloat16":  # its trainer would switch bfloat16 on
         fix = "set model.dtype=auto, or engine=transformers for float32"
         findings.append(Finding("number type", "float32 through Unsloth", "bfloat16", "fails", fix))
-    if dtype == "float16" and full_with:  # the gradient scaler refuses weights in float16, and so small a step is lost
+    if full_with:
+        findings.append(_precision(base.parameters, dtype, full_with))
+    if dtype == "float16" and full_with:  # float32 weights under a gradient scaler were never tried here
         fix = "use method: lora, a card of compute capability 8.0 or newer, or model.dtype=float32"
         findings.append(Finding("number type", "float16", "bfloat16 or float32 for method: full", "fails", fix))
     if cards.overflows(kind, dtype):
         fix = "use a card of compute capability 8.0 or newer, or set model.dtype=float32"
         findings.append(Finding("number range", f"{kind} in float16", "bfloat16 or float32", "fails", fix))
     return findings
+
+
+def _precision(parameters: int, dtype: str, optimizer: str) -> Finding:
+    """What a full fine-tuning holds its weights in; whether there is room for them, the next rows say."""
+    needed = human(parameters * master_weights.bytes_per_weight(optimizer))
+    found = master_weights.describe(dtype, optimizer)
+    if master_weights.has_masters("full", dtype):
+        found += f"; weights in {dtype} would round small updates away"
+    return Finding("precision", found, f"{needed} for weights, gradients and moments", "ok")
 
 
 def _training_memory(
@@ -240,7 +252,8 @@ def _training_memory(
     full_with = train.optimizer if tuning.method == "full" else None
     at_least = machine.training_bytes(parameters, model.load_in_4bit, dtype, full_with)
     room = machine.room_bytes(device)
-    finding = _fits("training", device.kind, room, at_least)
+    fix = _instead_of_full(room, train.optimizer) if full_with else ""
+    finding = _fits("training", device.kind, room, at_least, fix)
     shape = memory.shape_of(base.config)
     if shape and finding.verdict == "ok":
         wanted = model.max_seq_length
@@ -258,6 +271,8 @@ def _training_memory(
             room=room,
         )
         needed = f"{human(demand.total)} ({demand.describe()}; {train.micro_batch_size} rows of {tokens} tokens)"
+        if full_with and demand.fixed > room:  # no smaller batch saves it
+            return [replace(finding, needed=needed, verdict="fails", fix=fix)]
         enough = demand.total <= room
         fix = "" if enough else "training halves train.micro_batch_size when it must; model.max_seq_length bounds it"
         finding = replace(finding, needed=needed, verdict="ok" if enough else "warning", fix=fix)
@@ -272,11 +287,22 @@ def _merging_memory(base: Base, device: Device) -> list[Finding]:
     return [*findings, memory_finding(Weights(base.parameters, largest, base.stored_dtype), device)]
 
 
-def _fits(purpose: str, place: str, room: int, needed: int) -> Finding:
+def _instead_of_full(room: int, optimizer: str) -> str:
+    """What to do if the float32 weights of a full fine-tuning do not fit."""
+    bytes_each = master_weights.bytes_per_weight(optimizer)
+    largest = max(room - machine.OVERHEAD_BYTES, 0) / bytes_each / 1e9
+    smaller = "train.optimizer=adamw_8bit, " if optimizer == "adamw_torch" else ""
+    return (
+        f"use tuning.method=lora, {smaller}a smaller model.id, or a machine with more memory: at {bytes_each} bytes a "
+        f"weight {human(room)} hold up to about {largest:.1f} billion weights"
+    )
+
+
+def _fits(purpose: str, place: str, room: int, needed: int, fix: str = "") -> Finding:
     what = f"{'memory' if place == 'cpu' else 'GPU memory'} for {purpose}"
     if needed <= room:
         return Finding(what, human(room), human(needed), "ok")
-    fix = f"choose a smaller model.id, or a machine with more memory: {machine.what_fits(room)}"
+    fix = fix or f"choose a smaller model.id, or a machine with more memory: {machine.what_fits(room)}"
     return Finding(what, human(room), human(needed), "fails", fix)
 
 

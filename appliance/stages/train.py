@@ -25,6 +25,8 @@ from appliance import (
     checkpoints,
     console,
     gates,
+    master_weights,
+    moved,
     prompts,
     report,
     rundir,
@@ -113,7 +115,10 @@ def run(
 
     def load() -> Any:
         set_seed(train.seed)
-        return engine.load_for_training(base.dir, model, tuning, max_seq_length, train.seed)
+        loaded = engine.load_for_training(base.dir, model, tuning, max_seq_length, train.seed)
+        if tuning.method == "full":
+            master_weights.refuse_others(loaded[0])
+        return loaded
 
     tuned, tokenizer = load()
     prompt = prompts.from_transformers(prompt_name, tokenizer)
@@ -165,6 +170,7 @@ def run(
                 device,
                 dtype,
                 checkpoints_dir,
+                method=tuning.method,
                 gradient_checkpointing=engine.trainer_checkpoints_gradients,
             ),
             train_dataset=dataset,
@@ -258,11 +264,14 @@ def _keep_best(
     written = checkpoints.manifest_of(checkpoint).files  # the hashes of when it was saved, not of what was copied
     best_files = {name: sha256 for name, sha256 in written.items() if re.fullmatch(_WEIGHTS, name)}
     more = {"best_files": best_files, "encoding": encoding.__dict__, "evaluation": evaluation.__dict__}
+    change = None if is_adapter(target) else moved.measure(base.dir, target, dtype=base.stored_dtype)
+    more |= {"moved": change.__dict__} if change else {}
     rundir.write_json(stage_dir / "fit.json", fit.__dict__ | more | {"batch": size.__dict__})
     early = "stopped early" if fit.stopped_early else "ran to the end"
     smaller = f"; micro batches of {size.micro_batch_size} rows fitted" if size.notes else ""
+    shares = f"; {change}" if change else ""
     best = f"best val loss {fit.best_val_loss:.4f} at step {fit.best_step}{on}"
-    return f"{early} after {fit.steps} steps; {best}{smaller}"
+    return f"{early} after {fit.steps} steps; {best}{smaller}{shares}"
 
 
 def _encode(
@@ -297,6 +306,7 @@ def _trainer_arguments(
     dtype: str,
     checkpoints_dir: Path,
     *,
+    method: master_weights.Method,
     gradient_checkpointing: bool,
 ) -> SFTConfig:
     on_cuda = device.kind == "cuda"
@@ -311,7 +321,7 @@ def _trainer_arguments(
         lr_scheduler_type=train.scheduler,
         warmup_steps=train.warmup_steps,
         weight_decay=train.weight_decay,
-        optim=train.optimizer,
+        optim=master_weights.trainer_optimizer(method, train.optimizer, on_cuda=on_cuda),
         seed=train.seed,
         report_to=train.report_to,
         # evaluation and checkpoints: eval_every is the only knob, the rest follows from it
@@ -333,7 +343,7 @@ def _trainer_arguments(
         dataloader_pin_memory=on_cuda,
         # the machine
         use_cpu=not on_cuda,
-        bf16=on_cuda and dtype == "bfloat16",
+        bf16=dtype == "bfloat16" and (on_cuda or master_weights.has_masters(method, dtype)),
         fp16=on_cuda and dtype == "float16",
         gradient_checkpointing=gradient_checkpointing,
         # output is ours
