@@ -60,7 +60,7 @@ def test_what_the_trainer_is_told(
     train = TrainSection(optimizer=optimizer)
     for dtype in ("bfloat16", "float32"):
         train_stage._trainer_arguments(
-            train, size, device, dtype, tmp_path, method=method, gradient_checkpointing=False
+            train, 20, size, device, dtype, tmp_path, method=method, gradient_checkpointing=False
         )
         assert asked["optim"] == name
         assert asked["bf16"] is (dtype == "bfloat16" and (method == "full" or device.kind == "cuda"))
@@ -161,6 +161,8 @@ def test_the_gradients_of_a_step_count_beside_autocasts_copies() -> None:
             dtype=dtype,
             tokens=64,
             checkpoints_gradients=True,
+            engine="transformers",
+            room=0,
         )
 
     one, two, plain = demand("full"), demand("full", micro_batches=2), demand("full", "float32", "adamw_torch")
