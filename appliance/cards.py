@@ -29,6 +29,7 @@ class Card:
     kernels: tuple[str, ...]  # torch.cuda.get_arch_list(): "sm_80" for machine code, "compute_90" for PTX
     cuda: str  # version that torch was built for, "13.0"
     driver: str | None  # "580.65.06"; None where it cannot be read
+    chosen: str = ""  # which of several it is and why, for people
 
     @property
     def dtype(self) -> CardDType:

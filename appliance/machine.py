@@ -20,7 +20,7 @@ from typing import Literal
 
 import psutil
 
-from appliance import cards, cgroups, console, master_weights
+from appliance import cards, cgroups, console, master_weights, one_gpu
 from appliance.cards import Card
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -98,7 +98,8 @@ def can_train() -> bool:
 
 
 def device() -> Device:
-    """The first CUDA device, or the CPU. Imports torch."""
+    """The one CUDA device that is used, or the CPU. Imports torch; of several cards it chooses one, for good."""
+    one_gpu.narrow(has_gpu=_has_nvidia_node(Path("/")))
     import torch
 
     if torch.cuda.is_available():
@@ -108,7 +109,7 @@ def device() -> Device:
 
 
 def card() -> Card:
-    """The first CUDA device. Call it only where there is one."""
+    """The CUDA device that is used. Call it only after `device` has found it."""
     import torch
 
     properties = torch.cuda.get_device_properties(0)
@@ -119,13 +120,15 @@ def card() -> Card:
         kernels=tuple(torch.cuda.get_arch_list()),
         cuda=torch.version.cuda or "",
         driver=driver_version(Path("/proc/driver/nvidia/version")),
+        chosen=one_gpu.chosen(torch.cuda.device_count()),
     )
 
 
 def card_findings(found: Card) -> list[Finding]:
     """Whether the installed torch and driver can use the card: what would else fail with the first kernel."""
     major, minor = found.capability
-    here = f"{found.name}, compute capability {major}.{minor}"
+    which = f" ({found.chosen})" if found.chosen else ""
+    here = f"{found.name}{which}, compute capability {major}.{minor}"
     kernels = " ".join(found.kernels)
     oldest = cards.oldest_driver(found)
     findings = []
@@ -175,7 +178,7 @@ def unusable_gpu(root: Path = Path("/")) -> Finding | None:
     """
     import torch
 
-    meant = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    meant = os.environ.get(one_gpu.VARIABLE) in one_gpu.HIDES_ALL
     if meant or torch.version.cuda is None or not _has_nvidia_node(root):
         return None
     driver = driver_version(root / "proc" / "driver" / "nvidia" / "version")

@@ -131,6 +131,7 @@ def load(run_path: Path, *, max_new_tokens: int | None, temperature: float | Non
         hint = "pip install -c constraints.txt '.[train]'"
         raise EnvironmentUnavailable("torch and transformers, which load the model, are not installed", hint=hint)
     wanted = resolve.load(str(run_path.absolute())).recipe.evaluate
+    device = machine.device()  # first: it chooses the GPU, before any library asks CUDA
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -140,7 +141,6 @@ def load(run_path: Path, *, max_new_tokens: int | None, temperature: float | Non
     console.quiet_libraries()
     transformers_logging.set_verbosity_error()  # no log file is open here: warnings would go to the terminal
     folder = run_path / "merge" / "model"
-    device = machine.device()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             str(folder),

@@ -21,7 +21,7 @@ import torch
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
-from appliance import batches, checkpoints, console, interrupts, report, rundir
+from appliance import batches, checkpoints, console, interrupts, one_gpu, report, rundir
 from appliance.batch_size import AtWork, BatchSize
 from appliance.errors import TrainingFailed
 from appliance.fitting import RowsAtOnce
@@ -86,8 +86,10 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
     ) -> None:
         """`inputs`: what a checkpoint depends on. `evaluation_due`: the checkpoint to resume from lacks its own.
 
-        `size`: where an evaluation takes fewer rows at once, that is remembered beside the checkpoints.
+        `size`: where an evaluation takes fewer rows at once, that is remembered beside the checkpoints. Raises
+        EnvironmentUnavailable: a library let the trainer take several GPUs.
         """
+        one_gpu.refuse_several(self.args.n_gpu, self.model)
         self._train_rows, self._val_rows = train_rows, val_rows
         self._rows_per_step = rows_per_step
         self._size, self._evaluation = size, RowsAtOnce(size.evaluation_rows, purpose="evaluation")
@@ -121,6 +123,7 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """One micro batch. What it gave is judged once a step, by `refuse_what_cannot_be_learnt`."""
+        one_gpu.refuse_several(self.args.n_gpu, model)
         step = self.state.global_step
         if self._passes_of != step:
             self._passes_of, self.passes = step, []

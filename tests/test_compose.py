@@ -46,7 +46,7 @@ def test_the_services(services: dict[str, dict[str, Any]]) -> None:
     assert reserved == {"train", "chat"}  # doctor starts where the GPU is missing
     for name in reserved:
         (device,) = services[name]["deploy"]["resources"]["reservations"]["devices"]
-        assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+        assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
     # one version of Compose starts without a GPU under `gpus: all`, and says nothing
     assert not any("gpus" in service for service in services.values())
     for service in services.values():  # arguments append to the command that the entrypoint carries
