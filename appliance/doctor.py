@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from appliance import cards, doctor_hub, machine
+from appliance import cards, doctor_hub, gpu_probe, machine
 from appliance.machine import Device, Finding, Place, human
 
 CHECKOUT = Path(__file__).parents[1]
@@ -55,15 +55,13 @@ def run(
     findings, torch_loads = _packages(place)
     here, refusal = _device() if torch_loads else (None, "")
     token = doctor_hub.find_token(environ)
-    compiler = _compiler()
-    if compiler.verdict == "fails" and not (here and here.kind == "cuda"):
-        compiler = replace(compiler, verdict="warning")  # only a GPU's kernels are compiled
+    gpu = _gpu(place, environ, here, refusal, torch_loads)
     return [
         *findings,
         *_whereabouts(place),
-        *_gpu(place, environ, here, refusal, torch_loads),
+        *gpu,
         *([_device_finding(here)] if here else []),
-        compiler,
+        *_computing(here, gpu, cache_dir),
         *_room(place, runs_dir, cache_dir),
         _writable(runs_dir, place),
         caches(cache_dir, place, environ),
@@ -254,12 +252,12 @@ def _gpu_memory() -> Finding:
     )
 
 
-def _compiler() -> Finding:
-    try:
-        return machine.compiler_finding()
-    except OSError as error:  # no folder for temporary files
-        fix = "give it a writable /tmp of some hundred MiB (compose.yaml: tmpfs)"
-        return Finding("C compiler", f"cannot be tried: {error.strerror}", "a writable /tmp", "fails", fix)
+def _computing(here: Device | None, gpu: list[Finding], cache_dir: Path) -> list[Finding]:
+    """What computes on the card, tried; without one that could, the compiler, which only a GPU's kernels need."""
+    if here and here.kind == "cuda" and not any(finding.verdict == "fails" for finding in gpu):
+        return gpu_probe.findings(machine.card(), cache_dir)
+    compiler = machine.compiler_finding()
+    return [replace(compiler, verdict="warning") if compiler.verdict == "fails" else compiler]
 
 
 def _room(place: Place, runs_dir: Path, cache_dir: Path) -> list[Finding]:

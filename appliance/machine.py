@@ -147,7 +147,7 @@ def card_findings(found: Card) -> list[Finding]:
 
 
 def compiler_finding() -> Finding:
-    """Whether a C extension builds here: Triton compiles its launchers when they are first used.
+    """Whether a C extension builds here: Triton compiles one for the driver when it is first used.
 
     The compiler is looked for as Triton does (triton 3.7, runtime/build.py): CC, then gcc, then clang.
     """
@@ -156,19 +156,29 @@ def compiler_finding() -> Finding:
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return Finding(what, "none", needed, "fails", fix)
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "probe.c"
-        source.write_text("#include <Python.h>\nint probe(void) { return PY_MAJOR_VERSION; }\n", encoding="ascii")
-        include = sysconfig.get_path("include")
-        command = [compiler, str(source), "-shared", "-fPIC", "-I", include, "-o", str(source.with_suffix(".so"))]
-        try:
-            built = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return Finding(what, f"{compiler} does not run: {error}", needed, "fails", fix)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            built = _build_extension(compiler, Path(folder))
+    except (OSError, subprocess.TimeoutExpired) as error:
+        if isinstance(error, OSError) and error.filename != compiler:  # no folder for temporary files
+            fix = "give it a writable /tmp of some hundred MiB (compose.yaml: tmpfs)"
+            return Finding(what, f"cannot be tried: {error.strerror}", "a writable /tmp", "fails", fix)
+        return Finding(what, f"{compiler} does not run: {error}", needed, "fails", fix)
     if built.returncode:
         complaint = next((line for line in built.stderr.splitlines() if "error" in line), built.stderr.strip())
+        if "Python.h" in complaint:
+            fix = "apt-get install python3-dev (or your distribution's name for Python's headers), or set "
+            fix += "engine=transformers"
         return Finding(what, f"{compiler} fails: {complaint}", needed, "fails", fix)
     return Finding(what, compiler, needed, "ok")
+
+
+def _build_extension(compiler: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    source = folder / "probe.c"
+    source.write_text("#include <Python.h>\nint probe(void) { return PY_MAJOR_VERSION; }\n", encoding="ascii")
+    include = sysconfig.get_path("include")
+    command = [compiler, str(source), "-shared", "-fPIC", "-I", include, "-o", str(source.with_suffix(".so"))]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
 def unusable_gpu(root: Path = Path("/")) -> Finding | None:

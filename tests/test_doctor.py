@@ -19,7 +19,7 @@ import torch
 from huggingface_hub import constants
 from typer.testing import CliRunner
 
-from appliance import cli, doctor, doctor_hub, machine
+from appliance import cli, doctor, doctor_hub, gpu_probe, machine
 from appliance.cards import Card
 from appliance.machine import Device, Finding
 from tests import loopback_hub
@@ -66,6 +66,8 @@ def torch_says(monkeypatch: pytest.MonkeyPatch, cuda: str | None, device: Device
 def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Look:
     """The doctor's findings by name, on a machine of these files, with CPU torch, a compiler, no pins."""
     monkeypatch.setattr(machine, "compiler_finding", lambda: Finding("C compiler", "gcc", "", "ok"))
+    monkeypatch.setattr(machine, "card", lambda: Card("L4", (8, 9), 24 * GIB, ("sm_89",), "13.0", "580.65.06"))
+    monkeypatch.setattr(gpu_probe, "findings", lambda *_: [Finding("Triton", "tried in 1 s", "", "ok")])
     monkeypatch.setattr(doctor, "CHECKOUT", tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     torch_says(monkeypatch, None)
@@ -173,13 +175,14 @@ def test_a_card_that_works_and_what_others_hold_of_it(
 ) -> None:
     full = torch.OutOfMemoryError("CUDA error: out of memory")
     torch_says(monkeypatch, "13.0", L4)
-    monkeypatch.setattr(machine, "card", lambda: Card("L4", (8, 9), 24 * GIB, ("sm_89",), "13.0", "580.65.06"))
     monkeypatch.setattr(torch.cuda, "mem_get_info", (lambda: (free, 24 * GIB)) if free else raising(full))
     found = look()
     assert (found["GPU"].verdict, found["driver"].verdict) == ("ok", "ok")
     assert found["free GPU memory"].verdict == verdict
     assert ("nvidia-smi" in found["free GPU memory"].fix) is (verdict != "ok")
     assert "L4, 24.0 GiB, computes in bfloat16" in found["device"].found
+    # no probe of a card that is known not to work; where one was made, the compiler has no row of its own
+    assert ("Triton" in found) is ("C compiler" not in found) is (verdict != "fails")
 
 
 def test_a_device_that_cannot_be_asked_does_not_end_the_doctor(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,17 +249,18 @@ def test_without_torch_the_rest_is_told(look: Look, tmp_path: Path, monkeypatch:
     assert not {"device", "CUDA"} & set(found)
 
 
-@pytest.mark.parametrize(("device", "verdict"), [(CPU, "warning"), (L4, "fails")])
-def test_a_missing_compiler(device: Device, verdict: str, look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch_says(monkeypatch, None, device)
+def test_without_a_gpu_a_missing_compiler_is_a_warning(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "compiler_finding", lambda: Finding("C compiler", "none", "", "fails", "get gcc"))
-    assert look()["C compiler"].verdict == verdict
+    assert look()["C compiler"].verdict == "warning"
 
 
-def test_no_folder_to_try_the_compiler_in(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
-    error = FileNotFoundError(2, "No usable temporary directory found")
-    monkeypatch.setattr(machine, "compiler_finding", raising(error))
-    assert "/tmp" in look()["C compiler"].fix
+def test_a_card_on_which_nothing_computes(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch_says(monkeypatch, "13.0", L4)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (23 * GIB, 24 * GIB))
+    broken = Finding("Triton", "libcuda.so cannot found!", "a kernel that runs", "fails", "sudo ldconfig")
+    monkeypatch.setattr(gpu_probe, "findings", lambda *_: [broken])
+    found = look()
+    assert (found["Triton"].verdict, "C compiler" in found) == ("fails", False)
 
 
 @pytest.mark.parametrize(("size", "verdict"), [(64 << 20, "ok"), (1 << 20, "warning")])

@@ -8,17 +8,19 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 import torch
 
-from appliance import engines, machine
+from appliance import engines, gpu_probe, machine
 from appliance.cards import Card
 from appliance.errors import EnvironmentUnavailable
 from appliance.hub import Base
-from appliance.machine import Device
+from appliance.machine import Device, Finding
 from appliance.recipe import DataSection, ModelSection, PublishSection, TrainSection, TuningSection
 from appliance.rundir import STAGES, write_json
 from appliance.stages import check
@@ -78,6 +80,11 @@ def test_only_one_module_imports_unsloth() -> None:
 # --- check, with made-up cards: what is wrong with the machine is said before a base is fetched
 
 
+def probe_says(triton: str, parts: Collection[gpu_probe.Part]) -> list[Finding]:
+    row = Finding("Triton", triton, "a kernel that runs", "fails", "sudo ldconfig")
+    return [row if triton and part == "triton" else Finding(gpu_probe.NAMES[part], "tried", "", "ok") for part in parts]
+
+
 def look(
     tmp_path: Path,
     device: Device,
@@ -88,18 +95,25 @@ def look(
     base: Base | None = None,
     model: ModelSection | None = None,
     tuning: TuningSection | None = None,
-) -> list[machine.Finding]:
+    train: TrainSection | None = None,
+    triton: str = "",
+    todo: Collection[str] = STAGES,
+) -> list[Finding]:
+    """`triton`: why it does not run; "real": the real probe is made."""
+
     def no_base() -> NoReturn:
         raise AssertionError("the base was asked for")
 
     if device.kind == "cuda":
         monkeypatch.setattr(machine, "card", lambda: card_of(device, driver))
+        probed = gpu_probe.findings if triton == "real" else lambda *given: probe_says(triton, given[2])
+        monkeypatch.setattr(gpu_probe, "findings", probed)
     csv_path = write_qa(tmp_path / "train.csv", [(f"{i}?", "답") for i in range(40)])
     return check.run(
         data=DataSection(csv=str(csv_path)),
         model=model or ModelSection(id="base"),
         tuning=tuning or TuningSection(),
-        train=TrainSection(),
+        train=train or TrainSection(),
         publish=PublishSection(),
         csv_path=csv_path,
         cache_dir=tmp_path / "cache",
@@ -107,7 +121,7 @@ def look(
         get_device=lambda: device,
         engine=engine,
         rehearse="auto",
-        todo=STAGES,
+        todo=todo,
         stage_dir=tmp_path,
     )
 
@@ -143,22 +157,64 @@ def test_the_machine_is_judged_before_the_base(
     assert caught.value.exit_code == 4
 
 
-def test_unsloth_without_a_compiler_is_refused_transformers_is_not(
+def test_unsloth_without_its_kernels_is_refused_transformers_is_not(
     base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CC", str(tmp_path / "no-compiler"))
-    with pytest.raises(EnvironmentUnavailable, match="C compiler") as caught:
-        look(tmp_path, L4, monkeypatch)
-    assert "apt-get install gcc python3-dev" in caught.value.hint
+    with pytest.raises(EnvironmentUnavailable, match=r"Triton: libcuda\.so cannot found, needed a kernel") as caught:
+        look(tmp_path, L4, monkeypatch, triton="libcuda.so cannot found")
+    assert "sudo ldconfig" in caught.value.hint
     base = Base(base_dir, "base", None, None)
-    findings = look(tmp_path, L4, monkeypatch, engine="transformers", base=base)
-    assert "C compiler" not in {finding.what for finding in findings}
+    findings = look(tmp_path, L4, monkeypatch, engine="transformers", base=base, triton="libcuda.so cannot found")
+    assert "Triton" not in {finding.what for finding in findings}
+
+
+def test_the_real_probe_ends_check_where_there_is_no_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(EnvironmentUnavailable, match="CUDA: "):
+        look(tmp_path, L4, monkeypatch, triton="real")
+
+
+@pytest.mark.parametrize(
+    ("engine", "device", "load_in_4bit", "optimizer", "todo", "tried"),
+    [
+        ("auto", L4, True, "adamw_8bit", STAGES, ["Triton", "bitsandbytes"]),
+        ("unsloth", L4, False, "adamw_torch", STAGES, ["Triton"]),
+        ("transformers", L4, False, "adamw_torch", STAGES, []),
+        ("transformers", L4, False, "adamw_8bit", STAGES, ["bitsandbytes"]),
+        ("transformers", L4, True, "adamw_torch", ["evaluate", "merge"], ["bitsandbytes"]),
+        ("transformers", L4, False, "adamw_8bit", ["evaluate", "merge"], []),
+        ("auto", L4, True, "adamw_8bit", ["merge", "publish"], []),
+        ("auto", CPU, True, "adamw_8bit", STAGES, []),
+    ],
+)
+def test_only_what_the_run_computes_with_is_tried(
+    engine: str,
+    device: Device,
+    load_in_4bit: bool,
+    optimizer: str,
+    todo: list[str],
+    tried: list[str],
+    base_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base, model = Base(base_dir, "base", None, None), ModelSection(id="base", load_in_4bit=load_in_4bit)
+    train = TrainSection.model_validate({"optimizer": optimizer})
+    findings = look(tmp_path, device, monkeypatch, engine=engine, base=base, model=model, train=train, todo=todo)
+    assert [finding.what for finding in findings if finding.what in gpu_probe.NAMES.values()] == tried
+
+
+def test_nothing_is_tried_on_a_card_that_torch_cannot_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EnvironmentUnavailable) as caught:
+        look(tmp_path, L4, monkeypatch, driver="570.26", triton="libcuda.so cannot found")
+    assert "Triton" not in str(caught.value)
 
 
 def test_a_good_card_is_told_with_its_engine(base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     findings = {f.what: f for f in look(tmp_path, L4, monkeypatch, base=Base(base_dir, "base", None, None))}
     assert findings["engine"].found == "unsloth on L4 in bfloat16: a CUDA device, and Unsloth knows llama"
-    assert {findings[what].verdict for what in ("GPU", "driver", "C compiler", "GPU memory for training")} == {"ok"}
+    assert {findings[what].verdict for what in ("GPU", "driver", "Triton", "GPU memory for training")} == {"ok"}
 
 
 def test_bfloat16_is_refused_on_a_card_that_has_none(
@@ -278,6 +334,21 @@ def test_missing_headers_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     finding = machine.compiler_finding()
     assert finding.verdict == "fails"
     assert "Python.h" in finding.found
+    assert finding.fix.startswith("apt-get install python3-dev")
+
+
+def test_a_compiler_that_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cc").write_text("", encoding="utf-8")
+    for path, reason in ((tmp_path / "none", "No such file"), (tmp_path / "cc", "Permission denied")):
+        monkeypatch.setenv("CC", str(path))
+        finding = machine.compiler_finding()
+        assert (finding.verdict, reason in finding.found) == ("fails", True)
+        assert finding.fix.startswith("apt-get install gcc python3-dev")
+
+
+def test_no_folder_to_try_the_compiler_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    assert machine.compiler_finding().fix.startswith("give it a writable /tmp")
 
 
 def test_no_compiler_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

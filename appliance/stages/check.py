@@ -14,6 +14,7 @@ from appliance import (
     disk,
     doctor,
     engines,
+    gpu_probe,
     hub,
     machine,
     master_weights,
@@ -75,7 +76,9 @@ def run(
     table_path = stage_dir / "table.json"
     device = get_device() if machine.can_train() else None
     if device:
-        findings += _device_findings(engine if loads else "transformers", device)
+        trained_with = train.optimizer if "train" in ahead else None
+        parts = _computing(engine, device, model, trained_with) if loads else ()
+        findings += _device_findings(device, parts, cache_dir)
     else:
         fix = "pip install -c constraints.txt '.[train]'"
         needs_torch = todo is not None and not set(todo) <= {"prepare"}
@@ -188,15 +191,26 @@ def _base_findings(base: Base, model: ModelSection, rehearse: str) -> list[Findi
     return findings
 
 
-def _device_findings(engine: str, device: Device) -> list[Finding]:
-    """Whether the GPU, its driver and the compiler that Unsloth's kernels need go together."""
+def _device_findings(device: Device, parts: Collection[gpu_probe.Part], cache_dir: Path) -> list[Finding]:
+    """Whether the GPU and its driver go together, and whether those parts compute on it."""
     if device.kind == "cpu":
         unusable = machine.unusable_gpu()
         return [unusable] if unusable else []
-    findings = machine.card_findings(machine.card())
-    if engine != "transformers" and engines.unsloth_obstacle(device) is None:
-        findings.append(machine.compiler_finding())
+    card = machine.card()
+    findings = machine.card_findings(card)
+    if parts and not any(finding.verdict == "fails" for finding in findings):
+        findings += gpu_probe.findings(card, cache_dir, parts)
     return findings
+
+
+def _computing(engine: str, device: Device, model: ModelSection, optimizer: str | None) -> list[gpu_probe.Part]:
+    """What beside torch the run computes with: Triton for Unsloth's kernels, bitsandbytes for 4 and 8 bits."""
+    parts: list[gpu_probe.Part] = []
+    if engine != "transformers" and engines.unsloth_obstacle(device) is None:
+        parts.append("triton")
+    if model.load_in_4bit or optimizer == "adamw_8bit":
+        parts.append("bitsandbytes")
+    return parts
 
 
 def _engine_findings(
