@@ -64,7 +64,10 @@ CAUSES = (
         r"(?i)cuda version mismatch|binary not found|CPU-only version of bitsandbytes|native library functionality",
         f"this bitsandbytes has no library for this torch's CUDA CUDA_OF_TORCH: {PINNED}",
     ),
-    (r"busy or unavailable", "the card takes one program at a time: end the other, or run sudo nvidia-smi -c DEFAULT"),
+    (
+        r"busy or unavailable",
+        "the card takes one program at a time: stop the other one, or run sudo nvidia-smi -c DEFAULT",
+    ),
     (r"(?i)out of memory", "nvidia-smi names the programs that hold the card's memory: end them, or use another card"),
     (r"No space left", "free space in FOLDER, or let TRITON_CACHE_DIR name another folder"),
     (
@@ -75,7 +78,7 @@ CAUSES = (
         r"PermissionError|Permission denied|Read-only file system",
         "make FOLDER writable for user USER, or let TRITON_CACHE_DIR name a folder that is",
     ),
-    (r"no kernel image|ptxas|PTXASError", f"it has no code for this card: {PINNED}"),
+    (r"no kernel image|ptxas|PTXASError", f"it holds no code for this card: {PINNED}"),
     (r"ModuleNotFoundError|ImportError", PINNED),
     (r"wrong values", "restart the machine; if it comes again, see nvidia-smi -q -d ECC, and use another card"),
 )
@@ -92,7 +95,7 @@ class Outcome:
 
 
 def findings(found: Card, cache_dir: Path, parts: Collection[Part] = PARTS, *, device: str = "cuda") -> list[Finding]:
-    """One row a part; where Triton fails for want of a C compiler, that of the compiler instead.
+    """One row a part; if Triton fails for want of a C compiler, the compiler's row instead.
 
     Args:
         found: the card that is used, which names what was tried before.

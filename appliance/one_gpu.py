@@ -62,14 +62,14 @@ def narrow(*, has_gpu: bool) -> None:
 
 
 def chosen(device_count: int) -> str:
-    """Which card it is and why, for people; empty where there is only one. `device_count`: what CUDA sees."""
+    """Which card it is and why, for people; empty if there is only one. `device_count`: what CUDA sees."""
     if device_count > 1:
-        return f"the first of {device_count}: CUDA was in use before one was chosen"
+        return f"the first of {device_count}: CUDA was already initialised"
     return _made.reason if _made else ""
 
 
 def choose(named: str | None, *, has_gpu: bool) -> Choice:
-    """The choice where CUDA_VISIBLE_DEVICES is `named`; asks nvidia-smi only where it is not set."""
+    """The choice if CUDA_VISIBLE_DEVICES is `named`; None: it is not set, and nvidia-smi is asked."""
     if named is not None:
         first, *others = (name.strip() for name in named.split(","))
         if first in HIDES_ALL:
@@ -80,7 +80,7 @@ def choose(named: str | None, *, has_gpu: bool) -> Choice:
     try:
         gpus = _listed()
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        why = f"the first that CUDA finds; which has most free memory is not known: {_said(error)}"
+        why = f"the first one CUDA finds; free memory is unknown: {_said(error)}"
         return Choice("0", why) if has_gpu else Choice(None, "")
     return _freest(gpus)
 
@@ -90,13 +90,13 @@ def _freest(gpus: list[Gpu]) -> Choice:
     if not gpus or (len(gpus) == 1 and usable):
         return Choice(None, "")
     if not usable:  # nvidia-smi tells no free memory of instances
-        instances = f"the first MIG instance that CUDA finds; {VARIABLE}=MIG-… names another"
-        return Choice("0", instances if any(not gpu.is_whole for gpu in gpus) else "the first that CUDA finds")
+        instances = f"the first MIG instance CUDA finds; {VARIABLE}=MIG-… names another"
+        return Choice("0", instances if any(not gpu.is_whole for gpu in gpus) else "the first one CUDA finds")
     freest = max(usable, key=lambda gpu: -1 if gpu.free_mib is None else gpu.free_mib)
     free_is_known = all(gpu.free_mib is not None for gpu in usable)
     reason = f"GPU {freest.index} of {len(gpus)}"
     if len(usable) == 1:
-        reason += ", the only one that is free for whole programs"
+        reason += ", the only usable one: the others are split by MIG or prohibit compute"
     elif free_is_known:
         reason += ", the one with most free memory"
     return Choice(freest.uuid, reason)
@@ -105,8 +105,8 @@ def _freest(gpus: list[Gpu]) -> Choice:
 def _listed() -> list[Gpu]:
     """The cards that this process may see, by nvidia-smi.
 
-    Raises OSError: there is none. subprocess.SubprocessError: it fails, or gives no answer. ValueError: nobody would
-    understand it.
+    Raises OSError: it is not installed. subprocess.SubprocessError: it fails, or does not answer. ValueError: its
+    answer cannot be parsed.
     """
     command = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits"]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=SMI_SECONDS)
@@ -125,7 +125,11 @@ def _said(error: Exception) -> str:
     if isinstance(error, subprocess.CalledProcessError):
         words = (str(error.stdout) + str(error.stderr)).strip().splitlines()
         return f"nvidia-smi fails: {words[0] if words else error.returncode}"
-    return "nvidia-smi is not installed" if isinstance(error, OSError) else f"nvidia-smi answers oddly: {error}"
+    return (
+        "nvidia-smi is not installed"
+        if isinstance(error, OSError)
+        else f"nvidia-smi gave an unreadable answer: {error}"
+    )
 
 
 # --- the trainer
@@ -149,7 +153,7 @@ def refuse_several(n_gpu: int, model: Any) -> None:
 
     if n_gpu > 1 or isinstance(model, DataParallel):
         raise EnvironmentUnavailable(
-            f"training: the trainer would use {max(n_gpu, 2)} GPUs or more at once, expected one: its rows would no "
-            "longer be those of its steps",
+            f"training: the trainer would use {n_gpu if n_gpu > 1 else 'several'} GPUs at once, expected one: the rows "
+            "of a step would not be the ones recorded for it",
             hint=f"let it see one only: {VARIABLE}=0 in front of the command",
         )

@@ -63,9 +63,13 @@ def lists(tmp_path: Path, *lines: str) -> None:
         ((*ONE, "1, GPU-bbbb, [N/A], [N/A], Default"), "GPU-aaaa", "GPU 0 of 2"),
         (("0, GPU-aaaa, [N/A], [N/A], Default", *FOUR[1:]), "GPU-cccc", "GPU 2 of 4"),
         ((MIG, *FOUR[1:]), "GPU-cccc", "GPU 2 of 4, the one with most free memory"),
-        ((MIG, FOUR[3]), "GPU-dddd", "GPU 3 of 2, the only one that is free for whole programs"),
-        ((MIG,), "0", "the first MIG instance that CUDA finds; CUDA_VISIBLE_DEVICES=MIG-… names another"),
-        ((*ONE, "1, GPU-bbbb, 40000, Disabled, Prohibited"), "GPU-aaaa", "GPU 0 of 2, the only one that"),
+        (
+            (MIG, FOUR[3]),
+            "GPU-dddd",
+            "GPU 3 of 2, the only usable one: the others are split by MIG or prohibit compute",
+        ),
+        ((MIG,), "0", "the first MIG instance CUDA finds; CUDA_VISIBLE_DEVICES=MIG-… names another"),
+        ((*ONE, "1, GPU-bbbb, 40000, Disabled, Prohibited"), "GPU-aaaa", "GPU 0 of 2, the only usable one"),
     ],
 )
 def test_the_freest_card_is_taken(tmp_path: Path, lines: tuple[str, ...], visible: str | None, reason: str) -> None:
@@ -102,7 +106,7 @@ def test_what_the_user_names_holds(tmp_path: Path, named: str, visible: str | No
         (None, "nvidia-smi is not installed"),
         ("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18", "fails: Failed to initialize"),
         ("sleep 20", "gave no answer in 1 s"),
-        ("echo 'a, GPU-aaaa, 1, Disabled, Default'", "answers oddly"),
+        ("echo 'a, GPU-aaaa, 1, Disabled, Default'", "unreadable answer"),
     ],
 )
 def test_without_an_answer_the_first_card_is_taken(
@@ -114,7 +118,7 @@ def test_without_an_answer_the_first_card_is_taken(
         nvidia_smi(tmp_path, f"exec {script}" if script.startswith("sleep") else script)
     seen = one_gpu.choose(None, has_gpu=True)
     assert seen.visible == "0"
-    assert seen.reason.startswith("the first that CUDA finds; which has most free memory is not known: ")
+    assert seen.reason.startswith("the first one CUDA finds; free memory is unknown: ")
     assert why in seen.reason
     assert one_gpu.choose(None, has_gpu=False) == Choice(None, "")
 
@@ -164,7 +168,7 @@ def test_too_late_the_first_is_used_and_said(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     one_gpu.narrow(has_gpu=True)
     assert one_gpu.VARIABLE not in os.environ
-    assert one_gpu.chosen(4) == "the first of 4: CUDA was in use before one was chosen"
+    assert one_gpu.chosen(4) == "the first of 4: CUDA was already initialised"
 
 
 # --- a torch that sees two cards all the same
@@ -232,8 +236,8 @@ def test_a_step_keeps_its_rows_where_torch_sees_two_cards(fit: Any, monkeypatch:
 def test_a_trainer_of_several_cards_is_refused(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(one_gpu, "keep_to_one", lambda arguments: arguments)
-    with pytest.raises(EnvironmentUnavailable, match="would use 2 GPUs or more at once") as caught:
+    with pytest.raises(EnvironmentUnavailable, match="would use 2 GPUs at once") as caught:
         fit("two", "cuda")
     assert "CUDA_VISIBLE_DEVICES=0" in caught.value.hint
-    with pytest.raises(EnvironmentUnavailable):
+    with pytest.raises(EnvironmentUnavailable, match="several GPUs at once"):
         one_gpu.refuse_several(1, torch.nn.DataParallel(torch.nn.Linear(1, 1)))
