@@ -30,7 +30,7 @@ from appliance.machine import Finding
 Part = Literal["triton", "bitsandbytes"]
 PARTS: tuple[Part, ...] = ("triton", "bitsandbytes")
 DEADLINE_SECONDS = 10  # for each part, its imports apart; a part compiles for a second or two when it is first run
-START_SECONDS = 60  # for the whole process: imports, which this one has read from disk already, and all deadlines
+START_SECONDS = 180  # for the whole process: imports, slow from a cold disk, and all deadlines
 NAMES = {"device": "CUDA", "triton": "Triton", "bitsandbytes": "bitsandbytes"}
 NEEDED = {
     "device": "a context on the card",
