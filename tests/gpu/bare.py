@@ -53,7 +53,7 @@ def _train(request: dict[str, Any]) -> dict[str, Any]:
         r=request["r"],
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         lora_alpha=request["alpha"],
-        lora_dropout=0,
+        lora_dropout=request["dropout"],
         bias="none",
         use_gradient_checkpointing=False if on_cpu else "unsloth",
         random_state=request["seed"],

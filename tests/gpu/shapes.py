@@ -1,7 +1,11 @@
-"""Bases, rows, recipes and child processes of the GPU tests. Every size is a parameter: small ones run on a CPU too."""
+"""Bases, rows, recipes and child processes of the GPU tests. Every size is a parameter: small ones run on a CPU too.
+
+A base's type: its config.json. Weights are random; tensors have the names that transformers' Llama and Qwen3 give them.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 import subprocess
@@ -12,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from appliance import batches, prompts, rundir, table
-from tests.conftest import write_qa
 from tests.engine_child import Request
 from tests.models import alpaca_tokenizer
 
@@ -34,6 +38,50 @@ LLAMA_1B = {
     "rms_norm_eps": 1e-5,
     "initializer_range": 0.02,
 }
+# meta-llama/Meta-Llama-3-8B, config.json
+LLAMA_3_8B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": False,
+    "rope_theta": 500000.0,
+    "rms_norm_eps": 1e-5,
+}
+# Qwen/Qwen3-4B-Instruct-2507, config.json
+QWEN3_4B = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "vocab_size": 151936,
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 262144,
+    "tie_word_embeddings": True,
+    "rope_theta": 5000000.0,
+    "rms_norm_eps": 1e-6,
+}
+# Of the same families, so small that any card runs them in seconds, and smaller still for Triton's interpreter.
+SMALL = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4, "vocab_size": 4096} | {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+}
+TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 512} | {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+INIT_STD = 0.02  # both families' initializer_range
+SHARD_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -49,6 +97,7 @@ class Setting:
     gradient_accumulation_steps: int = 4
     r: int = 16
     alpha: int = 32
+    dropout: float = 0.0
     learning_rate: float = 2e-4
     warmup_steps: int = 5
     weight_decay: float = 0.01
@@ -67,9 +116,10 @@ class Setting:
         )
         recipe = {
             "name": "run",
+            "rehearse": "never",  # what is measured is the training alone
             "model": {"id": str(self.base), "load_in_4bit": self.load_in_4bit, "dtype": self.dtype},
             "data": {"csv": str(self.csv)},
-            "tuning": {"r": self.r, "alpha": self.alpha, "dropout": 0.0},
+            "tuning": {"r": self.r, "alpha": self.alpha, "dropout": self.dropout},
             "train": {"max_steps": self.steps} | {name: getattr(self, name) for name in train},
             "evaluate": {"max_new_tokens": self.max_new_tokens},
         }
@@ -87,20 +137,95 @@ def llama_1b(folder: Path, *, seed: int = 0, **smaller: Any) -> Path:
     return folder
 
 
-def write_rows(path: Path, count: int, *, shortest: int, longest: int, seed: int = 0) -> Path:
+def random_base(folder: Path, config: dict[str, Any], tokenizer: Any, *, device: str, seed: int = 0) -> Path:
+    """A base of this config with random weights in bfloat16, made on `device` and written shard by shard.
+
+    Without transformers' model classes, which Unsloth may have rewritten. Raises ValueError: the tokenizer has more ids
+    than the config has rows.
+    """
+    if len(tokenizer) > config["vocab_size"]:
+        raise ValueError(f"the tokenizer has {len(tokenizer)} ids, the config room for {config['vocab_size']}")
+    folder.mkdir(parents=True)
+    generator = torch.Generator(device).manual_seed(seed)
+    shard: dict[str, torch.Tensor] = {}
+    weight_map: dict[str, str] = {}
+    size = written = 0
+
+    def flush() -> None:
+        nonlocal size, shard
+        name = f"model-{len(set(weight_map.values())) + 1:05d}.safetensors"
+        save_file(shard, folder / name, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(shard, name))
+        size, shard = 0, {}
+
+    for name, shape in _tensors(config):
+        tensor = torch.ones(shape, dtype=torch.bfloat16, device=device)  # norms
+        if len(shape) > 1:
+            tensor.normal_(0, INIT_STD, generator=generator)
+        shard[name] = tensor.cpu()
+        size, written = size + tensor.nbytes, written + tensor.nbytes
+        if size >= SHARD_BYTES:
+            flush()
+    flush()
+    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+    rundir.write_json(folder / "config.json", config | ids | {"dtype": "bfloat16", "hidden_act": "silu"})
+    index = {"metadata": {"total_size": written}, "weight_map": weight_map}
+    rundir.write_json(folder / "model.safetensors.index.json", index)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _tensors(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every weight (transformers 5.17, models/llama/modeling_llama.py, models/qwen3)."""
+    hidden, wide = config["hidden_size"], config["intermediate_size"]
+    head = config.get("head_dim") or hidden // config["num_attention_heads"]
+    query, key_value = head * config["num_attention_heads"], head * config["num_key_value_heads"]
+    yield "model.embed_tokens.weight", (config["vocab_size"], hidden)
+    for layer in range(config["num_hidden_layers"]):
+        block = f"model.layers.{layer}"
+        yield f"{block}.self_attn.q_proj.weight", (query, hidden)
+        yield f"{block}.self_attn.k_proj.weight", (key_value, hidden)
+        yield f"{block}.self_attn.v_proj.weight", (key_value, hidden)
+        yield f"{block}.self_attn.o_proj.weight", (hidden, query)
+        if config["model_type"] == "qwen3":
+            yield f"{block}.self_attn.q_norm.weight", (head,)
+            yield f"{block}.self_attn.k_norm.weight", (head,)
+        yield f"{block}.mlp.gate_proj.weight", (wide, hidden)
+        yield f"{block}.mlp.up_proj.weight", (wide, hidden)
+        yield f"{block}.mlp.down_proj.weight", (hidden, wide)
+        yield f"{block}.input_layernorm.weight", (hidden,)
+        yield f"{block}.post_attention_layernorm.weight", (hidden,)
+    yield "model.norm.weight", (hidden,)
+    if not config["tie_word_embeddings"]:
+        yield "lm_head.weight", (config["vocab_size"], hidden)
+
+
+def tokenizer_of(folder: Path | None) -> Any:
+    """A real tokenizer from its folder, or the tests' own."""
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True) if folder else alpaca_tokenizer()
+
+
+def write_rows(
+    path: Path, count: int, *, shortest: int, longest: int, seed: int = 0, tokenizer: Any = None, between: str = ""
+) -> Path:
     """Questions and answers of `shortest` to `longest` tokens in all, prompt text and EOS included.
 
-    Capital letters: the tokenizer has no pair of them, so each is one token.
+    Capital letters: the tests' tokenizer has no pair of them, so each is one token. For another tokenizer put a
+    blank `between` the letters: with it each is one token in those that were learnt from text.
     """
-    tokenizer = alpaca_tokenizer()
+    tokenizer = tokenizer or alpaca_tokenizer()
     prompt = prompts.from_transformers("alpaca", tokenizer)
     frame = len(prompt.encode("", "", ""))
+    tokens = len(tokenizer.encode(f"{between}A" * 64, add_special_tokens=False)) / 64  # of one letter
     rng = random.Random(seed)
-    rows = []
-    for _ in range(count):
-        letters = "".join(rng.choices("ABCDEFGH", k=rng.randint(shortest, longest) - frame))
-        rows.append((letters[: len(letters) // 3], letters[len(letters) // 3 :]))
-    return write_qa(path, rows)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("instruction", "output"))
+        for _ in range(count):
+            letters = rng.choices("ABCDEFGH", k=int((rng.randint(shortest, longest) - frame) / tokens))
+            third = len(letters) // 3
+            writer.writerow(between.join(part) for part in (letters[:third], letters[third:]))
+    return path
 
 
 def encoded_rows(setting: Setting, run: Path) -> list[prompts.Encoded]:
@@ -149,8 +274,11 @@ def run_engine(
     return run_child("tests.engine_child", asdict(wanted), Path(f"{beside}.request.json"))
 
 
-def run_bare(setting: Setting, run: Path, folder: Path) -> dict[str, Any]:
-    """What tests/gpu/bare.py saw: the same rows in the same order as the finished training in `run`."""
+def run_bare(setting: Setting, run: Path, folder: Path, *, in_process: bool = False) -> dict[str, Any]:
+    """What tests/gpu/bare.py saw: the same rows in the same order as the finished training in `run`.
+
+    `in_process`: in this one, where Unsloth is imported already; time and memory mean nothing then.
+    """
     folder.mkdir()
     passes = micro_batches(setting, encoded_rows(setting, run))
     count = setting.steps * setting.gradient_accumulation_steps
@@ -163,6 +291,11 @@ def run_bare(setting: Setting, run: Path, folder: Path) -> dict[str, Any]:
         "folder": str(folder),
         "report": str(folder / "report.json"),
     }
+    if in_process:
+        from tests.gpu import bare
+
+        bare.main(request)
+        return dict(rundir.read_json(Path(request["report"])))
     return run_child("tests.gpu.bare", request, folder / "request.json")[0]
 
 

@@ -1,0 +1,208 @@
+"""The product run in this process, stage by stage, and what is measured of it. Import it after the engine."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import re
+import shutil
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from appliance import memory, pipeline, report, rundir, trainer
+from appliance.resolve import Resolved
+from appliance.rundir import STAGES, RunDir
+from appliance.stages.publish import EVEN_IF_WORSE
+from tests.gpu.worker import Bench
+
+GIB = 1 << 30
+UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}  # of machine.human
+WARM_UP = 4  # steps in which kernels are compiled; not timed
+MEMORY_TOLERANCE = 0.25  # of check's estimate
+# What is copied out of a run directory: it is removed with its weights.
+KEPT = ("*/stage.json", "*/table.json", "*/metrics.json*", "*/fit.json", "*/proof.json", "*/hub.json", "appliance.log")
+
+
+def run(bench: Bench, resolved: Resolved, run_path: Path, *, until: str, judges: bool = False) -> None:
+    """Each stage by a call of its own, so that what is known of it is told before the next begins.
+
+    `judges`: claims what must hold of a whole run. Its memory is judged where there is a GPU.
+    """
+    seconds = {}
+    table: dict[str, str] = {}  # check's: what was looked at -> what it needs
+    for stage in STAGES[: STAGES.index(until) + 1]:
+        if stage == "rehearse" and resolved.recipe.rehearse == "never":  # asked for by its name it would take place
+            continue
+        give_back_memory()
+        try:
+            pipeline.run(resolved, RunDir(run_path), bench.work_dir / "cache", until=stage, even_if_worse=True)
+        finally:
+            _keep(run_path, bench.out_dir / resolved.recipe.name)
+        seconds[stage] = rundir.read_json(run_path / stage / "stage.json")["seconds"]
+        bench.measured(stage_seconds=", ".join(f"{name} {took:.0f} s" for name, took in seconds.items()))
+        if stage == "check":  # later ones look at fewer stages
+            table = {row["what"]: row["needed"] for row in rundir.read_json(run_path / "check" / "table.json")}
+            bench.measured(check_memory={what: needed for what, needed in table.items() if "memory" in what})
+        if stage == "train":
+            _tell_training(bench, run_path, resolved)
+        if judges:
+            _judge(bench, stage, run_path, table)
+
+
+def _judge(bench: Bench, stage: str, run_path: Path, table: Mapping[str, str]) -> None:
+    """Claims of a stage that is done."""
+    if stage == "rehearse":
+        found = {row["what"]: row for row in rundir.read_json(run_path / "rehearse" / "table.json")}
+        bench.measured(rehearsed={what: row["found"] for what, row in found.items()})
+        resumed = found["resume"]
+        bench.claim("the rehearsal's resume", resumed["found"], resumed["needed"], resumed["verdict"] == "ok")
+    if stage == "train":
+        engine = rundir.read_json(run_path / "run.json")["engine"]
+        bench.claim("engine", engine, bench.engine, engine == bench.engine)
+        val = [line["val_loss"] for line in metrics(run_path) if "val_loss" in line]
+        bench.claim("val loss after training", round(val[-1], 4), f"< {val[0]:.4f}", val[-1] < val[0])
+        if peak_bytes(run_path):
+            claim_memory(bench, table, peak_bytes(run_path))
+    if stage == "merge":
+        proof = rundir.read_json(run_path / "merge" / "proof.json")
+        bench.measured(proof={name: proof[name] for name in ("kl_tuned", "kl_calibrated", "kl_base", "agreement")})
+        bench.claim("the merge is proven", proof["passed"], True, proof["passed"])
+    if stage == "publish":
+        gates = rundir.read_json(run_path / "publish" / "hub.json")["gates"]
+        broken = [gate["name"] for gate in gates if not gate["passed"] and gate["name"] != EVEN_IF_WORSE]
+        bench.claim("gates of the release that do not pass", broken, [], not broken)
+        there = (run_path / "publish" / "release" / "model" / "config.json").is_file()
+        bench.claim("the release is there", there, True, there)
+
+
+def claim_memory(bench: Bench, table: Mapping[str, str], peak_bytes: int) -> None:
+    """The training's peak against check's estimate, and where the proof is to compute."""
+    estimate = bytes_of(table["GPU memory for training"])
+    apart = round(peak_bytes / estimate - 1, 3)
+    bench.measured(estimated_gib=round(estimate / GIB, 2), off_estimate=apart)
+    bench.claim("training's peak off check's estimate", apart, MEMORY_TOLERANCE, abs(apart) <= MEMORY_TOLERANCE)
+    on_gpu = "GPU memory for the proof" in table
+    bench.measured(proof_device="the GPU" if on_gpu else "the CPU")
+    bench.claim("the proof computes on the GPU", on_gpu, True, on_gpu)
+
+
+def metrics(run_path: Path) -> list[dict[str, Any]]:
+    return report.read_metrics(run_path / "train" / "metrics.jsonl")
+
+
+def steps(run_path: Path) -> dict[int, dict[str, Any]]:
+    """Step -> its line of metrics.jsonl."""
+    return {line["step"]: line for line in metrics(run_path) if "loss" in line}
+
+
+def losses(run_path: Path) -> list[float]:
+    return [line["loss"] for line in steps(run_path).values()]
+
+
+def peak_bytes(run_path: Path) -> int:
+    """Of training, evaluations included; 0 on a CPU."""
+    return max(line["peak_memory_bytes"] or 0 for line in steps(run_path).values())
+
+
+@contextmanager
+def step_ends() -> Iterator[list[float]]:
+    """The time in seconds at which the loss of each step is known; the device has computed it by then."""
+    log, ends = trainer.OrderedTrainer.log, list[float]()
+
+    def noted(self: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            ends.append(time.perf_counter())
+        log(self, logs, *args, **kwargs)
+
+    trainer.OrderedTrainer.log = noted
+    try:
+        yield ends
+    finally:
+        trainer.OrderedTrainer.log = log
+
+
+def median_seconds(ends: list[float]) -> float:
+    """Of the steps after the warm-up; of the last one where there are no more."""
+    took = [end - begin for begin, end in itertools.pairwise(ends)]
+    return statistics.median(took[WARM_UP:] or took[-1:])
+
+
+def flops_per_token(config: Mapping[str, Any], *, recomputes: bool) -> int:
+    """Floating-point operations of a LoRA step for each trained token, N the weights that a token is multiplied with.
+
+    2 N forward and 4 N backward, half of these for the weights' gradients (Kaplan et al. 2020, "Scaling Laws for Neural
+    Language Models", section 2.1), which frozen weights do not have; and 2 N where the forward pass is computed once
+    more (Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models", section 5). So 6 N
+    with recomputation, as many as a step on all weights is counted with (PaLM, Chowdhery et al. 2022, appendix B), 4 N
+    without. Attention scores, a few per cent at 500 tokens, and the adapters are left out; the head counts for every
+    token, though only those that are trained may be computed.
+    """
+    shape = memory.shape_of(config)
+    assert shape is not None
+    blocks = shape.layers * sum(inputs * outputs for inputs, outputs in shape.linears)
+    return (6 if recomputes else 4) * (blocks + shape.hidden * shape.vocabulary)
+
+
+def matmul_flops(size: int, times: int = 20) -> float:
+    """Floating-point operations a second of bfloat16 matrix products on the GPU; on a CPU of float32 ones."""
+    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+
+    def products(count: int) -> None:
+        for _ in range(count):
+            one @ other
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    products(3)
+    began = time.perf_counter()
+    products(times)
+    return times * 2 * size**3 / (time.perf_counter() - began)
+
+
+def bytes_of(human: str) -> int:
+    """The size that a text begins with, as machine.human writes it: '5.2 GiB (weights …)'. Raises ValueError."""
+    match = re.match(r"(\d+(?:\.\d+)?) (B|[KMGT]iB)\b", human)
+    if not match:
+        raise ValueError(f"no size in front of {human!r}")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def give_back_memory() -> None:
+    """What nothing refers to any more; the peak is counted from here on."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _tell_training(bench: Bench, run_path: Path, resolved: Resolved) -> None:
+    """Speed and memory of a training that ended."""
+    speeds = [line["tokens_per_second"] for line in steps(run_path).values()]
+    speed = statistics.median(speeds[WARM_UP:] or speeds[-1:])
+    config = rundir.read_json(Path(resolved.recipe.model.id) / "config.json")
+    flops = speed * flops_per_token(config, recomputes=not bench.is_tiny)
+    most = matmul_flops(256 if bench.is_tiny else 8192)
+    bench.measured(
+        tokens_per_second=speed,
+        mfu=round(flops / most, 4),
+        matmul_tflops=round(most / 1e12, 3),
+        losses=[round(loss, 4) for loss in losses(run_path)],
+    )
+    if peak_bytes(run_path):
+        bench.measured(peak_gib=round(peak_bytes(run_path) / GIB, 2))
+
+
+def _keep(run_path: Path, folder: Path) -> None:
+    """The small files of a run that say how it went."""
+    for pattern in KEPT:
+        for path in run_path.glob(pattern):
+            target = folder / path.relative_to(run_path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
