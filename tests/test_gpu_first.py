@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from appliance import machine, prompts
 from tests.conftest import read_csv
-from tests.gpu import first, product, shapes
+from tests.gpu import first, parts, product, shapes
 from tests.gpu.first import Part, Record
 from tests.gpu.worker import Bench, Setup
 from tests.models import alpaca_tokenizer
@@ -62,10 +62,10 @@ def run(
     out_dir: Path, *names: str | Part, seconds: float = 60, is_tiny: bool = False
 ) -> tuple[int, list[dict[str, Any]]]:
     """Exit code and records of these parts."""
-    parts = [name if isinstance(name, Part) else a_part(name) for name in names]
+    chosen = [name if isinstance(name, Part) else a_part(name) for name in names]
     setup = Setup("", is_tiny, str(out_dir), str(out_dir))
     command = (sys.executable, "-c", WORKER)
-    code = first.run(parts, setup, seconds, command=command, say=lambda _: None)
+    code = first.run(chosen, setup, seconds, command=command, say=lambda _: None)
     return code, records(out_dir)
 
 
@@ -184,8 +184,8 @@ def test_list_and_only(capsys: pytest.CaptureFixture[str], tmp_path: Path, monke
     assert listed == ["starts", "default", "bare", "ko8b", "float16", "oom", "resume", "transformers"]
     asked: list[tuple[list[str], Setup, float]] = []
 
-    def noted(parts: list[Part], setup: Setup, seconds: float) -> int:
-        asked.append(([part.name for part in parts], setup, seconds))
+    def noted(chosen: list[Part], setup: Setup, seconds: float) -> int:
+        asked.append(([part.name for part in chosen], setup, seconds))
         return 0
 
     monkeypatch.setattr(first, "run", noted)
@@ -194,9 +194,10 @@ def test_list_and_only(capsys: pytest.CaptureFixture[str], tmp_path: Path, monke
     names, setup, seconds = asked[0]
     assert (names, setup.out_dir, setup.is_tiny, seconds) == (["starts", "oom"], str(tmp_path / "out"), False, 120)
     assert not Path(setup.work_dir).exists()  # tens of GB are not left behind
-    with pytest.raises(SystemExit) as refused:
-        first.main(["--only", "nothing"])
-    assert refused.value.code == 2
+    for wrong in (["--only", "nothing"], ["--tiny", "--tokenizer", "somewhere"]):
+        with pytest.raises(SystemExit) as refused:
+            first.main(wrong)
+        assert refused.value.code == 2
 
 
 def test_the_driver_imports_neither_torch_nor_a_library_of_models() -> None:
@@ -276,6 +277,19 @@ def test_transformers_finds_every_weight_of_a_random_base(
     small = wanted | {"vocab_size": 3}
     with pytest.raises(ValueError, match="ids, the config room for 3"):
         shapes.random_base(tmp_path / "other", small, alpaca_tokenizer(), device="cpu")
+
+
+def test_a_real_tokenizer_is_taken_where_the_vocabulary_has_room(tmp_path: Path) -> None:
+    """Qwen3's has more ids than Llama 3's vocabulary."""
+    words, wide = alpaca_tokenizer(), alpaca_tokenizer()
+    wide.add_tokens([f"<{i}>" for i in range(130_000 - len(wide))])
+    wide.save_pretrained(tmp_path / "wide")
+    bench = Bench("unsloth", False, tmp_path, tmp_path, tmp_path / "wide", lambda _: None)
+    taken = {base: len(parts._tokenizer(bench, base)) for base in parts.BASES}
+    assert taken == {"small": len(wide), "qwen3-4b": len(wide), "llama-3-8b": len(words)}
+    rows = read_csv(parts._rows(bench, "llama-3-8b", count=20, longest=300))
+    prompt = prompts.from_transformers("alpaca", words)
+    assert all(195 <= len(prompt.encode(row["instruction"], "", row["output"])) <= 300 for row in rows)
 
 
 @pytest.mark.parametrize("between", ["", " "])

@@ -170,13 +170,17 @@ class Stop:
             raise Stopped
 
 
+def _print(line: str) -> None:
+    print(line, flush=True)  # noqa: T201  what a person waits for
+
+
 def run(
     parts: Sequence[Part],
     setup: Setup,
     seconds: float,
     *,
     command: Sequence[str] = COMMAND,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = _print,
 ) -> int:
     """Runs the parts within so many seconds in all; the exit code: 0 only where all that ran held.
 
@@ -255,6 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for part in PARTS:
             print(f"{part.name:<13} at most {part.at_most:3.0f} s  {part.shows}")  # noqa: T201
         return 0
+    if options.tiny and options.tokenizer:
+        parser.error("--tokenizer is for a card: its prompts are too long for --tiny")
     options.out.mkdir(parents=True, exist_ok=True)
     chosen = [part for part in PARTS if part.name in (options.only or names)]
     work_dir = Path(tempfile.mkdtemp(prefix="gpu-first-"))  # bases and runs, some 60 GB

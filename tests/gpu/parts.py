@@ -37,7 +37,11 @@ PEAK_RATIO = 1.25
 LOSS_TOLERANCE, ENGINES_TOLERANCE = 0.02, 0.08
 REPEATED_TOLERANCE = 0.01  # of a step that is trained once more: sums on the card have no fixed order
 LEFT_BYTES = 5 * GIB // 2  # what `oom` leaves free: enough for the model and some rows, not for all that it asks
-BASES = {"small": shapes.QWEN3_4B | shapes.SMALL, "qwen3-4b": shapes.QWEN3_4B, "llama-3-8b": shapes.LLAMA_3_8B}
+BASES: dict[str, dict[str, Any]] = {
+    "small": shapes.QWEN3_4B | shapes.SMALL,
+    "qwen3-4b": shapes.QWEN3_4B,
+    "llama-3-8b": shapes.LLAMA_3_8B,
+}
 # Triton's interpreter takes seconds for a row.
 TINY_ROWS = {"micro_batch_size": 1, "gradient_accumulation_steps": 2}
 TINY_RECIPE = {f"train.{key}": value for key, value in TINY_ROWS.items()} | {
@@ -73,16 +77,16 @@ def starts(bench: Bench) -> None:
     bench.measured(doctor=[finding.cells() for finding in found])
     failing = [finding.what for finding in found if finding.verdict == "fails"]
     bench.claim("what doctor refuses", failing, [], not failing)
-    _whole(bench, _resolved(bench, "starts", "small", _rows(bench), 6, "rehearse=always"), until="publish")
+    _whole(bench, _resolved(bench, "starts", "small", 6, "rehearse=always"), until="publish")
 
 
 def default(bench: Bench) -> None:
-    _whole(bench, _resolved(bench, "default", "qwen3-4b", _rows(bench), 20, "rehearse=always"), until="publish")
+    _whole(bench, _resolved(bench, "default", "qwen3-4b", 20, "rehearse=always"), until="publish")
 
 
 def ko8b(bench: Bench) -> None:
-    rows = _rows(bench, "long", count=60, longest=4000)
-    resolved = _resolved(bench, "ko8b", "llama-3-8b", rows, 5, "rehearse=never", recipe="llama3-ko-alpaca")
+    rows = f"data.csv={_rows(bench, 'llama-3-8b', count=60, longest=4000)}"
+    resolved = _resolved(bench, "ko8b", "llama-3-8b", 5, "rehearse=never", rows, recipe="llama3-ko-alpaca")
     _whole(bench, resolved, until="merge")
     shutil.rmtree(bench.work_dir / "llama-3-8b")  # 16 GB
 
@@ -113,7 +117,7 @@ def transformers(bench: Bench) -> None:
 
 
 def float16(bench: Bench) -> None:
-    resolved = _resolved(bench, "float16", "small", _rows(bench), 6, "rehearse=never", "model.dtype=float16")
+    resolved = _resolved(bench, "float16", "small", 6, "rehearse=never", "model.dtype=float16")
     product.run(bench, resolved, bench.work_dir / "float16", until="evaluate")
     lines, wanted = product.steps(bench.work_dir / "float16").values(), resolved.recipe.train.max_steps
     skipped = sum(line["grad_norm"] is None for line in lines)
@@ -125,7 +129,7 @@ def float16(bench: Bench) -> None:
 def oom(bench: Bench) -> None:
     asked = 4 if bench.is_tiny else 256
     size = (f"train.micro_batch_size={asked}", "train.gradient_accumulation_steps=1")
-    resolved = _resolved(bench, "oom", "small", _rows(bench, "many", count=400), 2, "rehearse=never", *size)
+    resolved = _resolved(bench, "oom", "small", 2, "rehearse=never", *size)
     with _room_for(asked // 2) if bench.is_tiny else _held_memory(leaving_bytes=LEFT_BYTES):
         product.run(bench, resolved, bench.work_dir / "oom", until="train")
     fit = rundir.read_json(bench.work_dir / "oom" / "train" / "fit.json")
@@ -169,14 +173,12 @@ def _whole(bench: Bench, resolved: Resolved, *, until: str) -> None:
     shutil.rmtree(run_path)
 
 
-def _resolved(
-    bench: Bench, name: str, base: str, rows: Path, steps: int, *overrides: str, recipe: str = "default"
-) -> Resolved:
-    """A shipped recipe with this base, these rows and so many steps, one evaluation before them and one after."""
+def _resolved(bench: Bench, name: str, base: str, steps: int, *overrides: str, recipe: str = "default") -> Resolved:
+    """A shipped recipe with this base and so many steps, one evaluation before them and one after."""
     values: dict[str, Any] = {
         "name": name,
         "model.id": _base(bench, base),
-        "data.csv": rows,
+        "data.csv": _rows(bench, base),
         "train.max_steps": steps,
         "train.eval_every": steps,
         "evaluate.max_rows": 16,
@@ -193,7 +195,7 @@ def _setting(bench: Bench, base: str, steps: int) -> Setting:
     chosen: dict[str, Any] = {"load_in_4bit": True}
     if bench.is_tiny:
         chosen = {"dtype": "float32", "optimizer": "adamw_torch", "pretend_cuda": True} | TINY_ROWS
-    return Setting(base=_base(bench, base), csv=_rows(bench), steps=steps, **chosen)
+    return Setting(base=_base(bench, base), csv=_rows(bench, base), steps=steps, **chosen)
 
 
 def _compared(bench: Bench) -> Setting:
@@ -230,25 +232,29 @@ def _base(bench: Bench, name: str) -> Path:
     """A base of this shape, made when it is first asked for; tiny ones are of the same family."""
     folder = bench.work_dir / name
     if not (folder / "config.json").is_file():
-        began = time.monotonic()
-        tokenizer = shapes.tokenizer_of(bench.tokenizer_dir)
+        began, tokenizer = time.monotonic(), _tokenizer(bench, name)
         config: dict[str, Any] = BASES[name] | (shapes.TINY if bench.is_tiny else {})
-        if name == "small" or bench.is_tiny:
-            config = config | {"vocab_size": max(config["vocab_size"], len(tokenizer))}
+        config["vocab_size"] = max(config["vocab_size"], len(tokenizer))
         shapes.random_base(folder, config, tokenizer, device="cuda" if torch.cuda.is_available() else "cpu")
         bench.measured(base_seconds=round(time.monotonic() - began, 1))
     return folder
 
 
-def _rows(bench: Bench, name: str = "rows", *, count: int = 400, longest: int = 700) -> Path:
-    """A CSV of rows of up to `longest` tokens; tiny ones are a few rows of some letters."""
-    path = bench.work_dir / f"{name}.csv"
+def _tokenizer(bench: Bench, base: str) -> Any:
+    """The given one where the base's real vocabulary has room for it, else the tests' own."""
+    given = shapes.tokenizer_of(bench.tokenizer_dir)
+    return given if base == "small" or len(given) <= BASES[base]["vocab_size"] else shapes.tokenizer_of(None)
+
+
+def _rows(bench: Bench, base: str, *, count: int = 400, longest: int = 700) -> Path:
+    """A CSV of rows of up to `longest` tokens of the base's tokenizer; tiny ones are a few rows of some letters."""
+    path = bench.work_dir / f"{base}-{count}-{longest}.csv"
     if not path.is_file():
-        tokenizer = shapes.tokenizer_of(bench.tokenizer_dir)
         between = " " if bench.tokenizer_dir else ""
         shortest = 200  # over what the prompt's fixed text takes in any tokenizer
         if bench.is_tiny:
             count, shortest, longest = 40, 7, 11
+        tokenizer = _tokenizer(bench, base)
         shapes.write_rows(path, count, shortest=shortest, longest=longest, tokenizer=tokenizer, between=between)
     return path
 

@@ -43,7 +43,7 @@ def run(bench: Bench, resolved: Resolved, run_path: Path, *, until: str, judges:
         try:
             pipeline.run(resolved, RunDir(run_path), bench.work_dir / "cache", until=stage, even_if_worse=True)
         finally:
-            _keep(run_path, bench.out_dir / resolved.recipe.name)
+            _keep(run_path, bench.out_dir / run_path.name)
         seconds[stage] = rundir.read_json(run_path / stage / "stage.json")["seconds"]
         bench.measured(stage_seconds=", ".join(f"{name} {took:.0f} s" for name, took in seconds.items()))
         if stage == "check":  # later ones look at fewer stages

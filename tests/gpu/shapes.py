@@ -145,7 +145,7 @@ def random_base(folder: Path, config: dict[str, Any], tokenizer: Any, *, device:
     """
     if len(tokenizer) > config["vocab_size"]:
         raise ValueError(f"the tokenizer has {len(tokenizer)} ids, the config room for {config['vocab_size']}")
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)  # one that was cut in the middle has no config.json
     generator = torch.Generator(device).manual_seed(seed)
     shard: dict[str, torch.Tensor] = {}
     weight_map: dict[str, str] = {}
@@ -167,11 +167,11 @@ def random_base(folder: Path, config: dict[str, Any], tokenizer: Any, *, device:
         if size >= SHARD_BYTES:
             flush()
     flush()
-    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
-    rundir.write_json(folder / "config.json", config | ids | {"dtype": "bfloat16", "hidden_act": "silu"})
     index = {"metadata": {"total_size": written}, "weight_map": weight_map}
     rundir.write_json(folder / "model.safetensors.index.json", index)
     tokenizer.save_pretrained(folder)
+    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+    rundir.write_json(folder / "config.json", config | ids | {"dtype": "bfloat16", "hidden_act": "silu"})
     return folder
 
 
