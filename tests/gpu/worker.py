@@ -139,7 +139,8 @@ class Bench:
 def main(setup: Setup) -> None:
     """Runs the parts that standard input names until it ends."""
     child.die_with_parent()
-    told = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    asked, told = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a process that is started from here takes no request away
     os.dup2(2, 1)  # what libraries print is no message
 
     def tell(message: Mapping[str, Any]) -> None:
@@ -149,7 +150,7 @@ def main(setup: Setup) -> None:
     bench = Bench(setup.engine, setup.is_tiny, Path(setup.work_dir), Path(setup.out_dir), tokenizer_dir, tell)
     with ExitStack() as stack:
         run_part = None
-        for line in sys.stdin:
+        for line in asked:
             try:
                 run_part = run_part or _imported(bench, stack)
                 run_part(json.loads(line)["part"], bench)
