@@ -71,8 +71,11 @@ def _judge(bench: Bench, stage: str, run_path: Path, table: Mapping[str, str]) -
             claim_memory(bench, table, peak_bytes(run_path))
     if stage == "merge":
         proof = rundir.read_json(run_path / "merge" / "proof.json")
-        bench.measured(proof={name: proof[name] for name in ("kl_tuned", "kl_calibrated", "kl_base", "agreement")})
+        told = ("device", "compute_dtype", "notes", "kl_tuned", "kl_calibrated", "kl_base", "agreement")
+        bench.measured(proof={name: proof[name] for name in told}, proof_device=proof["device"])
         bench.claim("the merge is proven", proof["passed"], True, proof["passed"])
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        bench.claim("where it is proven", proof["device"], device, proof["device"] == device)
     if stage == "publish":
         gates = rundir.read_json(run_path / "publish" / "hub.json")["gates"]
         broken = [gate["name"] for gate in gates if not gate["passed"] and gate["name"] != EVEN_IF_WORSE]
@@ -82,14 +85,11 @@ def _judge(bench: Bench, stage: str, run_path: Path, table: Mapping[str, str]) -
 
 
 def claim_memory(bench: Bench, table: Mapping[str, str], peak_bytes: int) -> None:
-    """The training's peak against check's estimate, and where the proof is to compute."""
+    """The training's peak against check's estimate."""
     estimate = bytes_of(table["GPU memory for training"])
     apart = round(peak_bytes / estimate - 1, 3)
     bench.measured(estimated_gib=round(estimate / GIB, 2), off_estimate=apart)
     bench.claim("training's peak off check's estimate", apart, MEMORY_TOLERANCE, abs(apart) <= MEMORY_TOLERANCE)
-    on_gpu = "GPU memory for the proof" in table
-    bench.measured(proof_device="the GPU" if on_gpu else "the CPU")
-    bench.claim("the proof computes on the GPU", on_gpu, True, on_gpu)
 
 
 def metrics(run_path: Path) -> list[dict[str, Any]]:
