@@ -20,7 +20,7 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import TrainerState
 
-from appliance import console, machine, master_weights, rundir, validation
+from appliance import console, earlier_runs, machine, master_weights, rundir, validation
 from appliance.errors import EnvironmentUnavailable, RunDirError, TrainingFailed
 from appliance.recipe import ModelSection, TrainSection, TuningSection
 
@@ -126,7 +126,9 @@ def inputs_of(
     found = machine.versions()
     masters = master_weights.has_masters(tuning.method, dtype)
     return {
-        **{f"{name}.{key}": value for name, section in fields.items() for key, value in section.items()},
+        **earlier_runs.without_younger(
+            {f"{name}.{key}": value for name, section in fields.items() for key, value in section.items()}
+        ),
         "effective batch size": train.effective_batch_size,
         "base model": base_identity,
         "engine": engine_name,

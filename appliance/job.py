@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance import console, machine, rundir, validation
+from appliance import console, earlier_runs, machine, rundir, validation
 from appliance.errors import DataError, RunDirError
 from appliance.resolve import Resolved, flatten
 from appliance.rundir import STAGES, RunDir
@@ -231,6 +231,7 @@ class Job:
             for key, value in flatten(recipe.model_dump())
             if key.startswith(tuple(f"{field}." for field in fields)) or key in fields
         }
+        values = earlier_runs.without_younger(values)
         if stage == "train":  # only the product of the two matters to the result
             del values["train.micro_batch_size"], values["train.gradient_accumulation_steps"], values["train.report_to"]
             values["effective batch size"] = recipe.train.effective_batch_size

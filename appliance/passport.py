@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from appliance import __version__, rundir
+from appliance import __version__, earlier_runs, rundir
 from appliance.hub import Base
 from appliance.proof import Gate
 
@@ -50,7 +50,7 @@ def write(run_path: Path, base: Base, gates: Sequence[Gate]) -> None:
 def recipe_sha256(run_path: Path) -> str:
     """Over the values of recipe.yaml: its comments say where each came from, and change with every command."""
     values: Any = yaml.safe_load((run_path / "recipe.yaml").read_text(encoding="utf-8"))
-    return rundir.fingerprint(values)
+    return rundir.fingerprint(earlier_runs.without_younger(values))
 
 
 def packages() -> dict[str, str]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from appliance import console, disk, interrupts, machine, moved, report, rundir, validation
+from appliance import console, disk, earlier_runs, interrupts, machine, moved, report, rundir, validation
 from appliance.errors import EnvironmentUnavailable
 from appliance.job import Job
 from appliance.resolve import Resolved, flatten
@@ -47,6 +47,7 @@ def run(
         if redo == "rehearse":  # nothing is made from it
             again = ("rehearse",)
         takes_new_base = redo in ("check", "prepare")
+        resolved = earlier_runs.as_begun(resolved, run_dir.path / "recipe.yaml")
         job = Job(resolved, run_dir, cache_dir, until, takes_new_base, even_if_worse, into_existing, tuple(again))
         made_from = rundir.fingerprint(job.inputs("publish")) if redo else ""
         if redo and run_dir.redo_under_way == (redo, made_from):

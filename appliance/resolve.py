@@ -56,13 +56,12 @@ def load(source: str, *, overrides: Sequence[str] = (), environ: Mapping[str, st
     given = _read_yaml(path)
     problems: list[str] = []
     origins = {key: path.name for key, _ in flatten(given)}
-    if Path(source).is_dir():  # to_yaml wrote where each value had come from, a line for each
-        written = [line.rpartition("  # ")[2] for line in read_text(path).splitlines() if "  # " in line]
-        origins = dict(zip(origins, written, strict=False)) if len(written) == len(origins) else origins
+    if Path(source).is_dir():
+        origins |= _written_origins(path, list(origins))
     layers = [*_from_environment(os.environ if environ is None else environ, problems), *_from_set(overrides, problems)]
     for key, text, origin in layers:
         try:
-            _put(given, key, _typed(key, text))
+            put(given, key, _typed(key, text))
             origins[key] = origin
         except (ValidationError, yaml.YAMLError) as error:
             problems.append(f"{key} ({origin}): {_first_message(error)}; seen {text!r}")
@@ -120,6 +119,19 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from flatten(item, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", item
+
+
+def written(path: Path) -> dict[str, tuple[Any, str]]:
+    """Dotted key -> value and origin, of the recipe.yaml of a run directory. Raises RecipeError: not readable."""
+    values = dict(flatten(_read_yaml(path)))
+    origins = _written_origins(path, list(values))
+    return {key: (value, origins.get(key, path.name)) for key, value in values.items()}
+
+
+def _written_origins(path: Path, keys: Sequence[str]) -> dict[str, str]:
+    """Where each value had come from: to_yaml wrote it, a line for each; empty where the file was edited since."""
+    found = [line.rpartition("  # ")[2] for line in read_text(path).splitlines() if "  # " in line]
+    return dict(zip(keys, found, strict=True)) if len(found) == len(keys) else {}
 
 
 def read_text(path: Path) -> str:
@@ -204,7 +216,8 @@ def _typed(key: str, text: str) -> Any:
     return TypeAdapter(kind).validate_strings(text)
 
 
-def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+def put(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Sets a dotted key in nested dictionaries."""
     *parents, leaf = key.split(".")
     for parent in parents:
         child = tree.setdefault(parent, {})

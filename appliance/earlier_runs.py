@@ -1,0 +1,67 @@
+"""Run directories of earlier versions: what a recipe means that lacks today's youngest fields, or had other defaults.
+
+A run keeps the defaults that it began with. A field that came later has, in such a run, the value that does what the
+program did without it, and leaves no trace in a fingerprint with that value: nothing finished is refused, and nothing
+stopped goes on in another way, because the program has learnt something since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from appliance import resolve
+from appliance.errors import RunDirError
+from appliance.recipe import Recipe
+from appliance.resolve import Resolved
+
+# Field that came after version 0.1 -> its value in a run that began without it. Whoever adds a field to the recipe
+# adds it here: the value is what the program did before, whatever the default for new runs is.
+BEFORE: dict[str, Any] = {}
+ORIGIN = "as before this field"  # of such a value, in recipe.yaml
+
+
+def as_begun(resolved: Resolved, recipe_path: Path) -> Resolved:
+    """`resolved` with the defaults of the run whose recipe.yaml is `recipe_path`; as it is where there is none.
+
+    Only fields that nobody set now, and nobody set then. Raises RecipeError: recipe.yaml is not readable.
+    RunDirError: a default of then is no value of that field any more.
+    """
+    if not recipe_path.is_file():
+        return resolved
+    begun = resolve.written(recipe_path)
+    changed: dict[str, tuple[Any, str]] = {}
+    for key, value in resolve.flatten(resolved.recipe.model_dump()):
+        if resolved.origins[key] != "default":
+            continue
+        if key not in begun and key in BEFORE:
+            changed[key] = (BEFORE[key], ORIGIN)
+        elif key in begun and begun[key][0] != value and begun[key][1] in ("default", ORIGIN):
+            changed[key] = begun[key]
+    if not changed:
+        return resolved
+    tree = resolved.recipe.model_dump()
+    for key, (value, _) in changed.items():
+        resolve.put(tree, key, value)
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RunDirError(
+            f"{recipe_path}: a default that this run began with does not hold any more: {error.errors()[0]['msg']}",
+            hint="start a new run with --set name=NEW, or set that field with --set",
+        ) from error
+    return Resolved(recipe, dict(resolved.origins) | {key: origin for key, (_, origin) in changed.items()})
+
+
+def without_younger(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`values`, nested or with dotted keys, without younger fields whose value is that of a run before them."""
+    kept = {}
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if path in BEFORE and value == BEFORE[path]:
+            continue
+        kept[key] = without_younger(value, f"{path}.") if isinstance(value, Mapping) else value
+    return kept
