@@ -1,8 +1,8 @@
-"""Run directories of earlier versions: what a recipe means that lacks today's youngest fields, or had other defaults.
+"""Run directories of earlier versions: recipes that lack today's newest fields, or were resolved with other defaults.
 
-A run keeps the defaults that it began with. A field that came later has, in such a run, the value that does what the
-program did without it, and leaves no trace in a fingerprint with that value: nothing finished is refused, and nothing
-stopped goes on in another way, because the program has learnt something since.
+A run keeps the defaults it began with. A field added later takes, in such a run, the value that does what the program
+did without the field, and with that value it is left out of fingerprints. So an upgrade neither refuses a finished run
+nor changes how a stopped one continues.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from appliance.errors import RunDirError
 from appliance.recipe import Recipe
 from appliance.resolve import Resolved
 
-# Field that came after version 0.1 -> its value in a run that began without it. Whoever adds a field to the recipe
-# adds it here: the value is what the program did before, whatever the default for new runs is.
+# Field added after version 0.1 -> its value in a run that began without it. Every new recipe field needs an entry: the
+# value that does what the program did before, whatever the default for new runs is.
 BEFORE: dict[str, Any] = {}
 ORIGIN = "as before this field"  # of such a value, in recipe.yaml
 
@@ -27,8 +27,8 @@ ORIGIN = "as before this field"  # of such a value, in recipe.yaml
 def as_begun(resolved: Resolved, recipe_path: Path) -> Resolved:
     """`resolved` with the defaults of the run whose recipe.yaml is `recipe_path`; as it is where there is none.
 
-    Only fields that nobody set now, and nobody set then. Raises RecipeError: recipe.yaml is not readable.
-    RunDirError: a default of then is no value of that field any more.
+    Applies only to fields left at their default both now and then. Raises RecipeError: recipe.yaml is not readable.
+    RunDirError: a default from then is no longer valid for its field.
     """
     if not recipe_path.is_file():
         return resolved
@@ -50,7 +50,7 @@ def as_begun(resolved: Resolved, recipe_path: Path) -> Resolved:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         raise RunDirError(
-            f"{recipe_path}: a default that this run began with does not hold any more: {error.errors()[0]['msg']}",
+            f"{recipe_path}: a default from when this run began is no longer valid: {error.errors()[0]['msg']}",
             hint="start a new run with --set name=NEW, or set that field with --set",
         ) from error
     return Resolved(recipe, dict(resolved.origins) | {key: origin for key, (_, origin) in changed.items()})

@@ -1,7 +1,7 @@
 """Run directories of version 0.1 still count: they are skipped, resumed, shown and replayed by today's code.
 
 tests/fixtures/run-0.1 says how they were made. If one of these tests fails, users' runs are refused or read wrongly:
-mend the code, not the fixture. Hashes are computed here by themselves, so that they freeze how the product does it.
+fix the code, not the fixture. Hashes are computed here without the product's code, which freezes how it computes them.
 """
 
 from __future__ import annotations
@@ -390,4 +390,4 @@ def test_a_run_keeps_the_defaults_that_it_began_with(
     recipe.write_text(begun.replace("weight_decay: 0.01  # default", "weight_decay: -1.0  # default"), "utf-8")
     monkeypatch.chdir(folder)
     code, _, err = appliance("run", "finished.yaml", "--runs-dir", ".")
-    assert (code, "a default that this run began with does not hold any more: Input should be" in err) == (8, True)
+    assert (code, "a default from when this run began is no longer valid: Input should be" in err) == (8, True)
