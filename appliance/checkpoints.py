@@ -118,8 +118,6 @@ def inputs_of(
     files = ["train.csv", "val.csv"]
     if (prepare_dir / validation.GROUPS_FILE).is_file():
         files.append(validation.GROUPS_FILE)
-    else:
-        factors.add("val_rows")  # of no effect: see validation.chosen
     fields["train"] = train.model_dump(exclude=factors)
     libraries = ["torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes"]
     libraries += ["unsloth", "unsloth-zoo"] if engine_name == "unsloth" else []

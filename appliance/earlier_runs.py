@@ -20,7 +20,7 @@ from appliance.resolve import Resolved
 
 # Field added after version 0.1 -> its value in a run that began without it. Every new recipe field needs an entry: the
 # value that does what the program did before, whatever the default for new runs is.
-BEFORE: dict[str, Any] = {}
+BEFORE: dict[str, Any] = {"train.val_rows": None}
 ORIGIN = "as before this field"  # of such a value, in recipe.yaml
 
 

@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance import console, earlier_runs, machine, rundir, validation
+from appliance import console, earlier_runs, machine, rundir
 from appliance.errors import DataError, RunDirError
 from appliance.resolve import Resolved, flatten
 from appliance.rundir import STAGES, RunDir
@@ -235,8 +235,6 @@ class Job:
         if stage == "train":  # only the product of the two matters to the result
             del values["train.micro_batch_size"], values["train.gradient_accumulation_steps"], values["train.report_to"]
             values["effective batch size"] = recipe.train.effective_batch_size
-        if stage in ("rehearse", "train") and not self._draws_val_rows:
-            del values["train.val_rows"]  # of no effect: a run begun before there was this field stays the same
         if stage == "prepare":
             del values["data.csv"]  # its content counts, not its name
             return values | {"CSV (sha256)": self.csv_sha256, "base model": self.base_identity}
@@ -249,14 +247,6 @@ class Job:
         if stage == "rehearse":
             values["rehearse"] = self.rehearsal_wanted
         return values | {f"result of {before}": rundir.fingerprint(self.inputs(before))}
-
-    @property
-    def _draws_val_rows(self) -> bool:
-        """Whether `train.val_rows` has an effect: not on rows that were prepared without val_groups.csv, all of which
-        are evaluated, until they are prepared again."""
-        prepared = self.run_dir.stage_dir("prepare")
-        is_done = (prepared / "stage.json").is_file() and "prepare" not in self.again
-        return not is_done or (prepared / validation.GROUPS_FILE).is_file()
 
     def _sha256_before(self, stage: str, key: str, path: Path) -> str | None:
         """Hash of a file that only this stage reads; of the one that it read, where the file is gone now."""

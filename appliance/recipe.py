@@ -128,10 +128,10 @@ class TrainSection(Section):
         description="Steps between evaluations on val; each also saves a checkpoint. auto: about 20 evaluations, at "
         "least 20 steps apart, in at most 15 % of the training time.",
     )
-    val_rows: Positive = Field(
+    val_rows: Positive | None = Field(
         512,
         description="Val rows to evaluate on while training, at most: a random choice of whole groups. Under "
-        "eval_every: auto a short training takes fewer.",
+        "eval_every: auto a short training takes fewer. null: all of them.",
     )
     patience: Positive = Field(3, description="Evaluations without a better val loss before training stops.")
     min_delta: Annotated[float, Field(ge=0)] = Field(0.001, description="By how much the val loss must fall to count.")

@@ -10,6 +10,7 @@ Schedule(steps=6000, trained_rows=48000, eval_every=300, val_rows=512, all_val_r
 from __future__ import annotations
 
 import csv
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -107,12 +108,14 @@ def chosen(train: TrainSection, train_rows: int, prepare_dir: Path) -> list[int]
 
 
 def most_val_rows(train: TrainSection, train_rows: int) -> int:
-    """How many val rows are evaluated at most: `train.val_rows`.
+    """How many val rows are evaluated at most: `train.val_rows`, of which None means all.
 
     Under `eval_every: auto` fewer in a training that is short for its val rows (max_steps, one epoch): so many that
     MOST_SHARE leaves room for FEW_EVALUATIONS, or for one every LEAST_INTERVAL_STEPS, beside the one before the first
     step. Else it could neither stop early nor choose among steps.
     """
+    if train.val_rows is None:
+        return sys.maxsize
     if train.eval_every != "auto":
         return train.val_rows
     steps, trained = _extent(train, train_rows)

@@ -20,6 +20,7 @@ import yaml
 
 from appliance import clean, cli, earlier_runs, machine, resolve
 from appliance.recipe import Recipe, fields
+from appliance.resolve import Resolved
 from tests.conftest import read_csv
 from tests.fixtures import hollow, make
 
@@ -379,14 +380,18 @@ def test_a_run_keeps_the_defaults_that_it_began_with(
     recipe = folder / "finished" / "recipe.yaml"
     begun = recipe.read_text(encoding="utf-8")
     resolved = resolve.load(str(folder / "finished.yaml"), environ={})
-    assert earlier_runs.as_begun(resolved, recipe) is resolved
+
+    def decay(wanted: Resolved) -> float:
+        return earlier_runs.as_begun(wanted, recipe).recipe.train.weight_decay
+
+    assert decay(resolved) == 0.01
     recipe.write_text(begun.replace("weight_decay: 0.01  # default", "weight_decay: 0.25  # default"), "utf-8")
     kept = earlier_runs.as_begun(resolved, recipe)
     assert (kept.recipe.train.weight_decay, kept.origins["train.weight_decay"]) == (0.25, "default")
     asked = resolve.load(str(folder / "finished.yaml"), overrides=["train.weight_decay=0.01"], environ={})
-    assert earlier_runs.as_begun(asked, recipe) is asked
+    assert decay(asked) == 0.01
     recipe.write_text(begun.replace("weight_decay: 0.01  # default", "weight_decay: 0.25  # my.yaml"), "utf-8")
-    assert earlier_runs.as_begun(resolved, recipe) is resolved  # set then: left out now, it is a change
+    assert decay(resolved) == 0.01  # it was set then: leaving it out now is a change
     recipe.write_text(begun.replace("weight_decay: 0.01  # default", "weight_decay: -1.0  # default"), "utf-8")
     monkeypatch.chdir(folder)
     code, _, err = appliance("run", "finished.yaml", "--runs-dir", ".")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -199,56 +198,6 @@ def test_a_changed_recipe_is_refused_by_the_first_stage_it_concerns(
 
 def test_the_factors_of_the_batch_are_no_change(copy: Path) -> None:
     again(copy, "train.micro_batch_size=2", "train.gradient_accumulation_steps=4")
-
-
-def as_before_val_rows(run: Path) -> None:
-    """The run as a version left it that knew neither train.val_rows nor val_groups.csv."""
-    (run / "prepare" / "val_groups.csv").unlink()
-    text = (run / "recipe.yaml").read_text(encoding="utf-8")
-    (run / "recipe.yaml").write_text(re.sub(r"^  val_rows: .*\n", "", text, flags=re.MULTILINE), encoding="utf-8")
-    before = {"train": "prepare", "evaluate": "train", "merge": "evaluate", "publish": "merge"}
-    fingerprints: dict[str, str] = {}
-    for stage in ("prepare", *before):
-        record = rundir.read_json(run / stage / "stage.json")
-        record["inputs"].pop("train.val_rows", None)
-        record["outputs"].pop("val_groups.csv", None)
-        if stage in before:
-            record["inputs"][f"result of {before[stage]}"] = fingerprints[before[stage]]
-        fingerprints[stage] = record["fingerprint"] = rundir.fingerprint(record["inputs"])
-        rundir.write_json(run / stage / "stage.json", record)
-
-
-def test_a_finished_run_from_before_val_rows_is_not_refused(copy: Path) -> None:
-    run = copy / "runs" / "shop"
-    as_before_val_rows(run)
-    before = stamps(run)
-    again(copy)
-    again(copy, "train.val_rows=1")  # of no effect on rows without groups
-    assert {k for k, v in stamps(run).items() if before.get(k) != v} <= {".lock", "appliance.log"}
-
-
-def test_a_run_from_before_val_rows_that_is_prepared_again_draws_them(
-    copy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And its redo, stopped between two stages, goes on with what it has made."""
-    from appliance.stages import evaluate
-
-    def stop(*_: Any, **__: Any) -> None:
-        raise Interrupted(15, "stopped by SIGTERM")
-
-    run = copy / "runs" / "shop"
-    as_before_val_rows(run)
-    with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "run", stop)
-        with pytest.raises(Interrupted):
-            again(copy, "train.val_rows=1", redo="prepare")
-    fit = rundir.read_json(run / "train" / "fit.json")
-    assert (fit["evaluation"]["rows"], fit["evaluation"]["of"]) == (1, 4)
-    made = (run / "train" / "stage.json").stat().st_mtime_ns
-    again(copy, "train.val_rows=1", redo="prepare", until="evaluate")
-    assert (run / "train" / "stage.json").stat().st_mtime_ns == made
-    with pytest.raises(RunDirError, match=r"train\.val_rows: was 1, is 2"):
-        again(copy, "train.val_rows=2")
 
 
 def test_a_csv_that_is_gone_is_not_needed_once_prepared(copy: Path) -> None:

@@ -339,17 +339,17 @@ def test_a_choice_of_val_rows_is_the_same_after_a_kill_and_after_a_reload(
 def test_rows_prepared_without_groups_are_all_evaluated(
     shop: Shop, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run from before `train.val_rows` goes on as it began: the field has no effect and is not in its checkpoints."""
+    """A run from before `train.val_rows` continues as it began: null, all rows, leaves no trace in its checkpoints."""
     shutil.copytree(shop.prepare_dir, tmp_path / "prepare")
     (tmp_path / "prepare" / validation.GROUPS_FILE).unlink()
     monkeypatch.setattr(shop, "prepare_dir", tmp_path / "prepare")
     with monkeypatch.context() as patch:
         die_at(patch, 5)
         with pytest.raises(Killed):
-            shop.fit(tmp_path / "old")
+            shop.fit(tmp_path / "old", val_rows=None)
     before = checkpoints.manifest_of(tmp_path / "old" / "checkpoints" / "checkpoint-3").inputs
     assert not [key for key in before if "val_rows" in key or "groups" in key]
-    shop.fit(tmp_path / "old", val_rows=1)
+    shop.fit(tmp_path / "old", val_rows=None)
     assert losses(tmp_path / "old", "val_loss") == losses(whole, "val_loss")
     assert adapter(tmp_path / "old") == adapter(whole)
 

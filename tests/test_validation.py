@@ -62,7 +62,7 @@ def test_the_bound_holds_whatever_the_run(rows: int, fraction: float, changes: d
     assert planned.share <= 0.15 or (planned.trained_rows <= 3 and planned.val_rows == 1)
     assert planned.eval_every >= 20
     assert planned.evaluations <= 21
-    assert 1 <= planned.val_rows <= min(val_rows, train.val_rows)
+    assert 1 <= planned.val_rows <= min(val_rows, train.val_rows or val_rows)
     assert planned.eval_every < planned.steps or planned.steps < 40  # a long run is evaluated on its way
 
 
@@ -127,7 +127,8 @@ def test_what_is_chosen_of_prepared_rows(tmp_path: Path) -> None:
     assert lines is not None
     assert len(lines) == 4
     assert lines == list(range(lines[0], lines[0] + 4))
-    assert validation.chosen(train.model_copy(update={"val_rows": 16}), 100, tmp_path) is None
+    for all_of_them in (16, None):
+        assert validation.chosen(train.model_copy(update={"val_rows": all_of_them}), 100, tmp_path) is None
     prepared = {"train": 100, "val": 16}
     assert validation.schedule_of(train, prepared, tmp_path) == validation.schedule(train, 100, 16, used_val_rows=4)
 
