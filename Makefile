@@ -1,4 +1,4 @@
-# Targets: setup demo test test-faults test-image lint bench. Each sets up what it needs; a second call does nothing twice.
+# Targets: setup demo test test-faults test-image lint bench docs. Each sets up what it needs; a second call does nothing twice.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_NO_PROGRESS := 1
 
-.PHONY: setup demo test test-faults test-image lint bench clean
+.PHONY: setup demo test test-faults test-image lint bench docs clean
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -34,6 +34,9 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+docs: setup
+	$(BIN)/python -m tests.project.generated
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -3,7 +3,7 @@
 A header is comment lines: first what the recipe is for, then labelled paragraphs (`# VRAM: …`). Knows no field of a
 recipe and imports nothing heavy.
 
->>> python -m appliance.catalogue  # README's table
+>>> python -m appliance.catalogue  # README's table; `make docs` writes it there
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from appliance import demo, demo_corpus, pipeline, prompts, resolve, rundir
 from appliance.errors import EnvironmentUnavailable
 from appliance.job import sample_csv
 from appliance.rundir import RunDir
-from tests import test_readme
+from tests import loopback_hub, test_readme
 from tests.conftest import read_csv, write_qa
 from tests.test_endpoint import serving
 
@@ -292,7 +292,10 @@ def answers(prompt: str, number: int) -> str:
 
 @pytest.mark.slow
 def test_the_commands_of_the_readme(cache_dir: Path, tmp_path: Path) -> None:
-    """Every `appliance …` line of the README, in order, as typed, beside a CSV with the columns Q and A."""
+    """Every `appliance …` line of README and docs/, in order, as typed, beside a CSV with the columns Q and A.
+
+    The default recipe runs with the demo's base; what is published goes to a stand-in of the Hub.
+    """
     data = tmp_path / "data"
     data.mkdir()
     rows = [(f"{i}번은?", f"{i % 7}입니다.") for i in range(60)]
@@ -304,6 +307,7 @@ def test_the_commands_of_the_readme(cache_dir: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "APPLIANCE_CACHE_DIR": str(cache_dir), "OPENAI_MODEL": "scripted"}
     environment["APPLIANCE_TRAIN__MAX_STEPS"] = "2"
     environment["APPLIANCE_PUBLISH__MIN_STOP_RATE"] = "0"  # which teach no model to stop
+    environment |= {"APPLIANCE_MODEL__ID": "demo", "APPLIANCE_MODEL__LOAD_IN_4BIT": "false"}
 
     def run(command: str) -> str:
         line = command.replace("appliance", f"{sys.executable} -m appliance", 1)
@@ -313,13 +317,15 @@ def test_the_commands_of_the_readme(cache_dir: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         return done.stdout
 
-    with serving(answers) as server:
-        environment["OPENAI_BASE_URL"] = server.url
+    with serving(answers) as server, loopback_hub.started(tmp_path / "hub", user="USER") as hub:
+        environment |= {"OPENAI_BASE_URL": server.url, **hub.environ}
         run("appliance demo --set train.max_steps=2")
         for command in test_readme.commands():
             if command.startswith("appliance run my.yaml"):  # a user edits the copy; here its model and CSV fit already
-                assert "name: chatbot-cpu" in (tmp_path / "my.yaml").read_text(encoding="utf-8")
+                assert "name: default" in (tmp_path / "my.yaml").read_text(encoding="utf-8")
             if command.startswith("appliance "):
                 run(command)
+        for repo_id, kind in (("USER/NAME", "model"), ("USER/NAME-adapter", "model"), ("USER/shop-rows", "dataset")):
+            assert hub.repo(repo_id, kind)["visibility"] == "private"
     assert (tmp_path / "runs" / "short" / "publish" / "release" / "model" / "model.safetensors").is_file()
     assert len(read_csv(data / "raw_data.csv")) == 500
