@@ -291,6 +291,7 @@ def answers(prompt: str, number: int) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # seven runs, and the base model where this test is the first to need it
 def test_the_commands_of_the_readme(cache_dir: Path, tmp_path: Path) -> None:
     """Every `appliance …` line of README and docs/, in order, as typed, beside a CSV with the columns Q and A.
 
