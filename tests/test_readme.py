@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -118,6 +119,11 @@ def test_every_make_target_exists() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     named = {name for page in PAGES for name in re.findall(r"(?:`|^\$ )make ([\w-]+)`?", text_of(page), re.MULTILINE)}
     assert named == {name for name in named if re.search(rf"^{name}:", makefile, re.MULTILINE)}
+
+
+def test_every_module_that_is_started_exists() -> None:
+    named = {name for page in PAGES for name in re.findall(r"python -m ([\w.]+)", text_of(page))}
+    assert all(importlib.util.find_spec(name) for name in named)
 
 
 def test_every_service_and_variable_exists() -> None:
