@@ -166,14 +166,16 @@ def _watch(report: Report, request: Request) -> None:
         if callable(method) and not name.startswith("__"):
             setattr(OrderedTrainer, name, _counted(report, name, method))
     compute_loss, log, began = OrderedTrainer.compute_loss, OrderedTrainer.log, time.perf_counter()
+    checkpointed = _unsloth_checkpoints() if request.engine == "unsloth" else []
 
     def noted_loss(self: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         is_ours = str(self.args.output_dir) == str(Path(request.run) / "train" / "checkpoints")
         if is_ours and model.training and len(report.batches) < request.batches_seen:
             report.batches.append({name: value.tolist() for name, value in inputs.items() if hasattr(value, "tolist")})
+        checkpointed.clear()
         result = compute_loss(self, model, inputs, *args, **kwargs)
         if is_ours:
-            report.passes.append(_noted(self, model, result))
+            report.passes.append(_noted(self, model, result) | {"checkpointed": len(checkpointed)})
         return result
 
     def noted_log(self: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -198,23 +200,30 @@ def _counted(report: Report, name: str, method: Any) -> Any:
 
 
 def _noted(trainer: Any, model: Any, result: Any) -> dict[str, Any]:
-    """One forward pass: its step, whether it trained, what checkpoints gradients, whether logits were made."""
+    """One forward pass: its step, whether it trained, whether logits were made."""
     import torch
 
-    decoders = [module for module in model.modules() if getattr(module, "gradient_checkpointing", None)]
     logits = getattr(result[1], "logits", None) if isinstance(result, tuple) else None
     return {
         "step": trainer.state.global_step,
         "training": bool(model.training),
         "modules_in_training": sum(module.training for module in model.modules()),
-        "checkpointing": sorted({_function_name(module) for module in decoders}),
         "has_logits": isinstance(logits, torch.Tensor) and logits.numel() > 0,  # Unsloth puts in what is no tensor
     }
 
 
-def _function_name(module: Any) -> str:
-    function = getattr(module, "_gradient_checkpointing_func", None)
-    return str(getattr(getattr(function, "func", function), "__name__", None))
+def _unsloth_checkpoints() -> list[int]:
+    """Grows by one for each block whose activations Unsloth's own gradient checkpointing gives away."""
+    from unsloth_zoo.gradient_checkpointing import UnslothCheckpointFunction
+
+    forward, seen = UnslothCheckpointFunction.forward, list[int]()
+
+    def noted(*args: Any) -> Any:
+        seen.append(1)
+        return forward(*args)
+
+    UnslothCheckpointFunction.forward = staticmethod(noted)
+    return seen
 
 
 @contextmanager

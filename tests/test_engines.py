@@ -265,19 +265,19 @@ def test_evaluations_leave_no_trace_in_the_steps_after_them(ran: Ran) -> None:
     assert [one["step"] for one in training] == [0, 0, 1, 1]
     assert {one["step"] for one in evaluation} == {0, 1, 2}
     assert not any(one["has_logits"] for one in ran.unsloth["passes"])
-    assert {tuple(one["checkpointing"]) for one in training} == {("unsloth_checkpoint",)}
+    assert [one["checkpointed"] for one in training] == [1, 1, 1, 1]  # the model has one block
+    assert {one["checkpointed"] for one in evaluation} == {0}
     assert {one["modules_in_training"] for one in evaluation} == {0}
     assert len({one["modules_in_training"] for one in training}) == 1
 
 
 @pytest.mark.parametrize("ran", ["llama"], indirect=True)
 def test_dropout_is_replayed_when_activations_are_computed_again(ran: Ran) -> None:
-    """Another mask in the backward pass would be another gradient, and another loss in the second step."""
-    with_it, without = (
-        [line["loss"] for line in train_lines(ran.folder / f"dropout-{name}")] for name in ("unsloth", "plain")
-    )
-    assert with_it == pytest.approx(without, rel=1e-6)
-    assert with_it != [line["loss"] for line in train_lines(ran.runs["unsloth"])]
+    """Another mask in the backward pass would be another gradient."""
+    folders = [ran.folder / f"dropout-{name}" for name in ("unsloth", "plain")]
+    norms = [[line["grad_norm"] for line in train_lines(run)] for run in (*folders, ran.runs["unsloth"])]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+    assert norms[0] != pytest.approx(norms[2], rel=1e-2)  # without dropout it is another one
 
 
 @pytest.mark.parametrize("ran", ["llama"], indirect=True)
