@@ -84,8 +84,11 @@ def main(request: Request) -> None:
     sys.meta_path.insert(0, _Imports(report))  # type: ignore[arg-type]
     cuda: Any = nullcontext()
     if request.pretend_cuda:
+        from appliance import proof
+        from tests import warm
         from tests.unsloth_on_cpu import pretend_cuda
 
+        proof.subprocess = warm.Spare()  # type: ignore[attr-defined]
         cuda = pretend_cuda()
     with cuda:
         _run(request, report)

@@ -8,6 +8,7 @@ a base over 1 B weights does on a card: it rehearses, is stopped, resumes, evalu
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -115,14 +116,19 @@ rehearse: never
 
 
 def _run(folder: Path, request: Request) -> tuple[dict[str, Any], str]:
-    """(report, stdout) of a child process."""
-    path = folder / f"{request.engine}.json"
+    """(report, stdout) of a child process; of a fork, if it needs no library of its own."""
+    path, log_path = folder / f"{request.engine}.json", folder / f"{request.engine}.log"
     fields = asdict(request) | {"cache": str(folder / "cache"), "report": str(folder / f"{request.engine}.report.json")}
     path.write_text(json.dumps(fields), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.engine_child", str(path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = [sys.executable, "-m", "tests.engine_child", str(path)]
+    if request.engine == "unsloth":
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        said = done.stderr
+    else:
+        with log_path.open("w", encoding="utf-8") as log:
+            done = warm.run(command, stdout=log, stderr=log, env=os.environ, check=False)
+        said = log_path.read_text(encoding="utf-8")
+    assert done.returncode == 0, said[-3000:]
     return json.loads(Path(fields["report"]).read_text(encoding="utf-8")), done.stdout
 
 

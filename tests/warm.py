@@ -1,21 +1,30 @@
-"""Stands in for `subprocess` in proof.py: its processes as forks of this one, which has the libraries imported already.
+"""Takes the place of `subprocess` in proof.py: its processes as forks of one that has the libraries imported already.
 
-Real processes, without five seconds of imports each. The tests of the proof and of the reload themselves, and a run of
-the whole pipeline, start them as the product does.
+Real processes, without five seconds of imports each. `run` forks this process; a `Spare` is another one, for a process
+whose libraries are not what the proof is to see (Unsloth rewrites them). The tests of the proof and of the reload
+themselves, and a run of the whole pipeline, start their processes as the product does.
+
+>>> python -m tests.warm     # a Spare's own process: a line of JSON in, an exit code out
 """
 
 from __future__ import annotations
 
+import importlib
+import json
 import logging
 import os
 import runpy
 import signal
+import subprocess
 import sys
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from subprocess import CompletedProcess
 from typing import IO, NoReturn
+
+from appliance import child
 
 
 def run(
@@ -36,6 +45,39 @@ def run(
         os.waitpid(pid, 0)
         raise
     return CompletedProcess(list(command), os.waitstatus_to_exitcode(status))
+
+
+class Spare:
+    """A process that imports the libraries meanwhile, and forks for every command."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.warm"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(
+        self, command: Sequence[str], *, stdout: IO[str], stderr: IO[str], env: Mapping[str, str], check: bool
+    ) -> CompletedProcess[str]:
+        """As `run` of this module."""
+        assert (stdout, check) == (stderr, False)
+        assert self._process.stdin
+        assert self._process.stdout
+        request = {"command": list(command), "log": stdout.name, "env": dict(env)}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return CompletedProcess(list(command), int(self._process.stdout.readline()))
+
+
+def _serve() -> None:
+    for name in ("torch", "transformers", "peft", "bitsandbytes", "appliance.comparison", "appliance.roundtrip"):
+        importlib.import_module(name)
+    for line in sys.stdin:
+        request = json.loads(line)
+        with Path(request["log"]).open("a", encoding="utf-8") as log:
+            env = {**request["env"], **child.of_this_process()}  # whose end is theirs
+            done = run(request["command"], stdout=log, stderr=log, env=env, check=False)
+        sys.stdout.write(f"{done.returncode}\n")
+        sys.stdout.flush()
 
 
 def _become(module: str, arguments: Sequence[str], log: int, env: Mapping[str, str]) -> NoReturn:
@@ -63,3 +105,7 @@ def _become(module: str, arguments: Sequence[str], log: int, env: Mapping[str, s
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+if __name__ == "__main__":
+    _serve()
