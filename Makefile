@@ -22,7 +22,7 @@ test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-faults: setup
-	$(BIN)/python -m tests.faults 100
+	$(BIN)/python -m tests.whole_runs.faults 100
 
 test-image: setup
 	TEST_IMAGE=1 $(BIN)/python -m pytest tests/image -p no:xdist

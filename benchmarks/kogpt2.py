@@ -13,9 +13,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from appliance import pipeline, resolve
-from appliance.resolve import Resolved
-from appliance.rundir import STAGES, RunDir
+from appliance.pipeline import run as pipeline_run
+from appliance.recipe import resolve
+from appliance.recipe.resolve import Resolved
+from appliance.rundir.directory import STAGES, RunDir
 
 ROWS = [
     ("안녕하세요?", "안녕하세요! 무엇을 도와드릴까요?"),
@@ -48,7 +49,7 @@ def _recipe(method: str, base: Path, csv_path: Path, settings: tuple[str, ...]) 
 
 def _run(recipe: Resolved, folder: Path) -> dict[str, float]:
     run_dir = RunDir(folder / recipe.recipe.name)
-    pipeline.run(recipe, run_dir, folder / "cache", even_if_worse=True)  # one test row proves nothing
+    pipeline_run.run(recipe, run_dir, folder / "cache", even_if_worse=True)  # one test row proves nothing
     records = {stage: run_dir.record(stage) for stage in STAGES}
     return {stage: record.seconds for stage, record in records.items() if record}
 

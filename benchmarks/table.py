@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from appliance import survey, table
-from appliance.recipe import DataSection
+from appliance.recipe.fields import DataSection
+from appliance.rows import csv_file, survey
 
 
 def main(what: str, path: Path) -> None:
     data = DataSection(csv=str(path))
     if what == "read":
-        rows = sum(isinstance(row, table.Row) for row in table.read(path, survey.csv_format(path, data)))
+        rows = sum(isinstance(row, csv_file.Row) for row in csv_file.read(path, survey.csv_format(path, data)))
     else:
         seen = survey.look(path, data, seed=0)
         rows = sum(seen.sides.values())

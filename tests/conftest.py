@@ -11,7 +11,7 @@ os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEME
 
 import pytest  # after the environment: torch reads OMP_NUM_THREADS when it is imported
 
-from appliance import interrupts
+from appliance.process import signals
 
 # Without an NVIDIA device they are not collected: skipped tests would look as if something was left out here.
 collect_ignore = [] if Path("/dev/nvidiactl").exists() else ["gpu"]
@@ -32,22 +32,22 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith("APPLIANCE_") or name in ("HF_TOKEN", "HF_ENDPOINT"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("APPLIANCE_CACHE_DIR", str(tmp_path / "cache"))
-    interrupts.forget()  # what another test sent itself
+    signals.forget()  # what another test sent itself
 
 
 @pytest.fixture
 def warm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proof's processes are forks of this one: see tests/warm.py."""
-    from appliance import proof
-    from tests import warm
+    """The proof's processes are forks of this one: see tests/helpers/warm.py."""
+    from appliance.weights import proof
+    from tests.helpers import warm as helpers_warm
 
-    monkeypatch.setattr(proof, "subprocess", warm)
+    monkeypatch.setattr(proof, "subprocess", helpers_warm)
 
 
 @pytest.fixture(scope="session")
 def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of random weights whose tokenizer has one token a byte. Never write into it."""
-    from tests.models import tiny_base
+    from tests.helpers.models import tiny_base
 
     return tiny_base(tmp_path_factory.mktemp("models") / "tiny-llama")
 

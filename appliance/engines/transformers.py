@@ -11,11 +11,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
-from appliance import base_tokenizer, batches, master_weights
-from appliance.engines import Loaded, load_failures, refuse_too_long
+from appliance.engines import master_weights
+from appliance.engines.engine import Loaded, load_failures, refuse_too_long
 from appliance.errors import EnvironmentUnavailable
-from appliance.machine import Device
-from appliance.recipe import ModelSection, TuningSection
+from appliance.machine.device import Device
+from appliance.prompt import batch as prompt_batch
+from appliance.prompt import tokenizer as prompt_tokenizer
+from appliance.recipe.fields import ModelSection, TuningSection
 
 HEAD_TOKENS = 256  # whose logits are held at a time: 150 MiB in float32 at a vocabulary of 152,000
 
@@ -71,7 +73,7 @@ class TransformersEngine:
         hidden = causal.base_model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
         ).last_hidden_state[:, :-1]  # (B, T-1, hidden size): what predicts each next token
-        counts = labels != batches.IGNORED
+        counts = labels != prompt_batch.IGNORED
         config, head = causal.config.get_text_config(), causal.get_output_embeddings()
         total = torch.zeros((), dtype=torch.float64, device=labels.device)
         for states, wanted in zip(
@@ -108,7 +110,7 @@ class TransformersEngine:
                 use_safetensors=True,
                 trust_remote_code=False,
             )
-            tokenizer = base_tokenizer.load(base_dir)
+            tokenizer = prompt_tokenizer.load(base_dir)
         if model.load_in_4bit:
             _keep_4bit_layout(loaded)
         return loaded, tokenizer

@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance import base_tokenizer, master_weights
-from appliance.engines import INSTALL_UNSLOTH, Loaded, load_failures, refuse_too_long
+from appliance.engines import master_weights
+from appliance.engines.engine import INSTALL_UNSLOTH, Loaded, load_failures, refuse_too_long
 from appliance.errors import EnvironmentUnavailable
-from appliance.machine import Device
-from appliance.recipe import ModelSection, TuningSection
+from appliance.machine.device import Device
+from appliance.prompt import tokenizer as prompt_tokenizer
+from appliance.recipe.fields import ModelSection, TuningSection
 
 if TYPE_CHECKING:
     import torch
@@ -131,5 +132,5 @@ class UnslothEngine:
                 local_files_only=True,
                 trust_remote_code=False,
             )
-            tokenizer = base_tokenizer.load(base_dir)
+            tokenizer = prompt_tokenizer.load(base_dir)
         return loaded, tokenizer

@@ -23,7 +23,7 @@ def main(request: dict[str, Any]) -> None:
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
     cuda: Any = nullcontext()
     if request["pretend_cuda"]:
-        from tests.unsloth_on_cpu import pretend_cuda
+        from tests.helpers.unsloth_on_cpu import pretend_cuda
 
         cuda = pretend_cuda()
     with cuda:

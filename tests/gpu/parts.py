@@ -22,14 +22,19 @@ from typing import Any
 
 import torch
 
-from appliance import doctor, machine, resolve, rundir, trainer
-from appliance.batch_size import AtWork
-from appliance.resolve import Resolved
-from tests.engine_child import Request
+from appliance.machine import device as machine_device
+from appliance.machine import packages
+from appliance.preflight import doctor
+from appliance.process import files
+from appliance.recipe import resolve
+from appliance.recipe.resolve import Resolved
+from appliance.training import trainer
+from appliance.training.micro_batch import AtWork
 from tests.gpu import product, shapes
 from tests.gpu.product import GIB
 from tests.gpu.shapes import Setting
 from tests.gpu.worker import ROOT, Bench
+from tests.helpers.engine_child import Request
 
 TIME_RATIO = 1.15  # of the median step, to a bare script's
 PEAK_RATIO = 1.25
@@ -64,12 +69,12 @@ def run(name: str, bench: Bench) -> None:
 
 
 def starts(bench: Bench) -> None:
-    device = machine.device()
+    device = machine_device.device()
     bench.measured(
         torch=torch.__version__,
-        versions=machine.versions(),
+        versions=packages.versions(),
         device=device.name,
-        driver=machine.driver_version(Path("/proc/driver/nvidia/version")),
+        driver=machine_device.driver_version(Path("/proc/driver/nvidia/version")),
         memory_gib=round(device.memory_bytes / GIB, 1),
         matmul_tflops=round(product.matmul_flops(256 if bench.is_tiny else 8192) / 1e12, 3),
     )
@@ -113,7 +118,7 @@ def transformers(bench: Bench) -> None:
     bench.claim("the losses are finite", losses[-1], "finite", all(map(math.isfinite, losses)))
     if (of_bare / "ends.json").is_file():  # the part `bare` has run
         _compare_losses(bench, losses, product.losses(of_bare), ENGINES_TOLERANCE)
-        _compare_times(bench, ends, rundir.read_json(of_bare / "ends.json"))
+        _compare_times(bench, ends, files.read_json(of_bare / "ends.json"))
 
 
 def float16(bench: Bench) -> None:
@@ -132,7 +137,7 @@ def oom(bench: Bench) -> None:
     resolved = _resolved(bench, "oom", "small", 2, "rehearse=never", *size)
     with _room_for(asked // 2) if bench.is_tiny else _held_memory(leaving_bytes=LEFT_BYTES):
         product.run(bench, resolved, bench.work_dir / "oom", until="train")
-    fit = rundir.read_json(bench.work_dir / "oom" / "train" / "fit.json")
+    fit = files.read_json(bench.work_dir / "oom" / "train" / "fit.json")
     batch = fit["batch"]
     fitting, passes, notes = batch["micro_batch_size"], batch["gradient_accumulation_steps"], batch["notes"]
     bench.measured(asked_rows=asked, fitting_rows=fitting, tries=len(notes), notes=notes)
@@ -209,7 +214,7 @@ def _train(bench: Bench, setting: Setting, name: str, *overrides: str) -> list[f
     run_path = bench.work_dir / name
     with product.step_ends() as ends:
         product.run(bench, resolve.load(str(recipe), overrides=overrides, environ={}), run_path, until="train")
-    rundir.write_json(run_path / "ends.json", ends)
+    files.write_json(run_path / "ends.json", ends)
     return ends
 
 
@@ -301,7 +306,7 @@ def _kill_in_training(bench: Bench, recipe: str, run_path: Path, *, after_step: 
     )
     path, recorded = Path(f"{run_path}.request.json"), run_path / "train" / "metrics.jsonl"
     path.write_text(json.dumps(asdict(request)), encoding="utf-8")
-    command = [sys.executable, "-m", "tests.engine_child", str(path)]
+    command = [sys.executable, "-m", "tests.helpers.engine_child", str(path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=sys.stderr) as process:
         while process.poll() is None and not (recorded.is_file() and len(product.steps(run_path)) >= after_step):
             time.sleep(0.01)

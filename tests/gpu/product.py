@@ -15,14 +15,18 @@ from typing import Any
 
 import torch
 
-from appliance import memory, pipeline, report, rundir, trainer
-from appliance.resolve import Resolved
-from appliance.rundir import STAGES, RunDir
-from appliance.stages.publish import EVEN_IF_WORSE
+from appliance.engines import memory
+from appliance.pipeline import run as pipeline_run
+from appliance.pipeline.publish import EVEN_IF_WORSE
+from appliance.process import files
+from appliance.recipe.resolve import Resolved
+from appliance.rundir import results
+from appliance.rundir.directory import STAGES, RunDir
+from appliance.training import trainer
 from tests.gpu.worker import Bench
 
 GIB = 1 << 30
-UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}  # of machine.human
+UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}  # of disk.human
 WARM_UP = 4  # steps in which kernels are compiled; not timed
 MEMORY_TOLERANCE = 0.25  # of check's estimate
 # What is copied out of a run directory: it is removed with its weights.
@@ -41,13 +45,13 @@ def run(bench: Bench, resolved: Resolved, run_path: Path, *, until: str, judges:
             continue
         give_back_memory()
         try:
-            pipeline.run(resolved, RunDir(run_path), bench.work_dir / "cache", until=stage, even_if_worse=True)
+            pipeline_run.run(resolved, RunDir(run_path), bench.work_dir / "cache", until=stage, even_if_worse=True)
         finally:
             _keep(run_path, bench.out_dir / run_path.name)
-        seconds[stage] = rundir.read_json(run_path / stage / "stage.json")["seconds"]
+        seconds[stage] = files.read_json(run_path / stage / "stage.json")["seconds"]
         bench.measured(stage_seconds=", ".join(f"{name} {took:.0f} s" for name, took in seconds.items()))
         if stage == "check":  # later ones look at fewer stages
-            table = {row["what"]: row["needed"] for row in rundir.read_json(run_path / "check" / "table.json")}
+            table = {row["what"]: row["needed"] for row in files.read_json(run_path / "check" / "table.json")}
             bench.measured(check_memory={what: needed for what, needed in table.items() if "memory" in what})
         if stage == "train":
             _tell_training(bench, run_path, resolved)
@@ -58,26 +62,26 @@ def run(bench: Bench, resolved: Resolved, run_path: Path, *, until: str, judges:
 def _judge(bench: Bench, stage: str, run_path: Path, table: Mapping[str, str]) -> None:
     """Claims of a stage that is done."""
     if stage == "rehearse":
-        found = {row["what"]: row for row in rundir.read_json(run_path / "rehearse" / "table.json")}
+        found = {row["what"]: row for row in files.read_json(run_path / "rehearse" / "table.json")}
         bench.measured(rehearsed={what: row["found"] for what, row in found.items()})
         resumed = found["resume"]
         bench.claim("the rehearsal's resume", resumed["found"], resumed["needed"], resumed["verdict"] == "ok")
     if stage == "train":
-        engine = rundir.read_json(run_path / "run.json")["engine"]
+        engine = files.read_json(run_path / "run.json")["engine"]
         bench.claim("engine", engine, bench.engine, engine == bench.engine)
         val = [line["val_loss"] for line in metrics(run_path) if "val_loss" in line]
         bench.claim("val loss after training", round(val[-1], 4), f"< {val[0]:.4f}", val[-1] < val[0])
         if peak_bytes(run_path):
             claim_memory(bench, table, peak_bytes(run_path))
     if stage == "merge":
-        proof = rundir.read_json(run_path / "merge" / "proof.json")
+        proof = files.read_json(run_path / "merge" / "proof.json")
         told = ("device", "compute_dtype", "notes", "kl_tuned", "kl_calibrated", "kl_base", "agreement")
         bench.measured(proof={name: proof[name] for name in told}, proof_device=proof["device"])
         bench.claim("the merge is proven", proof["passed"], True, proof["passed"])
         device = "cuda" if torch.cuda.is_available() else "cpu"
         bench.claim("where it is proven", proof["device"], device, proof["device"] == device)
     if stage == "publish":
-        gates = rundir.read_json(run_path / "publish" / "hub.json")["gates"]
+        gates = files.read_json(run_path / "publish" / "hub.json")["gates"]
         broken = [gate["name"] for gate in gates if not gate["passed"] and gate["name"] != EVEN_IF_WORSE]
         bench.claim("gates of the release that do not pass", broken, [], not broken)
         there = (run_path / "publish" / "release" / "model" / "config.json").is_file()
@@ -93,7 +97,7 @@ def claim_memory(bench: Bench, table: Mapping[str, str], peak_bytes: int) -> Non
 
 
 def metrics(run_path: Path) -> list[dict[str, Any]]:
-    return report.read_metrics(run_path / "train" / "metrics.jsonl")
+    return results.read_metrics(run_path / "train" / "metrics.jsonl")
 
 
 def steps(run_path: Path) -> dict[int, dict[str, Any]]:
@@ -167,7 +171,7 @@ def matmul_flops(size: int, times: int = 20) -> float:
 
 
 def bytes_of(human: str) -> int:
-    """The size that a text begins with, as machine.human writes it: '5.2 GiB (weights …)'. Raises ValueError."""
+    """The size that a text begins with, as disk.human writes it: '5.2 GiB (weights …)'. Raises ValueError."""
     match = re.match(r"(\d+(?:\.\d+)?) (B|[KMGT]iB)\b", human)
     if not match:
         raise ValueError(f"no size in front of {human!r}")
@@ -186,7 +190,7 @@ def _tell_training(bench: Bench, run_path: Path, resolved: Resolved) -> None:
     """Speed and memory of a training that ended."""
     speeds = [line["tokens_per_second"] for line in steps(run_path).values()]
     speed = statistics.median(speeds[WARM_UP:] or speeds[-1:])
-    config = rundir.read_json(Path(resolved.recipe.model.id) / "config.json")
+    config = files.read_json(Path(resolved.recipe.model.id) / "config.json")
     flops = speed * flops_per_token(config, recomputes=not bench.is_tiny)
     most = matmul_flops(256 if bench.is_tiny else 8192)
     bench.measured(

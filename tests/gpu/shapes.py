@@ -19,9 +19,13 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from appliance import batches, prompts, rundir, table
-from tests.engine_child import Request
-from tests.models import alpaca_tokenizer
+from appliance.process import files
+from appliance.prompt import batch as prompt_batch
+from appliance.prompt import format as prompt_format
+from appliance.rows import csv_file
+from appliance.training import row_order
+from tests.helpers.engine_child import Request
+from tests.helpers.models import alpaca_tokenizer
 
 ROOT = Path(__file__).parents[2]  # children find `appliance` and `tests` there
 # meta-llama/Llama-3.2-1B, config.json; without its rope_scaling, which only matters beyond 8192 positions
@@ -86,7 +90,7 @@ SHARD_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained, and how. `pretend_cuda`: Unsloth is to run on a CPU (tests/unsloth_on_cpu.py)."""
+    """What is trained, and how. `pretend_cuda`: Unsloth is to run on a CPU (tests/helpers/unsloth_on_cpu.py)."""
 
     base: Path
     csv: Path
@@ -168,10 +172,10 @@ def random_base(folder: Path, config: dict[str, Any], tokenizer: Any, *, device:
             flush()
     flush()
     index = {"metadata": {"total_size": written}, "weight_map": weight_map}
-    rundir.write_json(folder / "model.safetensors.index.json", index)
+    files.write_json(folder / "model.safetensors.index.json", index)
     tokenizer.save_pretrained(folder)
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
-    rundir.write_json(folder / "config.json", config | ids | {"dtype": "bfloat16", "hidden_act": "silu"})
+    files.write_json(folder / "config.json", config | ids | {"dtype": "bfloat16", "hidden_act": "silu"})
     return folder
 
 
@@ -214,7 +218,7 @@ def write_rows(
     blank `between` the letters: with it each is one token in those that were learnt from text.
     """
     tokenizer = tokenizer or alpaca_tokenizer()
-    prompt = prompts.from_transformers("alpaca", tokenizer)
+    prompt = prompt_format.from_transformers("alpaca", tokenizer)
     frame = len(prompt.encode("", "", ""))
     tokens = len(tokenizer.encode(f"{between}A" * 64, add_special_tokens=False)) / 64  # of one letter
     rng = random.Random(seed)
@@ -228,17 +232,17 @@ def write_rows(
     return path
 
 
-def encoded_rows(setting: Setting, run: Path) -> list[prompts.Encoded]:
+def encoded_rows(setting: Setting, run: Path) -> list[prompt_format.Encoded]:
     """The train rows of a run, encoded here."""
-    prompt = prompts.from_folder("alpaca", setting.base)
-    rows = table.read_canonical(run / "prepare" / "train.csv")
+    prompt = prompt_format.from_folder("alpaca", setting.base)
+    rows = csv_file.read_canonical(run / "prepare" / "train.csv")
     return [prompt.encode(row.instruction, row.input, row.output) for row in rows]
 
 
-def micro_batches(setting: Setting, rows: list[prompts.Encoded]) -> Iterator[list[dict[str, list[int]]]]:
+def micro_batches(setting: Setting, rows: list[prompt_format.Encoded]) -> Iterator[list[dict[str, list[int]]]]:
     """The rows of each forward pass, in order and without end, as a training of ours is to deliver them."""
     rows_per_step = setting.micro_batch_size * setting.gradient_accumulation_steps
-    sampler = batches.EpochSampler([len(row) for row in rows], rows_per_step=rows_per_step, seed=setting.seed)
+    sampler = row_order.EpochSampler([len(row) for row in rows], rows_per_step=rows_per_step, seed=setting.seed)
     epoch = 0
     while True:
         sampler.set_epoch(epoch)
@@ -250,16 +254,17 @@ def micro_batches(setting: Setting, rows: list[prompts.Encoded]) -> Iterator[lis
 
 def wanted_batches(setting: Setting, run: Path, count: int) -> list[dict[str, Any]]:
     """What the model must have got in its first `count` forward passes."""
-    pad = prompts.from_folder("alpaca", setting.base).pad_token_id
+    pad = prompt_format.from_folder("alpaca", setting.base).pad_token_id
     passes = micro_batches(setting, encoded_rows(setting, run))
-    collated = [batches.collate(next(passes), pad_token_id=pad) for _ in range(count)]
+    collated = [prompt_batch.collate(next(passes), pad_token_id=pad) for _ in range(count)]
     return [{name: tensor.tolist() for name, tensor in batch.items()} for batch in collated]
 
 
 def run_engine(
     setting: Setting, engine: str, run: Path, *, until: str = "publish", name: str = "", **request: Any
 ) -> tuple[dict[str, Any], str]:
-    """(report, stdout) of tests/engine_child.py; `run` is the run directory, and what is noted lies beside it."""
+    """(report, stdout) of tests/helpers/engine_child.py; `run` is the run directory, and what is noted lies beside
+    it."""
     beside = run.parent / (name or run.name)
     wanted = Request(
         engine=engine,
@@ -271,7 +276,7 @@ def run_engine(
         until=until,
         **request,
     )
-    return run_child("tests.engine_child", asdict(wanted), Path(f"{beside}.request.json"))
+    return run_child("tests.helpers.engine_child", asdict(wanted), Path(f"{beside}.request.json"))
 
 
 def run_bare(setting: Setting, run: Path, folder: Path, *, in_process: bool = False) -> dict[str, Any]:
@@ -286,8 +291,8 @@ def run_bare(setting: Setting, run: Path, folder: Path, *, in_process: bool = Fa
         "base": str(setting.base),
         "csv": "",
         "rows": [row for _ in range(count) for row in next(passes)],
-        "pad_token_id": prompts.from_folder("alpaca", setting.base).pad_token_id,
-        "max_seq_length": rundir.read_json(run / "prepare" / "summary.json")["max_seq_length"],
+        "pad_token_id": prompt_format.from_folder("alpaca", setting.base).pad_token_id,
+        "max_seq_length": files.read_json(run / "prepare" / "summary.json")["max_seq_length"],
         "folder": str(folder),
         "report": str(folder / "report.json"),
     }
@@ -295,7 +300,7 @@ def run_bare(setting: Setting, run: Path, folder: Path, *, in_process: bool = Fa
         from tests.gpu import bare
 
         bare.main(request)
-        return dict(rundir.read_json(Path(request["report"])))
+        return dict(files.read_json(Path(request["report"])))
     return run_child("tests.gpu.bare", request, folder / "request.json")[0]
 
 

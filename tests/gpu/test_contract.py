@@ -1,4 +1,5 @@
-"""The contract of tests/test_engines.py on the card: bfloat16 and 4 bits, Unsloth's kernels compiled, its own trainer.
+"""The contract of tests/engines/test_engines.py on the card: bfloat16 and 4 bits, Unsloth's kernels compiled, its own
+trainer.
 
 Only here does Unsloth rewrite trl's trainer. Each run is a process of its own.
 """
@@ -14,10 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from appliance import machine, report, rundir
+from appliance.machine import disk
+from appliance.process import files
+from appliance.rundir import results
 from tests.conftest import write_qa
 from tests.gpu.shapes import Setting, run_engine, wanted_batches
-from tests.models import Family, tiny_base
+from tests.helpers.models import Family, tiny_base
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -44,7 +47,7 @@ class Ran:
     stdout: str
 
     def val_losses(self, engine: str) -> dict[int, float]:
-        lines = report.read_metrics(self.runs[engine] / "train" / "metrics.jsonl")
+        lines = results.read_metrics(self.runs[engine] / "train" / "metrics.jsonl")
         return {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
 
 
@@ -101,7 +104,7 @@ def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_same_batches_reach_the_model_as_we_encode_order_and_pad_them(ran: Ran, engine: str) -> None:
-    assert rundir.read_json(ran.runs[engine] / "run.json")["engine"] == engine
+    assert files.read_json(ran.runs[engine] / "run.json")["engine"] == engine
     seen = ran.reports[engine]["batches"]
     assert seen == wanted_batches(ran.setting, ran.runs[engine], len(seen))
     assert len(seen) == min(BATCHES_SEEN, ran.setting.steps * ran.setting.gradient_accumulation_steps)
@@ -118,8 +121,8 @@ def test_it_learns_and_the_merge_is_proven(ran: Ran, engine: str) -> None:
     assert min(losses) == 0
     assert max(losses) == ran.setting.steps
     assert losses[ran.setting.steps] < 0.5 * losses[0]
-    assert rundir.read_json(ran.runs[engine] / "merge" / "proof.json")["passed"]
-    scores = rundir.read_json(ran.runs[engine] / "evaluate" / "metrics.json")
+    assert files.read_json(ran.runs[engine] / "merge" / "proof.json")["passed"]
+    scores = files.read_json(ran.runs[engine] / "evaluate" / "metrics.json")
     assert scores["tuned"]["loss"] < scores["base"]["loss"]
 
 
@@ -137,7 +140,7 @@ def test_both_leave_the_same_files(ran: Ran) -> None:
 @pytest.mark.parametrize(("trained_by", "other"), [("transformers", "handed-over"), ("unsloth", "taken-over")])
 def test_an_adapter_of_one_is_evaluated_by_the_other(ran: Ran, trained_by: str, other: str) -> None:
     mine, theirs = (
-        rundir.read_json(run / "evaluate" / "metrics.json") for run in (ran.runs[trained_by], ran.folder / other)
+        files.read_json(run / "evaluate" / "metrics.json") for run in (ran.runs[trained_by], ran.folder / other)
     )
     for who in ("base", "tuned"):
         assert theirs[who]["loss"] == pytest.approx(mine[who]["loss"], rel=TOLERANCE[ran.setting.load_in_4bit])
@@ -149,7 +152,7 @@ def test_our_merge_is_unsloths_own(ran: Ran) -> None:
     assert merged.exists() != ran.setting.load_in_4bit
     if ran.setting.load_in_4bit:
         return
-    fit = rundir.read_json(ran.runs["unsloth"] / "train" / "fit.json")
+    fit = files.read_json(ran.runs["unsloth"] / "train" / "fit.json")
     assert fit["best_step"] == ran.setting.steps  # ours merges the best adapter, Unsloth the last
     ours, theirs = load_file(ran.runs["unsloth"] / "merge" / "model" / "model.safetensors"), load_file(merged)
     assert ours.keys() == theirs.keys()
@@ -172,7 +175,7 @@ def test_unsloth_comes_first_and_keeps_off_stdout(ran: Ran) -> None:
 def test_peak_memory_is_recorded(ran: Ran, engine: str, record_property: Any) -> None:
     peak_bytes = ran.reports[engine]["peak_bytes"]
     assert peak_bytes > 0
-    lines = report.read_metrics(ran.runs[engine] / "train" / "metrics.jsonl")
+    lines = results.read_metrics(ran.runs[engine] / "train" / "metrics.jsonl")
     assert all(0 < line["peak_memory_bytes"] <= peak_bytes for line in lines if "loss" in line)
     record_property("peak_bytes", peak_bytes)
-    print(f"{engine}, {'4' if ran.setting.load_in_4bit else '16'}-bit: peak {machine.human(peak_bytes)}")  # noqa: T201
+    print(f"{engine}, {'4' if ran.setting.load_in_4bit else '16'}-bit: peak {disk.human(peak_bytes)}")  # noqa: T201

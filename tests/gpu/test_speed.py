@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from appliance import machine, report
+from appliance.machine import disk
+from appliance.rundir import results
 from tests.gpu.shapes import Setting, llama_1b, run_bare, run_engine, write_rows
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -33,7 +34,7 @@ class Training:
 
 def train_ours(setting: Setting, run: Path) -> Training:
     seen, _ = run_engine(setting, "unsloth", run, until="train")
-    lines = report.read_metrics(run / "train" / "metrics.jsonl")
+    lines = results.read_metrics(run / "train" / "metrics.jsonl")
     return _training([line["loss"] for line in lines if "loss" in line], seen)
 
 
@@ -57,7 +58,7 @@ def sentence(setting: Setting, ours: Training, bare: Training) -> str:
         f"1B shape, {setting.steps} steps, {'4' if setting.load_in_4bit else '16'}-bit: "
         f"ours {sums[0]:.1f} s, bare {sums[1]:.1f} s, ratio {sums[0] / sums[1]:.2f} "
         f"(median step {medians[0]:.3f} s and {medians[1]:.3f} s, ratio {medians[0] / medians[1]:.2f}); "
-        f"peak {machine.human(ours.peak_bytes)}, bare {machine.human(bare.peak_bytes)}"
+        f"peak {disk.human(ours.peak_bytes)}, bare {disk.human(bare.peak_bytes)}"
     )
 
 

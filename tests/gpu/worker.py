@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from appliance import child
+from appliance.process import child
 
 ROOT = Path(__file__).parents[2]  # `appliance` and `tests` are found there
 POLL_SECONDS = 0.2  # how soon a signal is noticed
@@ -165,18 +165,20 @@ def _imported(bench: Bench, stack: ExitStack) -> Callable[[str, Bench], None]:
     """tests.gpu.parts.run, after the engine: Unsloth comes before the libraries that it rewrites."""
     began = time.monotonic()
     if bench.engine == "unsloth" and bench.is_tiny:
-        from tests.unsloth_on_cpu import pretend_cuda
+        from tests.helpers.unsloth_on_cpu import pretend_cuda
 
         stack.enter_context(pretend_cuda())
-    from appliance import engines, machine, proof
+    from appliance.engines import choose
+    from appliance.machine import device
+    from appliance.weights import proof
 
     if bench.is_tiny and bench.engine != "unsloth":  # neither CUDA nor a rewritten library is in the way of a fork
-        from tests import warm
+        from tests.helpers import warm
 
         proof.subprocess = warm  # type: ignore[attr-defined]
     if bench.is_tiny:
-        engines.choose = lambda *args: (bench.engine, "tiny parts name it")  # noqa: ARG005
-    engines.load_engine(bench.engine, machine.device(), bench.work_dir / "cache")
+        choose.choose = lambda *args: (bench.engine, "tiny parts name it")  # noqa: ARG005
+    choose.load_engine(bench.engine, device.device(), bench.work_dir / "cache")
     from tests.gpu import parts
 
     bench.measured(import_seconds=round(time.monotonic() - began, 1))

@@ -17,10 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from appliance import __version__, rundir
-from tests import test_readme
+from appliance import __version__
+from appliance.process import files
+from appliance.rundir import directory as rundir_directory
 from tests.conftest import write_qa
-from tests.models import tiny_base
+from tests.helpers.models import tiny_base
+from tests.project import test_readme
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -144,7 +146,7 @@ def test_the_whole_way_leaves_everything_to_its_owner(trained: tuple[Project, st
     run = project.folder / "runs" / "demo"
     for name in ("report.html", "prepare/rows.csv", "train/adapter/adapter_model.safetensors", "merge/proof.json"):
         assert (run / name).is_file(), name
-    assert rundir.read_json(run / "merge" / "proof.json")["passed"]
+    assert files.read_json(run / "merge" / "proof.json")["passed"]
     assert {path.stat().st_uid for path in run.rglob("*")} == {CALLER}
     assert "report         runs/demo/report.html" in said  # a path of the host
     assert "model.id" in said.split("check")[0]  # what was decided, and by what
@@ -156,7 +158,7 @@ def test_a_second_call_skips_and_the_csv_is_as_it_was(trained: tuple[Project, st
     before = sha256(project.folder / "data" / "train.csv")
     code, said = project.train()
     assert code == 0
-    assert said.count("done before") == len(rundir.STAGES)
+    assert said.count("done before") == len(rundir_directory.STAGES)
     assert sha256(project.folder / "data" / "train.csv") == before
     code, said = project.run("publish")
     assert code == 0, said

@@ -22,10 +22,11 @@ NOTE = "<!-- written by `make docs` -->"
 
 def pages() -> dict[str, str]:
     """Path below the repository -> its whole text, for every page with a generated part."""
-    from appliance import catalogue, recipe
+    from appliance.recipe import catalogue
+    from appliance.recipe import fields as recipe_fields
 
     fields = ["| field | default | meaning |", "|---|---|---|"]
-    for field, default, meaning in recipe.documentation():
+    for field, default, meaning in recipe_fields.documentation():
         fields.append(f"| `{field}` | `{default}` | {meaning.replace('|', chr(92) + '|')} |")
     return {
         "README.md": filled("README.md", "recipes", catalogue.markdown()),
@@ -50,7 +51,7 @@ def help_pages() -> dict[str, str]:
     import typer
     from typer.testing import CliRunner
 
-    from appliance.cli import app
+    from appliance.cli.app import app
 
     def shown(words: list[str]) -> str:
         done = CliRunner().invoke(app, [*words, "--help"], prog_name="appliance")

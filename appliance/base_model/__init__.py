@@ -1,0 +1,1 @@
+"""Where the base model comes from, whether it can be tuned, and the demo's own."""

@@ -1,0 +1,121 @@
+"""Where base models come from: a folder, the demo, or one pinned commit on the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from appliance.base_model import tunable
+from appliance.base_model.base import Base, is_wanted
+from appliance.errors import EnvironmentUnavailable, RecipeError
+from appliance.hub import download
+from appliance.hub.dataset_file import without_asking
+from appliance.hub.repository import Source
+from appliance.hub.token import token
+from appliance.process import console
+
+DEMO_ID = "demo"
+_JUDGED_FILES = ["config.json", "README.md", "model.safetensors.index.json"]  # small ones
+
+
+def resolve(model_id: str, revision: str | None, cache_dir: Path) -> Base:
+    """The base model `model_id`, all of it on this disk. Raises what `find` and `fetch` raise."""
+    return fetch(find(model_id, revision, cache_dir))
+
+
+def find(model_id: str, revision: str | None, cache_dir: Path) -> Base:
+    """The base model `model_id` with all that it is judged by: of one on the Hub, config and card are fetched.
+
+    Raises RecipeError: no such folder or name. HubError: the Hub refuses or cannot be reached.
+    EnvironmentUnavailable: it cannot be tuned (see `tunable`), or it has no safetensors.
+    """
+    if model_id == DEMO_ID:
+        from appliance.base_model import demo
+
+        folder = demo.ensure_base_apart(cache_dir, on_progress=console.say)
+        base = Base(folder, "finetune-appliance/demo-base", None, "apache-2.0")
+    elif Path(model_id).is_dir():
+        folder = Path(model_id).resolve()
+        base = Base(folder, folder.name, None, _license(folder))
+    elif model_id.count("/") == 1 and not model_id.startswith((".", "/", "~")):
+        base = _find_on_hub(model_id, revision, cache_dir)
+    else:
+        raise RecipeError(
+            f"model.id: {model_id!r} is neither a folder, nor USER/NAME on the Hub, nor `{DEMO_ID}`",
+            hint="check the path; inside the container only mounted folders exist",
+        )
+    names, where = (base.snapshot.files, model_id) if base.snapshot else (_names(base.dir), str(base.dir))
+    _refuse_untunable(base, where, names)
+    if not any(fnmatch(name, "*.safetensors") and "/" not in name for name in names):
+        raise EnvironmentUnavailable(
+            f"{where} has no safetensors weights",
+            hint="load it once with transformers and save it with save_pretrained",
+        )
+    return base
+
+
+def fetch(base: Base) -> Base:
+    """The same base with nothing still to come; what of it was cached is compared with the Hub's hashes.
+
+    Raises HubError: the Hub refuses or cannot be reached. EnvironmentUnavailable: no room, or an unwritable cache.
+    """
+    if base.snapshot:
+        wanted = [name for name in base.snapshot.files if is_wanted(name)]
+        download.obtain(_source(base.public_id, base.revision), base.snapshot, wanted)
+    return base
+
+
+def _source(model_id: str, revision: str | None) -> Source:
+    hint = "check the name, the network, and HF_TOKEN for a gated model; or give a local folder as model.id"
+    return Source(model_id, "model", revision, token(), hint)
+
+
+def _find_on_hub(model_id: str, revision: str | None, cache_dir: Path) -> Base:
+    source = _source(model_id, revision)
+    snapshot = download.find(source, cache_dir)
+    console.say(f"base model {model_id} at commit {snapshot.commit}{without_asking(snapshot)}")
+    folder = download.obtain(source, snapshot, [name for name in _JUDGED_FILES if name in snapshot.files])
+    return Base(folder, model_id, snapshot.commit, _license(folder), snapshot)
+
+
+def _license(folder: Path) -> str | None:
+    """The licence that the model card's front matter names."""
+    return str(license_) if (license_ := _front_matter(folder).get("license")) else None
+
+
+def _front_matter(folder: Path) -> dict[str, Any]:
+    """The YAML at the top of the model card; empty where there is none, or none that can be read."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return {}
+    import yaml
+
+    parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
+    if len(parts) < 3 or parts[0].strip():
+        return {}
+    try:
+        front: Any = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return {}
+    return front if isinstance(front, dict) else {}
+
+
+def _names(folder: Path) -> list[str]:
+    """The names of the folder's files, and of any config.json one level down."""
+    return [path.relative_to(folder).as_posix() for pattern in ("*", "*/config.json") for path in folder.glob(pattern)]
+
+
+def _refuse_untunable(base: Base, where: str, files: Collection[str]) -> None:
+    """Needs only config.json and the card on disk. `files`: the names of all files of the model, on the Hub or here."""
+    card = _front_matter(base.dir)
+    if not (base.dir / "config.json").is_file():
+        raise tunable.without_config(files, where, card)
+    try:
+        config = base.config
+    except (ValueError, TypeError) as error:
+        raise EnvironmentUnavailable(
+            f"{where}/config.json is damaged: {error}", hint="fetch the model again"
+        ) from error
+    tunable.refuse_config(config, where, card)

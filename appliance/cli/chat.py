@@ -1,0 +1,199 @@
+"""Talking to the model that a run made: which run, and what passes between the terminal and serving/loaded_model.py.
+
+Knows run directories and the terminal. Must not know how a model is loaded or how it generates.
+
+>>> ask(["가격은?"], Path("runs"), input_text="", max_new_tokens=None, temperature=0.0, as_json=False)
+만원입니다.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from appliance.errors import DataError, Interrupted, RecipeError, RunDirError
+from appliance.process import console, files
+from appliance.rundir import find as rundir_find
+from appliance.rundir.directory import MADE_FROM, RunDir
+from appliance.serving.conversation import Conversation, Reply
+from appliance.serving.loaded_model import Speaker, load
+
+PROMPT = "you> "
+COMMANDS = "/new starts over, /quit or Ctrl-D ends, Ctrl-C stops an answer"
+
+
+def chat(run_path: Path | None, runs_dir: Path, *, max_new_tokens: int | None, temperature: float | None) -> None:
+    """Answers the lines of standard input until it ends or says /quit.
+
+    On a terminal a failing question is told and the next one asked for. Through a pipe it ends the command, so that a
+    script sees it. Raises as `find_run`, `load` and `Conversation.say` do; Interrupted by Ctrl-C at the prompt.
+    """
+    interactive = sys.stdin.isatty()
+    speaker = load(find_run(run_path, runs_dir), max_new_tokens=max_new_tokens, temperature=temperature)
+    conversation = Conversation(speaker)
+    if interactive:
+        console.say(COMMANDS, style="dim")
+    while (line := _read_line(interactive)) is not None:
+        question = line.strip()
+        if question == "/quit":
+            break
+        if question == "/new":
+            conversation = Conversation(speaker)
+        elif interactive and re.fullmatch(r"/\w+", question):
+            console.say(COMMANDS, style="dim")
+        elif question and not interactive:
+            conversation.say(question, write=lambda text: _write(text.replace("\n", "\\n")))
+            _write("\n")
+        elif question:
+            try:
+                with _ctrl_c_stops() as interrupted:
+                    reply = conversation.say(question, write=_write, interrupted=interrupted)
+                    _write("\n")
+                    if not interrupted():
+                        _tell_cut(reply, speaker)
+            except DataError as error:
+                console.error(str(error), error.hint)
+            _write("\n")
+
+
+def ask(
+    words: Sequence[str],
+    runs_dir: Path,
+    *,
+    input_text: str,
+    max_new_tokens: int | None,
+    temperature: float | None,
+    as_json: bool,
+) -> None:
+    """Answers one question: `words`, the first of which may be a run directory. Raises as `chat` does."""
+    run_path, question = split_words(words)
+    speaker = load(find_run(run_path, runs_dir), max_new_tokens=max_new_tokens, temperature=temperature)
+    reply = Conversation(speaker).say(question, input_text, write=None if as_json else _write)
+    if as_json:
+        sys.stdout.write(reply.to_json())
+    _write("\n")
+    _tell_cut(reply, speaker)
+
+
+def split_words(words: Sequence[str]) -> tuple[Path | None, str]:
+    """(run directory or None, question). Raises RecipeError: no question. RunDirError: a mistyped run directory."""
+    first, *rest = words
+    path = Path(first)
+    is_run = (path / "recipe.yaml").is_file()
+    if is_run or (rest and (path.is_dir() or ("/" in first and path.parent.is_dir()))):
+        rundir_find.require_run(path)
+        words = rest
+    question = " ".join(words).strip()
+    if not question:
+        raise RecipeError("no question was given", hint='write it in quotes: appliance ask "How much is it?"')
+    return (path if is_run else None), question
+
+
+def find_run(run_path: Path | None, runs_dir: Path) -> Path:
+    """The run in `run_path`, or else the one below `runs_dir` whose merged model is the newest; its model is proven.
+
+    Raises RunDirError: there is none, or a file of it was changed.
+    """
+    if run_path is not None:
+        rundir_find.require_run(run_path)
+        _require_model(run_path)
+        return run_path
+    runs = [path.parent for path in sorted(runs_dir.glob("*/recipe.yaml"))]
+    if not runs:
+        raise RunDirError(f"no runs in {runs_dir}", hint="`appliance demo` or `appliance run RECIPE` makes a model")
+    proven = [path for path in runs if _is_proven(path)]
+    # with no model anywhere the newest run is named, and what it lacks
+    newest_by = "merge/stage.json" if proven else "recipe.yaml"
+    found = max(proven or runs, key=lambda path: (path / newest_by).stat().st_mtime)
+    _require_model(found)
+    return found
+
+
+def _is_proven(run_path: Path) -> bool:
+    folder = run_path / "merge"
+    if not all((folder / name).exists() for name in ("stage.json", "proof.json", "model")):
+        return False
+    try:
+        return bool(files.read_json(folder / "proof.json")["passed"] is True)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _require_model(run_path: Path) -> None:
+    """Raises RunDirError: the run has no proven merged model, or not as the merge left it."""
+    run_dir = RunDir(run_path)
+    command = f"appliance run {shlex.quote(str(run_path))}"
+    record = run_dir.record("merge")
+    if record is None:
+        missing = next(stage for stage in MADE_FROM if run_dir.record(stage) is None)
+        raise RunDirError(
+            f"{run_path} has no merged model yet: the stage `{missing}` is not done", hint=f"`{command}` makes it"
+        )
+    if not _is_proven(run_path):
+        raise RunDirError(
+            f"{run_path / 'merge'}: expected a folder `model`, and `passed` true in proof.json",
+            hint=f"`{command} --redo merge` makes them again",
+        )
+    run_dir.is_done("merge", record.inputs)  # every file has the size it was left with
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(console.printable(text))
+    sys.stdout.flush()
+
+
+def _tell_cut(reply: Reply, speaker: Speaker) -> None:
+    """Says why an answer ends in the middle."""
+    if not reply.stopped:
+        full = reply.tokens >= speaker.max_new_tokens
+        why = "--max-new-tokens allows more" if full else f"the model has {speaker.positions} positions"
+        console.say(f"cut after {reply.tokens} tokens: {why}", style="dim")
+
+
+def _read_line(interactive: bool) -> str | None:
+    """The next line, or None at the end of the input. Raises DataError: it is not UTF-8. Interrupted: Ctrl-C."""
+    try:
+        if not interactive:
+            return sys.stdin.readline() or None
+        if sys.stdout.isatty():
+            if importlib.util.find_spec("readline"):
+                import readline  # noqa: F401  gives input() editing and history
+            return input(PROMPT)
+        sys.stderr.write(PROMPT)  # answers go into a file: the prompt is no part of them
+        sys.stderr.flush()
+        return input()
+    except EOFError:
+        console.say("")
+        return None
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input is not UTF-8 text: {error}", hint="convert it: iconv -t UTF-8") from error
+    except Interrupted as error:
+        if interactive and error.exit_code == 128 + signal.SIGINT:
+            console.say("")
+            raise Interrupted(signal.SIGINT, str(error), hint="Ctrl-D or /quit ends a chat as well") from error
+        raise
+
+
+@contextmanager
+def _ctrl_c_stops() -> Iterator[Callable[[], bool]]:
+    """Yields whether Ctrl-C was pressed since; a second one does what it did before."""
+    before = signal.getsignal(signal.SIGINT)
+    pressed: list[int] = []
+
+    def press(number: int, frame: FrameType | None) -> None:
+        if pressed and callable(before):
+            before(number, frame)
+        pressed.append(number)
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)

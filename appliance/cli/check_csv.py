@@ -1,0 +1,73 @@
+"""What `appliance check` prints of a CSV or of a run's checks; changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import DataError
+from appliance.process import files
+from appliance.recipe.resolve import load, usual_recipe
+
+
+def check_table(run_path: Path, since: float) -> list[dict[str, str]]:
+    """What the check of a run has found `since` (seconds of the clock); nothing where it did not come to look."""
+    path = run_path / "check" / "table.json"
+    return list(files.read_json(path)) if path.is_file() and path.stat().st_mtime >= since else []
+
+
+@dataclass(frozen=True)
+class CsvCheck:
+    """What `check FILE` prints: a table for people, a preview, the same for machines, and the refusal to end with."""
+
+    rows: list[tuple[str, str]]
+    preview: list[str]
+    report: dict[str, Any]
+    refusal: DataError | None
+
+    def as_json(self) -> str:
+        """The report. JSON leaves DEL and C1 controls bare, which some terminals obey."""
+        text = json.dumps(self.report, ensure_ascii=False, indent=2)
+        return re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def check_csv(source: str, overrides: Sequence[str]) -> CsvCheck:
+    """What a CSV is and holds, without a model or torch, read as a run without a named recipe would read it.
+
+    `source`: a path, or hf://datasets/USER/NAME@REVISION/FILE. Raises DataError: the file cannot be read, or holds no
+    usable row. HubError: it cannot be fetched.
+    """
+    from appliance.hub import dataset_file
+    from appliance.rows import survey
+
+    csv_path = dataset_file.DatasetFile.parse(source).fetch()[0] if source.startswith("hf://") else Path(source)
+    usual = os.environ.get("APPLIANCE_RECIPE") or usual_recipe()
+    recipe = load(usual, overrides=[f"data.csv={source}", *overrides]).recipe
+    seen = survey.look(csv_path, recipe.data, recipe.train.seed)
+    refusal = survey.refusal(seen, recipe.data)
+    rows = [("CSV", source), ("format", seen.fmt.describe_text()), ("columns", seen.fmt.describe_columns())]
+    for finding in survey.findings(seen)[1:]:
+        verdict = "" if finding.verdict == "ok" else f"{finding.verdict}: "
+        needed = f"; needed: {finding.needed}" if finding.needed else ""
+        rows.append((finding.what, f"{verdict}{finding.found}{needed}" + (f"\n→ {finding.fix}" if finding.fix else "")))
+    preview = survey.previews(seen, recipe.prompt)
+    report = {
+        "csv": source,
+        "format": seen.fmt.describe_text(),
+        "columns": seen.fmt.describe_columns(),
+        "usable": seen.usable,
+        "rejected": seen.rejected,
+        "reasons": seen.reasons,
+        "bad_rows": [{"line": line, "reason": reason} for line, reason in seen.bad],
+        "warnings": [asdict(remark) for remark in seen.remarks],
+        "split": seen.sides,
+        "refused": str(refusal) if refusal else None,
+        "preview": [{"line": line, "text": text} for line, text in preview],
+    }
+    shown = [part for line, text in preview for part in (f"--- line {line}, as the model will see it", text, "")]
+    return CsvCheck(rows, shown, report, refusal)

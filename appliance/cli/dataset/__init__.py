@@ -1,0 +1,1 @@
+"""`appliance dataset`: the commands that bring rows; the only place that meets datasets_src."""

@@ -1,0 +1,130 @@
+"""Which model answers a generator: an endpoint or one on this machine. One of the command line's files.
+
+Only those meet `appliance` and `datasets_src` at once: the first knows models, the second prompts and replies.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from appliance.errors import EnvironmentUnavailable, RecipeError
+
+if TYPE_CHECKING:
+    from datasets_src.generators.endpoint import Endpoint
+    from datasets_src.generators.journal import Backend, Request
+
+
+@dataclass(frozen=True)
+class Sampling:
+    temperature: float
+    top_p: float
+    repetition_penalty: float
+    no_repeat_ngram_size: int
+    max_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Which model is to answer. Nothing is contacted or loaded before `backend` is called."""
+
+    local: str | None
+    base_url: str | None
+    model: str | None
+    sampling: Sampling
+    concurrency: int
+    timeout: float
+    cache_dir: Path
+
+    def __post_init__(self) -> None:
+        own = self.sampling.repetition_penalty != 1 or self.sampling.no_repeat_ngram_size
+        if self.local is not None and (self.base_url or self.model):
+            raise RecipeError("--local asks a model on this machine, --base-url and --model an endpoint; expected one")
+        if self.local is None and own:
+            raise RecipeError("--repetition-penalty and --no-repeat-ngram-size are for --local; endpoints know neither")
+
+    def backend(self) -> tuple[Backend, dict[str, object], str]:
+        """What answers, what its replies depend on, and its name. Raises ApplianceError."""
+        if self.local is None:
+            require("openai", "which asks the endpoint")
+            endpoint = self._endpoint()
+            return endpoint.answer, endpoint.asked_with(), f"{endpoint.model} at {endpoint.base_url}"
+        return self._local_backend(self.local)
+
+    def paid_for(self, out_path: Path, prompts: Sequence[str]) -> int | None:
+        """How many of these the journal can answer; None where that cannot be told without loading or asking."""
+        from datasets_src.generators import journal
+        from datasets_src.generators.endpoint import EndpointError
+
+        if self.local is not None:
+            return None
+        try:
+            asked_with = self._endpoint().asked_with()
+        except EndpointError:
+            return None
+        with errors():
+            return journal.paid_for(journal.path_beside(out_path), asked_with, prompts)
+
+    def _endpoint(self) -> Endpoint:
+        from datasets_src.generators import endpoint
+
+        return endpoint.from_environment(
+            base_url=self.base_url,
+            model=self.model,
+            temperature=self.sampling.temperature,
+            top_p=self.sampling.top_p,
+            max_tokens=self.sampling.max_tokens,
+            concurrency=self.concurrency,
+            timeout_seconds=self.timeout,
+        )
+
+    def _local_backend(self, local: str) -> tuple[Backend, dict[str, object], str]:
+        require("torch", "which runs a local model", extra="train")
+        from appliance.engines import decoding
+        from appliance.evaluation.generate import Answer
+        from appliance.serving.batch_model import LocalModel
+        from datasets_src.generators.journal import Unusable
+
+        chosen = asdict(self.sampling)
+        max_tokens = chosen.pop("max_tokens")
+        speaker = LocalModel(local, self.cache_dir, decoding.Sampling(**chosen), max_new_tokens=max_tokens)
+
+        def reply(answer: Answer | None) -> str:
+            if answer is None:
+                return Unusable("", f"the prompt leaves no room for {max_tokens} tokens")
+            if not answer.stopped:
+                return Unusable(answer.text, f"cut at {max_tokens} tokens")
+            return answer.text or Unusable("", "an empty reply")
+
+        def backend(requests: Sequence[Request], keep: Callable[[int, str], None]) -> None:
+            for attempt in sorted({request.attempt for request in requests}):
+                places = [i for i, request in enumerate(requests) if request.attempt == attempt]
+                asked = [requests[i].prompt for i in places]
+                speaker.answer(asked, lambda i, answer, places=places: keep(places[i], reply(answer)), attempt=attempt)  # type: ignore[misc]
+
+        return backend, speaker.asked_with(), f"{local} on this machine"
+
+
+def require(package: str, what: str, *, extra: str = "sources") -> None:
+    """Raises EnvironmentUnavailable with the line that installs the package, where it is missing."""
+    if importlib.util.find_spec(package) is None:
+        hint = f"pip install -c constraints.txt '.[{extra}]'"
+        raise EnvironmentUnavailable(f"the package {package}, {what}, is not installed", hint=hint)
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """A source's error as exit code 3, an endpoint's as 4: not the data, but what is outside of this program."""
+    from appliance.cli.dataset.sources import source_errors
+    from datasets_src.generators.endpoint import EndpointError
+
+    with source_errors():
+        try:
+            yield
+        except EndpointError as error:
+            raise EnvironmentUnavailable(str(error), hint=error.hint) from error

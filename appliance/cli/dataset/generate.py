@@ -1,0 +1,316 @@
+"""`appliance dataset paraphrase` and `self-instruct`: which model answers is handed to the generator here. No logic.
+
+Both make OUT.csv at the end or not at all. What was answered lies in OUT.csv.journal.jsonl until then, and what was
+rejected in OUT.csv.rejected.csv afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from appliance.cli.dataset.answering import Asking, Sampling, errors, require
+from appliance.errors import RecipeError
+
+if TYPE_CHECKING:
+    from datasets_src.generators.journal import Ask
+    from datasets_src.pairs import Dropped, Pair
+
+OutArgument = Annotated[
+    Path, typer.Argument(metavar="OUT.csv", help="The CSV to write; OUT.csv.rejected.csv and …origin.json beside it.")
+]
+BaseUrlOption = Annotated[
+    str | None,
+    typer.Option("--base-url", metavar="URL", help="An OpenAI-compatible endpoint; else OPENAI_BASE_URL."),
+]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", metavar="NAME", help="Its model; else OPENAI_MODEL. The key: OPENAI_API_KEY.")
+]
+LocalOption = Annotated[
+    str | None,
+    typer.Option(
+        "--local", metavar="MODEL", help="A model here instead: a folder, a run directory, a Hub id, or `demo`."
+    ),
+]
+TemperatureOption = Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token.")]
+TopPOption = Annotated[
+    float, typer.Option("--top-p", min=0.01, max=1.0, help="Draw from the likeliest tokens of this share only.")
+]
+PenaltyOption = Annotated[
+    float,
+    typer.Option("--repetition-penalty", min=0.1, help="With --local: above 1, tokens that were there count less."),
+]
+NgramOption = Annotated[
+    int, typer.Option("--no-repeat-ngram-size", min=0, help="With --local: never so many tokens twice; 0 is off.")
+]
+MaxTokensOption = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest reply; a longer one is rejected.")]
+ConcurrencyOption = Annotated[int, typer.Option("--concurrency", min=1, help="Requests to the endpoint at a time.")]
+TimeoutOption = Annotated[float, typer.Option("--timeout", min=1.0, help="Seconds that one attempt may take.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of the split, of the seeds shown, of a local model.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Show the first prompt and the number of requests; ask nothing.")
+]
+KeepOption = Annotated[bool, typer.Option("--keep-journal", help="Do not remove the replies when OUT.csv is complete.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace OUT.csv if it exists.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+CacheOption = Annotated[
+    Path, typer.Option("--cache-dir", envvar="APPLIANCE_CACHE_DIR", help="Where models made here are kept.")
+]
+FractionOption = Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of the rows; as in the recipe.")]
+_CACHE = Path.home() / ".cache" / "finetune-appliance"
+
+
+def register(app: typer.Typer) -> None:
+    """Adds both commands to `appliance dataset`."""
+    app.command()(paraphrase)
+    app.command("self-instruct")(self_instruct)
+
+
+def paraphrase(
+    in_path: Annotated[Path, typer.Argument(metavar="IN.csv", help="Questions and answers.")],
+    out_path: OutArgument,
+    count: Annotated[int, typer.Option("--count", min=1, help="Paraphrases of each question.")] = 10,
+    question: Annotated[str | None, typer.Option("--question", metavar="COLUMN", help="The question's column.")] = None,
+    answer: Annotated[str | None, typer.Option("--answer", metavar="COLUMN", help="The answer's column.")] = None,
+    input_: Annotated[str | None, typer.Option("--input", metavar="COLUMN", help="The further context's.")] = None,
+    test_fraction: FractionOption = 0.1,
+    val_fraction: FractionOption = 0.1,
+    base_url: BaseUrlOption = None,
+    model: ModelOption = None,
+    local: LocalOption = None,
+    temperature: TemperatureOption = 0.7,
+    top_p: TopPOption = 1.0,
+    repetition_penalty: PenaltyOption = 1.0,
+    no_repeat_ngram_size: NgramOption = 0,
+    max_tokens: MaxTokensOption = 1024,
+    concurrency: ConcurrencyOption = 4,
+    timeout: TimeoutOption = 120.0,
+    seed: SeedOption = 123,
+    dry_run: DryRunOption = False,
+    keep_journal: KeepOption = False,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    cache_dir: CacheOption = _CACHE,
+) -> None:
+    """Have a model word each question of the train side in other ways. Train on it with --set data.split=column.
+
+    The rows are split first, as a run would split them; val and test stay as they are.
+
+    appliance dataset paraphrase data/faq.csv data/train.csv --count 10 --dry-run
+
+    appliance dataset paraphrase data/faq.csv data/train.csv --base-url http://localhost:11434/v1 --model qwen3:8b
+    """
+    from datasets_src.generators import paraphrase as generators_paraphrase
+
+    if test_fraction + val_fraction >= 1:
+        raise RecipeError("--test-fraction and --val-fraction leave no row to train on: together they reach 1")
+    sampling = Sampling(temperature, top_p, repetition_penalty, no_repeat_ngram_size, max_tokens, seed)
+    asking = Asking(local, base_url, model, sampling, concurrency, timeout, cache_dir)
+    rows, unusable = _rows(in_path, {"instruction": question, "output": answer, "input": input_})
+    sides = _splitter(test_fraction, val_fraction, seed)
+    if dry_run:
+        with errors():
+            questions = generators_paraphrase.train_questions(generators_paraphrase.placed(rows, sides)).values()
+        prompts = [generators_paraphrase.prompt(one.text, count) for one in questions]
+        _show_plan(prompts[0], len(prompts), 2 * len(prompts), asking.paid_for(out_path, prompts), as_json)
+        return
+    tally = generators_paraphrase.Tally()
+    fractions = {"test_fraction": test_fraction, "val_fraction": val_fraction}
+    options: dict[str, object] = {"count": count, "seed": seed, **fractions}
+    read = len(rows) + len(unusable)
+    output = _Output("paraphrase", in_path, out_path, options, read, read, force, keep_journal, as_json)
+
+    def items(ask: Ask) -> Iterator[Pair | Dropped]:
+        yield from unusable
+        yield from generators_paraphrase.pairs(rows, ask, count=count, sides=sides, tally=tally)
+
+    _generate(output, asking, items, tally)
+
+
+def self_instruct(
+    seeds_path: Annotated[
+        Path, typer.Argument(metavar="SEEDS", help="A text file, one seed sentence a line, or JSONL seed tasks.")
+    ],
+    out_path: OutArgument,
+    count: Annotated[int, typer.Option("--count", min=1, help="Rows to make.")] = 500,
+    base_url: BaseUrlOption = None,
+    model: ModelOption = None,
+    local: LocalOption = None,
+    temperature: TemperatureOption = 0.7,
+    top_p: TopPOption = 1.0,
+    repetition_penalty: PenaltyOption = 1.0,
+    no_repeat_ngram_size: NgramOption = 0,
+    max_tokens: MaxTokensOption = 1024,
+    concurrency: ConcurrencyOption = 4,
+    timeout: TimeoutOption = 120.0,
+    seed: SeedOption = 123,
+    dry_run: DryRunOption = False,
+    keep_journal: KeepOption = False,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    cache_dir: CacheOption = _CACHE,
+) -> None:
+    """Have a model invent instructions after the example of seeds, and answer them (Self-Instruct).
+
+    An instruction whose ROUGE-L with an earlier one reaches 0.7 is rejected. Seed tasks are JSON objects, one a line:
+    {"instruction": "…", "instances": [{"input": "…", "output": "…"}]}.
+
+    appliance dataset self-instruct seeds.txt data/raw_data.csv --count 500 --dry-run
+
+    appliance dataset self-instruct seeds.txt data/raw_data.csv --base-url http://localhost:11434/v1 --model qwen3:8b
+    """
+    require("rouge_score", "which finds instructions that repeat others")
+    from appliance.process import console
+    from datasets_src.generators import self_instruct as generators_self_instruct
+
+    sampling = Sampling(temperature, top_p, repetition_penalty, no_repeat_ngram_size, max_tokens, seed)
+    asking = Asking(local, base_url, model, sampling, concurrency, timeout, cache_dir)
+    with errors():
+        seeds = generators_self_instruct.read_seeds(seeds_path)
+    if dry_run:
+        first = generators_self_instruct.first_prompt(seeds, seed)
+        _show_plan(
+            first, generators_self_instruct.fewest_requests(count), None, asking.paid_for(out_path, [first]), as_json
+        )
+        return
+    tally = generators_self_instruct.Tally()
+    options: dict[str, object] = {"count": count, "seed": seed}
+    output = _Output("self-instruct", seeds_path, out_path, options, len(seeds), 0, force, keep_journal, as_json)
+
+    def items(ask: Ask) -> Iterator[Pair | Dropped]:
+        return generators_self_instruct.pairs(
+            seeds, ask, count=count, seed=seed, tally=tally, on_round=lambda rows: console.say(f"{rows}/{count} rows")
+        )
+
+    _generate(output, asking, items, tally)
+
+
+@dataclass(frozen=True)
+class _Output:
+    source: str
+    in_path: Path
+    out_path: Path
+    options: dict[str, object]
+    read: int  # rows or seeds in the input
+    passed_on: int  # of these, how many are among the items; all others a model made
+    force: bool
+    keep_journal: bool
+    as_json: bool
+
+
+def _generate(
+    output: _Output,
+    asking: Asking,
+    make: Callable[[Ask], Iterator[Pair | Dropped]],
+    tally: Any,
+) -> None:
+    """Makes OUT.csv out of what `make` yields, with journal, progress and the list of what was rejected."""
+    from appliance.cli.dataset import sources
+    from appliance.process import console
+    from datasets_src import pairs as datasets_src_pairs
+    from datasets_src.generators import journal
+    from datasets_src.generators.replies import Rejected, rejected_path, write_rejected
+    from datasets_src.pairs import SourceError
+
+    journal_path, listed_path = journal.path_beside(output.out_path), rejected_path(output.out_path)
+    items: list[Pair | Dropped] = []
+    steps: list[console.Steps] = []
+    with errors():
+        datasets_src_pairs.require_free(output.out_path, [output.in_path], output.force)
+        backend, asked_with, name = asking.backend()
+        with journal.opened(journal_path, backend, asked_with, on_reply=lambda: steps[-1].advance()) as paid:
+
+            def ask(prompts: list[str]) -> list[str]:
+                with console.Steps("replies", len(prompts)) as shown:
+                    steps.append(shown)
+                    return paid.ask(prompts)
+
+            kept = f"; {paid.known} replies are in {journal_path} already" if paid.known else ""
+            console.say(f"asking {name}{kept}")
+            try:
+                for item in make(ask):
+                    items.append(item)  # all of them before a file is begun: a kill leaves the journal, and no more
+            except SourceError:
+                if rejected := [item for item in items if isinstance(item, Rejected)]:
+                    write_rejected(listed_path, rejected)
+                    console.say(f"what was rejected, and why: {listed_path}")
+                raise
+        write_rejected(listed_path, [item for item in items if isinstance(item, Rejected)])
+        extra = {**asdict(tally), "requests": paid.asked, "replies_from_the_journal": paid.reused}
+        options = {**output.options, **asked_with}
+        origin = datasets_src_pairs.write(
+            output.out_path,
+            output.source,
+            [output.in_path],
+            options,
+            items,
+            extra=extra,
+            force=output.force,
+            read=output.read,
+            made=len(items) - output.passed_on,
+        )
+    if not output.keep_journal:
+        journal_path.unlink(missing_ok=True)
+    sources.show(origin, output.out_path, as_json=output.as_json)
+    if not output.as_json:
+        console.result(f"rejected     {listed_path}")
+        if output.keep_journal:
+            console.result(f"journal      {journal_path}")
+    if missing := getattr(tally, "short", 0):
+        console.say(f"{missing} of {tally.questions} questions have fewer paraphrases than asked for", style="yellow")
+
+
+def _rows(path: Path, columns: dict[str, str | None]) -> tuple[list[Pair], list[Dropped]]:
+    """The rows of a CSV with the group and the side that it gives them, and what cannot be a row."""
+    from appliance.process import console
+    from appliance.rows import csv_file
+    from datasets_src import pairs as datasets_src_pairs
+    from datasets_src.pairs import Dropped, Pair
+
+    with errors(), datasets_src_pairs.opened(path):  # before `sniff`, whose hints are about a recipe
+        pass
+    named = {role: name for role, name in columns.items() if name}
+    fmt = csv_file.sniff(path, named, None)
+    header = {cell.strip("\ufeff \t").casefold() for cell in fmt.header}
+    if header & {"group", "side"}:
+        fmt = csv_file.sniff(path, named, "group" if "group" in header else None, with_side="side" in header)
+    console.say(f"{path}: {fmt.describe()}")
+    pairs, unusable = [], []
+    for row in csv_file.read(path, fmt):
+        if isinstance(row, csv_file.Rejected):
+            unusable.append(Dropped(f"line {row.line}", row.reason))
+        else:
+            side = csv_file.SIDE_WORDS[row.side] if row.side is not None else None
+            pairs.append(Pair(row.instruction, row.output, row.input, row.group, side))
+    return pairs, unusable
+
+
+def _splitter(test_fraction: float, val_fraction: float, seed: int) -> Callable[[Sequence[Pair]], list[str]]:
+    """The split that a run with these values makes of the same rows."""
+
+    def sides(pairs: Sequence[Pair]) -> list[str]:
+        from appliance.rows import split
+        from appliance.rows.csv_file import Row
+
+        keys = [split.question_key(Row(0, pair.instruction, pair.input, pair.output, pair.group)) for pair in pairs]
+        return list(split.question_split(keys, test_fraction=test_fraction, val_fraction=val_fraction, seed=seed))
+
+    return sides
+
+
+def _show_plan(first: str, fewest: int, most: int | None, paid: int | None, as_json: bool) -> None:
+    """What a dry run says. `paid`: of the requests known beforehand, those that the journal can answer."""
+    from appliance.process import console
+
+    if as_json:
+        plan = {"requests_at_least": fewest, "requests_at_most": most, "in_the_journal": paid, "first_prompt": first}
+        console.result(json.dumps(plan, ensure_ascii=False, indent=2))
+        return
+    bound = f", at most {most}" if most is not None else ", more as replies are rejected"
+    console.result(f"requests     {fewest}{bound}" + (f"; {paid} are answered already" if paid else ""))
+    console.result(f"first prompt\n\n{first}")

@@ -1,0 +1,95 @@
+"""Commands that only look: `status`, `inspect`, `replay`, `doctor`. No logic."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from appliance.cli.options import USUAL_CACHE_DIR, CacheOption, JsonOption, RunDirArgument, RunsOption
+
+
+def status(runs_dir: RunsOption = Path("runs"), as_json: JsonOption = False) -> None:
+    """List the runs and how far each one is.
+
+    appliance status
+
+    appliance status --runs-dir /runs --json
+    """
+    from appliance.process import console
+    from appliance.rundir import directory as rundir_directory
+
+    runs = rundir_directory.overview(runs_dir)
+    if as_json:
+        console.result(json.dumps(runs, ensure_ascii=False, indent=2))
+    elif runs:
+        console.table("", ("run", *rundir_directory.STAGES), [tuple(run.values()) for run in runs], to_stdout=True)
+    else:
+        console.result(f"no runs in {runs_dir}")
+
+
+def inspect(
+    run_dir: RunDirArgument,
+    row: Annotated[int | None, typer.Option("--row", help="The row's line in the CSV; without it the first.")] = None,
+    cache_dir: CacheOption = USUAL_CACHE_DIR,
+) -> None:
+    """Show a row as the model sees it: masked tokens dim, trained tokens bright, EOS visible.
+
+    appliance inspect runs/demo
+
+    appliance inspect runs/demo --row 17
+    """
+    from appliance.cli import inspect as cli_inspect
+    from appliance.process import console
+
+    for line in cli_inspect.inspect(run_dir, row, cache_dir):
+        console.result_markup(line)
+
+
+def replay(run_dir: RunDirArgument, cache_dir: CacheOption = USUAL_CACHE_DIR, as_json: JsonOption = False) -> None:
+    """Look at a released run again, without training: every file's hash, every gate.
+
+    appliance replay runs/demo
+
+    appliance replay runs/demo --json
+    """
+    from dataclasses import asdict
+
+    from appliance import findings as appliance_findings
+    from appliance.process import console
+    from appliance.release import replay as release_replay
+    from appliance.rundir import find as rundir_find
+
+    rundir_find.require_run(run_dir)
+    findings = release_replay.run(run_dir, cache_dir)
+    if as_json:
+        console.result(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False, indent=2))
+    else:
+        console.table("", appliance_findings.COLUMNS, [finding.cells() for finding in findings], to_stdout=True)
+    release_replay.refuse(findings)
+
+
+def doctor(
+    runs_dir: RunsOption = Path("runs"), cache_dir: CacheOption = USUAL_CACHE_DIR, as_json: JsonOption = False
+) -> None:
+    """Say what this machine has and what it lacks. Needs no recipe.
+
+    appliance doctor
+
+    appliance doctor --json
+    """
+    from dataclasses import asdict
+
+    from appliance import findings as appliance_findings
+    from appliance.preflight import doctor as preflight_doctor
+    from appliance.process import console
+
+    findings = preflight_doctor.run(runs_dir, cache_dir, Path("data"))
+    if as_json:
+        console.result(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False, indent=2))
+    else:
+        console.table("", appliance_findings.COLUMNS, [finding.cells() for finding in findings], to_stdout=True)
+    if any(finding.verdict == "fails" for finding in findings):
+        raise typer.Exit(4)

@@ -1,0 +1,49 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipeArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RECIPE|RUN_DIR]",
+        envvar="APPLIANCE_RECIPE",
+        show_default=False,
+        help="A shipped recipe's name, a YAML file, or a run directory. "
+        "Without it data/recipe.yaml where that exists, else the recipe `default`.",
+    ),
+]
+RunDirOrNewest = Annotated[
+    Path | None, typer.Argument(metavar="[RUN_DIR]", help="A run directory; without it the newest run.")
+]
+RunDirArgument = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory, such as runs/demo.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set one field, for example train.epochs=1. May be repeated."),
+]
+RedoOption = Annotated[
+    str | None, typer.Option("--redo", metavar="STAGE", help="Run this stage and all after it once more.")
+]
+RunsOption = Annotated[Path, typer.Option("--runs-dir", envvar="APPLIANCE_RUNS_DIR", help="Where run directories are.")]
+CacheOption = Annotated[
+    Path, typer.Option("--cache-dir", envvar="APPLIANCE_CACHE_DIR", help="Where models made here are kept.")
+]
+EvenIfWorseOption = Annotated[
+    bool, typer.Option("--even-if-worse", help="Release a model that the verdict speaks against; its card says so.")
+]
+IntoExistingOption = Annotated[
+    bool, typer.Option("--into-existing", help="Publish to a repository that holds something else.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+TokensOption = Annotated[
+    int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens; without it the recipe's.")
+]
+TemperatureOption = Annotated[
+    float | None,
+    typer.Option("--temperature", min=0.0, help="0 takes the likeliest token; without it the recipe's sampling."),
+]
+USUAL_CACHE_DIR = Path.home() / ".cache" / "finetune-appliance"

@@ -1,0 +1,198 @@
+"""`appliance run`, `demo`, `check`, `publish` and the other stages. No logic."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from appliance.cli.options import (
+    USUAL_CACHE_DIR,
+    CacheOption,
+    EvenIfWorseOption,
+    IntoExistingOption,
+    JsonOption,
+    RecipeArgument,
+    RedoOption,
+    RunDirOrNewest,
+    RunsOption,
+    SetOption,
+)
+from appliance.errors import RecipeError
+
+
+def run(
+    source: RecipeArgument = None,
+    set_: SetOption = None,
+    redo: RedoOption = None,
+    even_if_worse: EvenIfWorseOption = False,
+    into_existing: IntoExistingOption = False,
+    runs_dir: RunsOption = Path("runs"),
+    cache_dir: CacheOption = USUAL_CACHE_DIR,
+) -> None:
+    """Run all stages of a recipe; what is done is skipped, what was stopped continues.
+
+    appliance run demo
+
+    appliance run my.yaml --set train.epochs=1 --set name=short
+    """
+    from appliance.recipe import resolve
+
+    allowed = {"even_if_worse": even_if_worse, "into_existing": into_existing}
+    _run(source or resolve.usual_recipe(), set_, redo, runs_dir, cache_dir, until="publish", **allowed)
+
+
+def demo(
+    set_: SetOption = None,
+    redo: RedoOption = None,
+    runs_dir: RunsOption = Path("runs"),
+    cache_dir: CacheOption = USUAL_CACHE_DIR,
+) -> None:
+    """Run the whole pipeline on a small model made on the spot: no GPU, no Hub, no data needed.
+
+    appliance demo
+
+    appliance demo --set train.seed=7 --set name=demo-7
+    """
+    _run("demo", set_, redo, runs_dir, cache_dir, until="publish")
+
+
+def stage_command(stage: str, what: str) -> Callable[..., None]:
+    def command(
+        run_dir: RunDirOrNewest = None,
+        set_: SetOption = None,
+        redo: RedoOption = None,
+        runs_dir: RunsOption = Path("runs"),
+        cache_dir: CacheOption = USUAL_CACHE_DIR,
+    ) -> None:
+        _run_until(stage, run_dir, set_, redo, runs_dir, cache_dir)
+
+    command.__doc__ = f"""{what}
+
+    Stages before it that are not done yet run first; a finished one is skipped.
+
+    appliance {stage} runs/demo
+
+    appliance {stage} runs/demo --redo {stage}
+    """
+    return command
+
+
+def check(
+    source: Annotated[str, typer.Argument(metavar="RECIPE|RUN_DIR|CSV", help="A recipe, a run directory, or a CSV.")],
+    set_: SetOption = None,
+    runs_dir: RunsOption = Path("runs"),
+    cache_dir: CacheOption = USUAL_CACHE_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether a recipe can run here, or what a CSV holds. Trains nothing, fetches no weights.
+
+    appliance check chatbot-cpu --set data.csv=data/train.csv
+
+    appliance check data/train.csv --set data.columns.instruction=Q --set data.columns.output=A
+    """
+    from appliance.cli import check_csv
+    from appliance.process import console
+    from appliance.recipe import resolve
+
+    if resolve.is_recipe(source):
+        run_path, since = _run_path(source, set_, runs_dir), time.time()
+        try:
+            _run(source, set_, None, runs_dir, cache_dir, until="check", announce=False)
+        finally:  # also what was found before something refused
+            findings = check_csv.check_table(run_path, since)
+            if as_json:
+                console.result(json.dumps(findings, ensure_ascii=False, indent=2))
+            elif findings:
+                console.table("", tuple(findings[0]), [tuple(row.values()) for row in findings], to_stdout=True)
+        return
+    checked = check_csv.check_csv(source, set_ or [])
+    if as_json:
+        console.result(checked.as_json())
+    else:
+        console.table("", ("what", "found"), checked.rows, to_stdout=True)
+        for line in ("", *checked.preview):
+            console.result(line)
+    if checked.refusal:
+        raise checked.refusal
+
+
+def publish(
+    run_dir: RunDirOrNewest = None,
+    set_: SetOption = None,
+    redo: RedoOption = None,
+    even_if_worse: EvenIfWorseOption = False,
+    into_existing: IntoExistingOption = False,
+    runs_dir: RunsOption = Path("runs"),
+    cache_dir: CacheOption = USUAL_CACHE_DIR,
+) -> None:
+    """Build the release, put it through the gates, upload it where publish.repo_id says so.
+
+    Stages before it that are not done yet run first. After a failed upload the same command continues.
+
+    appliance publish runs/demo
+
+    appliance publish runs/demo --redo publish --set publish.repo_id=me/my-model
+    """
+    allowed = {"even_if_worse": even_if_worse, "into_existing": into_existing}
+    _run_until("publish", run_dir, set_, redo, runs_dir, cache_dir, **allowed)
+
+
+def _run_until(
+    stage: str,
+    run_dir: Path | None,
+    set_: list[str] | None,
+    redo: str | None,
+    runs_dir: Path,
+    cache_dir: Path,
+    **allowed: bool,
+) -> None:
+    from appliance.rundir import find as rundir_find
+
+    run_dir = run_dir or rundir_find.newest_run(runs_dir)
+    rundir_find.require_run(run_dir)
+    path = run_dir.absolute()  # a run called `demo` is not the shipped recipe
+    _run(str(path), set_, redo, path.parent, cache_dir, until=stage, **allowed)
+
+
+def _run(
+    source: str,
+    set_: list[str] | None,
+    redo: str | None,
+    runs_dir: Path,
+    cache_dir: Path,
+    *,
+    until: str,
+    announce: bool = True,
+    **allowed: bool,
+) -> None:
+    from appliance.pipeline import run as pipeline_run
+    from appliance.process import console
+    from appliance.recipe import resolve
+    from appliance.rundir import find as rundir_find
+    from appliance.rundir.directory import STAGES, RunDir
+
+    stages = STAGES[: STAGES.index(until) + 1]
+    if redo is not None and redo not in stages:
+        raise RecipeError(f"--redo {redo}: expected a stage of this command", hint=f"one of {', '.join(stages)}")
+    resolved = resolve.load(source, overrides=set_ or [])
+    run_dir = RunDir(_run_path(source, set_, runs_dir))
+    pipeline_run.run(resolved, run_dir, cache_dir, redo=redo, until=until, **allowed)
+    if announce:
+        for name, path in rundir_find.whereabouts(run_dir):
+            console.result(f"{name:<14} {rundir_find.shown_path(path, runs_dir)}")
+
+
+def _run_path(source: str, set_: list[str] | None, runs_dir: Path) -> Path:
+    """The run directory itself where one is given, unless --set name=… asks for a new one beside it."""
+    from appliance.recipe import resolve
+
+    path = Path(source).absolute() if source not in resolve.shipped() else runs_dir / "-"
+    if (path / "recipe.yaml").is_file():
+        renamed = any(item.startswith("name=") for item in set_ or [])
+        return path.parent / resolve.load(source, overrides=set_ or []).recipe.name if renamed else path
+    return runs_dir / resolve.load(source, overrides=set_ or []).recipe.name

@@ -1,0 +1,63 @@
+"""Which engine a recipe gets, and why; imports the one that was chosen."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from appliance.engines.engine import INSTALL_UNSLOTH, Engine
+from appliance.errors import EnvironmentUnavailable
+from appliance.machine.device import Device
+
+# What Unsloth has code of its own for (unsloth 2026.10.7, models/loader.py, FastLanguageModel.from_pretrained); all
+# else goes through its general path, which `engine: unsloth` takes and `engine: auto` does not.
+UNSLOTH_MODEL_TYPES = frozenset({"gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3"})
+UNSLOTH_CAPABILITY = (7, 0)  # its kernels are Triton's, which need Volta or newer
+
+
+def choose(wanted: str, device: Device, model_type: str) -> tuple[str, str]:
+    """(engine name, reason) for the recipe's `engine`, this device and the base's `model_type`.
+
+    Raises EnvironmentUnavailable as refuse_impossible.
+    """
+    refuse_impossible(wanted, device)
+    if wanted != "auto":
+        return wanted, "the recipe says so"
+    obstacle = unsloth_obstacle(device)
+    if obstacle:
+        return "transformers", obstacle[0]
+    if model_type not in UNSLOTH_MODEL_TYPES:
+        return "transformers", f"Unsloth has no code of its own for {model_type}; engine=unsloth tries its general path"
+    return "unsloth", f"a CUDA device, and Unsloth knows {model_type}"
+
+
+def refuse_impossible(wanted: str, device: Device) -> None:
+    """Raises EnvironmentUnavailable: Unsloth is asked for where it cannot run."""
+    obstacle = unsloth_obstacle(device) if wanted == "unsloth" else None
+    if obstacle:
+        reason, fix = obstacle
+        raise EnvironmentUnavailable(f"engine: unsloth cannot run here: {reason}", hint=fix)
+
+
+def unsloth_obstacle(device: Device) -> tuple[str, str] | None:
+    """(why Unsloth cannot run on this device, fix); None where it can."""
+    if device.kind == "cpu":
+        return "no CUDA device", "set engine=auto or engine=transformers, or run where `appliance doctor` finds a GPU"
+    if device.capability is not None and device.capability < UNSLOTH_CAPABILITY:
+        found, needed = (".".join(map(str, pair)) for pair in (device.capability, UNSLOTH_CAPABILITY))
+        reason = f"{device.name} has compute capability {found}, Unsloth needs {needed}"
+        return reason, "set engine=auto or engine=transformers, or use a newer card"
+    if importlib.util.find_spec("unsloth") is None:
+        return "Unsloth is not installed", INSTALL_UNSLOTH
+    return None
+
+
+def load_engine(name: str, device: Device, cache_dir: Path) -> Engine:
+    """The engine called `name`; imports its library. What it compiles is kept below `cache_dir`."""
+    if name == "unsloth":
+        from appliance.engines.unsloth import UnslothEngine
+
+        return UnslothEngine(device, cache_dir)
+    from appliance.engines.transformers import TransformersEngine
+
+    return TransformersEngine(device)

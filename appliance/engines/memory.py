@@ -1,0 +1,245 @@
+"""What a training will take in memory, by arithmetic on the base's config: before anything is loaded or downloaded.
+
+Bytes throughout. Pure; knows no device. What is estimated here is what `check` holds against the card.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from appliance.engines import master_weights
+from appliance.machine import device, disk
+from appliance.machine.device import OVERHEAD_BYTES
+from appliance.machine.disk import human
+from appliance.recipe.fields import ModelSection, TrainSection, TuningSection
+
+# Bytes per weight in NF4 with its scales; embeddings and head stay in 16 bits. 0.71 for Llama-3-8B, 0.66 for Qwen3-4B.
+BITS_4_BYTES = 0.75
+
+
+def weights_bytes(model_dir: Path, coming: Mapping[str, int] = MappingProxyType({})) -> int:
+    """Size of the safetensors that transformers loads from `model_dir`: some folders hold the weights twice.
+
+    `coming`: sizes of files that are not there yet.
+    """
+    sizes = {path.name: path.stat().st_size for path in model_dir.glob("*.safetensors") if path.is_file()}
+    sizes |= {name: size for name, size in coming.items() if name.endswith(".safetensors")}
+    index = model_dir / "model.safetensors.index.json"
+    if "model.safetensors" in sizes:
+        return sizes["model.safetensors"]
+    if index.is_file():
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return sum(sizes.get(name, 0) for name in set(weight_map.values()))
+    return sum(sizes.values())
+
+
+def parameters_of(model_dir: Path, coming: Mapping[str, int] = MappingProxyType({})) -> int:
+    """Weights in `model_dir`, its files holding 16-bit numbers."""
+    return weights_bytes(model_dir, coming) // 2
+
+
+def training_bytes(parameters: int, load_in_4bit: bool, dtype: str, full_with: str | None = None) -> int:
+    """Memory to train adapters on a base of so many weights: the weights as they are loaded, and OVERHEAD_BYTES.
+
+    `full_with`: the optimizer, if all weights are trained. They are float32 then, each with its gradient and moments.
+    """
+    per_weight = BITS_4_BYTES if load_in_4bit else 4 if dtype == "float32" else 2
+    if full_with:
+        per_weight = master_weights.bytes_per_weight(full_with)
+    return int(parameters * per_weight) + OVERHEAD_BYTES
+
+
+def what_fits(memory_bytes: int) -> str:
+    """The largest base that a device of so much memory can train, for people."""
+    room = max(memory_bytes - OVERHEAD_BYTES, 0) / 1e9
+    return (
+        f"{human(memory_bytes)} hold a base of up to about {room / 2:.1f} billion weights in 16 bits "
+        f"(model.load_in_4bit=false), {room / BITS_4_BYTES:.1f} billion in 4 bits (model.load_in_4bit=true)"
+    )
+
+
+# trl 1.14 computes the head's loss over so many tokens at a time (sft_trainer.py, _CHUNKED_LM_HEAD_CHUNK_SIZE).
+HEAD_TOKENS = 256
+# Unsloth's fused loss takes the tokens in parts that fill half of the free memory, 4 GiB at most; a logit takes it so
+# many bytes (unsloth_zoo 2026.10.7, fused_losses/cross_entropy_loss.py: _CE_TARGET_GB_CAP, _CE_BYTES_PER_LOGIT). On a
+# card with room that is far more than trl's loss takes.
+FUSED_LOSS_BYTES, FUSED_LOGIT_BYTES = 4 << 30, 16
+# Rows that are answered at once, at most, and the share of the free memory that they may take.
+MOST_ANSWERS, ANSWERS_FRACTION = 64, 0.8
+# An adapter's own weight, its gradient (float32), and AdamW's two moments: float32, or a byte each.
+ADAPTER_BYTES = {"adamw_torch": 4 + 4 + 8, "adamw_8bit": 4 + 4 + 2}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a transformer's blocks, from config.json."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
+    query: int  # heads x head_dim
+    key_value: int  # key/value heads x head_dim
+    is_gated: bool  # two projections into the MLP, as in Llama; GPT-2 has one
+
+    @property
+    def linears(self) -> tuple[tuple[int, int], ...]:
+        """(inputs, outputs) of the linear layers of one block."""
+        up = (self.hidden, self.intermediate)
+        return (
+            (self.hidden, self.query),
+            (self.hidden, self.key_value),
+            (self.hidden, self.key_value),
+            (self.query, self.hidden),
+            *((up, up) if self.is_gated else (up,)),
+            (self.intermediate, self.hidden),
+        )
+
+
+@dataclass(frozen=True)
+class Demand:
+    """The parts of a training's memory."""
+
+    weights: int
+    adapter: int  # with gradients and moments
+    gradients: int  # of all weights, as the next two: `method: full`
+    moments: int
+    copies: int  # of weights in 16 bits, by autocast
+    activations: int
+    head: int
+    overhead: int  # CUDA context, kernels, fragmentation, the interpreter
+
+    @property
+    def total(self) -> int:
+        return sum(asdict(self).values())
+
+    @property
+    def fixed(self) -> int:
+        """What no smaller micro batch saves."""
+        return self.total - self.activations - self.head
+
+    def describe(self) -> str:
+        """'weights 2.2 GiB, adapter 410.0 MiB, …' without the small ones."""
+        return ", ".join(f"{name} {disk.human(size)}" for name, size in asdict(self).items() if size >= 1 << 20)
+
+
+def shape_of(config: Mapping[str, Any]) -> Shape | None:
+    """The shape by the names that Llama's and GPT-2's families use; None where they are not there."""
+
+    def first(*names: str) -> int | None:
+        return next((int(config[name]) for name in names if config.get(name)), None)
+
+    layers, hidden = first("num_hidden_layers", "n_layer"), first("hidden_size", "n_embd")
+    heads, vocabulary = first("num_attention_heads", "n_head"), first("vocab_size")
+    if not (layers and hidden and heads and vocabulary):
+        return None
+    head_dim = first("head_dim") or hidden // heads
+    return Shape(
+        layers=layers,
+        hidden=hidden,
+        intermediate=first("intermediate_size", "n_inner") or 4 * hidden,
+        vocabulary=vocabulary,
+        query=heads * head_dim,
+        key_value=(first("num_key_value_heads") or heads) * head_dim,
+        is_gated="intermediate_size" in config,
+    )
+
+
+def training(
+    shape: Shape,
+    parameters: int,
+    *,
+    model: ModelSection,
+    tuning: TuningSection,
+    train: TrainSection,
+    dtype: str,
+    tokens: int,
+    checkpoints_gradients: bool,
+    engine: str,
+    room: int,
+) -> Demand:
+    """Memory of a step on `train.micro_batch_size` rows of `tokens` tokens, where `room` bytes are free.
+
+    Activations: what the backward pass needs of each block, after Korthikanti et al., "Reducing Activation
+    Recomputation in Large Transformer Models" (2022), section 4.1, without the attention scores, which no kernel used
+    here stores, and with the gated MLP and the adapters' own inputs. With gradient checkpointing one block's at a
+    time, and the input of each.
+    """
+    is_full, has_masters = tuning.method == "full", master_weights.has_masters(tuning.method, dtype)
+    weights_dtype = master_weights.weights_dtype(tuning.method, dtype)
+    weights = training_bytes(parameters, model.load_in_4bit, weights_dtype) - device.OVERHEAD_BYTES
+    embeddings = shape.vocabulary * shape.hidden
+    size, rows = 4 if dtype == "float32" else 2, train.micro_batch_size * tokens
+    block = rows * _block_bytes(shape, size, tuning)
+    inputs = rows * shape.hidden * (4 if has_masters else size)  # autocast leaves the residual stream in float32
+    adapter = 0 if is_full else adapter_parameters(shape, tuning) * ADAPTER_BYTES[train.optimizer]
+    gradients = parameters * master_weights.GRADIENT_BYTES if is_full else 0
+    moments = master_weights.moments_bytes(parameters, embeddings, train.optimizer) if is_full else 0
+    if engine == "unsloth":
+        free = room - weights - adapter - gradients - moments - device.OVERHEAD_BYTES
+        logits = min(rows * shape.vocabulary * FUSED_LOGIT_BYTES, FUSED_LOSS_BYTES, max(free, 0) // 2)
+    else:
+        logits = HEAD_TOKENS * shape.vocabulary * (size + 8)  # logits, in float32, their gradient
+    return Demand(
+        weights=weights,
+        adapter=adapter,
+        gradients=gradients,
+        moments=moments,
+        copies=_copied_weights(shape, train) * master_weights.COPY_BYTES if has_masters else 0,
+        activations=shape.layers * inputs + block if checkpoints_gradients else shape.layers * block,
+        head=logits + 2 * inputs,
+        overhead=device.OVERHEAD_BYTES,
+    )
+
+
+def answers_at_once(shape: Shape, *, prompt_tokens: int, answer_tokens: int, number_bytes: int, room: int) -> int:
+    """How many rows of `prompt_tokens` can be answered together, with up to `answer_tokens`, in `room` free bytes.
+
+    A row takes its cache of keys and values, the widest activations of its prompt, and a few rows of logits in
+    float32. `number_bytes`: of a number of the type of computation.
+    """
+    cache = shape.layers * 2 * shape.key_value * (prompt_tokens + answer_tokens) * number_bytes
+    widest = prompt_tokens * (2 * shape.intermediate + 4 * shape.hidden + shape.query) * number_bytes
+    a_row = cache + widest + 4 * 4 * shape.vocabulary
+    return max(1, min(MOST_ANSWERS, int(ANSWERS_FRACTION * room) // a_row))
+
+
+def _copied_weights(shape: Shape, train: TrainSection) -> int:
+    """Weights of which autocast holds a copy when memory is scarcest.
+
+    A forward pass copies every matrix once. Beside the gradients of an earlier micro batch that is the peak. In a step
+    of a single micro batch the copies go as the gradients, twice their size, come: one block's and the head's count.
+    """
+    block, head = sum(inputs * outputs for inputs, outputs in shape.linears), shape.vocabulary * shape.hidden
+    return (shape.layers if train.gradient_accumulation_steps > 1 else 1) * block + head
+
+
+def adapter_parameters(shape: Shape, tuning: TuningSection) -> int:
+    """Weights of adapters on all linear layers of the blocks: A and B of each."""
+    return shape.layers * sum(sum(sizes) for sizes in shape.linears) * tuning.r
+
+
+def merge_bytes(shape: Shape) -> int:
+    """Host memory of the merge, which holds one weight matrix at a time, whatever the size of the model.
+
+    Of the largest one, in float32: the sum, the sum once more where the base stores it the other way round (GPT-2), and
+    what is stored.
+    """
+    return 3 * 4 * max(inputs * outputs for inputs, outputs in shape.linears) + device.OVERHEAD_BYTES
+
+
+def _block_bytes(shape: Shape, size: int, tuning: TuningSection) -> int:
+    """Bytes a token that one block keeps for its backward pass; `size`: of a number of the type of computation."""
+    norms = 2 * shape.hidden * (size + 4)  # their inputs, and the normalised rows in float32
+    attention = (3 * shape.query + 3 * shape.key_value) * size  # projections, and what rotates and mixes them
+    mlp = (4 if shape.is_gated else 6) * shape.intermediate * size  # GPT-2 writes its GELU out step by step
+    inputs = (2 * shape.hidden + shape.query + shape.intermediate) * size  # of the linears, shared where they are equal
+    if tuning.method == "lora" and tuning.dropout:  # frozen weights need none; each adapter has its own, thinned
+        inputs = sum(inputs for inputs, _ in shape.linears) * (size + 1)
+    adapters = len(shape.linears) * tuning.r * size if tuning.method == "lora" else 0
+    return norms + attention + mlp + inputs + adapters

@@ -1,0 +1,1 @@
+"""Generating answers, loss, scores, the verdict, comparing runs."""

@@ -1,0 +1,135 @@
+"""Several runs in one table: their scores on the same held-out questions, and whether one is better than the first.
+
+Reads run directories; decides and changes nothing. Must not know stages or models: predictions.csv holds every answer,
+and scores are computed from it anew, by the same rules for all.
+
+>>> across([Path("runs/plain"), Path("runs/augmented")])[1].difference
+(0.012, 0.094)
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from appliance.errors import RunDirError
+from appliance.process import files
+
+COLUMNS = ("answers of", "exact match", "F1", "ROUGE-L", "chrF", "difference to the first run")
+
+
+@dataclass(frozen=True)
+class Line:
+    """Scores of one model's answers, as fractions. `difference`: to the first run's tuned model in its primary metric,
+    95 % interval; None for that run itself."""
+
+    name: str
+    exact_match: float
+    f1: float
+    rouge_l: float
+    chrf: float
+    difference: tuple[float, float] | None
+    verdict: str
+
+    def cells(self) -> tuple[str, ...]:
+        scores = tuple(f"{score:.1%}" for score in (self.exact_match, self.f1, self.rouge_l, self.chrf))
+        if self.difference is None:
+            return (self.name, *scores, "")
+        low, high = self.difference
+        return (self.name, *scores, f"{low:+.1%} to {high:+.1%}: {self.verdict}")
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+_Key = tuple[str, str, int]  # question, wanted answer, how many rows before it have the same two
+
+
+@dataclass(frozen=True)
+class _Run:
+    name: str
+    rows: dict[_Key, dict[str, str]]  # -> the line of predictions.csv
+    base: str
+    figures: dict[str, Any]
+    path: Path
+
+
+def across(run_dirs: Sequence[Path]) -> list[Line]:
+    """The first run's tuned model, the other runs' tuned models, the bases, and other models' answers.
+
+    Rows are the same where question and wanted answer are: in another CSV they may stand on other lines.
+    Raises RunDirError: a run is not evaluated yet, or the runs were not tested on the same rows.
+    """
+    from appliance.evaluation import scores
+
+    runs = [_read(path) for path in run_dirs]
+    first = runs[0]
+    for run in runs[1:]:
+        _refuse_other_rows(first, run)
+    keys = list(first.rows)
+    wanted = [answer for _, answer, _ in keys]
+    unit, primary = scores.f1_unit(wanted), first.figures["primary"]
+    groups = _groups(first)
+    names: tuple[scores.Metric, ...] = ("exact_match", "f1", "rouge_l", "chrf")
+
+    def line(name: str, run: _Run, column: str) -> Line:
+        answers = [run.rows[key][column] for key in keys]
+        exact, f1, rouge, chrf = (fmean(scores.per_row(metric, wanted, answers, unit)) for metric in names)
+        if run is first and column == "tuned":
+            return Line(name, exact, f1, rouge, chrf, None, "")
+        reference = [first.rows[key]["tuned"] for key in keys]
+        pair = [scores.per_row(primary, wanted, said, unit) for said in (reference, answers)]
+        difference = scores.paired_bootstrap(pair[0], pair[1], groups)
+        return Line(name, exact, f1, rouge, chrf, difference, scores.verdict(difference))
+
+    lines = [line(run.name, run, "tuned") for run in runs]
+    seen: set[tuple[str, ...]] = set()
+    for column, title in (("base", "base model"), ("other", "")):
+        for run in runs:
+            answers = tuple(run.rows[key].get(column) or "" for key in keys)
+            if column in next(iter(run.rows.values())) and (column, *answers) not in seen:
+                seen.add((column, *answers))
+                name = f"{title} {run.base}" if column == "base" else str(run.figures["other"]["name"])
+                lines.append(line(name, run, column))
+    return lines
+
+
+def _read(path: Path) -> _Run:
+    figures, predictions = path / "evaluate" / "metrics.json", path / "evaluate" / "predictions.csv"
+    if not figures.is_file() or not predictions.is_file():
+        raise RunDirError(f"{path} is not evaluated yet", hint=f"`appliance evaluate {path}` does it")
+    seen: Counter[tuple[str, str]] = Counter()
+    rows: dict[_Key, dict[str, str]] = {}
+    with predictions.open(encoding="utf-8", newline="") as handle:
+        for row in csv.DictReader(handle):
+            pair = (row["question"], row["wanted"])
+            rows[*pair, seen[pair]] = row
+            seen[pair] += 1
+    base = files.read_json(path / "run.json")["base"]["public_id"]
+    return _Run(path.name, rows, str(base), dict(files.read_json(figures)), path)
+
+
+def _refuse_other_rows(first: _Run, run: _Run) -> None:
+    if run.rows.keys() == first.rows.keys():
+        return
+    shared = run.rows.keys() & first.rows.keys()
+    question, *_ = min(run.rows.keys() ^ first.rows.keys())
+    raise RunDirError(
+        f"{first.path} and {run.path} were not tested on the same rows: {len(first.rows)} and {len(run.rows)} rows, "
+        f"{len(shared)} of them shared; only one has {question!r}",
+        hint="the same CSV, data.split, fractions, train.seed and evaluate.max_rows give the same test rows; "
+        "`appliance dataset paraphrase` keeps them, trained with --set data.split=column",
+    )
+
+
+def _groups(run: _Run) -> list[str]:
+    """The group of each row: equal questions are no independent evidence."""
+    path = run.path / "prepare" / "test_groups.csv"
+    with path.open(encoding="utf-8", newline="") as handle:
+        groups = {line["row"]: line["group"] for line in csv.DictReader(handle)}
+    return [groups[row["row"]] for row in run.rows.values()]

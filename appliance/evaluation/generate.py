@@ -1,0 +1,135 @@
+"""Batched generation from prompt ids, greedy or sampled. Knows models and ids, no files and no recipe."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from appliance.engines.decoding import GREEDY, GREEDY_BELOW, Sampling, end_ids
+from appliance.engines.rows_at_once import RowsAtOnce
+from appliance.prompt.format import Prompt
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One generated answer: its ids (EOS included), its text, and whether it ended by itself."""
+
+    ids: tuple[int, ...]
+    text: str
+    stopped: bool
+
+
+ROWS_AT_ONCE = 16
+
+
+def answer(
+    model: Any,
+    prompt: Prompt,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    at_once: RowsAtOnce | None = None,
+    sampling: Sampling = GREEDY,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Answer]:
+    """Answers to `prompts` (ids), in their order. `on_progress` gets the number of rows just answered.
+
+    Rows are batched by length, 16 `at_once` unless told otherwise, and padded on the left with attention mask 0;
+    positions follow from the mask. An answer has stopped when it ended in EOS (the tokenizer's, or one that the base
+    itself names) or in a `stop` text. Raises RuntimeError: there is no memory for the answer to a single row.
+    """
+    ends = end_ids(model, prompt)
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,  # what is drawn is drawn by _Draw
+        num_beams=1,
+        # What is left unset would come from the base's generation_config.json.
+        repetition_penalty=sampling.repetition_penalty,
+        no_repeat_ngram_size=sampling.no_repeat_ngram_size,
+        bos_token_id=prompt.backend.token_to_id(prompt.bos_token) if prompt.bos_token else None,
+        eos_token_id=sorted(ends),
+        pad_token_id=prompt.pad_token_id,
+    )
+    streams = _streams(prompts, sampling) if sampling.temperature >= GREEDY_BELOW else []
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
+    answers: dict[int, Answer] = {}
+
+    def answer_batch(batch: Sequence[int]) -> None:
+        input_ids, attention_mask = pad_left([prompts[i] for i in batch], prompt.pad_token_id)
+        # Copies: a batch that does not fit is tried again, in parts, with the same chances.
+        drawn = LogitsProcessorList([_Draw(sampling, [copy(streams[i]) for i in batch])]) if streams else None
+        with torch.inference_mode():
+            output = model.generate(
+                input_ids=input_ids.to(model.device),
+                attention_mask=attention_mask.to(model.device),
+                generation_config=config,
+                logits_processor=drawn,
+            )
+        for i, ids in zip(batch, output[:, input_ids.shape[1] :].tolist(), strict=True):
+            answers[i] = _answer(prompt, ids, ends, stop)
+        if on_progress:
+            on_progress(len(batch))
+
+    (at_once or RowsAtOnce(ROWS_AT_ONCE)).each(by_length, answer_batch)
+    return [answers[i] for i in range(len(prompts))]
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(input ids, attention mask), int64 of shape (B, T), padded on the left so that all prompts end together."""
+    width = max(len(row) for row in rows)
+    input_ids = torch.full((len(rows), width), pad_token_id, dtype=torch.int64)
+    attention_mask = torch.zeros_like(input_ids)
+    for i, row in enumerate(rows):
+        input_ids[i, width - len(row) :] = torch.as_tensor(row)
+        attention_mask[i, width - len(row) :] = 1
+    return input_ids, attention_mask
+
+
+class _Draw(LogitsProcessor):  # type: ignore[misc]  # transformers has no types that hold
+    """Draws each row's next token with that row's own stream, and leaves nothing else for the greedy step to take.
+
+    transformers' sampling draws for the whole batch from one global stream: a row's answer would follow from its
+    neighbours, and a run that was stopped could not go on as if it had not been.
+    """
+
+    def __init__(self, sampling: Sampling, streams: Sequence[random.Random]) -> None:
+        self._sampling, self._streams = sampling, streams
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """Scores (B, V) to scores that are -inf everywhere but at one token a row."""
+        likely, tokens = (scores.float() / self._sampling.temperature).softmax(-1).sort(-1, descending=True)
+        reached = likely.cumsum(-1)  # (B, V), rising to 1
+        # Holtzman's nucleus: the fewest tokens that reach top_p, so the one that crosses it is in.
+        kept = (reached - likely < self._sampling.top_p).sum(-1, keepdim=True)  # (B, 1), at least 1
+        mass = reached.gather(-1, kept - 1)
+        chance = torch.tensor([[stream.random()] for stream in self._streams], device=scores.device)
+        place = torch.searchsorted(reached, chance * mass, right=True).clamp(max=kept - 1)
+        chosen = tokens.gather(-1, place)
+        return torch.full_like(scores, -torch.inf).scatter(-1, chosen, 0.0)
+
+
+def _streams(prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[random.Random]:
+    seen: Counter[tuple[int, ...]] = Counter()
+    streams = []
+    for ids in map(tuple, prompts):
+        name = f"{sampling.seed}:{seen[ids]}:{','.join(map(str, ids))}"
+        streams.append(random.Random(blake2b(name.encode(), digest_size=16).digest()))
+        seen[ids] += 1
+    return streams
+
+
+def _answer(prompt: Prompt, ids: list[int], ends: set[int], stop: Sequence[str]) -> Answer:
+    end = next((i for i, token in enumerate(ids) if token in ends), None)
+    kept = ids if end is None else ids[: end + 1]
+    text = prompt.answer_text(kept)
+    cuts = [position for position in (text.find(s) for s in stop) if position >= 0]
+    return Answer(tuple(kept), text[: min(cuts)].strip() if cuts else text, end is not None or bool(cuts))

@@ -1,0 +1,35 @@
+"""The mean loss of a model over rows, fewer at a time when memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from appliance.engines.engine import Engine
+from appliance.engines.rows_at_once import RowsAtOnce
+from appliance.prompt import batch as prompt_batch
+from appliance.prompt import format as prompt_format
+
+LOSS_ROWS_AT_ONCE = 4
+
+
+def mean_loss(
+    engine: Engine, model: Any, rows: Sequence[prompt_format.Encoded], pad_token_id: int, at_once: RowsAtOnce
+) -> float:
+    """Mean negative log-likelihood in nats over all trained tokens of `rows` (answers and EOS).
+
+    Raises RuntimeError: there is no memory for a single row.
+    """
+    sums: list[torch.Tensor] = []  # on the device: each look at it makes it wait
+
+    def add(rows: Sequence[prompt_format.Encoded]) -> None:
+        part = [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
+        batch = prompt_batch.collate(part, pad_token_id=pad_token_id)
+        with torch.inference_mode():
+            sums.append(engine.summed_loss(model, {name: value.to(model.device) for name, value in batch.items()}))
+
+    at_once.each(sorted(rows, key=len, reverse=True), add)
+    tokens = sum(label != prompt_batch.IGNORED for row in rows for label in row.labels[1:])
+    return float(torch.stack(sums).double().sum()) / tokens

@@ -1,0 +1,160 @@
+"""Another model's answers to the test rows, from a CSV, scored in the same table as base and tuned.
+
+Knows rows, texts and metrics. Must not know where the answers came from: a hosted model, a person, an older run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from appliance.errors import DataError
+from appliance.evaluation import scores
+from appliance.evaluation.extra_questions import shown
+from appliance.rows import charset, dialect
+from appliance.rows.csv_file import Row
+
+_SETTING = "evaluate.other_answers"
+# Without `output`, which is also the name of the wanted answers: prepare/test.csv itself would get 100 %.
+_NAMES = {
+    "row": ("row",),
+    "question": ("question", "instruction", *dialect.ALIASES["instruction"]),
+    "answer": ("answer", *dialect.ALIASES["output"]),
+}
+_DELIMITERS = ",;\t|"
+_HINT = (
+    "expected the columns row (or question) and answer, and a line for each evaluated row of the run's prepare/test.csv"
+)
+
+
+@dataclass(frozen=True)
+class Other:
+    """Its scores as fractions. `interval`: tuned - other in the primary metric, 95 %; `wins`: rows won by tuned."""
+
+    name: str
+    exact_match: float
+    f1: float
+    rouge_l: float
+    chrf: float
+    wins: int
+    losses: int
+    interval: tuple[float, float]
+    verdict: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def refuse_unreadable(path: Path) -> None:
+    """Raises DataError as `read` would whatever the rows are: before anything is trained."""
+    _answers(path)
+
+
+def read(path: Path, rows: Sequence[Row]) -> list[str]:
+    """The answers to `rows`, in their order, found by row number or, without such a column, by question.
+
+    Raises DataError: no such file or columns, two answers to one row, or a row without an answer.
+    """
+    key, given = _answers(path)
+    wanted = [str(row.line) if key == "row" else _plain(shown(row.instruction, row.input)) for row in rows]
+    missing = [name for name in wanted if name not in given]
+    if missing:
+        named = ", ".join(repr(name) for name in missing[:5]) + (", …" if len(missing) > 5 else "")
+        raise DataError(
+            f"{path} answers {len(rows) - len(missing)} of {len(rows)} rows; missing: {key} {named}", hint=_HINT
+        )
+    return [given[name] for name in wanted]
+
+
+def score(
+    name: str,
+    wanted: Sequence[str],
+    answers: Sequence[str],
+    tuned: Sequence[float],
+    groups: Sequence[Hashable],
+    *,
+    unit: scores.Unit,
+    primary: scores.Metric,
+) -> Other:
+    """Scores by the same rules and on the same rows; `tuned` is the tuned model's primary metric for each row."""
+    names: tuple[scores.Metric, ...] = ("exact_match", "f1", "rouge_l", "chrf")
+    by_row = {metric: scores.per_row(metric, wanted, answers, unit) for metric in names}
+    means = {metric: fmean(values) for metric, values in by_row.items()}
+    interval = scores.paired_bootstrap(by_row[primary], tuned, groups)
+    wins, losses = scores.wins_losses(by_row[primary], tuned)
+    return Other(
+        name,
+        means["exact_match"],
+        means["f1"],
+        means["rouge_l"],
+        means["chrf"],
+        wins,
+        losses,
+        interval,
+        scores.verdict(interval),
+    )
+
+
+def _answers(path: Path) -> tuple[str, dict[str, str]]:
+    """Whether rows are named by `row` or by `question`, and the answer to each name."""
+    codec = charset.detect(path, setting=_SETTING).codec
+    delimiter, width, key, columns = _columns(path, codec)
+    given: dict[str, str] = {}
+    with charset.open_lines(path, codec) as lines:
+        found = _records(path, lines, delimiter)
+        next(found)
+        for line, cells in found:
+            if not any(cells):
+                continue
+            cells += [""] * (width - len(cells))
+            name, answer = (cells[column] for column in columns)
+            if wrong := charset.wrong_byte(name + answer, codec):
+                raise DataError(f"{path}, line {line}: {wrong}", hint="mend that line, or save the file as UTF-8")
+            if given.setdefault(_plain(name), answer) != answer:
+                raise DataError(f"{path}: two answers to {key} {_plain(name)!r}", hint="leave one of them")
+    if not any(name and answer for name, answer in given.items()):
+        raise DataError(f"{path} has a header and no answer", hint=_HINT)
+    return key, given
+
+
+def _records(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    try:
+        yield from dialect.records(path, lines, delimiter)
+    except DataError as error:  # its hint names a setting of data.csv
+        raise DataError(str(error), hint='a quote inside a quoted cell is written ""') from error
+
+
+def _columns(path: Path, codec: str) -> tuple[str, int, str, tuple[int, int]]:
+    """The first delimiter under which the header names a key and the answer, how wide it is, the key, both columns."""
+    headers: list[list[str]] = []
+    for delimiter in _DELIMITERS:
+        with charset.open_lines(path, codec) as lines:
+            try:
+                _, cells = next(dialect.records(path, lines, delimiter), (1, []))
+            except DataError:  # a quoted header is no CSV under another delimiter than its own
+                continue
+        header = [dialect.plain_name(cell) for cell in cells]
+        headers.append(header)
+        answer = _column(header, "answer")
+        key = next((name for name in ("row", "question") if _column(header, name) is not None), None)
+        if key is not None and answer is not None:
+            column = _column(header, key)
+            assert column is not None
+            return delimiter, len(header), key, (column, answer)
+    seen = ", ".join(map(charset.shown, max(headers, key=len, default=[])[:30]))
+    raise DataError(f"{path} has the columns {seen}", hint=_HINT)
+
+
+def _column(header: Sequence[str], role: str) -> int | None:
+    """By the role's own name, else by a common one, where only one column has such a name."""
+    if role in header:
+        return header.index(role)
+    found = [i for i, name in enumerate(header) if name in _NAMES[role]]
+    return found[0] if len(found) == 1 else None
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())

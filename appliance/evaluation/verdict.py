@@ -1,0 +1,71 @@
+"""What the answers prove: base against tuned, and how often each stops by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from appliance.evaluation import scores as evaluation_scores
+from appliance.evaluation.generate import Answer
+from appliance.rows import csv_file
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """evaluate/metrics.json. Fractions 0-1; losses in nats per answer token; interval of tuned - base, 95 %."""
+
+    rows: int
+    base: evaluation_scores.Scores
+    tuned: evaluation_scores.Scores
+    f1_unit: str
+    primary: str
+    wins: int
+    losses: int
+    interval: tuple[float, float]
+    verdict: str
+
+
+def compare(
+    rows: Sequence[csv_file.Row],
+    answers: dict[str, list[Answer]],
+    losses: dict[str, float],
+    groups: Sequence[str],
+    primary: evaluation_scores.Metric,
+) -> tuple[Comparison, dict[str, list[float]]]:
+    """The scores, and the primary metric of every row under "base" and "tuned"."""
+    wanted = [row.output for row in rows]
+    unit = evaluation_scores.f1_unit(wanted)
+    texts = {who: [a.text for a in given] for who, given in answers.items()}
+    scores = {
+        who: evaluation_scores.score(
+            wanted, texts[who], unit=unit, loss=losses[who], stopped=[a.stopped for a in given]
+        )
+        for who, given in answers.items()
+    }
+    by_row = {who: evaluation_scores.per_row(primary, wanted, given, unit) for who, given in texts.items()}
+    interval = evaluation_scores.paired_bootstrap(by_row["base"], by_row["tuned"], groups)
+    wins, losses_count = evaluation_scores.wins_losses(by_row["base"], by_row["tuned"])
+    comparison = Comparison(
+        rows=len(rows),
+        base=scores["base"],
+        tuned=scores["tuned"],
+        f1_unit=unit,
+        primary=primary,
+        wins=wins,
+        losses=losses_count,
+        interval=interval,
+        verdict=evaluation_scores.verdict(interval),
+    )
+    return comparison, by_row
+
+
+def stop_rates(
+    answer_tokens: Sequence[int], max_new_tokens: int, answers: dict[str, list[Answer]]
+) -> dict[str, float | int | None]:
+    """Shares of answers that stopped, of the rows whose wanted answer (with EOS, in tokens) had room to stop.
+
+    A row that needs more than `max_new_tokens` cannot stop in time even when it is answered perfectly.
+    """
+    fits = [i for i, tokens in enumerate(answer_tokens) if tokens <= max_new_tokens]
+    rates = {who: sum(given[i].stopped for i in fits) / len(fits) if fits else None for who, given in answers.items()}
+    return {"rows_that_fit": len(fits), **rates}

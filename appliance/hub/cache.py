@@ -1,0 +1,234 @@
+"""What the Hub client's cache holds of one commit, and whether it is what the Hub says it is. Needs no network.
+
+The client never looks at a cached file again. Here every file is compared with the Hub's own hashes: the sha256 of
+files in LFS, git's blob hash of the others. They are recorded below the appliance's cache directory, in `verified/`,
+with the size, time of change and inode of what was found right: such a file is not read again. A bit that the disk
+itself flipped changes none of the three; who removes that folder has everything read again.
+
+>>> snapshot = Snapshot.recorded("someone/base", "model", commit, cache_dir)
+>>> snapshot.wrong(["model.safetensors"])
+{'model.safetensors': 'its sha256 is not the one on the Hub'}
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from appliance.machine import disk
+from appliance.process import console
+from appliance.process import files as process_files
+
+RepoType = Literal["model", "dataset"]
+Stamp = tuple[int, int, int]  # size in bytes, time of change in ns, inode
+_TOLD_FROM_BYTES = 1 << 28  # reading less takes no time worth a message
+_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the Hub says of a file. A hash that it does not tell is None; a mirror may tell neither."""
+
+    size: int | None
+    sha256: str | None = None
+    git_sha1: str | None = None
+
+    def fault(self, path: Path) -> str:
+        """What is wrong with the file at `path`, which is read; nothing is the empty text."""
+        size = path.stat().st_size
+        if self.size is not None and size != self.size:
+            return f"it has {size} bytes; on the Hub {path.name} has {self.size}"
+        if self.sha256 is not None:
+            return "" if process_files.sha256_of(path) == self.sha256 else "its sha256 is not the one on the Hub"
+        if self.git_sha1 is not None:
+            return "" if _git_sha1(path) == self.git_sha1 else "its hash is not the one on the Hub"
+        return ""
+
+
+@dataclass
+class Snapshot:
+    """One commit of a repository, its files' names and hashes, and which of them were found right in the cache."""
+
+    repo_id: str
+    repo_type: RepoType
+    commit: str
+    files: dict[str, Expected]
+    cache_dir: Path
+    is_recorded: bool = False  # known without asking the Hub
+    _right: dict[str, Stamp] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.files:  # files are removed by these names
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise ValueError(f"{self.repo_id} lists a file outside of itself: {name!r}")
+
+    @classmethod
+    def recorded(cls, repo_id: str, repo_type: RepoType, commit: str, cache_dir: Path) -> Snapshot | None:
+        """What is known of the commit without the Hub; None where it never was fetched on this machine.
+
+        Where only the Hub client fetched it (`hf download`), the list of hashes that the client keeps is taken.
+        """
+        found = cls(repo_id, repo_type, commit, {}, cache_dir, is_recorded=True)
+        with suppress(OSError, ValueError, TypeError, KeyError):  # a damaged record is as good as none
+            record = process_files.read_json(found._record_path)
+            found.files.update({name: Expected(**told) for name, told in record["files"].items()})
+            found._right.update({name: (int(a), int(b), int(c)) for name, (a, b, c) in record["right"].items()})
+            found.__post_init__()
+            return found
+        from huggingface_hub._tree_cache import read_tree_cache
+
+        tree = read_tree_cache(str(found._repo_dir), commit)
+        if tree is None:
+            return None
+        files = {
+            name: Expected(told.size, told.lfs_sha256, None if told.lfs_sha256 else told.blob_id)
+            for name, told in tree.items()
+        }
+        return cls(repo_id, repo_type, commit, files, cache_dir, is_recorded=True)
+
+    @property
+    def dir(self) -> Path:
+        """Where the client puts the files of this commit."""
+        return self._repo_dir / "snapshots" / self.commit
+
+    @property
+    def blobs_dir(self) -> Path:
+        """Where the files lie under their hashes; those of `dir` are links into it."""
+        return self._repo_dir / "blobs"
+
+    def known_commits(self) -> list[str]:
+        """The recorded commits of this repository, the newest record first."""
+        records = sorted(self._record_path.parent.glob(f"{self._name}--*.json"), key=_changed, reverse=True)
+        commits = (path.stem.rpartition("--")[2] for path in records)
+        return [commit for commit in commits if (self._repo_dir / "snapshots" / commit).is_dir()]
+
+    def bytes_of(self, names: Iterable[str]) -> int:
+        """Size of the files, as the Hub tells it."""
+        return sum(self.files[name].size or 0 for name in names)
+
+    def wrong(self, names: Iterable[str]) -> dict[str, str]:
+        """Those of the files that are not in the cache as they are on the Hub, and why; an absent one has no reason.
+
+        Reads what was not read before, or has changed since; remembers what is right.
+        """
+        faults, unread = {}, {}
+        for name in names:
+            path = self.dir / name
+            if path.is_file():
+                stamp = _stamp(path)
+                if self._right.get(name) != stamp:
+                    unread[name] = stamp
+            else:
+                faults[name] = "it is a link to nothing" if path.is_symlink() else ""
+        size = sum(stamp[0] for stamp in unread.values())
+        if size >= _TOLD_FROM_BYTES:
+            console.say(f"reading {disk.human(size)} of {self.repo_id} to compare it with the Hub's hashes")
+        with ThreadPoolExecutor(_THREADS) as pool:  # hashlib lets other threads work meanwhile
+            found = pool.map(lambda name: self.files[name].fault(self.dir / name), unread)
+            for (name, stamp), fault in zip(unread.items(), found, strict=True):
+                if fault:
+                    faults[name] = fault
+                else:
+                    self._right[name] = stamp
+        return faults
+
+    def save(self) -> None:
+        """Records what is known. Raises OSError."""
+        self._record_path.parent.mkdir(parents=True, exist_ok=True)
+        record = {
+            "repo": self.repo_id,
+            "commit": self.commit,
+            "files": {name: asdict(expected) for name, expected in self.files.items()},
+            "right": self._right,
+        }
+        process_files.write_json(self._record_path, record)
+
+    def remove(self, name: str) -> None:
+        """Takes a file out of the cache: its link, and the blob where that is one of this repository."""
+        path = self.dir / name
+        blob = path.parent / path.readlink() if path.is_symlink() else path
+        path.unlink(missing_ok=True)
+        if Path(os.path.normpath(blob)).parent == self.blobs_dir:
+            blob.unlink(missing_ok=True)
+        self._right.pop(name, None)
+
+    def leftovers(self) -> set[Path]:
+        """What downloads have begun and not ended, those under way included."""
+        return set(self.blobs_dir.glob("*.incomplete"))
+
+    def remove_leftovers(self, is_dead: Callable[[Path], bool]) -> int:
+        """Removes those that nobody writes to any more; the bytes that this frees.
+
+        The client makes a name for every try, and continues none of another process. It holds a lock of the blob while
+        it writes: where that is free, no process does. Some network file systems grant every lock; so `is_dead` must
+        hold as well, see `untouched_for`.
+        """
+        freed = 0
+        for path in self.leftovers():
+            if not is_dead(path):
+                continue
+            blob = re.sub(r"(\.[0-9a-f]{8})?\.incomplete$", "", path.name)
+            with suppress(OSError):  # it is locked, or gone already
+                if _is_free(self._repo_dir.parent / ".locks" / self._name / f"{blob}.lock"):
+                    size = path.stat().st_size
+                    path.unlink()
+                    freed += size
+        return freed
+
+    @property
+    def _name(self) -> str:
+        return "--".join((f"{self.repo_type}s", *self.repo_id.split("/")))
+
+    @property
+    def _repo_dir(self) -> Path:
+        from huggingface_hub import constants
+
+        return Path(constants.HF_HUB_CACHE) / self._name
+
+    @property
+    def _record_path(self) -> Path:
+        return self.cache_dir / "verified" / f"{self._name}--{self.commit}.json"
+
+
+def untouched_for(seconds: float) -> Callable[[Path], bool]:
+    """Whether nothing was written to a file for so long: a download that is silent for so long is ended anyway."""
+    return lambda path: time.time() - _changed(path) > seconds
+
+
+def _stamp(path: Path) -> Stamp:
+    seen = path.stat()
+    return seen.st_size, seen.st_mtime_ns, seen.st_ino
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # gone meanwhile
+        return time.time()
+
+
+def _git_sha1(path: Path) -> str:
+    """The hash that git gives a file's content."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def _is_free(lock: Path) -> bool:
+    """Whether no process holds the lock. Raises OSError where the file system has none."""
+    try:
+        with lock.open("rb+") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except FileNotFoundError:
+        return True
+    except BlockingIOError:
+        return False

@@ -1,0 +1,197 @@
+"""How this program talks to the Hub: a deadline for each call, few retries, no secret in any message.
+
+huggingface_hub waits for ever by default, retries some calls and not others, and puts signed links into its messages.
+Its client is replaced here by one that retries all calls by one rule. Knows nothing of repositories and releases.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import logging
+import re
+import ssl
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import httpx
+
+from appliance.errors import HubError
+from appliance.hub.errors import TRANSIENT, gave_up
+from appliance.process import redact
+
+_log = logging.getLogger(__name__)
+_log.addHandler(logging.NullHandler())  # a command without a log file would write every try to the screen
+_MOST_OF_ONE_CALL = 24  # the client itself repeats some calls without a bound
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What talking to the Hub may cost. `pace` scales all waits between tries, so that tests need not wait."""
+
+    connect_seconds: float = 20.0
+    silence_seconds: float = 120.0  # nothing was sent or received; a commit of many files takes the Hub a minute
+    stall_seconds: float = 300.0  # the process that uploads shows no sign of life
+    tries: int = 5
+    patience_seconds: float = 180.0  # the longest Retry-After that is obeyed
+    threads: int = 4  # files sent at once
+    pace: float = 1.0
+
+
+class Meter:
+    """What a session has sent so far, and what failed. Outlives the client, which the library may close and remake."""
+
+    def __init__(self, limits: Limits, on_sign: Callable[[], None]) -> None:
+        self.limits = limits
+        self.requests = 0
+        self.sent_bytes = 0
+        self.on_sign = on_sign
+        self._lock = threading.Lock()
+        self._calls: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()
+
+    def begin(self, call: str) -> None:
+        """Raises HubError: this very call was made too often."""
+        with self._lock:
+            self.requests += 1
+            self._calls[call] += 1
+            too_often = self._calls[call] > _MOST_OF_ONE_CALL
+        self.on_sign()
+        if too_often:
+            raise HubError(f"{redact.without_secrets(call)} was answered {_MOST_OF_ONE_CALL} times without an end")
+
+    def failed(self, call: str) -> int:
+        """How often this call has failed, now included."""
+        with self._lock:
+            self._failures[call] += 1
+            return self._failures[call]
+
+    def sent(self, count: int) -> None:
+        with self._lock:
+            self.sent_bytes += count
+        self.on_sign()
+
+    def wait(self, seconds: float) -> None:
+        """Sleeps, giving signs of life."""
+        until = time.monotonic() + seconds * self.limits.pace
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, 5.0))
+            self.on_sign()
+
+
+@contextmanager
+def opened(limits: Limits, on_sign: Callable[[], None] = lambda: None) -> Iterator[Meter]:
+    """While the block runs, all calls of huggingface_hub in this process go through the client of this module."""
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils._http import default_client_factory, hf_request_event_hook
+
+    meter = Meter(limits, on_sign)
+    settings: dict[str, Any] = {
+        "timeout": httpx.Timeout(limits.silence_seconds, connect=limits.connect_seconds),
+        "follow_redirects": True,
+        "event_hooks": {"request": [hf_request_event_hook]},
+        "verify": _certificates(),
+    }
+    set_client_factory(lambda: _Client(meter, **settings))
+    try:
+        yield meter
+    finally:
+        set_client_factory(default_client_factory)
+
+
+@lru_cache
+def _certificates() -> ssl.SSLContext:
+    """Read once: that takes longer than most calls."""
+    return httpx.create_ssl_context()
+
+
+class _Client(httpx.Client):
+    """Sends again what failed in passing.
+
+    Two kinds of calls are left to their callers: a commit, whose reply may have been lost after it was executed, and
+    the body of a file, which only the library can rewind. It does so for each failure that it is shown; the last one
+    is a HubError, which it does not repeat.
+    """
+
+    def __init__(self, meter: Meter, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._meter = meter
+
+    def send(self, request: httpx.Request, **how: Any) -> httpx.Response:
+        call = f"{request.method} {request.url} {request.headers.get('range', '')}".rstrip()
+        can_repeat = isinstance(request.stream, httpx.ByteStream) and not is_commit(request)
+        # Some methods of the library ask for `timeout=None`, whatever its client was given.
+        request.extensions = {**request.extensions, "timeout": self.timeout.as_dict()}
+        if request.method == "PUT":
+            request.stream = _Counted(request.stream, self._meter)
+        while True:
+            self._meter.begin(call)
+            error, response = None, None
+            try:
+                response = super().send(request, **how)
+            except (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError) as caught:
+                error = caught
+            if response is not None and response.status_code not in TRANSIENT:
+                return response
+            if is_commit(request):
+                return _reply(error, response)
+            tries = self._meter.failed(call)
+            _log.warning("%s: %s (try %d)", call, repr(error) if error else response, tries)
+            wait = asked_wait(response) if response is not None else None
+            if tries >= self._meter.limits.tries or (wait or 0) > self._meter.limits.patience_seconds:
+                raise gave_up(error, response, tries, wait) from error
+            if can_repeat:
+                if response is not None:
+                    response.close()  # one that is streamed would keep its connection
+                self._meter.wait(2.0 ** (tries - 1) if wait is None else wait)
+                continue
+            self._meter.wait(wait or 0)
+            if response is not None:  # the wait is over: the library is not to wait once more
+                for name in ("retry-after", "ratelimit"):
+                    response.headers.pop(name, None)
+            # After a ConnectError the library closes the client, under the hands of the other files' threads.
+            shown = httpx.ReadError(str(error), request=request) if isinstance(error, httpx.ConnectError) else error
+            return _reply(shown, response)
+
+
+class _Counted(httpx.SyncByteStream):
+    """A body whose bytes are counted as they leave."""
+
+    def __init__(self, body: Any, meter: Meter) -> None:
+        self._body, self._meter = body, meter
+
+    def __iter__(self) -> Iterator[bytes]:
+        for block in self._body:
+            yield block
+            self._meter.sent(len(block))
+
+
+def _reply(error: httpx.TransportError | None, response: httpx.Response | None) -> httpx.Response:
+    if response is None:
+        assert error is not None
+        raise error
+    return response
+
+
+def is_commit(request: httpx.Request) -> bool:
+    return request.method == "POST" and re.search(r"/api/(models|datasets)/.+/commit/", request.url.path) is not None
+
+
+def asked_wait(response: httpx.Response) -> float | None:
+    """Seconds that the Hub asks to wait: Retry-After (seconds or a date), or the rest of the rate limit's window."""
+    from huggingface_hub.utils._http import parse_ratelimit_headers
+
+    value = response.headers.get("retry-after", "").strip()
+    if value.isdigit():
+        return float(value)
+    if value and (date := email.utils.parsedate_tz(value)):
+        return max(email.utils.mktime_tz(date) - time.time(), 0.0)
+    limit = parse_ratelimit_headers(response.headers)
+    if response.status_code == 429 and limit is not None and limit.remaining == 0:
+        return float(limit.reset_in_seconds)
+    return None

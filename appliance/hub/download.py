@@ -1,0 +1,269 @@
+"""Brings pinned files of the Hub into the client's cache, by a child process that can be ended when it stands still.
+
+All of the transfer is done by `python -m appliance.hub.download_child`: name resolution and the native code of xet obey
+no timeout, but a process can be killed; and huggingface_hub reads HF_HUB_DISABLE_XET only when it is imported. What
+arrived is compared with the Hub's hashes, see `cache`. Knows nothing of models, runs and recipes.
+
+The token goes to the child through its standard input, into no file and no list of processes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import re
+import threading
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from appliance.errors import EnvironmentUnavailable, HubError
+from appliance.hub import client
+from appliance.hub import errors as hub_errors
+from appliance.hub.cache import Expected, Snapshot, untouched_for
+from appliance.hub.client import Limits
+from appliance.hub.repository import Source
+from appliance.machine import disk
+from appliance.process import child, console, redact
+
+# Plain HTTP that falls silent is resumed inside the child, long before the watchdog ends it.
+LIMITS = Limits(silence_seconds=30.0, stall_seconds=120.0)
+_ASKING = Limits(connect_seconds=10.0, silence_seconds=30.0, tries=3)  # somebody waits for the answer
+_TRIES = 3  # child processes for one fetch, the first of them with xet
+_FETCHES = 2  # of a file that does not arrive as it is on the Hub
+_SHOWN_FROM_BYTES = 1 << 26
+_SECRETS = ("HF_TOKEN", "HF_TOKEN_FILE", "HUGGING_FACE_HUB_TOKEN")
+_log = logging.getLogger(__name__)
+
+
+def find(source: Source, cache_dir: Path) -> Snapshot:
+    """The commit that `source` means, with the names and hashes of its files.
+
+    A full commit that was fetched before needs no network. Otherwise the Hub is asked, always: with a dead Hub or a
+    bad token the client itself would silently take what is cached. Raises HubError.
+    """
+    repo_id, repo_type, revision = source.repo_id, source.repo_type, source.revision
+    if revision and re.fullmatch("[0-9a-f]{40}", revision):
+        known = Snapshot.recorded(repo_id, repo_type, revision, cache_dir)
+        if known:
+            return known
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=source.token)
+    ask: Any = api.model_info if repo_type == "model" else api.dataset_info
+    try:
+        with client.opened(_ASKING):
+            info = ask(repo_id, revision=revision, files_metadata=True)
+        files = {
+            file.rfilename: Expected(file.size, file.lfs.sha256 if file.lfs else None, file.blob_id)
+            for file in info.siblings or []
+        }
+        return Snapshot(repo_id, repo_type, str(info.sha), files, cache_dir)
+    except hub_errors.EXPECTED as error:
+        refusal = hub_errors.fetch_error(error, source)
+        cached = Snapshot(repo_id, repo_type, "", {}, cache_dir).known_commits()
+        if cached and revision is None and repo_type == "model":
+            refusal.hint += f"; or take the commit in the cache: --set model.revision={cached[0]}"
+        raise refusal from error
+
+
+def obtain(source: Source, snapshot: Snapshot, names: Collection[str], limits: Limits = LIMITS) -> Path:
+    """The folder in which the files `names` of the snapshot lie, each as it is on the Hub.
+
+    What is damaged in the cache is named, removed and fetched again. Raises HubError: the Hub refuses or cannot be
+    reached, or a file arrived damaged twice. EnvironmentUnavailable: no room, or the cache cannot be written.
+    """
+    wrong: dict[str, str] = {}
+    with _writing(source):
+        snapshot.remove_leftovers(untouched_for(limits.stall_seconds))
+        for fetches in range(_FETCHES + 1):
+            wrong = snapshot.wrong(names)
+            if not wrong:
+                _save(snapshot)
+                return snapshot.dir
+            damaged = [name for name, why in wrong.items() if why]
+            for name in damaged:
+                console.say(f"{name} of {source.what} is damaged in the cache and removed: {wrong[name]}")
+                snapshot.remove(name)
+            if fetches < _FETCHES:
+                _fetch(source, snapshot, sorted(wrong), damaged, limits)
+    name, why = next(iter(wrong.items()))
+    raise HubError(
+        f"{name} of {source.what} arrived damaged {_FETCHES} times: {why or 'it is not there'}",
+        hint="something changes it on its way: check HF_ENDPOINT and HTTPS_PROXY; the same command tries again",
+    )
+
+
+def _fetch(source: Source, snapshot: Snapshot, names: Sequence[str], damaged: Sequence[str], limits: Limits) -> None:
+    """Every file of `names` is in the cache then, as it arrived. `damaged`: never to be taken from a store of xet's."""
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        raise HubError(
+            f"{len(names)} files of {source.what} are not in the cache, such as {names[0]}, and HF_HUB_OFFLINE is set",
+            hint="unset it until they are here",
+        )
+    _refuse_full_disk(source, snapshot, names)
+    reason = ""
+    for attempt in range(_TRIES):
+        left = [name for name in names if not (snapshot.dir / name).exists()]
+        if not left:
+            return
+        # The client refuses to fetch so large a file by plain HTTP.
+        needs_xet = any((snapshot.files[name].size or 0) > constants.MAX_HTTP_DOWNLOAD_SIZE for name in left)
+        without_xet = attempt > 0 and not needs_xet
+        if reason:
+            console.say(f"{source.what}: {reason}; once more{', without xet' if without_xet else ''}")
+            time.sleep(2.0**attempt * limits.pace)
+        job = {
+            "source": asdict(source),
+            "commit": snapshot.commit,
+            "files": left,
+            "forced": [name for name in damaged if name in left],
+            "limits": asdict(limits),
+        }
+        before = snapshot.leftovers()
+        try:
+            reason = _run_child(job, snapshot, limits, without_xet=without_xet)
+        finally:
+            snapshot.remove_leftovers(lambda path, before=before: path not in before)  # type: ignore[misc]
+        if not reason:
+            return
+    raise HubError(
+        f"{source.what} cannot be fetched: {reason} ({_TRIES} tries)",
+        hint="check the network; complete files are kept, and the same command continues",
+    )
+
+
+def _refuse_full_disk(source: Source, snapshot: Snapshot, names: Collection[str]) -> None:
+    needed, free = snapshot.bytes_of(names), disk.free_disk_bytes(snapshot.blobs_dir)
+    if needed > free:
+        raise EnvironmentUnavailable(
+            f"{source.what} needs {disk.human(needed)} in {disk.nearest(snapshot.blobs_dir)}; "
+            f"{disk.human(free)} are free",
+            hint="free space there, or let HF_HOME name a folder on another disk",
+        )
+
+
+def _run_child(job: dict[str, Any], snapshot: Snapshot, limits: Limits, *, without_xet: bool) -> str:
+    """Lets a child do the job and watches it. Empty when it is done, else why it may be tried again.
+
+    Raises HubError, EnvironmentUnavailable: trying again does not help.
+    """
+    environ = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+    environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    if without_xet:
+        environ["HF_HUB_DISABLE_XET"] = "1"
+    messages: queue.Queue[bytes | None] = queue.Queue()
+    with child.started("appliance.hub.download_child", job, environ) as process:
+        threading.Thread(target=_listen, args=(process.stdout, messages), daemon=True).start()
+        threading.Thread(target=_overhear, args=(process.stderr, job["source"]["token"]), daemon=True).start()
+        with _Watch(snapshot, job["files"], limits) as watch:
+            while not watch.stands_still():
+                try:
+                    line = messages.get(timeout=min(0.5, limits.stall_seconds / 10))
+                except queue.Empty:
+                    continue
+                if line is None:
+                    return f"the download's process ended with {process.wait()}"
+                said = json.loads(line)
+                watch.sign()
+                if "error" in said:
+                    return _again_or_raise(**said["error"])
+                if "done" in said:
+                    watch.is_done()
+                    return ""
+        return f"the download stood still for {limits.stall_seconds:.0f} s"
+
+
+def _again_or_raise(kind: str, message: str, hint: str, may_pass: bool) -> str:
+    if may_pass:
+        return message
+    raise (
+        EnvironmentUnavailable(message, hint=hint) if kind == "EnvironmentUnavailable" else HubError(message, hint=hint)
+    )
+
+
+class _Watch:
+    """Whether something arrives, seen from outside: files in the cache change, or the child gives a sign of life."""
+
+    def __init__(self, snapshot: Snapshot, names: Sequence[str], limits: Limits) -> None:
+        self._snapshot, self._limits = snapshot, limits
+        total = snapshot.bytes_of(names)
+        title = f"fetching {snapshot.repo_id}, MiB"
+        self._bar = console.Steps(title, total >> 20) if total >= _SHOWN_FROM_BYTES else None
+        self._total = total
+        self._before = set(self._files())
+        self._seen = self._files()
+        self._last = time.monotonic()
+
+    def __enter__(self) -> _Watch:
+        if self._bar:
+            self._bar.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar:
+            self._bar.__exit__(*exc)
+
+    def sign(self) -> None:
+        self._last = time.monotonic()
+
+    def stands_still(self) -> bool:
+        files = self._files()
+        if files != self._seen:
+            self._seen = files
+            self.sign()
+            if self._bar:
+                done = sum(size for name, (size, _) in files.items() if name not in self._before)
+                self._bar.reach(min(done, self._total) >> 20)
+        return time.monotonic() - self._last > self._limits.stall_seconds
+
+    def is_done(self) -> None:
+        if self._bar:
+            self._bar.reach(self._total >> 20)
+
+    def _files(self) -> dict[str, tuple[int, int]]:
+        """Name -> bytes on disk, time of change; xet may reserve a file's whole length before it writes."""
+        found = {}
+        with suppress(FileNotFoundError):  # no folder yet, or a file that was renamed this very moment
+            for entry in os.scandir(self._snapshot.blobs_dir):
+                with suppress(FileNotFoundError):
+                    seen = entry.stat()
+                    found[entry.name] = (min(seen.st_size, seen.st_blocks * 512), seen.st_mtime_ns)
+        return found
+
+
+def _listen(stream: IO[bytes], messages: queue.Queue[bytes | None]) -> None:
+    """The child's messages, a line each; None when there are no more."""
+    with suppress(ValueError):  # closed under our hands: nobody listens any more
+        for line in stream:
+            messages.put(line)
+    messages.put(None)
+
+
+def _overhear(stream: IO[bytes], token: str | None) -> None:
+    """What the child writes on stderr belongs into the log."""
+    with suppress(ValueError):
+        for line in stream:
+            _log.info("%s", redact.without_secrets(line.decode(errors="replace").rstrip("\n"), [token or ""]))
+
+
+@contextmanager
+def _writing(source: Source) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise hub_errors.fetch_error(error, source) from error
+
+
+def _save(snapshot: Snapshot) -> None:
+    try:
+        snapshot.save()
+    except OSError as error:  # it costs another reading of the files, no more
+        _log.warning("what was checked cannot be recorded: %s", error)

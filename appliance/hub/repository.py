@@ -1,0 +1,179 @@
+"""What a repository on the Hub holds, whose it is, and whether a release may go there. Sends nothing.
+
+A repository is this program's when `appliance.json` is in it: a list, written by each upload, of the files that the
+upload brought, with their hashes. A file that is not on the list, or that was changed since, is foreign: it is never
+deleted, and never written over without --into-existing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import HubError
+from appliance.hub.cache import RepoType
+
+
+@dataclass(frozen=True)
+class Source:
+    """A repository as the user named it. `revision`: a commit, tag or branch; None is the newest commit."""
+
+    repo_id: str
+    repo_type: RepoType
+    revision: str | None
+    token: str | None
+    hint: str  # what may mend a refusal
+
+    @property
+    def what(self) -> str:
+        return f"the {'base model' if self.repo_type == 'model' else 'dataset'} {self.repo_id}"
+
+
+MARKER = "appliance.json"
+_MADE_BY = "finetune-appliance"
+_FROM_THE_HUB = ".gitattributes"  # each repository begins with one
+
+
+@dataclass(frozen=True)
+class Content:
+    """A local file. `git_sha1` is git's name for it: the Hub tells that of small files, sha256 of large ones."""
+
+    size: int
+    sha256: str
+    git_sha1: str
+
+    @classmethod
+    def of(cls, path: Path) -> Content:
+        size = path.stat().st_size
+        sha256, sha1 = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        with path.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                sha256.update(block)
+                sha1.update(block)
+        return cls(size, sha256.hexdigest(), sha1.hexdigest())
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file on the Hub. `oid`: sha256 of a large file, git's sha1 of a small one."""
+
+    size: int
+    oid: str
+
+    def is_same_as(self, content: Content) -> bool:
+        return self.size == content.size and self.oid in (content.sha256, content.git_sha1)
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository at one commit. `brought`: what earlier uploads put there; None without the list."""
+
+    repo_id: str
+    commit: str | None
+    is_private: bool
+    files: Mapping[str, Entry]
+    brought: Mapping[str, Content] | None
+
+    @property
+    def foreign(self) -> list[str]:
+        """Files that this program did not bring, or that somebody changed since."""
+        brought = self.brought or {}
+        own = (MARKER, _FROM_THE_HUB) if self.brought is not None else (_FROM_THE_HUB,)
+        return [
+            path
+            for path, entry in self.files.items()
+            if path not in own and not (path in brought and entry.is_same_as(brought[path]))
+        ]
+
+    def missing(self, release: Mapping[str, Content]) -> list[str]:
+        """Files of the release that are not there, or not with this content."""
+        return [path for path, content in release.items() if not self._has(path, content)]
+
+    def outdated(self, release: Mapping[str, Content]) -> list[str]:
+        """Files of an earlier release that this one does not have."""
+        return [path for path in self.brought or {} if path in self.files and path not in {*release, *self.foreign}]
+
+    def refuse(self, visibility: str, into_existing: bool, release: Mapping[str, Content] | None = None) -> None:
+        """Raises HubError: the repository is public against the recipe, or holds what is not ours to change."""
+        if not self.is_private and visibility != "public":
+            raise HubError(
+                f"{self.repo_id} is public on the Hub, and publish.visibility is {visibility}",
+                hint="choose another publish.repo_id, make that repository private in its settings on the Hub, or set "
+                "publish.visibility=public",
+            )
+        if into_existing:
+            return
+        if self.brought is None and self.foreign:
+            raise HubError(
+                f"{self.repo_id} holds files that this program did not put there: {_some(self.foreign)}",
+                hint="choose another publish.repo_id, or add --into-existing: then files of the same name are "
+                "written over, and all others stay",
+            )
+        changed = [path for path in self.foreign if release and path in release and not self._has(path, release[path])]
+        if changed:
+            raise HubError(
+                f"{self.repo_id}: changed on the Hub since this program wrote it: {_some(changed)}",
+                hint="add --into-existing to write over it, or choose another publish.repo_id",
+            )
+
+    def _has(self, path: str, content: Content) -> bool:
+        return path in self.files and self.files[path].is_same_as(content)
+
+
+def read(repo_id: str, repo_type: str, token: str | None, revision: str | None = None) -> Repository | None:
+    """The repository at `revision`, or at the head of main; None where there is none that this token can see.
+
+    Raises what huggingface_hub raises for all other troubles.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.hf_api import RepoFile
+
+    api = HfApi(token=token)
+    try:
+        info = api.repo_info(repo_id, repo_type=repo_type, revision=revision)
+    except RepositoryNotFoundError as error:
+        if error.response.status_code == 401:  # the library's guess: with a token, what is missing is a 404
+            raise
+        return None
+    if info.sha is None:
+        return Repository(repo_id, None, bool(info.private), {}, None)
+    tree = api.list_repo_tree(repo_id, recursive=True, revision=info.sha, repo_type=repo_type)
+    files = {
+        item.path: Entry(item.lfs.size, item.lfs.sha256) if item.lfs else Entry(item.size, item.blob_id)
+        for item in tree
+        if isinstance(item, RepoFile)
+    }
+    brought = _brought(repo_id, repo_type, token, info.sha) if MARKER in files else None
+    return Repository(repo_id, info.sha, bool(info.private), files, brought)
+
+
+def marker_of(release: Mapping[str, Content]) -> bytes:
+    """The list of what an upload brings. The same release gives the same bytes, so that nothing new is committed."""
+    files = {path: vars(content) for path, content in sorted(release.items())}
+    return (json.dumps({"made_by": _MADE_BY, "files": files}, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def _brought(repo_id: str, repo_type: str, token: str | None, commit: str) -> dict[str, Content] | None:
+    from huggingface_hub import get_session, get_token, hf_hub_url, hf_raise_for_status
+
+    url = hf_hub_url(repo_id, MARKER, repo_type=repo_type, revision=commit)
+    access = token or get_token()
+    response = get_session().get(url, headers={"authorization": f"Bearer {access}"} if access else {})
+    hf_raise_for_status(response)
+    try:
+        said: Any = json.loads(response.content)
+        if said["made_by"] != _MADE_BY:
+            return None
+        return {path: Content(**content) for path, content in said["files"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None  # somebody else's file of that name
+
+
+def _some(paths: list[str]) -> str:
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return ", ".join(sorted(paths)[:3]) + more

@@ -1,0 +1,163 @@
+"""Brings a release to the Hub through a child process that can be ended when it stands still.
+
+All talking is done by `python -m appliance.hub.upload_child`. That is the only way to a deadline for each call:
+name resolution, a reply that trickles in, and the native code of xet obey no timeout, but a process can be killed. It
+also lets the upload choose its transfer (huggingface_hub reads HF_HUB_DISABLE_XET once, when it is imported): plain
+HTTP, whose tries and deadlines are ours, unless the user sets HF_HUB_DISABLE_XET=0.
+
+Knows nothing of runs and recipes. The token goes to the child through its standard input, into no file and no list of
+processes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import re
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Literal
+
+from appliance.errors import HubError, RunDirError
+from appliance.hub.client import Limits
+from appliance.hub.repository import Content
+from appliance.hub.upload_child import Pushed
+from appliance.process import child, console, redact
+
+_log = logging.getLogger(__name__)
+RepoType = Literal["model", "dataset"]
+Visibility = Literal["private", "public"]
+_SECRETS = ("HF_TOKEN", "HF_TOKEN_FILE", "HUGGING_FACE_HUB_TOKEN")
+# What may be published, by name: nothing else that lies in a release folder by accident.
+_ALLOWED = re.compile(
+    r"(?:[\w.-]+\.(?:safetensors|safetensors\.index\.json|jinja|model|md)"
+    r"|(?:config|generation_config|adapter_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab"
+    r"|chat_template|preprocessor_config|prompt|run)\.json"
+    r"|(?:merges|vocab|requirements)\.txt|(?:LICENSE|LICENCE|NOTICE|USE_POLICY)[\w.-]*)"
+)
+_ALLOWED_DATA = re.compile(r"[\w.-]+\.csv")
+
+
+def publish(
+    folder: Path,
+    repo_id: str,
+    *,
+    repo_type: RepoType,
+    visibility: Visibility,
+    token: str | None,
+    into_existing: bool,
+    message: str,
+    expected: Mapping[str, tuple[int, str]],
+    again: str = "the same command continues",
+    say: Callable[[str], None] = console.say,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+) -> Pushed:
+    """Makes main of `repo_id` equal to the files of `folder`, which are those of `expected` (path: size, sha256).
+
+    Run again after any failure: only what is missing is sent, and what is there already makes no commit. `repo_id`
+    without USER/ goes to the token's user; `again` says in a message's hint how the user continues.
+
+    Raises RunDirError: the folder is not what `expected` says. HubError: the Hub refuses, cannot be reached, or holds
+    something else.
+    """
+    job = {
+        "folder": str(folder.resolve()),
+        "repo_id": repo_id,
+        "repo_type": repo_type,
+        "visibility": visibility,
+        "token": token,
+        "into_existing": into_existing,
+        "message": message,
+        "release": {path: asdict(content) for path, content in contents(folder, repo_type, expected).items()},
+        "limits": asdict(limits),
+        "again": again,
+    }
+    environ = {name: value for name, value in os.environ.items() if name not in _SECRETS} | {
+        "HF_HUB_DISABLE_XET": os.environ.get("HF_HUB_DISABLE_XET") or "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "0",  # the bars are xet's only signs of life
+        "TQDM_POSITION": "-1",  # draws them without a terminal
+    }
+    with child.started("appliance.hub.upload_child", job, environ) as process:
+        return _follow(process, token, limits.stall_seconds, again, say)
+
+
+def contents(folder: Path, repo_type: RepoType, expected: Mapping[str, tuple[int, str]]) -> dict[str, Content]:
+    """The files of the release. Raises RunDirError: others than expected, or such as may not be published."""
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    hint = "build the release anew with --redo publish"
+    if found != set(expected):
+        raise RunDirError(f"{folder}: {', '.join(sorted(found ^ set(expected)))}: not what was released", hint=hint)
+    for path in sorted(found):
+        parts = Path(path).parts
+        is_data = repo_type == "dataset" and _ALLOWED_DATA.fullmatch(parts[-1])
+        if any(part.startswith(".") for part in parts) or not (is_data or _ALLOWED.fullmatch(parts[-1])):
+            raise RunDirError(f"{folder / path} is no file that belongs into a {repo_type} on the Hub", hint=hint)
+    release = {path: Content.of(folder / path) for path in sorted(found)}
+    for path, content in release.items():
+        if (content.size, content.sha256) != tuple(expected[path]):
+            raise RunDirError(f"{folder / path} was changed after it was proven", hint=hint)
+    return release
+
+
+def _follow(
+    process: subprocess.Popen[bytes], token: str | None, stall_seconds: float, again: str, say: Callable[[str], None]
+) -> Pushed:
+    """Passes on what the child says until it is done. Raises HubError, also where it falls silent or dies."""
+    signs: queue.Queue[bytes | None] = queue.Queue()
+    words: deque[bytes] = deque(maxlen=20)
+    listeners = [
+        threading.Thread(target=_listen, args=(process.stdout, signs), daemon=True),
+        threading.Thread(target=_overhear, args=(process.stderr, signs, words), daemon=True),
+    ]
+    for listener in listeners:
+        listener.start()
+    while True:
+        try:
+            line = signs.get(timeout=stall_seconds)
+        except queue.Empty:
+            raise HubError(
+                f"the upload stood still for {stall_seconds:.0f} s and was ended",
+                hint=f"everything local is kept; check the network; then {again}",
+            ) from None
+        if line is None:
+            code = process.wait()
+            _log.error(
+                "the upload's process: %s",
+                redact.without_secrets(b"".join(words).decode(errors="replace"), [token or ""]),
+            )
+            raise HubError(
+                f"the upload's process ended with {code}, without a word",
+                hint=f"everything local is kept; see the log; then {again}",
+            )
+        said = json.loads(line) if line else {}
+        if "say" in said:
+            say(said["say"])
+        elif "log" in said:
+            name, level, text = said["log"]
+            logging.getLogger(name).log(level, "%s", text)
+        elif "error" in said:
+            message, hint = said["error"]
+            raise HubError(message, hint=hint)
+        elif "pushed" in said:
+            return Pushed(**said["pushed"])
+
+
+def _listen(stream: IO[bytes], signs: queue.Queue[bytes | None]) -> None:
+    """The child's messages, a line each; None when there are no more."""
+    for line in stream:
+        signs.put(line)
+    signs.put(None)
+
+
+def _overhear(stream: IO[bytes], signs: queue.Queue[bytes | None], words: deque[bytes]) -> None:
+    """What the child writes on stderr are bars, which end no line: a sign of life, and its last words if it dies."""
+    while block := os.read(stream.fileno(), 1 << 16):
+        words.append(block)
+        signs.put(b"")

@@ -1,0 +1,1 @@
+"""What this machine has: device, memory, disk, container, installed packages."""

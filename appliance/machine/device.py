@@ -1,0 +1,156 @@
+"""The device that a model runs on: the CUDA card or the CPU, and what it can compute in."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from appliance.machine import host_memory, one_gpu
+
+CardDType = Literal["bfloat16", "float16"]
+
+# The oldest driver that runs programs of a CUDA major version (NVIDIA, "CUDA Compatibility", minor version
+# compatibility): 13.x needs 580, 12.x needs 525, 11.x needs 450.
+OLDEST_DRIVER = {13: 580, 12: 525, 11: 450}
+# Model types whose activations are known to leave float16's range (65504): their authors trained in bfloat16 only, and
+# transformers' and Unsloth's own code computes them in bfloat16 or float32.
+OVERFLOW_IN_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text"})
+
+
+@dataclass(frozen=True)
+class Card:
+    """What CUDA says of a GPU and of the installed torch."""
+
+    name: str
+    capability: tuple[int, int]
+    memory_bytes: int
+    kernels: tuple[str, ...]  # torch.cuda.get_arch_list(): "sm_80" for machine code, "compute_90" for PTX
+    cuda: str  # version that torch was built for, "13.0"
+    driver: str | None  # "580.65.06"; None where it cannot be read
+    chosen: str = ""  # which of several it is and why, for people
+
+    @property
+    def dtype(self) -> CardDType:
+        """bfloat16 from Ampere (8.0) on; before it the hardware multiplies float16 only."""
+        return "bfloat16" if self.capability >= (8, 0) else "float16"
+
+
+def has_kernels(card: Card) -> bool:
+    """Whether torch brings code for this card.
+
+    Machine code runs on cards of the same major capability and at least its minor one; PTX on any later card (NVIDIA,
+    "CUDA C++ Programming Guide", binary and PTX compatibility).
+    """
+    for kernel in card.kernels:
+        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", kernel)
+        if match is None:
+            continue
+        made_for = int(match[2]), int(match[3])
+        if kernel.startswith("sm_"):
+            if made_for[0] == card.capability[0] and made_for <= card.capability:
+                return True
+        elif made_for <= card.capability:
+            return True
+    return False
+
+
+def oldest_driver(card: Card) -> int | None:
+    """Major version of the oldest driver that can run the installed torch; None for a CUDA version not in the table."""
+    return OLDEST_DRIVER.get(int(card.cuda.partition(".")[0]))
+
+
+def driver_is_old(card: Card) -> bool:
+    """Whether the driver is older than the installed torch needs. A driver that cannot be read is given the benefit."""
+    oldest = oldest_driver(card)
+    return card.driver is not None and oldest is not None and int(card.driver.partition(".")[0]) < oldest
+
+
+def overflows(model_type: str, dtype: str) -> bool:
+    """Whether a model of this type is known to overflow in `dtype`."""
+    return dtype == "float16" and model_type in OVERFLOW_IN_FLOAT16
+
+
+DType = Literal["float32", "bfloat16", "float16"]
+# Over the weights themselves: activations, optimizer states of the adapters, the CUDA context, the interpreter.
+OVERHEAD_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the model runs. Memory in bytes."""
+
+    kind: Literal["cuda", "cpu"]
+    name: str
+    memory_bytes: int
+    dtype: DType
+    capability: tuple[int, int] | None = None  # of a CUDA device
+
+    def compute_dtype(self, wanted: str) -> str:
+        """The type of computation for the recipe's `model.dtype`."""
+        return self.dtype if wanted == "auto" else wanted
+
+
+def device() -> Device:
+    """The one CUDA device that is used, or the CPU. Imports torch; of several cards it chooses one, for good."""
+    one_gpu.narrow(has_gpu=has_nvidia_node(Path("/")))
+    import torch
+
+    if torch.cuda.is_available():
+        found = card()
+        return Device("cuda", found.name, found.memory_bytes, found.dtype, found.capability)
+    return Device("cpu", _cpu_name(), host_memory.memory_limit_bytes(), "float32")
+
+
+def card() -> Card:
+    """The CUDA device that is used. Call it only after `device` has found it."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(0)
+    return Card(
+        name=properties.name,
+        capability=(properties.major, properties.minor),
+        memory_bytes=properties.total_memory,
+        kernels=tuple(torch.cuda.get_arch_list()),
+        cuda=torch.version.cuda or "",
+        driver=driver_version(Path("/proc/driver/nvidia/version")),
+        chosen=one_gpu.chosen(torch.cuda.device_count()),
+    )
+
+
+def has_nvidia_node(root: Path) -> bool:
+    """NVIDIA's control node; in WSL the node that leads to Windows, which other makers' cards have as well."""
+    in_wsl = (root / "dev" / "dxg").exists() and (root / "usr" / "lib" / "wsl" / "lib" / "libcuda.so.1").exists()
+    return in_wsl or (root / "dev" / "nvidiactl").exists()
+
+
+def driver_version(path: Path) -> str | None:
+    """The NVIDIA kernel driver's version from its file in /proc; None without one."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    match = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", text)
+    return match[1] if match else None
+
+
+def _cpu_name() -> str:
+    """The processor's name and the cores that this process may use."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    names = (line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name"))
+    return f"{next(names, platform.machine())}, {cpu_cores()} cores"
+
+
+def room_bytes(on: Device) -> int:
+    """Memory that a model may take on this device now: other programs hold the rest."""
+    if on.kind == "cpu":
+        return host_memory.memory_available_bytes()
+    import torch
+
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else on.memory_bytes
+
+
+def cpu_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,342 @@
+"""Can this recipe run here? CSV, base model, memory, disk: what was found, what is needed, what to do about it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from appliance.base_model import tunable
+from appliance.base_model.base import Base
+from appliance.engines import choose, master_weights, memory
+from appliance.errors import DataError, EnvironmentUnavailable
+from appliance.findings import Finding
+from appliance.hub import client, permissions
+from appliance.hub import token as hub_token
+from appliance.machine import device as machine_device
+from appliance.machine import disk, host_memory, packages
+from appliance.machine import place as machine_place
+from appliance.machine.device import Device
+from appliance.machine.disk import human
+from appliance.machine.place import Place
+from appliance.preflight import disk_needs, doctor, gpu, gpu_probe
+from appliance.process import files
+from appliance.recipe.fields import DataSection, ModelSection, PublishSection, TrainSection, TuningSection
+from appliance.rows import survey
+from appliance.rundir.directory import STAGES
+from appliance.training import validation
+from appliance.weights.proof_place import Weights, memory_finding
+
+# Of a Hub that this call can do without: no run waits minutes for that.
+BRIEFLY = client.Limits(connect_seconds=5, silence_seconds=20, tries=2)
+PROMPT_TOKENS = 64  # of a format around a row, for the estimate before anything is tokenized
+
+
+def run(
+    *,
+    data: DataSection,
+    model: ModelSection,
+    tuning: TuningSection,
+    train: TrainSection,
+    publish: PublishSection,
+    csv_path: Path | None,
+    cache_dir: Path,
+    get_base: Callable[[], Base],
+    get_device: Callable[[], Device],
+    engine: str,
+    rehearse: str,
+    todo: Collection[str] | None,
+    stage_dir: Path,
+    again: Collection[str] = (),
+    into_existing: bool = False,
+) -> list[Finding]:
+    """All findings; writes table.json. What is cheap comes first: a wrong CSV is said before any model is fetched.
+
+    `csv_path` None: the CSV is gone, and its rows are in the run directory already. `todo`: the stages that this call
+    is to run, for what is done is not judged again; None: it runs none, and all are judged. `again`: the stages that it
+    makes anew; their old results stay until the new ones are done. `into_existing`: a repository on the Hub may hold
+    something else.
+
+    Raises DataError: the CSV cannot be read. HubError: the Hub will not take what is to be published, or cannot be
+    reached where nothing but time would be lost by waiting for it.
+    EnvironmentUnavailable: another finding fails.
+    """
+    ahead = set(STAGES) if todo is None or ("rehearse" in todo and rehearse != "never") else set(todo)
+    loads = not ahead.isdisjoint(("train", "evaluate"))  # into the engine
+    seen = _survey(csv_path, data, train.seed) if csv_path else None
+    findings = survey.findings(seen) if seen else []
+    if seen and "train" in ahead:
+        findings.append(validation.finding(validation.schedule(train, seen.sides["train"], seen.sides["val"]), train))
+    place = machine_place.place()
+    findings += [*doctor.pins(place), _cache(cache_dir, place)]
+    table_path = stage_dir / "table.json"
+    device = get_device() if packages.can_train() else None
+    if device:
+        trained_with = train.optimizer if "train" in ahead else None
+        parts = _computing(engine, device, model, trained_with) if loads else ()
+        findings += _device_findings(device, parts, cache_dir)
+    else:
+        fix = "pip install -c constraints.txt '.[train]'"
+        needs_torch = todo is not None and not set(todo) <= {"prepare"}
+        findings.append(Finding("packages", "no torch", "torch to train", "fails" if needs_torch else "warning", fix))
+    _judge(findings, table_path)  # before a base is fetched: what is wrong with the machine stays wrong
+    if device:
+        choose.refuse_impossible(engine, device)
+    findings += _hub_findings(publish, model, tuning, into_existing, stage_dir.parent, todo, again)
+    files.write_json(table_path, [asdict(finding) for finding in findings])
+    permissions.refuse(findings)
+    base = get_base()
+    full_with = train.optimizer if tuning.method == "full" and "train" in ahead else None
+    demand = disk_needs.of_run(base, tuning, train, has_hard_links=disk.has_hard_links(stage_dir)).of(ahead)
+    kept = set(STAGES if todo is None else todo).difference(again)  # what stands there of them is written over
+    held = disk_needs.held_bytes(stage_dir.parent, kept)
+    findings += [*_base_findings(base, model, rehearse), *_disks(base, demand, held, stage_dir)]
+    if device:
+        findings += _engine_findings(engine, base, model, device, full_with, loads)
+    if device and "train" in ahead:
+        name, _ = choose.choose(engine, device, str(base.config.get("model_type")))
+        findings += _training_memory(base, model, tuning, train, device, name, seen.longest_characters if seen else 0)
+    if device and "merge" in ahead:
+        findings += _merging_memory(base, device)
+    _judge(findings, table_path)
+    return findings
+
+
+def _judge(findings: list[Finding], table_path: Path) -> None:
+    files.write_json(table_path, [asdict(finding) for finding in findings])
+    failed = [finding for finding in findings if finding.verdict == "fails"]
+    if failed:
+        raise EnvironmentUnavailable(
+            "this recipe cannot run here: " + "; ".join(f"{f.what}: {f.found}, needed {f.needed}" for f in failed),
+            hint="; ".join(f.fix for f in failed),
+        )
+
+
+def _cache(cache_dir: Path, place: Place) -> Finding:
+    """Whether the caches can be written. The Hub client's may be read-only where all that is needed is in it."""
+    found = doctor.caches(cache_dir, place, os.environ)
+    of_others = found.verdict == "fails" and not found.what.endswith(f" {cache_dir}")
+    return replace(
+        found, what="cache", found=f"{found.what}: {found.found}", verdict="warning" if of_others else found.verdict
+    )
+
+
+def _survey(csv_path: Path, data: DataSection, seed: int) -> survey.Survey:
+    """What the CSV is and holds. Raises DataError: it cannot be read, or has too few rows to split.
+
+    Bad rows are a warning here: `prepare`, which has the ledger, refuses them.
+    """
+    seen = survey.look(csv_path, data, seed)
+    if seen.too_few:
+        raise DataError(f"{csv_path}: {seen.too_few}", hint=seen.too_few.hint) from seen.too_few
+    return seen
+
+
+def _hub_findings(
+    publish: PublishSection,
+    model: ModelSection,
+    tuning: TuningSection,
+    into_existing: bool,
+    run_path: Path,
+    todo: Collection[str] | None,
+    again: Collection[str],
+) -> list[Finding]:
+    """Whether what is to be published may be: asked now, not after hours of training.
+
+    Where this call does not publish, or hours are spent on the run already, a Hub that cannot be asked is a warning:
+    nothing is gained by waiting for it. Raises permissions.Unreachable else.
+    """
+    repositories = publish.repositories(has_adapter=tuning.method == "lora")
+    is_published = (run_path / "publish" / "stage.json").is_file() and "publish" not in again
+    if not repositories or (todo is not None and "publish" not in todo and is_published):
+        return []
+    is_on_hub = "/" in model.id and not Path(model.id).exists()
+    base = (model.id, model.revision) if is_on_hub else None
+    can_wait = todo is not None and ("publish" not in todo or _has_trained(run_path, again))
+    limits = BRIEFLY if can_wait else client.Limits()
+    try:
+        return permissions.look(
+            dict(repositories.values()), publish.visibility, into_existing, base, hub_token.token(), limits
+        )
+    except permissions.Unreachable as error:
+        if not can_wait:
+            raise
+        return [Finding("Hub", f"not reachable: {error}", "", "warning", "publish needs it")]
+
+
+def _has_trained(run_path: Path, again: Collection[str]) -> bool:
+    """Whether training is done or has got as far as a checkpoint, and stays."""
+    trained = run_path / "train"
+    begun = (trained / "stage.json").is_file() or any(trained.glob("checkpoints/checkpoint-*"))
+    return begun and "train" not in again
+
+
+def _base_findings(base: Base, model: ModelSection, rehearse: str) -> list[Finding]:
+    limit, kind = base.max_positions, str(base.config.get("model_type"))
+    size = human(base.weights_bytes)
+    found = f"{base.public_id}, {kind}, {size}, licence {base.license or 'not stated'}"
+    findings = [Finding("base model", found, "", "ok")]
+    if kind in tunable.TESTED_TYPES:
+        findings.append(Finding("architecture", f"{kind}, dense", "", "ok"))
+    else:
+        fix = "the rehearsal tries everything with it before training"
+        fix = "set rehearse=auto: it tries everything before training" if rehearse == "never" else fix
+        found = f"{kind} is an untested architecture"
+        findings.append(Finding("architecture", found, "one that the appliance is made for", "warning", fix))
+    if isinstance(model.max_seq_length, int) and model.max_seq_length > limit:
+        fix = f"set model.max_seq_length to at most {limit}"
+        findings.append(Finding("max_seq_length", str(model.max_seq_length), f"<= {limit}", "fails", fix))
+    return findings
+
+
+def _device_findings(device: Device, parts: Collection[gpu_probe.Part], cache_dir: Path) -> list[Finding]:
+    """Whether the GPU and its driver go together, and whether those parts compute on it."""
+    if device.kind == "cpu":
+        unusable = gpu.unusable_gpu()
+        return [unusable] if unusable else []
+    card = machine_device.card()
+    findings = gpu.card_findings(card)
+    if parts and not any(finding.verdict == "fails" for finding in findings):
+        findings += gpu_probe.findings(card, cache_dir, parts)
+    return findings
+
+
+def _computing(engine: str, device: Device, model: ModelSection, optimizer: str | None) -> list[gpu_probe.Part]:
+    """What beside torch the run computes with: Triton for Unsloth's kernels, bitsandbytes for 4 and 8 bits."""
+    parts: list[gpu_probe.Part] = []
+    if engine != "transformers" and choose.unsloth_obstacle(device) is None:
+        parts.append("triton")
+    if model.load_in_4bit or optimizer == "adamw_8bit":
+        parts.append("bitsandbytes")
+    return parts
+
+
+def _engine_findings(
+    engine: str, base: Base, model: ModelSection, device: Device, full_with: str | None, loads: bool
+) -> list[Finding]:
+    """Which engine, why, and, where it `loads` the base, whether the base's numbers fit its type of computation."""
+    kind, dtype = str(base.config.get("model_type")), device.compute_dtype(model.dtype)
+    name, reason = choose.choose(engine, device, kind)
+    findings = [Finding("engine", f"{name} on {device.name} in {dtype}: {reason}", "", "ok")]
+    if not loads:
+        return findings
+    if dtype == "bfloat16" and device.dtype == "float16":  # emulated by torch, exchanged for float16 by Unsloth
+        fix = "set model.dtype=auto, or use a card of compute capability 8.0 or newer"
+        findings.append(Finding("number type", f"bfloat16 on {device.name}", "float16", "fails", fix))
+    if name == "unsloth" and dtype == "float32" and device.dtype == "bfloat16":  # its trainer would switch bfloat16 on
+        fix = "set model.dtype=auto, or engine=transformers for float32"
+        findings.append(Finding("number type", "float32 through Unsloth", "bfloat16", "fails", fix))
+    if full_with:
+        findings.append(_precision(base.parameters, dtype, full_with))
+    if dtype == "float16" and full_with:  # float32 weights under a gradient scaler were never tried here
+        fix = "use method: lora, a card of compute capability 8.0 or newer, or model.dtype=float32"
+        findings.append(Finding("number type", "float16", "bfloat16 or float32 for method: full", "fails", fix))
+    if machine_device.overflows(kind, dtype):
+        fix = "use a card of compute capability 8.0 or newer, or set model.dtype=float32"
+        findings.append(Finding("number range", f"{kind} in float16", "bfloat16 or float32", "fails", fix))
+    return findings
+
+
+def _precision(parameters: int, dtype: str, optimizer: str) -> Finding:
+    """What a full fine-tuning holds its weights in; whether there is room for them, the next rows say."""
+    needed = human(parameters * master_weights.bytes_per_weight(optimizer))
+    found = master_weights.describe(dtype, optimizer)
+    if master_weights.has_masters("full", dtype):
+        found += f"; weights in {dtype} would round small updates away"
+    return Finding("precision", found, f"{needed} for weights, gradients and moments", "ok")
+
+
+def _training_memory(
+    base: Base,
+    model: ModelSection,
+    tuning: TuningSection,
+    train: TrainSection,
+    device: Device,
+    engine: str,
+    longest_characters: int,
+) -> list[Finding]:
+    """Room for training.
+
+    Where only the activations do not fit it is a warning: training halves the micro batch by itself, and their
+    estimate stands on the longest row's characters, at a token each, as long as nothing has been tokenized.
+    """
+    parameters, dtype = base.parameters, device.compute_dtype(model.dtype)
+    full_with = train.optimizer if tuning.method == "full" else None
+    at_least = memory.training_bytes(parameters, model.load_in_4bit, dtype, full_with)
+    room = machine_device.room_bytes(device)
+    fix = _instead_of_full(room, train.optimizer) if full_with else ""
+    finding = _fits("training", device.kind, room, at_least, fix)
+    shape = memory.shape_of(base.config)
+    if shape and finding.verdict == "ok":
+        wanted = model.max_seq_length
+        tokens = wanted if isinstance(wanted, int) else min(longest_characters + PROMPT_TOKENS, base.max_positions)
+        demand = memory.training(
+            shape,
+            parameters,
+            model=model,
+            tuning=tuning,
+            train=train,
+            dtype=dtype,
+            tokens=tokens,
+            checkpoints_gradients=device.kind == "cuda",
+            engine=engine,
+            room=room,
+        )
+        needed = f"{human(demand.total)} ({demand.describe()}; {train.micro_batch_size} rows of {tokens} tokens)"
+        if full_with and demand.fixed > room:  # no smaller batch saves it
+            return [replace(finding, needed=needed, verdict="fails", fix=fix)]
+        enough = demand.total <= room
+        fix = "" if enough else "training halves train.micro_batch_size when it must; model.max_seq_length bounds it"
+        finding = replace(finding, needed=needed, verdict="ok" if enough else "warning", fix=fix)
+    return [finding]
+
+
+def _merging_memory(base: Base, device: Device) -> list[Finding]:
+    """Room for the merge, and for the proof, which loads the model again: on the GPU if it then has room."""
+    shape, host = memory.shape_of(base.config), host_memory.memory_available_bytes()  # in the container's limit
+    findings = [_fits("the merge", "cpu", host, memory.merge_bytes(shape))] if shape else []
+    largest = shape.vocabulary * shape.hidden if shape else 0  # the embedding
+    return [*findings, memory_finding(Weights(base.parameters, largest, base.stored_dtype), device)]
+
+
+def _instead_of_full(room: int, optimizer: str) -> str:
+    """What to do if the float32 weights of a full fine-tuning do not fit."""
+    bytes_each = master_weights.bytes_per_weight(optimizer)
+    largest = max(room - machine_device.OVERHEAD_BYTES, 0) / bytes_each / 1e9
+    smaller = "train.optimizer=adamw_8bit, " if optimizer == "adamw_torch" else ""
+    return (
+        f"use tuning.method=lora, {smaller}a smaller model.id, or a machine with more memory: at {bytes_each} bytes a "
+        f"weight {human(room)} hold up to about {largest:.1f} billion weights"
+    )
+
+
+def _fits(purpose: str, place: str, room: int, needed: int, fix: str = "") -> Finding:
+    what = f"{'memory' if place == 'cpu' else 'GPU memory'} for {purpose}"
+    if needed <= room:
+        return Finding(what, human(room), human(needed), "ok")
+    fix = fix or f"choose a smaller model.id, or a machine with more memory: {memory.what_fits(room)}"
+    return Finding(what, human(room), human(needed), "fails", fix)
+
+
+def _disks(base: Base, demand: disk_needs.Demand, held: int, stage_dir: Path) -> list[Finding]:
+    """Room for what is to be fetched and written, on each volume. `held`: bytes of the demand that are there."""
+    coming = sum(base.coming.values())
+    if not coming or disk.is_same_volume(base.dir, stage_dir):
+        return [_disk(replace(demand, download=coming), held, stage_dir)]
+    free, needed = disk.free_disk_bytes(base.dir), int(coming * disk_needs.MARGIN)
+    what, fix = "disk for the base", f"free space in {disk.nearest(base.dir)}, or let HF_HOME name another disk"
+    fits = needed <= free
+    of_base = Finding(what, human(free), human(needed), "ok" if fits else "fails", "" if fits else fix)
+    return [_disk(demand, held, stage_dir), of_base]
+
+
+def _disk(demand: disk_needs.Demand, held: int, stage_dir: Path) -> Finding:
+    """Room for all that the run has still to write where its directory is; without anything large, advice only."""
+    needed = max(demand.total - held, disk_needs.RESERVE_BYTES)
+    free, parts = disk.free_disk_bytes(stage_dir), human(needed)
+    parts += f" ({demand.describe()})" if demand.net else ""
+    if needed <= free:
+        return Finding("disk", human(free), parts, "ok")
+    fix = "free space, or use --runs-dir" + ("; one with hard links needs less" if demand.release else "")
+    return Finding("disk", human(free), parts, "fails" if demand.net else "warning", fix)

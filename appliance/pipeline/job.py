@@ -1,0 +1,297 @@
+"""One run as the pipeline sees it: its recipe, its CSV, its base model, its machine; what each stage depends on.
+
+Everything here is found out when it is first asked for, so that a finished run is skipped without torch, without the
+base model on disk and without the network.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from appliance.errors import DataError, RunDirError
+from appliance.machine import device as machine_device
+from appliance.machine import packages
+from appliance.process import console
+from appliance.process import files as process_files
+from appliance.recipe import earlier_runs
+from appliance.recipe.resolve import Resolved, flatten
+from appliance.rundir import directory as rundir_directory
+from appliance.rundir.directory import STAGES, RunDir
+
+if TYPE_CHECKING:
+    from appliance.base_model.base import Base
+    from appliance.engines.engine import Engine
+    from appliance.machine.device import Device
+    from appliance.prompt.format import Prompt
+
+DEMO_NOTE = (
+    "The demo's test rows ask facts that training saw, in words that it did not see: this is no test of new facts."
+)
+
+
+def sample_csv() -> Path:
+    """The demo's CSV: what customers ask a Korean shop, each fact in eleven or more phrasings."""
+    return Path(str(files("datasets_src") / "samples" / "shop_faq.csv"))
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe, its run directory, and what is found out once and kept."""
+
+    resolved: Resolved
+    run_dir: RunDir
+    cache_dir: Path
+    until: str = "publish"  # the last stage that this call is to run
+    takes_new_base: bool = False  # whether the base may be another than the one this run began with
+    even_if_worse: bool = False  # whether a model may be released that the verdict speaks against
+    into_existing: bool = False  # whether a repository may be published to that holds something else
+    again: tuple[str, ...] = ()  # the stages that this call makes anew, done or not
+    is_rehearsal: bool = False
+
+    @cached_property
+    def _run_json(self) -> dict[str, Any]:
+        path = self.run_dir.path / "run.json"
+        try:
+            return dict(process_files.read_json(path)) if path.is_file() else {}
+        except (ValueError, TypeError) as error:
+            hint = "remove it and redo the run with --redo prepare, or start a new one with --set name=NEW"
+            raise RunDirError(f"{path} is damaged: {error}", hint=hint) from error
+
+    @cached_property
+    def device(self) -> Device:
+        return machine_device.device()
+
+    @cached_property
+    def engine_choice(self) -> tuple[str, str]:
+        from appliance.engines import choose
+
+        return choose.choose(self.resolved.recipe.engine, self.device, str(self.found_base.config.get("model_type")))
+
+    @cached_property
+    def engine(self) -> Engine:
+        from appliance.engines import choose
+
+        engine = choose.load_engine(self.engine_choice[0], self.device, self.cache_dir)
+        console.quiet_libraries()
+        return engine
+
+    @cached_property
+    def base(self) -> Base:
+        """The base model on this disk, fetched where it is not yet."""
+        from appliance.base_model import find as base_model_find
+
+        return base_model_find.fetch(self.found_base)
+
+    @cached_property
+    def found_base(self) -> Base:
+        """The base model as far as it is judged by; its weights may be on the Hub. A run keeps the commit that it
+        began with.
+
+        Raises RunDirError: the base's files are others than when this run began.
+        """
+        from appliance.base_model import find as base_model_find
+
+        model, before = self.resolved.recipe.model, self._recorded_base()
+        typed = Path(model.id)
+        moved = (
+            before.get("dir") if not typed.is_dir() and before.get("dir") else None
+        )  # typed relative to another folder
+        base = base_model_find.find(moved or model.id, before.get("revision") or model.revision, self.cache_dir)
+        if before and base.identity != before["identity"]:
+            raise RunDirError(
+                f"{self.run_dir.path}: the files of the base model {model.id} changed since this run began",
+                hint="start a new run with --set name=NEW, or make everything anew from them with --redo prepare",
+            )
+        return base
+
+    @property
+    def rehearsal_wanted(self) -> str:
+        """The recipe's `rehearse`; who asks for the stage by its name gets one."""
+        return "always" if self.until == "rehearse" else self.resolved.recipe.rehearse
+
+    def in_small(self, folder: Path, settings: Mapping[str, Mapping[str, Any]]) -> Job:
+        """This job with other settings (section -> field -> value) and its run directory in `folder`.
+
+        Rows, base, machine and engine are the same; run.json is a copy. A release of it goes nowhere, whatever the
+        verdict.
+        """
+        recipe = self.resolved.recipe
+        changed = {name: getattr(recipe, name).model_copy(update=dict(values)) for name, values in settings.items()}
+        resolved = replace(self.resolved, recipe=recipe.model_copy(update=changed))
+        job = replace(
+            self, resolved=resolved, run_dir=RunDir(folder), until="publish", even_if_worse=True, is_rehearsal=True
+        )
+        # asked for here so that they are found out once: of a frozen dataclass, these are what its properties have kept
+        kept = ("device", "base", "engine_choice", "engine", "base_identity", "csv_sha256")
+        vars(job).update({name: getattr(self, name) for name in kept})
+        job.run_dir.create()
+        process_files.write_text(folder / "recipe.yaml", resolved.to_yaml())
+        process_files.write_json(folder / "run.json", process_files.read_json(self.run_dir.path / "run.json"))
+        return job
+
+    @property
+    def trained_dir(self) -> Path:
+        """What training leaves: the adapter, or with `method: full` the whole model."""
+        name = "adapter" if self.resolved.recipe.tuning.method == "lora" else "model"
+        return self.run_dir.stage_dir("train") / name
+
+    @cached_property
+    def prompt(self) -> Prompt:
+        """The prompt format with the base's tokenizer as transformers loads it, which may rebuild it from other files.
+
+        Without the `train` extra its tokenizer.json is read as it stands: enough to count and to split.
+        """
+        from appliance.prompt import format as prompt_format
+
+        name = self.resolved.recipe.prompt
+        if not packages.can_train():
+            return prompt_format.from_folder(name, self.base.dir)
+        self.engine  # noqa: B018  first: Unsloth has to be imported before transformers
+        from appliance.engines import engine as engines_engine
+        from appliance.prompt import tokenizer as prompt_tokenizer
+
+        with engines_engine.load_failures(self.base.dir, self.resolved.recipe.model, self.device):
+            tokenizer = prompt_tokenizer.load(self.base.dir)
+        return prompt_format.from_transformers(name, tokenizer)
+
+    @cached_property
+    def base_identity(self) -> str:
+        """What the base is, from run.json where possible: a finished run is skipped without the base on disk."""
+        return str(self._recorded_base().get("identity") or self.found_base.identity)
+
+    def _recorded_base(self) -> dict[str, Any]:
+        model, recorded = self.resolved.recipe.model, {} if self.takes_new_base else self._run_json.get("base", {})
+        asked = {"id": model.id, "asked_revision": model.revision}
+        return dict(recorded) if {k: recorded.get(k) for k in asked} == asked else {}
+
+    @cached_property
+    def csv_path(self) -> Path:
+        """The CSV on this machine; one on the Hub is fetched. Raises HubError where that fails."""
+        csv = self.resolved.recipe.data.csv
+        if self._is_on_hub:
+            return self._fetched_csv[0]
+        path = sample_csv() if csv == "demo" else Path(csv)
+        recorded = self._run_json.get("csv", {})
+        if not path.exists() and recorded.get("typed") == csv and Path(recorded["path"]).exists():
+            return Path(recorded["path"])  # typed relative to another folder, when the run began
+        return path
+
+    @property
+    def csv_to_check(self) -> Path | None:
+        """None where the rows are in the run directory already and the CSV is gone, or a pinned one on the Hub."""
+        if not self.run_dir.record("prepare") or self.takes_new_base:
+            return self.csv_path
+        return None if self._is_on_hub or not self.csv_path.exists() else self.csv_path
+
+    @property
+    def _is_on_hub(self) -> bool:
+        return self.resolved.recipe.data.csv.startswith("hf://")
+
+    @cached_property
+    def _fetched_csv(self) -> tuple[Path, str]:
+        """Path and commit of a CSV on the Hub. A run keeps the commit that it began with."""
+        from appliance.hub import dataset_file
+
+        file = dataset_file.DatasetFile.parse(self.resolved.recipe.data.csv)
+        return replace(file, revision=self._recorded_commit or file.revision).fetch(self.cache_dir)
+
+    @property
+    def _recorded_commit(self) -> str | None:
+        recorded = {} if self.takes_new_base else self._run_json.get("csv", {})
+        return recorded.get("commit") if recorded.get("typed") == self.resolved.recipe.data.csv else None
+
+    @cached_property
+    def csv_sha256(self) -> str:
+        """Hash of the CSV; of the one read before, where it is gone now and its rows are in the run directory."""
+        if self._is_on_hub and self._recorded_commit and self.run_dir.record("prepare"):
+            return str(self._run_json["csv"]["sha256"])  # a commit never changes: needs no network
+        recorded = self._run_json.get("csv", {})
+        if self.csv_path.is_file():
+            return process_files.sha256_of(self.csv_path)
+        if recorded.get("typed") == self.resolved.recipe.data.csv and self.run_dir.record("prepare"):
+            return str(recorded["sha256"])
+        raise DataError(
+            f"{self.csv_path}: no such file",
+            hint="give the CSV's path: --set data.csv=PATH (in the container, the folder data/ is /data)",
+        )
+
+    def inputs(self, stage: str) -> dict[str, Any]:
+        """What the stage's result depends on: recipe fields, file hashes, and the stages before it."""
+        recipe = self.resolved.recipe
+        fields = {
+            "prepare": ("data", "model.max_seq_length", "prompt", "train.seed"),
+            "rehearse": ("engine", "model", "tuning", "train"),
+            "train": ("engine", "model", "tuning", "train"),
+            "evaluate": ("evaluate",),
+            "merge": (),
+            "publish": ("name", "publish"),
+        }[stage]
+        values = {
+            key: value
+            for key, value in flatten(recipe.model_dump())
+            if key.startswith(tuple(f"{field}." for field in fields)) or key in fields
+        }
+        values = earlier_runs.without_younger(values)
+        if stage == "train":  # only the product of the two matters to the result
+            del values["train.micro_batch_size"], values["train.gradient_accumulation_steps"], values["train.report_to"]
+            values["effective batch size"] = recipe.train.effective_batch_size
+        if stage == "prepare":
+            del values["data.csv"]  # its content counts, not its name
+            return values | {"CSV (sha256)": self.csv_sha256, "base model": self.base_identity}
+        if stage == "evaluate":
+            named = {f"evaluate.{key}": getattr(recipe.evaluate, key) for key in ("extra_prompts", "other_answers")}
+            files = {f"{key} (sha256)": path for key, path in named.items() if isinstance(path, str)}
+            values |= {key: self._sha256_before(stage, key, Path(path)) for key, path in files.items()}
+        # nothing is made from a rehearsal: training goes by the rows, whether it was rehearsed or not
+        before = "prepare" if stage == "train" else STAGES[STAGES.index(stage) - 1]
+        if stage == "rehearse":
+            values["rehearse"] = self.rehearsal_wanted
+        return values | {f"result of {before}": rundir_directory.fingerprint(self.inputs(before))}
+
+    def _sha256_before(self, stage: str, key: str, path: Path) -> str | None:
+        """Hash of a file that only this stage reads; of the one that it read, where the file is gone now."""
+        if path.is_file():
+            return process_files.sha256_of(path)
+        record = self.run_dir.record(stage)
+        return record.inputs.get(key) if record else None
+
+    def write_run_json(self) -> None:
+        """What this run is made from, where, and with which versions."""
+        recipe, base = self.resolved.recipe, self.found_base
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        process_files.write_json(
+            self.run_dir.path / "run.json",
+            {
+                "name": recipe.name,
+                "created": self._run_json.get("created", now),
+                "continued": now,
+                "versions": packages.versions(),
+                "device": f"{self.device.name} ({self.device.kind})" if packages.can_train() else None,
+                "engine": self.engine_choice[0] if packages.can_train() else None,
+                "seed": recipe.train.seed,
+                "base": {
+                    "id": recipe.model.id,
+                    "asked_revision": recipe.model.revision,
+                    "dir": str(base.dir) if Path(recipe.model.id).is_dir() else self._recorded_base().get("dir"),
+                    "public_id": base.public_id,
+                    "revision": base.revision,
+                    "license": base.license,
+                    "identity": self.base_identity,
+                },
+                "csv": {
+                    "typed": recipe.data.csv,
+                    "path": None if self._is_on_hub else str(self.csv_path.resolve()),
+                    "sha256": self.csv_sha256,
+                    "commit": (self._recorded_commit or self._fetched_csv[1]) if self._is_on_hub else None,
+                },
+                "test_note": DEMO_NOTE if recipe.data.csv == "demo" else "",
+                # of the last release; replay says whether it still fits
+                **{key: self._run_json[key] for key in ("passport",) if key in self._run_json},
+            },
+        )

@@ -1,0 +1,296 @@
+"""CSV -> train.csv, val.csv, test.csv and rows.csv, the ledger in which every physical row has its place.
+
+Two passes over the file: the first reads, encodes and judges every row and keeps 16 bytes of each; the second writes.
+"""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from appliance.errors import DataError
+from appliance.process import files
+from appliance.prompt import format as prompt_format
+from appliance.recipe.fields import DataSection
+from appliance.rows import csv_file, leaks, near_duplicates, split, survey
+from appliance.rows.csv_file import Rejected, Row
+from appliance.rows.oddities import Remark, Remarks
+from appliance.rows.split import Side
+from appliance.training import validation
+
+ROUND_UP_TO = 64  # max_seq_length: auto is a multiple of this, for even tensor shapes
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """prepare/summary.json. Lengths in tokens, prompt and EOS included."""
+
+    format: str
+    rows: int  # records of the file, the rejected ones included
+    train: int
+    val: int
+    test: int
+    rejected: int
+    repeated_questions: int  # usable rows whose question stood in an earlier row already
+    shared_questions: int  # questions (or groups) on more than one side of the split
+    leaked_test_rows: int  # test rows whose question (or group) is also in train
+    near_test_rows: int  # test rows with a near-twin in train, of those that were compared
+    near_duplicates: str  # what was compared, and what was found
+    side_words: dict[str, int]  # words of the column `side` other than train, val and test -> rows
+    tokens: int
+    longest_row_tokens: int
+    median_row_tokens: int
+    max_seq_length: int
+    cut_rows: int
+    warnings: dict[str, int]  # kind of oddity -> usable rows that have it; where they are, says the log
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What the first pass keeps of the usable rows, by position."""
+
+    lines: array[int]
+    lengths: array[int]
+    prompt_lengths: array[int]
+    keys: split.Keys
+    questions: split.Keys  # beside `keys`, where a column groups the rows
+    sides: list[Side]  # where a column names them
+    side_words: Counter[str]
+    rejected: dict[int, str]  # line -> reason
+    records: int
+    remarks: tuple[Remark, ...]
+
+
+def run(
+    *,
+    csv_path: Path,
+    data: DataSection,
+    prompt: prompt_format.Prompt,
+    max_seq_length: int | None,
+    longest_possible: int,
+    seed: int,
+    stage_dir: Path,
+) -> Counts:
+    """`max_seq_length` None: the smallest multiple of 64 that fits all rows, at most `longest_possible`.
+
+    Raises DataError: bad or too long rows under `refuse` (all named, the ledger written), too few rows to split, a
+    column `side` that puts equal rows on two sides.
+    """
+    fmt = survey.csv_format(csv_path, data)
+    judged = _judge(csv_path, fmt, prompt)
+    for remark in judged.remarks:
+        _log.warning("%s: %s; %s", csv_path, remark, remark.fix)
+    limit = max_seq_length or _fitting_length(judged.lengths, longest_possible)
+    too_long = _too_long(judged, limit, cut=data.on_too_long == "cut")
+    longest = max(judged.lengths, default=0)
+    if data.on_bad_row == "refuse":
+        bad = {line: reason for line, reason in judged.rejected.items() if reason != csv_file.BLANK_LINE}
+        _refuse(bad, judged, csv_path, stage_dir, "rows cannot be used")
+    if data.on_too_long == "refuse":
+        fits = -(-longest // ROUND_UP_TO) * ROUND_UP_TO
+        fix = f"the longest row needs model.max_seq_length={fits} (this base reads {longest_possible} at most); "
+        _refuse(
+            too_long, judged, csv_path, stage_dir, "rows are too long", fix + "or choose data.on_too_long=drop or cut"
+        )
+    kept = [i for i, line in enumerate(judged.lines) if line not in too_long]
+    keys = judged.keys.at(kept)
+    order = _sides(keys, [judged.sides[i] for i in kept] if judged.sides else [], data, seed)
+    found = leaks.shared(
+        csv_path,
+        fmt,
+        lines=[judged.lines[i] for i in kept],
+        keys=keys,
+        questions=judged.questions.at(kept) if fmt.group is not None else None,
+        sides=_by_index(order, len(keys)),
+    )
+    if data.split == "column" and found.count:
+        _write_ledger(stage_dir / "rows.csv", dict.fromkeys(judged.lines, "not split"), judged.rejected | too_long)
+        raise DataError(
+            f"{csv_path}: the column `side` puts {found.count} {found.what} on two sides:\n  "
+            + "\n  ".join(map(str, found.examples)),
+            hint="give equal questions one side, or let the rows be split: --set data.split=group",
+        )
+    side_of = {judged.lines[kept[i]]: side for side, indexes in order.items() for i in indexes}
+    _write(csv_path, fmt, stage_dir, order, [judged.lines[i] for i in kept])
+    _write_ledger(stage_dir / "rows.csv", side_of, judged.rejected | too_long)
+    _write_groups(stage_dir / "test_groups.csv", [(judged.lines[kept[i]], keys[i]) for i in order["test"]])
+    _write_groups(stage_dir / validation.GROUPS_FILE, [(judged.lines[kept[i]], keys[i]) for i in order["val"]])
+    twins = near_duplicates.find(stage_dir, {side: len(indexes) for side, indexes in order.items()}, seed)
+    leaks.write(stage_dir, found, twins)
+    lengths = sorted(min(judged.lengths[i], limit) for i in kept)
+    counts = Counts(
+        format=fmt.describe(),
+        rows=judged.records,
+        train=len(order["train"]),
+        val=len(order["val"]),
+        test=len(order["test"]),
+        rejected=len(judged.rejected) + len(too_long),
+        repeated_questions=len(keys) - len(set(keys)),
+        shared_questions=found.count,
+        leaked_test_rows=found.test_rows,
+        near_test_rows=twins.with_twin["test"],
+        near_duplicates=twins.describe(),
+        side_words=dict(judged.side_words),
+        tokens=sum(lengths),
+        longest_row_tokens=lengths[-1],
+        median_row_tokens=lengths[len(lengths) // 2],
+        max_seq_length=limit,
+        cut_rows=sum(judged.lengths[i] > limit for i in kept),
+        warnings={remark.kind: remark.rows for remark in judged.remarks},
+    )
+    assert counts.rows == counts.train + counts.val + counts.test + counts.rejected
+    files.write_json(stage_dir / "summary.json", asdict(counts))
+    return counts
+
+
+def _judge(csv_path: Path, fmt: csv_file.CsvFormat, prompt: prompt_format.Prompt) -> _Judged:
+    lines, lengths, prompt_lengths, keys = array("q"), array("l"), array("l"), split.Keys()
+    questions, sides, side_words = split.Keys(), list[Side](), Counter[str]()
+    rejected: dict[int, str] = {}
+    reasons: dict[str, str] = {}  # one text for equal reasons: a million bad rows have few
+    remarks = Remarks(fmt)
+    records = 0
+    for row in csv_file.read(csv_path, fmt):
+        records += 1
+        if isinstance(row, Rejected):
+            rejected[row.line] = reasons.setdefault(row.reason, row.reason)
+            continue
+        try:
+            encoded = prompt.encode(row.instruction, row.input, row.output)
+        except DataError as error:
+            reason = _with_column(str(error), row, fmt, prompt)
+            rejected[row.line] = reasons.setdefault(reason, reason)
+            continue
+        lines.append(row.line)
+        lengths.append(len(encoded))
+        prompt_lengths.append(encoded.prompt_tokens)
+        key = question = split.question_key(row)
+        keys.append(key)
+        if fmt.group is not None:
+            question = split.question_key(replace(row, group=None))
+            questions.append(question)
+        remarks.see(row, question)
+        if row.side is not None:
+            sides.append(csv_file.SIDE_WORDS[row.side])
+            if row.side != sides[-1]:
+                side_words[row.side] += 1
+    found = remarks.found()
+    return _Judged(lines, lengths, prompt_lengths, keys, questions, sides, side_words, rejected, records, found)
+
+
+def _with_column(reason: str, row: Row, fmt: csv_file.CsvFormat, prompt: prompt_format.Prompt) -> str:
+    """The reason with the column whose cell cannot be encoded alone either."""
+    for role in ("instruction", "input", "output"):
+        try:
+            prompt.encode("", "", getattr(row, role))
+        except DataError:
+            return f"column {fmt.column(role)}: {reason}"
+    return reason
+
+
+def _refuse(bad: dict[int, str], judged: _Judged, csv_path: Path, stage_dir: Path, what: str, fix: str = "") -> None:
+    if not bad:
+        return
+    # nothing was split; the ledger still has every row
+    sides = dict.fromkeys(judged.lines, "not split")
+    _write_ledger(stage_dir / "rows.csv", sides, judged.rejected | bad)
+    first = tuple(sorted(bad.items())[: survey.SHOWN])
+    where = f"all are listed in {stage_dir / 'rows.csv'}"
+    raise survey.bad_rows_error(csv_path, len(bad), first, where, what=what, fix=fix)
+
+
+def _too_long(judged: _Judged, limit: int, *, cut: bool) -> dict[int, str]:
+    """Line -> reason of the rows over `limit` tokens; where answers are cut, of those without room for one."""
+    if cut:
+        return {
+            line: f"its prompt alone has {length} tokens: no answer fits max_seq_length {limit}"
+            for line, length in zip(judged.lines, judged.prompt_lengths, strict=True)
+            if length + 2 > limit
+        }
+    return {
+        line: f"{length} tokens, over max_seq_length {limit}"
+        for line, length in zip(judged.lines, judged.lengths, strict=True)
+        if length > limit
+    }
+
+
+def _fitting_length(lengths: array[int], longest_possible: int) -> int:
+    longest = max(lengths, default=1)
+    return min(-(-longest // ROUND_UP_TO) * ROUND_UP_TO, longest_possible)
+
+
+def _sides(keys: split.Keys, named: list[Side], data: DataSection, seed: int) -> dict[Side, list[int]]:
+    """Side -> positions of the kept rows, in the order in which they are written. `named`: under `split: column`."""
+    if data.split == "column":
+        return split.column_split(named)
+    fractions = {"test_fraction": data.test_fraction, "val_fraction": data.val_fraction}
+    if data.split == "notebook":
+        return split.notebook_split(len(keys), **fractions, seed=seed)
+    order: dict[Side, list[int]] = {"train": [], "val": [], "test": []}
+    for i, side in enumerate(split.question_split(keys, **fractions, seed=seed)):
+        order[side].append(i)
+    return order
+
+
+def _by_index(order: dict[Side, list[int]], count: int) -> list[Side]:
+    sides: list[Side] = ["train"] * count
+    for side, indexes in order.items():
+        for i in indexes:
+            sides[i] = side
+    return sides
+
+
+def _write(
+    csv_path: Path, fmt: csv_file.CsvFormat, stage_dir: Path, order: dict[Side, list[int]], lines: list[int]
+) -> None:
+    """The three CSVs, in the file's order; only a notebook split has another, and needs all rows in memory."""
+    side_of = {lines[i]: side for side, indexes in order.items() for i in indexes}
+    rows = (row for row in csv_file.read(csv_path, fmt) if isinstance(row, Row) and row.line in side_of)
+    if any(indexes != sorted(indexes) for indexes in order.values()):
+        by_line = {row.line: row for row in rows}
+        rows = (by_line[lines[i]] for indexes in order.values() for i in indexes)
+    with ExitStack() as stack:
+        write = {side: stack.enter_context(csv_file.row_writer(stage_dir / f"{side}.csv")) for side in order}
+        for row in rows:
+            write[side_of[row.line]](row)
+
+
+def _write_ledger(path: Path, side_of: Mapping[int, str], rejected: Mapping[int, str]) -> None:
+    with csv_file.ledger_writer(path) as write:
+        for line in sorted({*side_of, *rejected}):
+            reason = rejected.get(line)
+            write(line, side_of[line] if reason is None else "rejected", reason or "")
+
+
+def _write_groups(path: Path, groups: list[tuple[int, bytes]]) -> None:
+    """Row -> group of one side: evaluate resamples whole groups of test rows, training draws whole groups of val."""
+    with files.atomic_file(path) as temporary, csv_file.csv_writer(temporary, ("row", "group")) as write:
+        for line, key in groups:
+            write((line, key.hex()))
+
+
+def summarise(counts: Counts) -> str:
+    """One line for people."""
+    parts = [
+        f"{counts.rows} rows: {counts.train} train, {counts.val} val, {counts.test} test, {counts.rejected} rejected"
+    ]
+    parts.append(f"max_seq_length {counts.max_seq_length} (longest row {counts.longest_row_tokens} tokens)")
+    if counts.repeated_questions:
+        parts.append(f"{counts.repeated_questions} rows repeat a question")
+    parts.append(f"{counts.shared_questions} questions on two sides")
+    parts.append(counts.near_duplicates)
+    parts += [
+        f"side {word!r} is read as {csv_file.SIDE_WORDS[word]} ({n} rows)" for word, n in counts.side_words.items()
+    ]
+    if counts.cut_rows:
+        parts.append(f"{counts.cut_rows} answers cut")
+    if counts.warnings:
+        parts.append("warnings: " + ", ".join(f"{kind} {rows}" for kind, rows in counts.warnings.items()))
+    return "; ".join(parts)

@@ -1,0 +1,268 @@
+"""Everything that a long run does, done in small before it: a few steps on the longest rows, resumed, merged, released.
+
+The stages are the real ones, on a run directory of their own that is removed afterwards; who calls this hands them in.
+Here: whether it is worth it, which rows, and what the real run will take, from what the small one took.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import resource
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from appliance.base_model import tunable
+from appliance.base_model.base import Base
+from appliance.errors import ApplianceError, EnvironmentUnavailable, GateRefused, Interrupted
+from appliance.findings import Finding
+from appliance.machine import disk
+from appliance.machine.device import Device
+from appliance.machine.disk import human
+from appliance.preflight import disk_needs
+from appliance.process import console, files
+from appliance.prompt.format import Prompt
+from appliance.recipe.fields import TrainSection, TuningSection
+from appliance.rows import csv_file
+from appliance.rows.csv_file import Row
+from appliance.rundir import directory as rundir_directory
+from appliance.rundir import results
+from appliance.rundir.directory import RunDir
+from appliance.training import validation
+from appliance.training.validation import Schedule
+
+STEPS, EVAL_EVERY = 3, 2  # the second step is timed: no kernel is compiled in it, no evaluation follows the first
+VAL_ROWS, TEST_ROWS = 8, 2
+SETTINGS: dict[str, dict[str, Any]] = {
+    # at its full rate from the first step on: a step of nothing would prove nothing
+    "train": {"max_steps": STEPS, "eval_every": EVAL_EVERY, "patience": STEPS, "warmup_steps": 0},
+    # another model need not have answered the rows that a rehearsal draws
+    "evaluate": {"max_rows": TEST_ROWS, "max_new_tokens": 8, "other_answers": None},
+    # not asked of so young a model: to stop by itself, to be better than its base
+    "publish": {"repo_id": None, "min_stop_rate": 0.0, "require_improvement": False},
+}
+LONG_SECONDS = 600.0
+# Arithmetic that is done in a second while training, in round numbers. CPU: a core in float32; the demo (2 M weights)
+# makes 15 to 24 GFLOP/s a core. GPU: a sixth of the 65 TFLOP/s of the slowest card with tensor cores (T4, its data
+# sheet); above so many weights training is taken for long on any.
+CPU_CORE_FLOPS, GPU_FLOPS = 20e9, 10e12
+LARGE_ON_GPU = 1_000_000_000
+_RESUMED = 0.01  # how far the resumed step's loss may lie from the uninterrupted one's, relative to it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the training will do at most: it may stop early."""
+
+    steps: int
+    train_tokens: float  # of all steps
+    evaluations: int
+    val_tokens: float  # of one evaluation
+
+    def seconds(self, tokens_per_second: float) -> float:
+        """At so many trained tokens a second; infinite at none. An evaluation is a forward pass only, a third of a
+        step's arithmetic.
+        """
+        if tokens_per_second <= 0:
+            return math.inf
+        evaluated = self.evaluations * self.val_tokens * validation.EVALUATION_COST
+        return (self.train_tokens + evaluated) / tokens_per_second
+
+
+def plan(schedule: Schedule, prepared: dict[str, Any]) -> Plan:
+    """`prepared`: prepare/summary.json."""
+    mean = prepared["tokens"] / (prepared["train"] + prepared["val"] + prepared["test"])
+    return Plan(schedule.steps, schedule.trained_rows * mean, schedule.evaluations, schedule.val_rows * mean)
+
+
+def guess_seconds(planned: Plan, parameters: int, device: Device, cores: int) -> float:
+    """How long training will take, before anything was tried.
+
+    A token takes 6 N floating-point operations, N the number of weights: 2 N forward, 4 N backward (Kaplan et al. 2020,
+    "Scaling Laws for Neural Language Models", section 2.1). Adapters save up to 2 N of the backward pass, gradient
+    checkpointing adds 2 N: within what is known of the speed.
+    """
+    if device.kind == "cuda" and parameters > LARGE_ON_GPU:
+        return math.inf
+    return planned.seconds((GPU_FLOPS if device.kind == "cuda" else CPU_CORE_FLOPS * cores) / (6 * parameters))
+
+
+def reason(wanted: str, base: Base, seconds: float) -> tuple[bool, str]:
+    """Whether to rehearse, and why or why not. `wanted`: the recipe's `rehearse`; `seconds`: as guessed."""
+    kind = str(base.config.get("model_type"))
+    if wanted != "auto":
+        return wanted == "always", "asked for" if wanted == "always" else "not wanted: rehearse is `never`"
+    if kind not in tunable.TESTED_TYPES:
+        return True, f"{kind} is an untested architecture"
+    if seconds > LONG_SECONDS:
+        return True, "a long training" + (f": about {console.duration(seconds)}" if math.isfinite(seconds) else "")
+    return False, f"not needed: training is estimated to take about {console.duration(seconds)}"
+
+
+def run(
+    *,
+    base: Base,
+    device: Device,
+    prompt: Prompt,
+    tuning: TuningSection,
+    train: TrainSection,
+    prepare_dir: Path,
+    cut_long_rows: bool,
+    scratch: RunDir,
+    run_stage: Callable[[str], None],
+    stage_dir: Path,
+) -> list[Finding]:
+    """Rehearses in `scratch`, with `run_stage`, which does one of its stages; writes table.json.
+
+    Raises what the stage that fails raises, "rehearsal: " in front. EnvironmentUnavailable: the disk is too small for
+    the rehearsal, or, from what it wrote, for the run.
+    """
+    prepared = files.read_json(prepare_dir / "summary.json")
+    limit = prepared["max_seq_length"] if cut_long_rows else None
+    rows = {
+        "train": longest(prepare_dir / "train.csv", STEPS * train.effective_batch_size, prompt, limit),
+        "val": longest(prepare_dir / "val.csv", VAL_ROWS, prompt, limit),
+        "test": longest(prepare_dir / "test.csv", TEST_ROWS, prompt, limit),
+    }
+    findings = []
+    hard_links = disk.has_hard_links(stage_dir)
+    try:
+        disk.require(
+            scratch.path,
+            disk_needs.of_run(base, tuning, train, has_hard_links=hard_links).total,
+            "a run",
+        )
+        _prepare(scratch, prepare_dir, rows)
+        run_stage("train")
+        lines = _steps(scratch)
+        checkpoint = scratch.stage_dir("train") / "checkpoints" / f"checkpoint-{STEPS}"
+        checkpoint_bytes = disk.size_of(checkpoint)
+        shutil.rmtree(checkpoint)  # as if a kill had come before it was written
+        run_stage("train")
+        findings.append(_resumed(lines, _steps(scratch)))
+        for stage in ("evaluate", "merge", "publish"):
+            run_stage(stage)
+        findings += _done(scratch)
+        schedule = validation.schedule_of(train, prepared, prepare_dir)
+        findings += _estimates(plan(schedule, prepared), lines, device, prepared["longest_row_tokens"])
+        findings.append(validation.finding(schedule, train))
+        findings.append(_disk(scratch, tuning, checkpoint_bytes, has_hard_links=hard_links))
+    except (ApplianceError, Interrupted) as error:
+        error.args = (f"rehearsal: {error}",)
+        if isinstance(error, Interrupted):
+            error.hint = "the same command rehearses from the beginning"
+        if not isinstance(error, GateRefused):  # whose evidence is kept until the next try
+            shutil.rmtree(scratch.path)
+        raise
+    shutil.rmtree(scratch.path)
+    files.write_json(stage_dir / "table.json", [asdict(finding) for finding in findings])
+    short = next((finding for finding in findings if finding.verdict == "fails"), None)
+    if short:
+        raise EnvironmentUnavailable(
+            f"rehearsal: the run will not fit: {short.what}: {short.found} free, needed {short.needed}", hint=short.fix
+        )
+    return findings
+
+
+def longest(path: Path, count: int, prompt: Prompt, limit: int | None) -> list[Row]:
+    """The `count` rows of a canonical CSV with the most tokens (`limit`: what longer ones are cut to), longest first.
+
+    Tokenized are only the four times as many with the most bytes.
+    """
+    rows = csv_file.iter_canonical(path)
+    likely = heapq.nlargest(4 * count, rows, key=lambda row: len((row.instruction + row.input + row.output).encode()))
+
+    def tokens(row: Row) -> int:
+        found = len(prompt.encode(row.instruction, row.input, row.output))
+        return min(found, limit) if limit else found
+
+    return sorted(likely, key=tokens, reverse=True)[:count]
+
+
+def summarise(findings: list[Finding]) -> str:
+    """One line for people."""
+    seen = {finding.what: finding.found for finding in findings}
+    return f"everything that follows works here; training: {seen['training time']}; {seen['peak memory']} of memory"
+
+
+def _prepare(scratch: RunDir, prepare_dir: Path, rows: dict[str, list[Row]]) -> None:
+    """The stage `prepare` of the scratch run: the real one's records, with these rows.
+
+    Without the groups of the val rows: all of these few are evaluated, the longest ones among them.
+    """
+    folder = scratch.begin("prepare", {})
+    for path in prepare_dir.iterdir():
+        if path.name not in ("stage.json", "rows.csv", validation.GROUPS_FILE, *(f"{side}.csv" for side in rows)):
+            shutil.copyfile(path, folder / path.name)
+    for side, chosen in rows.items():
+        with csv_file.row_writer(folder / f"{side}.csv") as write:
+            for row in chosen:
+                write(row)
+    scratch.finish("prepare", {}, "the longest rows")
+
+
+def _steps(scratch: RunDir) -> dict[int, dict[str, Any]]:
+    """Step -> its line of metrics.jsonl."""
+    lines = results.read_metrics(scratch.stage_dir("train") / "metrics.jsonl")
+    return {line["step"]: line for line in lines if "loss" in line}
+
+
+def _resumed(before: dict[int, dict[str, Any]], after: dict[int, dict[str, Any]]) -> Finding:
+    """Whether the step after the checkpoint was the same step once more."""
+    checkpoint = f"checkpoint-{EVAL_EVERY}"
+    was, again = before[STEPS]["loss"], after[STEPS]["loss"]
+    same = abs(again - was) <= _RESUMED * abs(was) and after.get(1) == before[1]
+    found = f"from {checkpoint}: loss {again:.4f}, uninterrupted {was:.4f}"
+    fix = "" if same else "a run that is interrupted will not end as one that is not; please report this"
+    return Finding("resume", found, "the same loss", "ok" if same else "warning", fix)
+
+
+def _done(scratch: RunDir) -> list[Finding]:
+    """What each stage of the scratch run said. Of evaluate and train only that they ran: their figures mean nothing."""
+    found = []
+    for stage in ("train", "evaluate", "merge", "publish"):
+        record = scratch.record(stage)
+        assert record is not None
+        said = record.summary if stage == "merge" else "done"
+        found.append(Finding(f"rehearsed: {stage}", f"{said} ({console.duration(record.seconds)})", "", "ok"))
+    fit = files.read_json(scratch.stage_dir("train") / "fit.json")
+    if fit["batch"]["notes"]:
+        size, steps = fit["batch"]["micro_batch_size"], fit["batch"]["gradient_accumulation_steps"]
+        fix = f"set train.micro_batch_size={size} and train.gradient_accumulation_steps={steps}; training finds it too"
+        found.append(Finding("micro batch", f"{size} rows fit", str(fit["batch"]["asked"]), "warning", fix))
+    return found
+
+
+def _estimates(planned: Plan, lines: dict[int, dict[str, Any]], device: Device, longest_tokens: int) -> list[Finding]:
+    """Time from the second step's tokens a second; memory from the longest rows."""
+    speed = lines[2]["tokens_per_second"]
+    seconds = planned.seconds(speed)
+    lasts = f"{console.duration(seconds)} at most" if math.isfinite(seconds) else "not measured"
+    time = f"{lasts}, {planned.steps} steps at {speed:.0f} tokens/s"
+    peak = max(line["peak_memory_bytes"] or 0 for line in lines.values())
+    if device.kind == "cpu":
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # of this process, the largest it ever was
+    there = f"{human(device.memory_bytes)} are there; the longest row has {longest_tokens} tokens"
+    return [Finding("training time", time, "", "ok"), Finding("peak memory", human(peak), there, "ok")]
+
+
+def _disk(scratch: RunDir, tuning: TuningSection, checkpoint_bytes: int, *, has_hard_links: bool) -> Finding:
+    """What the run will write, from what the rehearsal wrote. It is still there, and will be free."""
+    trained = scratch.stage_dir("train") / ("adapter" if tuning.method == "lora" else "model")
+    trained_bytes = 0 if tuning.method == "full" and has_hard_links else disk.size_of(trained)
+    merged = disk.size_of(scratch.stage_dir("merge") / "model")
+    demand = disk_needs.Demand(
+        checkpoints=(rundir_directory.CHECKPOINTS_KEPT + 1) * checkpoint_bytes,
+        trained=trained_bytes,
+        merged=merged,
+        release=0 if has_hard_links else merged + trained_bytes,
+        proof=disk_needs.PROOF_BYTES,
+    )
+    free = disk.free_disk_bytes(scratch.path) + disk.size_of(scratch.path)
+    needed = f"{human(demand.total)} ({demand.describe()})"
+    if demand.total <= free:
+        return Finding("disk", human(free), needed, "ok")
+    return Finding("disk", human(free), needed, "fails", f"make room where {scratch.path.parent} is")

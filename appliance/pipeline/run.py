@@ -1,0 +1,373 @@
+"""The stages in order, skipping what is done. Read this file first.
+
+check -> prepare -> rehearse -> train -> evaluate -> merge -> publish. The whole recipe ends here: a stage gets its own
+sections and plain values. A stage is done when its stage.json says so for the same inputs; other inputs are refused.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from appliance import findings as appliance_findings
+from appliance.engines import memory
+from appliance.errors import EnvironmentUnavailable
+from appliance.machine import device, disk
+from appliance.pipeline.job import Job
+from appliance.preflight import disk_needs
+from appliance.process import console, files, signals, typed
+from appliance.recipe import earlier_runs
+from appliance.recipe.resolve import Resolved, flatten
+from appliance.report import page as report_page
+from appliance.rundir import directory as rundir_directory
+from appliance.rundir.directory import STAGES, RunDir
+from appliance.training import validation
+from appliance.weights import moved
+
+if TYPE_CHECKING:
+    from appliance.recipe.fields import EvaluateSection
+    from appliance.weights.proof import Proof
+
+RESUMABLE = {"train": ("checkpoints", "metrics.jsonl")}  # what a killed stage may continue from
+
+
+def run(
+    resolved: Resolved,
+    run_dir: RunDir,
+    cache_dir: Path,
+    *,
+    redo: str | None = None,
+    until: str = "publish",
+    even_if_worse: bool = False,
+    into_existing: bool = False,
+) -> None:
+    """Runs every stage up to `until` that is not done yet. `redo`: this stage and all after it once more.
+
+    `even_if_worse` and `into_existing` let publish do what it else refuses: see pipeline/publish.py and hub/upload.py.
+    Raises ApplianceError or Interrupted; what was finished before stays finished, and the same call continues.
+    """
+    signals.check()
+    run_dir.create()
+    with run_dir.lock(), console.log_file(run_dir.path / "appliance.log"):
+        again: Sequence[str] = STAGES[STAGES.index(redo) :] if redo else ()
+        if redo == "rehearse":  # nothing is made from it
+            again = ("rehearse",)
+        takes_new_base = redo in ("check", "prepare")
+        resolved = earlier_runs.as_begun(resolved, run_dir.path / "recipe.yaml")
+        job = Job(resolved, run_dir, cache_dir, until, takes_new_base, even_if_worse, into_existing, tuple(again))
+        made_from = rundir_directory.fingerprint(job.inputs("publish")) if redo else ""
+        if redo and run_dir.redo_under_way == (redo, made_from):
+            console.say(f"going on with the redo of {redo} that was stopped")
+            again = ()
+            job = replace(job, again=())
+        done = _done(job, again)
+        todo = [stage for stage in STAGES[: STAGES.index(until) + 1] if stage not in done]
+        if todo:
+            _header(job)
+            _run_stage(job, "check")  # looks at this machine: it precedes whatever is still to be done
+            # only now, when nothing refuses any more, is anything of the run changed or set aside
+            files.write_text(run_dir.path / "recipe.yaml", resolved.to_yaml())
+            job.write_run_json()
+            run_dir.set_aside([stage for stage in again if stage != "check"])
+            if redo and again:
+                run_dir.mark_redo(redo, made_from)
+                _tell_what_goes(run_dir, again, until)
+        try:
+            for stage in STAGES[: STAGES.index(until) + 1]:
+                if stage in done:
+                    run_dir.drop_old(stage)
+                    record = run_dir.record(stage)
+                    summary = record.summary if record else "not needed: training has begun"
+                    console.say(f"{stage:<9} done before: {summary}", style="dim")
+                elif stage != "check":
+                    _run_stage(job, stage)
+            under_way = run_dir.redo_under_way
+            if under_way and under_way[0] in STAGES[: STAGES.index(until) + 1]:
+                run_dir.end_redo()
+        finally:
+            if todo or not (run_dir.path / "report.html").is_file():
+                _write_report(run_dir)
+
+
+def _tell_what_goes(run_dir: RunDir, again: Sequence[str], until: str) -> None:
+    """A redo that ends before the last stage leaves those behind it undone."""
+    behind = [stage for stage in again if STAGES.index(stage) > STAGES.index(until)]
+    gone = [stage for stage in behind if (run_dir.path / f"{stage}.old").exists()]
+    if gone:
+        hint = typed.as_typed(f"`appliance run {run_dir.path}` makes them anew")
+        console.say(f"{', '.join(gone)}: set aside, since they follow from it; {hint}", style="yellow")
+
+
+def _write_report(run_dir: RunDir) -> None:
+    """report.html; on a full disk its failure must not take the place of what went wrong before."""
+    try:
+        report_page.write_html(run_dir.path)
+    except OSError as error:
+        console.say(f"report.html cannot be written: {error.strerror}", style="yellow")
+
+
+def _done(job: Job, again: Sequence[str]) -> set[str]:
+    """The stages to skip. Every stage that has begun is looked at, also those after `until`: raises RunDirError where
+    the recipe, the CSV or the base are others than the stage's, so that nothing finished is ever orphaned."""
+    run_dir = job.run_dir
+    judged = [stage for stage in STAGES[1:] if stage != "rehearse" and stage not in again]
+    done = {stage for stage in judged if run_dir.has_begun(stage) and run_dir.is_done(stage, job.inputs(stage))}
+    if "rehearse" not in again and _is_rehearsed(job, again):
+        done.add("rehearse")
+    up_to = STAGES[1 : STAGES.index(job.until) + 1]
+    if up_to and done.issuperset(up_to) and run_dir.record("check") and "check" not in again:
+        done.add("check")
+    return done
+
+
+def _is_rehearsed(job: Job, again: Sequence[str]) -> bool:
+    """Whether no rehearsal is due. With another recipe there is a new one, which costs minutes and no result; none
+    where training has begun already."""
+    trained = job.run_dir.stage_dir("train")
+    if "train" not in again and ((trained / "stage.json").is_file() or any(trained.glob("checkpoints/checkpoint-*"))):
+        return True
+    record = job.run_dir.record("rehearse")
+    if record is None:
+        return False
+    inputs = job.inputs("rehearse")
+    if "table.json" in record.outputs:  # it took place: whether it has to is no question any more
+        inputs["rehearse"] = record.inputs.get("rehearse")
+    return record.inputs == inputs
+
+
+def _run_stage(job: Job, stage: str, label: str = "") -> None:
+    label = label or f"{stage:<9}"
+    console.say(f"{label.rstrip()} …", style="bold")
+    signals.check()
+    inputs = job.inputs(stage) if stage != "check" else {}
+    stage_dir = job.run_dir.begin(stage, inputs, keep=RESUMABLE.get(stage, ()))
+    run_stage = {
+        "check": _check,
+        "prepare": _prepare,
+        "rehearse": _rehearse,
+        "train": _train,
+        "evaluate": _evaluate,
+        "merge": _merge,
+        "publish": _publish,
+    }[stage]
+    try:
+        with console.prints_to_log():
+            summary = run_stage(job, stage_dir)
+    except RuntimeError as error:
+        if "torch" not in sys.modules or not _is_out_of_memory(error):
+            raise
+        raise EnvironmentUnavailable(
+            f"{stage}: {job.device.name} is out of memory: {str(error).splitlines()[0]}",
+            hint="a smaller train.micro_batch_size with more train.gradient_accumulation_steps, or a smaller "
+            f"model.max_seq_length; {memory.what_fits(job.device.memory_bytes)}; the same command continues",
+        ) from error
+    signals.check()
+    record = job.run_dir.finish(stage, inputs, summary, unlisted=RESUMABLE.get(stage, ())[:1])
+    console.say(f"{label} {summary} ({console.duration(record.seconds)})")
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    from appliance.machine import out_of_memory
+
+    return out_of_memory.is_out_of_memory(error)
+
+
+def _check(job: Job, stage_dir: Path) -> str:
+    from appliance.pipeline import check
+
+    recipe, todo = job.resolved.recipe, None
+    if job.until != "check":
+        done = _done(job, job.again)
+        todo = [stage for stage in STAGES[1 : STAGES.index(job.until) + 1] if stage not in done]
+    _refuse_unreadable(recipe.evaluate, todo)
+    try:
+        findings = check.run(
+            data=recipe.data,
+            model=recipe.model,
+            tuning=recipe.tuning,
+            train=recipe.train,
+            publish=recipe.publish,
+            csv_path=job.csv_to_check,
+            cache_dir=job.cache_dir,
+            get_base=lambda: job.found_base,
+            get_device=lambda: job.device,
+            engine=recipe.engine,
+            rehearse=job.rehearsal_wanted,
+            todo=todo,
+            again=job.again,
+            stage_dir=stage_dir,
+            into_existing=job.into_existing,
+        )
+    finally:
+        # Also what was found before something refused; the command `check` shows it on stdout.
+        if job.until != "check" and (stage_dir / "table.json").is_file():
+            found = files.read_json(stage_dir / "table.json")
+            console.table("", appliance_findings.COLUMNS, [tuple(row.values()) for row in found])
+    if job.until != "check":
+        job.base  # noqa: B018  fetched now that nothing speaks against it: the weights may be tens of GB
+    warnings = [finding for finding in findings if finding.verdict == "warning"]
+    return f"{len(findings)} looked at, {len(warnings)} warning{'' if len(warnings) == 1 else 's'}"
+
+
+def _refuse_unreadable(wanted: EvaluateSection, todo: Sequence[str] | None) -> None:
+    """Files that evaluate will read, looked at before hours of training. Raises DataError."""
+    from appliance.evaluation import extra_questions, other_model
+
+    if todo is None or "evaluate" in todo:
+        extra_questions.refuse_unreadable(wanted.extra_prompts)
+        if wanted.other_answers:
+            other_model.refuse_unreadable(Path(wanted.other_answers))
+
+
+def _prepare(job: Job, stage_dir: Path) -> str:
+    from appliance.pipeline import prepare
+    from appliance.rows import leaks
+
+    recipe = job.resolved.recipe
+    wanted = recipe.model.max_seq_length
+    counts = prepare.run(
+        csv_path=job.csv_path,
+        data=recipe.data,
+        prompt=job.prompt,
+        max_seq_length=wanted if isinstance(wanted, int) else None,
+        longest_possible=job.base.max_positions,
+        seed=recipe.train.seed,
+        stage_dir=stage_dir,
+    )
+    for warning in leaks.warnings(stage_dir):
+        console.say(str(warning), style="yellow")
+    return prepare.summarise(counts)
+
+
+def _rehearse(job: Job, stage_dir: Path) -> str:
+    from appliance.pipeline import rehearse
+
+    recipe, prepare_dir = job.resolved.recipe, job.run_dir.stage_dir("prepare")
+    prepared = files.read_json(prepare_dir / "summary.json")
+    planned = rehearse.plan(validation.schedule_of(recipe.train, prepared, prepare_dir), prepared)
+    seconds = rehearse.guess_seconds(planned, job.base.parameters, job.device, device.cpu_cores())
+    wanted, why = rehearse.reason(job.rehearsal_wanted, job.base, seconds)
+    if not wanted:
+        return why
+    console.say(f"{why}: everything that follows is tried in small first")
+    small = job.in_small(stage_dir / "scratch", rehearse.SETTINGS)
+    findings = rehearse.run(
+        base=job.base,
+        device=job.device,
+        prompt=job.prompt,
+        tuning=recipe.tuning,
+        train=recipe.train,
+        prepare_dir=prepare_dir,
+        cut_long_rows=recipe.data.on_too_long == "cut",
+        scratch=small.run_dir,
+        run_stage=lambda stage: _run_stage(small, stage, f"rehearsal: {stage}"),
+        stage_dir=stage_dir,
+    )
+    console.table("", appliance_findings.COLUMNS, [finding.cells() for finding in findings])
+    return rehearse.summarise(findings)
+
+
+def _train(job: Job, stage_dir: Path) -> str:
+    engine = job.engine  # first: Unsloth has to be imported before transformers and trl
+    from appliance.pipeline import train
+
+    recipe, prepared = job.resolved.recipe, files.read_json(job.run_dir.stage_dir("prepare") / "summary.json")
+    summary = train.run(
+        engine=engine,
+        device=job.device,
+        base=job.base,
+        model=recipe.model,
+        tuning=recipe.tuning,
+        train=recipe.train,
+        prompt_name=recipe.prompt,
+        max_seq_length=prepared["max_seq_length"],
+        cut_long_rows=recipe.data.on_too_long == "cut",
+        prepare_dir=job.run_dir.stage_dir("prepare"),
+        stage_dir=stage_dir,
+        trained_dir=job.trained_dir,
+    )
+    change = moved.recorded(stage_dir)
+    if change and change.warning and not job.is_rehearsal:  # its few steps say nothing of the training's
+        console.say(change.warning, style="yellow")
+    engine.release()
+    return summary
+
+
+def _evaluate(job: Job, stage_dir: Path) -> str:
+    engine = job.engine
+    from appliance.pipeline import evaluate
+
+    recipe = job.resolved.recipe
+    seen = evaluate.run(
+        engine=engine,
+        device=job.device,
+        base=job.base,
+        model=recipe.model,
+        evaluate=recipe.evaluate,
+        prompt_name=recipe.prompt,
+        seed=recipe.train.seed,
+        prepare_dir=job.run_dir.stage_dir("prepare"),
+        trained_dir=job.trained_dir,
+        stage_dir=stage_dir,
+    )
+    engine.release()
+    return evaluate.summarise(seen)
+
+
+def _merge(job: Job, stage_dir: Path) -> str:
+    from appliance.pipeline import merge
+    from appliance.weights import proof
+
+    disk.require(stage_dir, disk_needs.with_margin(job.base.weights_bytes + disk_needs.PROOF_BYTES), "the merged model")
+    rows = files.read_json(job.run_dir.stage_dir("evaluate") / "proof_rows.json")
+    merged, proven = merge.run(
+        job.base.dir,
+        job.trained_dir,
+        stage_dir,
+        dtype=job.base.stored_dtype,
+        rows=[proof.ProofRow(tuple(row["input_ids"]), row["prompt_tokens"]) for row in rows],
+        device=job.device,
+    )
+    changed = f"{merged.merged_tensors} of {merged.tensors} tensors merged into"
+    if not merged.merged_tensors:
+        changed = f"{merged.tensors} trained tensors rounded to"
+    return f"{changed} {merged.dtype}; {_proven(proven)}"
+
+
+def _proven(proven: Proof) -> str:
+    seen = proven.measures
+    device = {"cuda": "GPU", "cpu": "CPU"}[proven.device]
+    where = f", on the {device} in {proven.compute_dtype} for want of memory" if proven.notes else ""
+    return (
+        f"proven on {seen.positions} tokens of {seen.rows} test rows{where}: divergence from the trained model "
+        f"{seen.kl_tuned:.1e} nats, from the base {seen.kl_base:.1e}, same likeliest token {seen.agreement:.1%}"
+    )
+
+
+def _publish(job: Job, stage_dir: Path) -> str:
+    from appliance.pipeline import publish
+
+    recipe = job.resolved.recipe
+    return publish.run(
+        name=recipe.name,
+        publish=recipe.publish,
+        evaluate=recipe.evaluate,
+        base=job.base,
+        prompt_name=recipe.prompt,
+        run_path=job.run_dir.path,
+        stage_dir=stage_dir,
+        even_if_worse=job.even_if_worse,
+        into_existing=job.into_existing,
+    )
+
+
+def _header(job: Job) -> None:
+    recipe = job.resolved.recipe
+    console.say(f"run {recipe.name} in {job.run_dir.path}", style="bold")
+    rows = [
+        (key, "null" if v is None else str(v), job.resolved.origins[key]) for key, v in flatten(recipe.model_dump())
+    ]
+    console.table("", ("recipe", "value", "from"), rows)

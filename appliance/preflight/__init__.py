@@ -1,0 +1,1 @@
+"""What is looked at before hours are spent: GPU, Hub, disk; `appliance doctor`."""

@@ -1,0 +1,103 @@
+"""What a run takes on its disk, by arithmetic on the base's files and config: before hours are spent on it.
+
+Bytes throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from appliance.engines import master_weights, memory
+from appliance.machine import device, disk
+from appliance.recipe.fields import TrainSection, TuningSection
+from appliance.rundir import directory as rundir_directory
+
+MARGIN = 1.1
+RESERVE_BYTES = device.OVERHEAD_BYTES // 2  # logs, pictures, the release's cards, what else uses the volume meanwhile
+# What one process of the proof leaves to the other: 60 MB at most of logits (weights/proof.py), 64 KiB of each merged
+# tensor.
+PROOF_BYTES = 128 << 20
+
+
+class Base(Protocol):
+    """What the arithmetic takes of a base model: base_model/base.py has the one that runs use."""
+
+    @property
+    def weights_bytes(self) -> int: ...
+    @property
+    def parameters(self) -> int: ...
+    @property
+    def tokenizer_bytes(self) -> int: ...
+    @property
+    def config(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Demand:
+    """The parts of what a run writes. The rehearsal's scratch is removed before any of them, and is less than they."""
+
+    checkpoints: int
+    trained: int  # the adapter, or the whole model, beside its checkpoints
+    merged: int
+    release: int  # nothing where the file system has hard links
+    proof: int
+    download: int = 0  # of the base, where the Hub client's cache is on the same volume
+
+    def of(self, stages: Collection[str]) -> Demand:
+        """What is left of it where only these stages are still to run."""
+        rest = self if "train" in stages else replace(self, checkpoints=0, trained=0)
+        rest = rest if "merge" in stages else replace(rest, merged=0, proof=0)
+        return rest if "publish" in stages else replace(rest, release=0)
+
+    @property
+    def net(self) -> int:
+        """The parts alone."""
+        return sum(asdict(self).values())
+
+    @property
+    def total(self) -> int:
+        """With the margin and the reserve."""
+        return with_margin(self.net)
+
+    def describe(self) -> str:
+        """'checkpoints 64.0 MiB, merged 2.0 GiB, …' without the small ones."""
+        return ", ".join(f"{name} {disk.human(size)}" for name, size in asdict(self).items() if size >= 1 << 20)
+
+
+def of_run(base: Base, tuning: TuningSection, train: TrainSection, *, has_hard_links: bool) -> Demand:
+    """A whole run from training to the release.
+
+    One checkpoint more than are kept: the next is complete before the oldest goes. Of a base without a known shape the
+    adapters are unknown, count as nothing, and the reserve has to do.
+    """
+    weights, parameters, tokenizer = base.weights_bytes, base.parameters, 0
+    if tuning.method == "full":
+        kept = parameters * master_weights.WEIGHT_BYTES
+        shape = memory.shape_of(base.config)
+        embeddings = shape.vocabulary * shape.hidden if shape else parameters  # at worst
+        checkpoint = kept + master_weights.moments_bytes(parameters, embeddings, train.optimizer)
+        trained = 0 if has_hard_links else kept
+    else:
+        tokenizer, shape = base.tokenizer_bytes, memory.shape_of(base.config)
+        adapters = memory.adapter_parameters(shape, tuning) if shape else 0
+        moments = memory.ADAPTER_BYTES[train.optimizer] - 8  # without the weight and its gradient
+        checkpoint, trained = adapters * (4 + moments) + tokenizer, adapters * 4 + tokenizer
+    return Demand(
+        checkpoints=(rundir_directory.CHECKPOINTS_KEPT + 1) * checkpoint,
+        trained=trained,
+        merged=weights + tokenizer,
+        release=0 if has_hard_links else weights + trained,
+        proof=PROOF_BYTES,
+    )
+
+
+def with_margin(needed: int) -> int:
+    return int(needed * MARGIN) + RESERVE_BYTES
+
+
+def held_bytes(run_path: Path, stages: Collection[str] = ("train", "merge")) -> int:
+    """What the run directory holds already of what `of_run` counts, in the folders of these stages."""
+    return disk.size_of(*(run_path / name for name in ("train", "merge") if name in stages))

@@ -1,0 +1,1 @@
+"""This process: output, log, signals, child processes, atomic files, redaction."""

@@ -1,0 +1,260 @@
+"""All output: results on stdout, progress and messages on stderr, everything else into the run's log file.
+
+With a terminal: colours and live progress bars. Without one: plain lines, nothing redrawn.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import IO, Any, cast
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from appliance.errors import ApplianceError, Interrupted
+from appliance.process import redact, signals
+from appliance.process.typed import as_typed
+
+_log = logging.getLogger("appliance")
+
+
+class _Screen(io.TextIOBase):
+    """sys.stderr, whatever it is at the time.
+
+    Where nobody is there to read it (a closed terminal, a pipe whose other end has died) the work goes on unseen: a
+    checkpoint matters more than its message.
+    """
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)  # the interpreter writes there once more when it ends
+            os.close(nowhere)
+        return len(text)
+
+    def flush(self) -> None:
+        """Each write is one already."""
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def _stream(self) -> IO[str]:
+        """While a bar is drawn, rich puts a proxy in place of sys.stderr, which would come back here."""
+        return cast(IO[str], getattr(sys.stderr, "rich_proxied_file", sys.stderr))
+
+
+# Without a terminal rich would assume 80 columns; a table in a log file may be wider.
+_stderr = Console(
+    file=cast(IO[str], _Screen()),
+    highlight=False,
+    emoji=False,
+    soft_wrap=True,
+    width=None if sys.stderr.isatty() else 160,
+)
+_stdout = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+
+
+def say(text: str, *, style: str = "") -> None:
+    """A message on stderr and in the log file. Control characters of the user's data never reach the terminal."""
+    _stderr.print(printable(text), style=style or None, markup=False)
+    _log.info("%s", text)
+
+
+def result(text: str) -> None:
+    """A line of the command's result, on stdout."""
+    _stdout.print(printable(text), markup=False)
+
+
+def result_markup(text: str) -> None:
+    """A result line with rich markup; its plain parts must have gone through `printable_markup`."""
+    _stdout.print(text)
+
+
+def printable_markup(text: str) -> str:
+    return escape(printable(text))
+
+
+def printable(text: str) -> str:
+    """`text` with control characters (ANSI escapes, NUL, …) shown as \\x1b; newlines and tabs stay."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda m: f"\\x{ord(m[0]):02x}", text)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, to_stdout: bool = False) -> None:
+    """A table for people; wide characters are measured, not counted."""
+    drawn = Table(title=title or None, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        drawn.add_column(column, overflow="fold")
+    for row in rows:
+        drawn.add_row(*(printable_markup(as_typed(cell)) for cell in row))
+    console = _stdout if to_stdout else _stderr
+    console.print(drawn, soft_wrap=False)
+    for row in rows:
+        _log.info("%s: %s", title or columns[0], " | ".join(row))
+
+
+def error(message: str, hint: str) -> None:
+    """An expected failure: what is wrong, and what mends it."""
+    hint = as_typed(hint)
+    _stderr.print(f"[bold red]Error:[/] {printable_markup(message)}")
+    if hint:
+        _stderr.print(f"[bold]Fix:[/] {printable_markup(hint)}")
+
+
+class _Redacting(logging.Formatter):
+    """A log may be sent to somebody with a question: home folders, names and tokens never get into it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact.redact(super().format(record), redact.names_here())
+
+
+class _LogFile(logging.FileHandler):
+    """On a full disk the log has a gap; logging itself would print a traceback for every line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+
+@contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Everything that any library logs or warns about goes to `path` (appended) while the block runs.
+
+    An exception that is no expected failure leaves its traceback there, and a note that says so.
+    """
+    handler = _LogFile(path, encoding="utf-8")
+    handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    _log.info("appliance %s", " ".join(sys.argv[1:]))
+    try:
+        yield
+    except (ApplianceError, Interrupted, KeyboardInterrupt) as exc:
+        _log.error("stopped: %s | hint: %s", exc, getattr(exc, "hint", ""))
+        raise
+    except BaseException as exc:
+        _log.error("a bug", exc_info=exc)
+        exc.add_note(f"the traceback is in {path}")
+        raise
+    finally:
+        logging.captureWarnings(False)
+        root.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def prints_to_log() -> Iterator[None]:
+    """What libraries print while the block runs goes to the log: on stdout belong results only. Unsloth prints."""
+    with redirect_stdout(_LogLines()):
+        yield
+
+
+class _LogLines(io.TextIOBase):
+    """Lines that are written here are logged."""
+
+    def __init__(self) -> None:
+        self._begun = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            _log.info("printed: %s", line)
+        return len(text)
+
+
+def quiet_libraries() -> None:
+    """Call once transformers is imported: its handlers and bars write to stderr on their own; the log file has all."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    for name in ("transformers", "datasets", "trl", "peft", "accelerate", "huggingface_hub", "bitsandbytes"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+
+
+class Steps:
+    """Progress of a loop whose length is known: a bar on a terminal, a line every few seconds elsewhere."""
+
+    def __init__(self, title: str, total: int, *, seconds_between_lines: float = 10.0) -> None:
+        self._title = title
+        self._total = total
+        self._done = 0
+        self._began = self._spoke = time.monotonic()
+        self._pause = seconds_between_lines
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=_stderr,
+            transient=True,
+            disable=not _stderr.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=total, note="")
+
+    def __enter__(self) -> Steps:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.stop()
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """`count` more are done; `note` stands beside the bar, for example the loss."""
+        self.reach(self._done + count, note)
+
+    def reach(self, done: int, note: str = "") -> None:
+        """`done` of the total are done. After a resume the first call sets where counting begins.
+
+        Raises Interrupted, see `signals.check`.
+        """
+        signals.check()
+        if self._done == 0 and done > 1:
+            self._began, skipped = time.monotonic(), done
+        else:
+            skipped = 0
+        self._done = done
+        self._bar.update(self._task, completed=done, note=note)
+        now = time.monotonic()
+        if not _stderr.is_terminal and (now - self._spoke >= self._pause or done >= self._total):
+            self._spoke = now
+            rate = (now - self._began) / max(done - skipped, 1)
+            left = "" if done >= self._total else f"  ETA {duration(rate * (self._total - done))}"
+            say(f"{self._title} {done}/{self._total}  {note}{left}")
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 75 -> '1 min 15 s'."""
+    if round(seconds) < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def pairs(values: Mapping[str, Any]) -> str:
+    """'a 1, b 2' of a mapping."""
+    return ", ".join(f"{key} {value}" for key, value in values.items())

@@ -1,0 +1,30 @@
+"""What a user types for something: as a shell sees it, or in front of Compose."""
+
+from __future__ import annotations
+
+import os
+import re
+
+# compose.yaml's service for a command of ours; the service `appliance` takes all others.
+_SERVICES = {"run": "train", "demo": "train demo"} | {name: name for name in ("doctor", "chat", "publish", "dataset")}
+
+
+def is_in_compose() -> bool:
+    """Whether compose.yaml started this process: then the user types its commands."""
+    return "APPLIANCE_HOST_RUNS_DIR" in os.environ
+
+
+def as_typed(hint: str) -> str:
+    """The hint with the commands between backticks as this user types them."""
+    if not is_in_compose():
+        return hint
+    return re.sub(
+        r"`appliance ([a-z]+)",
+        lambda found: f"`docker compose run --rm {_SERVICES.get(found[1], f'appliance {found[1]}')}",
+        hint,
+    )
+
+
+def cpu_instead() -> str:
+    """What a user puts in front of a command to have it computed on the CPU."""
+    return "COMPOSE_FILE=compose.yaml:compose.cpu.yaml" if is_in_compose() else "CUDA_VISIBLE_DEVICES="

@@ -1,0 +1,1 @@
+"""Template to text to ids to a padded batch; the check that a model learns to stop."""

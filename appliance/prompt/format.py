@@ -1,0 +1,261 @@
+"""The prompt format: text, BOS, EOS, labels, chat template, parsing of answers. Owned here and nowhere else.
+
+A format *is* its chat template (the texts: prompt/templates.py): training and evaluation render the very Jinja text
+that is released with the tokenizer, so that the ids of all three are the same by construction. Pure: knows tokenizers,
+no model, no file of ours.
+
+>>> print(render(chat_template("alpaca"), user_message("가격은?")))
+Below is an instruction that describes a task. Write a response that appropriately completes the request.
+<BLANKLINE>
+### Instruction:
+가격은?
+<BLANKLINE>
+### Response:
+<BLANKLINE>
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from appliance.errors import DataError, EnvironmentUnavailable
+from appliance.prompt import tokenizer
+from appliance.prompt.batch import IGNORED
+from appliance.prompt.special_tokens import (
+    BRACKETED,
+    adds_bos,
+    default_template,
+    find_end_token,
+    find_lead,
+    find_padding,
+    required_template,
+    token_text,
+)
+from appliance.prompt.templates import MARKERS, frame, pinned
+from appliance.prompt.templates import Message as Message
+from appliance.prompt.templates import chat_template as chat_template
+from appliance.prompt.templates import render as render
+from appliance.prompt.templates import sketch as sketch
+from appliance.prompt.templates import user_message as user_message
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One row as token ids, the first `prompt_tokens` of them the prompt.
+
+    `labels` has the length of `input_ids`; -100 marks what is not trained.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    prompt_tokens: int
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A format bound to one tokenizer: turns rows into ids and ids into answers.
+
+    `backend` is the `tokenizers.Tokenizer` that transformers itself calls. `eos_token` ends an answer: it is trained,
+    and generation stops at it; under `chat` it may be another (<|im_end|>) than the tokenizer's own `eos_token`, which
+    templates write and which is `tokenizer_eos`. `pad_token` None: padding is `pad_token_id` only, and the tokenizer
+    has to stay without a pad token. `chat_template` is the template to release.
+    """
+
+    name: str
+    backend: Tokenizer
+    bos_token: str | None
+    eos_token: str
+    tokenizer_eos: str
+    pad_token: str | None
+    pad_token_id: int
+    chat_template: str
+    answer_lead: str
+
+    @cached_property
+    def adds_bos(self) -> bool:
+        """Whether this tokenizer puts BOS before plain text. Then, and only then, prompts of ours carry it."""
+        return adds_bos(self.backend, self.bos_token)
+
+    @cached_property
+    def eos_token_id(self) -> int:
+        found = self.backend.token_to_id(self.eos_token)
+        assert found is not None, f"`bind` admits only tokens of the vocabulary, not {self.eos_token!r}"
+        return found
+
+    def text(self, messages: Sequence[Message]) -> str:
+        """The prompt up to where the answer begins, with BOS where the template writes it.
+
+        Raises DataError: the conversation has a role, or an order of roles, that the format does not know.
+        """
+        return render(self.chat_template, messages, bos_token=self.bos_token, eos_token=self.tokenizer_eos)
+
+    def text_without_bos(self, messages: Sequence[Message]) -> str:
+        """The prompt for those who add BOS themselves: people who read it, Ollama, a tokenizer called on plain text."""
+        text = self.text(messages)
+        return text.removeprefix(self.bos_token) if self.bos_token else text
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of `text(messages)`: what training masks, what evaluation generates from, what a server sends."""
+        return self._ids(self.text(messages))
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.backend.encode(text, add_special_tokens=False).ids)
+
+    def encode(self, instruction: str, input_text: str, output: str, *, loss_on: str = "answer") -> Encoded:
+        """Prompt masked (unless `loss_on` is "all"), answer and exactly one EOS trained.
+
+        Prompt and answer are tokenized apart: no merge can cross the boundary, so the prompt's ids are those of
+        inference. Raises DataError: a cell holds a special token of this tokenizer, or a marker of the format.
+        """
+        self._refuse_markers(instruction, input_text, output)
+        prompt = self.prompt_ids(user_message(instruction, input_text))
+        answer = self._ids(self.answer_lead + output)
+        self._refuse_commands(prompt, Counter(self._own_commands[bool(input_text)]))
+        self._refuse_commands(answer, Counter())
+        ids = [*prompt, *answer, self.eos_token_id]
+        masked = [IGNORED] * len(prompt)
+        if loss_on == "all":
+            # A chat template ends the user's turn like an answer: trained there too, EOS would not be trained once.
+            # And nothing predicts the first token: as a label it would only be counted, and thin out the mean loss.
+            masked[1:] = [IGNORED if token == self.eos_token_id else token for token in prompt[1:]]
+        return Encoded(ids, masked + ids[len(prompt) :], len(prompt))
+
+    @cached_property
+    def _commands(self) -> dict[int, str]:
+        """Tokens that no cell may hold: special ones, and what else of the added ones the template itself writes."""
+        added = dict(self.backend.get_added_tokens_decoder())
+        fixed = {i for i in self.prompt_ids(user_message("x", "x")) if i in added}
+        written = {i for i in fixed if BRACKETED.fullmatch(added[i].content)} | {self.eos_token_id}
+        return {i: token.content for i, token in added.items() if token.special or i in written}
+
+    @cached_property
+    def _own_commands(self) -> tuple[Counter[int], Counter[int]]:
+        """How often the template itself writes each command, for a row without input and for one with it."""
+        of_cell = Counter(i for i in self._ids("x") if i in self._commands)  # the unknown token, in a small vocabulary
+        without, with_input = (
+            Counter(i for i in self.prompt_ids(user_message("x", text)) if i in self._commands) for text in ("", "x")
+        )
+        return without - of_cell, with_input - of_cell - of_cell
+
+    def _refuse_commands(self, ids: Sequence[int], own: Counter[int]) -> None:
+        for token in ids:
+            if token in self._commands:
+                own[token] -= 1
+                if own[token] < 0:
+                    found = self._commands[token]
+                    raise DataError(f"holds the special token {found!r}, which would be read as a command, not as text")
+
+    def _refuse_markers(self, *cells: str) -> None:
+        for marker in MARKERS.get(self.name, ()):
+            if any(marker in cell for cell in cells):
+                raise DataError(f"holds {marker!r}, which the prompt format {self.name} writes itself")
+
+    def cut(self, encoded: Encoded, max_seq_length: int) -> Encoded:
+        """The row with its answer shortened to fit `max_seq_length` tokens, EOS put back at the end.
+
+        Raises DataError: not even one answer token would be left.
+        """
+        if len(encoded) <= max_seq_length:
+            return encoded
+        if encoded.prompt_tokens + 2 > max_seq_length:
+            raise DataError(f"the prompt alone has {encoded.prompt_tokens} tokens: no answer fits {max_seq_length}")
+        both = (encoded.input_ids, encoded.labels)
+        ids, labels = ([*part[: max_seq_length - 1], self.eos_token_id] for part in both)
+        return Encoded(ids, labels, encoded.prompt_tokens)
+
+    def answer_text(self, ids: Sequence[int]) -> str:
+        """The answer that generated `ids` spell: up to the first EOS, special tokens and padding left out, stripped."""
+        ids = list(ids)
+        if self.eos_token_id in ids:
+            ids = ids[: ids.index(self.eos_token_id)]
+        ids = [token for token in ids if token != self.pad_token_id]  # a byte that pads is no special token
+        return str(self.backend.decode(ids, skip_special_tokens=True)).strip()
+
+
+def from_folder(name: str, model_dir: Path) -> Prompt:
+    """The format `name` for the tokenizer in `model_dir`, from its tokenizer.json: no torch, no transformers needed.
+
+    Raises EnvironmentUnavailable: no tokenizer.json there, no EOS, nothing fit for padding. RecipeError: see `bind`.
+    """
+    path = model_dir / "tokenizer.json"
+    if not path.is_file():
+        raise EnvironmentUnavailable(
+            f"{model_dir} has no tokenizer.json",
+            hint="convert it once: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
+        )
+    config: dict[str, Any] = {}
+    for name_of_file in ("special_tokens_map.json", "tokenizer_config.json"):  # the second is the newer home of both
+        if (model_dir / name_of_file).is_file():
+            config |= json.loads((model_dir / name_of_file).read_text(encoding="utf-8"))
+    if (model_dir / "chat_template.jinja").is_file():
+        config["chat_template"] = (model_dir / "chat_template.jinja").read_text(encoding="utf-8")
+    backend = Tokenizer.from_file(str(path))
+    by_id = tokenizer.from_ids(model_dir, backend)
+    tokens = {key: token_text(config.get(key)) or by_id.get(key) for key in ("bos_token", "eos_token", "pad_token")}
+    return bind(name, backend, **tokens, own_template=default_template(config.get("chat_template")))
+
+
+def from_transformers(name: str, tokenizer: Any) -> Prompt:
+    """The format `name` for a loaded transformers tokenizer (its own backend is used); raises as `bind`."""
+    return bind(
+        name,
+        tokenizer.backend_tokenizer,
+        tokenizer.bos_token,
+        tokenizer.eos_token,
+        tokenizer.pad_token,
+        own_template=default_template(tokenizer.chat_template),
+    )
+
+
+def bind(
+    name: str,
+    backend: Tokenizer,
+    bos_token: str | None,
+    eos_token: str | None,
+    pad_token: str | None,
+    *,
+    own_template: str | None = None,
+) -> Prompt:
+    """A Prompt with padding that is never EOS. `own_template`: the base's chat template, which `chat` takes.
+
+    Raises EnvironmentUnavailable: no EOS, nothing fit for padding. RecipeError: `chat`, and the base's chat template is
+    missing or cannot be trained under.
+    """
+    if eos_token is None or backend.token_to_id(eos_token) is None:
+        raise EnvironmentUnavailable(
+            f"this tokenizer has no EOS token in its vocabulary (eos_token: {eos_token!r})",
+            hint="a model cannot learn to stop without one; choose another base model",
+        )
+    backend.no_padding()
+    backend.no_truncation()
+    if name == "chat":
+        template = pinned(required_template(own_template))
+    elif adds_bos(backend, bos_token):
+        template = chat_template(name)
+    else:
+        template = chat_template(name).replace("{{- bos_token -}}\n", "")
+    around = frame(template, bos_token=bos_token, eos_token=eos_token)
+    end_token = find_end_token(backend, around.tail, eos_token)
+    pad_token, pad_token_id = find_padding(backend, pad_token, {bos_token, eos_token, end_token}, template)
+    return Prompt(
+        name=name,
+        backend=backend,
+        bos_token=bos_token,
+        eos_token=end_token,
+        tokenizer_eos=eos_token,
+        pad_token=pad_token,
+        pad_token_id=pad_token_id,
+        chat_template=template,
+        answer_lead=find_lead(backend, around.lead),
+    )

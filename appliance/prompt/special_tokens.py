@@ -1,0 +1,99 @@
+"""BOS, EOS, padding and the chat template's own end of turn, found in a tokenizer that we did not make."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from appliance.errors import EnvironmentUnavailable, RecipeError
+
+BRACKETED = re.compile(r"[<\[].*[>\]]", re.DOTALL)  # how tokens that are commands are spelt
+
+
+def required_template(own_template: str | None) -> str:
+    if own_template:
+        return own_template
+    raise RecipeError(
+        "prompt: chat takes the base's own chat template, and this base has none (it is no instruct model)",
+        hint="set prompt: alpaca (or alpaca_oneline, korean_qa, qa_tokens), or take the base's instruct model",
+    )
+
+
+def adds_bos(backend: Tokenizer, bos_token: str | None) -> bool:
+    return bos_token is not None and backend.encode("a").ids[:1] == [backend.token_to_id(bos_token)]
+
+
+def find_end_token(backend: Tokenizer, tail: str, eos_token: str) -> str:
+    """The token with which the template ends an answer: its own end of turn, or EOS where it writes none."""
+    written = tail.lstrip()
+    if not written:
+        return eos_token
+    added = [token.content for token in backend.get_added_tokens_decoder().values()]
+    found = max((token for token in [*added, eos_token] if token and written.startswith(token)), key=len, default=None)
+    if found is None:
+        raise RecipeError(
+            f"prompt: chat: the base's chat template ends an answer with {written[:40]!r}, which is no single token of "
+            "its tokenizer: a model could not be trained to stop there",
+            hint="set prompt: alpaca (or alpaca_oneline, korean_qa, qa_tokens)",
+        )
+    return found
+
+
+def find_lead(backend: Tokenizer, lead: str) -> str:
+    """What to put before an answer that is tokenized alone: nothing for a tokenizer that puts a space there itself."""
+
+    def ids(text: str) -> list[int]:
+        return list(backend.encode(text, add_special_tokens=False).ids)
+
+    return "" if lead == " " and ids(":") + ids("a") == ids(": a") else lead
+
+
+# Names under which tokenizers reserve ids that no text produces; taken in this order.
+_RESERVED = (r"pad", r"reserved|unused", r"unk", r"endoftext|mask|sep|cls")
+_NEVER_IN_UTF_8 = (*range(0xFF, 0xF4, -1), 0xC1, 0xC0)
+
+
+def find_padding(
+    backend: Tokenizer, pad_token: str | None, taken: set[str | None], template: str
+) -> tuple[str | None, int]:
+    """(text, id) of what can stand for padding: the pad token, a reserved token, a byte that no text holds.
+
+    The vocabulary is never enlarged for it. The byte has an id and no text (GPT-2's token for 0xFF is spelt ÿ): as the
+    tokenizer's pad token its spelling would be cut out of ordinary texts.
+    """
+    if pad_token is not None and pad_token not in taken and (known := backend.token_to_id(pad_token)) is not None:
+        return pad_token, known
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    bracketed = sorted(t for t in vocabulary if BRACKETED.fullmatch(t) and t not in taken and t not in template)
+    for pattern in _RESERVED:
+        for token in bracketed:
+            if re.search(pattern, token, re.IGNORECASE):
+                return token, vocabulary[token]
+    for token in _byte_tokens():
+        if token in vocabulary and backend.decode([vocabulary[token]]) == "\ufffd":
+            return None, vocabulary[token]
+    raise EnvironmentUnavailable(
+        "this tokenizer has no pad token other than EOS, and no reserved token or unused byte to stand in for it",
+        hint="padding with EOS would teach the model never to stop; choose a base model with a pad or reserved token",
+    )
+
+
+def _byte_tokens() -> Iterator[str]:
+    """Spellings of bytes that UTF-8 never holds: byte-level (these bytes stand for themselves) and byte fallback."""
+    for byte in _NEVER_IN_UTF_8:
+        yield from (chr(byte), f"<0x{byte:02X}>")
+
+
+def token_text(token: Any) -> str | None:
+    """The text of a special token in tokenizer_config.json, where it stands plain or as an object."""
+    return str(token["content"]) if isinstance(token, dict) else token
+
+
+def default_template(templates: Any) -> str | None:
+    """The chat template that transformers takes by default, where there may be several: by name, or as a list."""
+    if isinstance(templates, list):
+        templates = {one["name"]: one["template"] for one in templates}
+    return templates.get("default") if isinstance(templates, dict) else templates

@@ -1,0 +1,102 @@
+"""Whether the collated train rows teach a model to stop: EOS once, last and trained; padding masked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from appliance.errors import GateRefused
+from appliance.findings import NAMED_ROWS, Gate
+from appliance.prompt import batch as prompt_batch
+from appliance.prompt import format as prompt_format
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+ROWS_PER_BATCH = 64  # collated at a time
+
+
+def stops(
+    rows: Iterable[Mapping[str, Any]], collate: Callable[[list[Any]], Mapping[str, Any]], prompt: prompt_format.Prompt
+) -> tuple[list[Gate], list[int]]:
+    """Whether the collated train rows teach to stop: the gates, and the indexes of rows that break one.
+
+    `rows` and `collate` are those that the trainer gets. One pass, ROWS_PER_BATCH rows in memory.
+    """
+    faults: Counter[str] = Counter()
+    broken: list[int] = []
+    begins_with = _bos_count(prompt, prompt.prompt_ids(prompt_format.user_message("a")))
+    iterator, count = iter(rows), 0
+    while batch := list(islice(iterator, ROWS_PER_BATCH)):
+        by_fault = _faults({k: v.numpy() for k, v in collate(batch).items()}, prompt, begins_with)
+        for name, wrong in by_fault.items():
+            faults[name] += int(wrong.sum())
+        at_fault = [rows_at_fault.nonzero()[0] for rows_at_fault in by_fault.values()]
+        broken += sorted({count + int(i) for found in at_fault for i in found})
+        count += len(batch)
+    meanings = {
+        "eos_is_the_last_label": "train rows whose last trained label is not EOS, or is not the row's last token",
+        "eos_is_trained_once": "train rows that train EOS more than once, or never",
+        "padding_is_not_trained": "train rows whose padding is seen or trained, or whose labels are not their tokens",
+        "bos_as_at_inference": f"train rows with another number of BOS than the {begins_with} of an inference prompt",
+    }
+    gates = [Gate(name, faults[name] == 0, faults[name], 0, f"{of} ({count} rows)") for name, of in meanings.items()]
+    pad, eos = prompt.pad_token_id, prompt.eos_token_id
+    return [*gates, Gate("pad_is_not_eos", pad != eos, pad, f"not {eos}", "id of the padding; EOS must be another")], (
+        broken
+    )
+
+
+def refuse_rows(gates: Sequence[Gate], broken: Sequence[int], lines: Callable[[], Sequence[int]], path: Path) -> None:
+    """Raises GateRefused where a gate of `stops` does not hold; `lines()`: the CSV line of each row."""
+    failed = [gate for gate in gates if not gate.passed]
+    if not failed:
+        return
+    where = ""
+    if broken:
+        numbers = lines()
+        more = f" and {len(broken) - NAMED_ROWS} more" if len(broken) > NAMED_ROWS else ""
+        where = "; rows " + ", ".join(str(numbers[i]) for i in broken[:NAMED_ROWS]) + more
+    raise GateRefused(
+        f"{path}: a model trained on this would not learn to stop: "
+        + "; ".join(gate.sentence() for gate in failed)
+        + where,
+        hint="nothing was trained. Another base model may have a tokenizer that fits; on the same base this is a bug "
+        "to report, with the rows named here",
+    )
+
+
+def _faults(
+    batch: Mapping[str, np.ndarray[Any, Any]], prompt: prompt_format.Prompt, begins_with: int
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Which rows (B,) of one collated batch (B, T) break which gate."""
+    import numpy as np
+
+    ids, labels, seen = batch["input_ids"], batch["labels"], batch["attention_mask"] == 1
+    eos, width = prompt.eos_token_id, ids.shape[1]
+    trained = labels != prompt_batch.IGNORED
+    last_trained = width - 1 - np.argmax(trained[:, ::-1], axis=1)
+    last_seen = width - 1 - np.argmax(seen[:, ::-1], axis=1)
+    row = np.arange(len(ids))
+    ends = trained.any(1) & (labels[row, last_trained] == eos) & (last_trained == last_seen)
+    bos = prompt.backend.token_to_id(prompt.bos_token) if prompt.bos_token else None
+    # where BOS and EOS are one token (GPT-2), those at the row's start are BOS and the one at its end is not
+    same = bos == eos
+    bos_seen = ((ids == bos) & seen).sum(1) - int(same) if bos is not None else np.zeros(len(ids))
+    eos_trained = (labels[:, begins_with if same else 0 :] == eos).sum(1)
+    return {
+        "eos_is_the_last_label": ~ends,
+        "eos_is_trained_once": eos_trained != 1,
+        "padding_is_not_trained": (trained & ~seen).any(1)
+        | ((ids != prompt.pad_token_id) & ~seen).any(1)
+        | ((labels != ids) & trained).any(1),
+        "bos_as_at_inference": bos_seen != begins_with,
+    }
+
+
+def _bos_count(prompt: prompt_format.Prompt, ids: Sequence[int]) -> int:
+    return ids.count(prompt.backend.token_to_id(prompt.bos_token)) if prompt.bos_token else 0

@@ -1,0 +1,1 @@
+"""The recipe: fields, resolving, the shipped ones."""

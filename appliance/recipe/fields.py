@@ -1,0 +1,284 @@
+"""The recipe: one frozen, strict model of everything a run depends on; each field's description is its documentation.
+
+`recipe/resolve.py` fills it from YAML, the environment and --set. The whole Recipe stops in pipeline/run.py: below it
+go single sections or plain values. No secret is ever part of a recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+# Output heads and embeddings by their usual names. The loss of trl bypasses a tuned head, and where a base ties the two
+# a merge would change both.
+HEAD_AND_EMBEDDINGS = frozenset({"lm_head", "embed_out", "embed_tokens", "embed_in", "wte", "wpe"})
+
+
+class Section(BaseModel):
+    # defaults are validated too: `3` and the `3.0` that a run directory gives back must have one fingerprint
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class ModelSection(Section):
+    id: str = Field(min_length=1, description="Base model: a Hub id, a local folder, or `demo` (made on the spot).")
+    revision: str | None = Field(None, description="Commit, tag or branch on the Hub; null pins today's newest commit.")
+    max_seq_length: Literal["auto"] | Annotated[int, Field(ge=8)] = Field(
+        "auto", description="Longest row in tokens; auto takes the smallest multiple of 64 that fits all rows."
+    )
+    load_in_4bit: bool = Field(
+        True, description="Train on the base quantised to 4 bits (QLoRA): a third of the memory."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Type of computation; auto decides by device: float32 on a CPU, 16 bits on a GPU."
+    )
+
+
+class Columns(Section):
+    instruction: str = Field("instruction", description="Name of the column that holds the question.")
+    input: str | None = Field(
+        "input", description="Name of the column that holds further context; it may be missing. null: read none."
+    )
+    output: str = Field("output", description="Name of the column that holds the wanted answer.")
+
+
+class DataSection(Section):
+    csv: str = Field(
+        min_length=1, description="Path of the CSV, or `demo`; hf://datasets/USER/NAME@REVISION/FILE fetches it."
+    )
+    columns: Columns = Columns()
+    encoding: str | None = Field(None, description="Encoding of the CSV, such as cp949; null detects it.")
+    quoting: Literal["double", "backslash", "literal"] | None = Field(
+        None,
+        description="double: a quote in a quoted cell is written twice. backslash: it has one before it. literal: "
+        "quotes are text like any other. null detects it.",
+    )
+    normalize: Literal["none", "nfc"] = Field(
+        "none", description="nfc: composed letters (a Mac's Hangul comes apart otherwise). none: text as typed."
+    )
+    test_fraction: Fraction = Field(0.1, description="Share of the rows that is scored once, at the end.")
+    val_fraction: Fraction = Field(
+        0.1, description="Share of all rows that steers early stopping (under `split: notebook`: of what test left)."
+    )
+    group_by: str | None = Field(None, description="Column whose equal values must stay on one side of the split.")
+    split: Literal["group", "notebook", "column"] = Field(
+        "group",
+        description="group: equal questions never part. notebook: scikit-learn's train_test_split, leaks and all. "
+        "column: each row's side stands in a column `side`; the fractions play no part.",
+    )
+    on_bad_row: Literal["refuse", "drop"] = Field("refuse", description="What to do with a row that cannot be used.")
+    on_too_long: Literal["refuse", "drop", "cut"] = Field(
+        "refuse", description="What to do with a row over max_seq_length; cut shortens the answer and puts EOS back."
+    )
+
+
+class TuningSection(Section):
+    method: Literal["lora", "full"] = Field(
+        "lora", description="lora: low-rank adapters beside frozen weights. full: every weight; many times the memory."
+    )
+    r: Positive = Field(16, description="Rank of the adapters: higher learns more and takes more memory.")
+    alpha: Positive = Field(32, description="Scale of the adapters; the delta is multiplied by alpha / r.")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.05, description="Dropout before the adapters.")
+    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = Field(
+        "all-linear", description="Which linear layers get an adapter: all but the output head, or a list of names."
+    )
+    rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead of alpha / r.")
+    dora: bool = Field(False, description="Train the length of each weight row apart from its direction.")
+
+    @model_validator(mode="after")
+    def _full_has_no_adapter(self) -> TuningSection:
+        if self.method == "full":
+            defaults = {name: field.default for name, field in type(self).model_fields.items() if name != "method"}
+            changed = [name for name, default in defaults.items() if getattr(self, name) != default]
+            if changed:
+                raise ValueError(f"tuning.{', tuning.'.join(changed)}: of no effect with method: full; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _head_and_embeddings_stay(self) -> TuningSection:
+        named = [name for name in self.target_modules if name.rpartition(".")[2] in HEAD_AND_EMBEDDINGS]
+        if isinstance(self.target_modules, list) and named:
+            raise ValueError(
+                f"tuning.target_modules: {', '.join(named)} cannot be tuned here: name linear layers of the blocks"
+            )
+        return self
+
+
+class TrainSection(Section):
+    epochs: Annotated[float, Field(gt=0)] = Field(3, description="Passes over the train rows.")
+    max_steps: Positive | None = Field(None, description="Stop after this many steps, whatever the epochs say.")
+    micro_batch_size: Positive = Field(2, description="Rows per forward pass.")
+    gradient_accumulation_steps: Positive = Field(4, description="Forward passes per step.")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-4, description="Peak learning rate.")
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "cosine", description="How the learning rate falls."
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(5, description="Steps over which the learning rate rises.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="AdamW's weight decay.")
+    optimizer: Literal["adamw_torch", "adamw_8bit"] = Field("adamw_8bit", description="AdamW, plain or 8-bit.")
+    eval_every: Literal["auto"] | Positive = Field(
+        "auto",
+        description="Steps between evaluations on val; each also saves a checkpoint. auto: about 20 evaluations, at "
+        "least 20 steps apart, in at most 15 % of the training time.",
+    )
+    val_rows: Positive | None = Field(
+        512,
+        description="Val rows to evaluate on while training, at most: a random choice of whole groups. Under "
+        "eval_every: auto a short training takes fewer. null: all of them.",
+    )
+    patience: Positive = Field(3, description="Evaluations without a better val loss before training stops.")
+    min_delta: Annotated[float, Field(ge=0)] = Field(0.001, description="By how much the val loss must fall to count.")
+    loss_on: Literal["answer", "all"] = Field("answer", description="Train the answer only, or the prompt as well.")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        123, description="Seed of the split, the adapters, the order, the dropout."
+    )
+    report_to: Literal["none"] = Field("none", description="Metrics stay in the run directory.")
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Rows per step."""
+        return self.micro_batch_size * self.gradient_accumulation_steps
+
+
+class SamplingSection(Section):
+    """How answers to extra prompts are drawn; temperature 0 takes the likeliest token each time."""
+
+    temperature: Annotated[float, Field(ge=0.0)] = Field(
+        0.0, description="0: the likeliest token each time. More: drawn, with a chance that train.seed fixes."
+    )
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="Draw from the likeliest tokens that together reach this probability."
+    )
+    repetition_penalty: Annotated[float, Field(gt=0.0)] = Field(
+        1.0, description="Over 1: tokens that stand in the prompt or the answer already become less likely."
+    )
+    no_repeat_ngram_size: Annotated[int, Field(ge=0)] = Field(
+        0, description="No run of so many tokens comes twice; 0 allows any."
+    )
+    scored: bool = Field(
+        False, description="Answer the test rows in this way too; false: greedily, so that no score hangs on chance."
+    )
+
+
+class EvaluateSection(Section):
+    max_rows: Positive = Field(200, description="Test rows to answer; more rows make a narrower interval.")
+    max_new_tokens: Positive = Field(256, description="Tokens after which an answer that did not stop is cut.")
+    stop: list[Annotated[str, Field(min_length=1)]] = Field([], description="Texts that end an answer, beside EOS.")
+    primary: Literal["exact_match", "f1", "rouge_l", "chrf"] = Field(
+        "f1", description="The metric that decides the verdict."
+    )
+    extra_prompts: str | list[Annotated[str, Field(min_length=1)]] = Field(
+        [],
+        description="Questions of your own, a list or a text file with one a line: both models answer them, "
+        "side by side in extra_answers.csv and report.html; nothing is scored.",
+    )
+    train_questions: Annotated[int, Field(ge=0)] = Field(
+        0, description="Ask so many questions of the train side beside extra_prompts: what was learnt by heart."
+    )
+    sampling: SamplingSection = SamplingSection()
+    other_answers: str | None = Field(
+        None,
+        description="CSV with the columns row or question, and answer: another model's answers to the test rows, "
+        "scored in the same table.",
+    )
+
+
+class PublishSection(Section):
+    repo_id: str | None = Field(
+        None,
+        description="USER/NAME on the Hub for the merged model; the adapter goes to USER/NAME-adapter, the rows to "
+        "USER/NAME-dataset. null ends with the release folder.",
+    )
+    visibility: Literal["private", "public"] = Field("private", description="Who may see the repository.")
+    adapter: bool = Field(True, description="Release the adapter (method: lora).")
+    merged: bool = Field(True, description="Release the merged 16-bit model.")
+    examples: bool = Field(True, description="Show side-by-side answers from the test rows in the model card.")
+    dataset: bool = Field(
+        False, description="Release the rows too: train, val and test as CSV. They are yours to give."
+    )
+    require_improvement: bool = Field(False, description="Refuse to release unless the verdict is `better`.")
+    min_stop_rate: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.8, description="Refuse to release a model that ends fewer of its answers by itself; 0 accepts any."
+    )
+
+    def repositories(self, *, has_adapter: bool) -> dict[str, tuple[str, Literal["model", "dataset"]]]:
+        """Part of the release -> the repository it goes to, and its type. Nothing without `repo_id`."""
+        if self.repo_id is None:
+            return {}
+        found: dict[str, tuple[str, Literal["model", "dataset"]]] = {}
+        if self.merged:
+            found["model"] = (self.repo_id, "model")
+        if self.adapter and has_adapter:
+            found["adapter"] = (f"{self.repo_id}-adapter" if self.merged else self.repo_id, "model")
+        if self.dataset:
+            found["dataset"] = (f"{self.repo_id}-dataset", "dataset")
+        return found
+
+    @model_validator(mode="after")
+    def _something_is_released(self) -> PublishSection:
+        if not self.adapter and not self.merged:
+            raise ValueError("publish.adapter and publish.merged are both false: nothing would be released")
+        return self
+
+
+class Recipe(Section):
+    """Everything a run depends on."""
+
+    name: str = Field(pattern=r"^[\w][\w.-]*$", description="Name of the run: its folder under the runs directory.")
+    engine: Literal["auto", "unsloth", "transformers"] = Field(
+        "auto",
+        description="Library that loads the model; auto takes Unsloth where there is CUDA and it knows the base.",
+    )
+    model: ModelSection
+    data: DataSection
+    prompt: Literal["alpaca", "alpaca_oneline", "korean_qa", "qa_tokens", "chat"] = Field(
+        "alpaca", description="Prompt format; chat is the base's own chat template (instruct models)."
+    )
+    rehearse: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Try a few steps of everything that follows, before training: auto before a long one, and on an "
+        "untested architecture.",
+    )
+    tuning: TuningSection = TuningSection()
+    train: TrainSection = TrainSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    publish: PublishSection = PublishSection()
+
+    @model_validator(mode="after")
+    def _full_tunes_16_bits(self) -> Recipe:
+        if self.tuning.method == "full" and self.model.load_in_4bit:
+            raise ValueError("tuning.method: full trains the weights themselves: set model.load_in_4bit to false")
+        if self.tuning.method == "full" and not self.publish.merged:
+            raise ValueError("publish.merged: false leaves nothing to release: method: full makes no adapter")
+        return self
+
+    @model_validator(mode="after")
+    def _sides_leave_room(self) -> Recipe:
+        if self.data.split == "group" and self.data.test_fraction + self.data.val_fraction >= 0.9:
+            raise ValueError("data.test_fraction + data.val_fraction leave under a tenth of the rows to train on")
+        return self
+
+
+def fields(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, pydantic FieldInfo) of every leaf of the recipe."""
+    for name, info in section.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from fields(info.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", info
+
+
+def documentation() -> list[tuple[str, str, str]]:
+    """(field, default, meaning) of every leaf, for `recipe schema` and the README."""
+    rows = []
+    for key, info in fields():
+        default = "(required)" if info.is_required() else "null" if info.default is None else str(info.default)
+        rows.append((key, default, str(info.description)))
+    return rows

@@ -1,0 +1,1 @@
+"""What must hold before anything leaves: gates, leak scan, reload, card, passport, replay."""

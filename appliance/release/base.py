@@ -1,0 +1,21 @@
+"""What a release says of its base model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Base(Protocol):
+    """A base model: base_model/base.py has the one that runs use."""
+
+    @property
+    def dir(self) -> Path: ...
+    @property
+    def public_id(self) -> str: ...
+    @property
+    def revision(self) -> str | None: ...
+    @property
+    def license(self) -> str | None: ...
+    @property
+    def config(self) -> dict[str, Any]: ...

@@ -1,0 +1,239 @@
+"""The model cards of a release: what it is, what it was made from, how it scored, how to use it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from appliance.process import files
+from appliance.prompt import format as prompt_format
+from appliance.release import languages, usage_snippets
+from appliance.release.base import Base
+from appliance.rows import csv_file, leaks
+
+EXAMPLES = 10
+METRICS = {
+    "exact_match": "exact match",
+    "f1": "F1",
+    "rouge_l": "ROUGE-L",
+    "chrf": "chrF",
+    "stop_rate": "answers that stopped by themselves",
+}
+_CODE = "```"
+_MARK = "\x00"  # stands for the question, where the prompt is taken apart
+_OVERRIDDEN = (
+    "\n**Released although this verdict speaks against it**, at its maker's word (`publish --even-if-worse`).\n"
+)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the cards are written from."""
+
+    name: str
+    base: Base
+    prompt: prompt_format.Prompt
+    counts: dict[str, Any]  # prepare/summary.json
+    metrics: dict[str, Any]  # evaluate/metrics.json
+    tuning: dict[str, Any] | None  # the adapter's adapter_config.json; None after full fine-tuning
+    examples: tuple[dict[str, str], ...]  # rows of predictions.csv; empty where the recipe does not want them shown
+    overridden: bool = False  # whether it was released against the verdict
+    warnings: tuple[leaks.Caveat, ...] = ()  # what the split lets through; examples only where they may be shown
+    repos: Mapping[str, str] = field(default_factory=dict)  # part of the release -> where it goes; empty: nowhere
+    languages: tuple[str, ...] = ()  # ISO 639-1, of the train rows
+    stop: tuple[str, ...] = ()  # texts that ended the answers that were scored, beside EOS
+    max_new_tokens: int = 256
+    hashes: Mapping[str, str] = field(default_factory=dict)  # side -> sha256 of its CSV
+
+    def repo(self, part: str) -> str:
+        return self.repos.get(part, "FOLDER_OR_REPO")
+
+
+def gather(
+    *,
+    name: str,
+    base: Base,
+    prompt_name: str,
+    run_path: Path,
+    examples: bool,
+    overridden: bool = False,
+    repos: Mapping[str, str] | None = None,
+    stop: Sequence[str] = (),
+    max_new_tokens: int = 256,
+) -> Facts:
+    """Reads the finished stages of a run."""
+    shown: tuple[dict[str, str], ...] = ()
+    if examples:
+        with (run_path / "evaluate" / "predictions.csv").open(encoding="utf-8", newline="") as handle:
+            shown = tuple(list(csv.DictReader(handle))[:EXAMPLES])
+    adapter_config = run_path / "train" / "adapter" / "adapter_config.json"
+    trained_dir = adapter_config.parent if adapter_config.is_file() else run_path / "train" / "model"
+    sides = {side: run_path / "prepare" / f"{side}.csv" for side in ("train", "val", "test")}
+    return Facts(
+        name=name,
+        base=base,
+        prompt=prompt_format.from_folder(prompt_name, trained_dir),
+        counts=files.read_json(run_path / "prepare" / "summary.json"),
+        metrics=files.read_json(run_path / "evaluate" / "metrics.json"),
+        tuning=files.read_json(adapter_config) if adapter_config.is_file() else None,
+        examples=shown,
+        overridden=overridden,
+        repos=repos or {},
+        languages=tuple(
+            languages.of_texts(f"{r.instruction} {r.output}" for r in csv_file.iter_canonical(sides["train"]))
+        ),
+        stop=tuple(stop),
+        max_new_tokens=max_new_tokens,
+        hashes={side: files.sha256_of(path) for side, path in sides.items()},
+        warnings=tuple(w if examples else replace(w, examples=()) for w in leaks.warnings(run_path / "prepare")),
+    )
+
+
+def model_card(facts: Facts) -> str:
+    """README.md of the merged model."""
+    repo = facts.repo("model")
+    code = "\n\n".join(
+        (
+            usage_snippets.with_transformers(repo, facts.max_new_tokens),
+            f"With vLLM:\n\n{usage_snippets.with_vllm(repo)}",
+            f"With Ollama, for questions without further context:\n\n"
+            f"{usage_snippets.with_ollama(repo, _asked(facts, _MARK), _MARK, (facts.prompt.eos_token, *facts.stop))}",
+        )
+    )
+    kind = f"{facts.base.public_id} with a fine-tuned LoRA adapter merged into its 16-bit weights."
+    if facts.tuning is None:
+        kind = f"{facts.base.public_id}, all of its weights fine-tuned, in 16 bits."
+    return _card(facts, kind, code, {"library_name": "transformers", "base_model_relation": "finetune"})
+
+
+def adapter_card(facts: Facts) -> str:
+    """README.md of the adapter."""
+    code = usage_snippets.with_peft(
+        facts.base.public_id, facts.base.revision, facts.repo("adapter"), facts.prompt.eos_token
+    )
+    kind = f"A LoRA adapter for {facts.base.public_id}."
+    return _card(facts, kind, code, {"library_name": "peft", "base_model_relation": "adapter"})
+
+
+def dataset_card(name: str, counts: Mapping[str, Any], repo: str, files: Collection[str], torn: int) -> str:
+    """README.md of the rows of the run `name`, for the repository `repo`. `counts`: prepare/summary.json.
+
+    `files`: the CSVs of the folder; `torn`: questions on more than one side. The column `row` is the line in the CSV
+    that the rows came from.
+    """
+    sides = [{"split": {"val": "validation"}.get(s, s), "path": f"{s}.csv"} for s in ("train", "val", "test")]
+    matter = {"pretty_name": name, "configs": [{"config_name": "default", "data_files": sides}]}
+    code = f'{_CODE}python\nfrom datasets import load_dataset\n\nrows = load_dataset("{repo}")\n{_CODE}'
+    train = f"`--set data.csv=hf://datasets/{repo}/rows.csv --set data.split=column`"
+    again = f"`rows.csv` has all rows with the side of each: {train} trains on the same rows on the same sides."
+    if torn:
+        again = (
+            f"`rows.csv` has all rows with the side of each. {torn} questions stand on two sides: {train} refuses it."
+        )
+    notebook = ""
+    if "train_ds.csv" in files:
+        notebook = "\n`train_ds.csv` has the train and the validation rows, `test_ds.csv` the test rows.\n"
+    return (
+        f"---\n{yaml.safe_dump(matter, allow_unicode=True, sort_keys=False)}---\n\n# {name}\n\n"
+        f"The rows that {name} is tuned on ({counts['train']} train), stopped by ({counts['val']} validation) "
+        f"and scored on ({counts['test']} test). `row` is the line of the CSV that a row came from.\n\n{code}\n\n"
+        f"{again}\n{notebook}"
+    )
+
+
+def _card(facts: Facts, kind: str, code: str, front: dict[str, str]) -> str:
+    counts, tuning = facts.counts, facts.tuning
+    matter = {
+        "license": facts.base.license or "unknown",
+        "base_model": facts.base.public_id,
+        **({"language": list(facts.languages)} if facts.languages else {}),
+        "pipeline_tag": "text-generation",
+        "tags": ["lora" if tuning else "full-fine-tuning", "sft", facts.prompt.name],
+        **front,
+        "model-index": [_index(facts)],
+    }
+    revision = f", commit {facts.base.revision}" if facts.base.revision else ""
+    parts = [
+        f"---\n{yaml.safe_dump(matter, allow_unicode=True, sort_keys=False)}---\n",
+        f"# {facts.name}\n\n{kind}\n",
+        f"- Base model: {facts.base.public_id}{revision}; licence: {facts.base.license or 'not stated by the base'}",
+        f"- Tuning: {_tuning(tuning)}",
+        f"- Rows: {counts['train']} train, {counts['val']} val, {counts['test']} test; {counts['rejected']} rejected; "
+        f"{counts['shared_questions']} questions on two sides of the split",
+        *(f"  - {side}: sha256 {digest}" for side, digest in facts.hashes.items()),
+        "",
+        f"## Before and after\n\n{_scores(facts.metrics)}\n" + (_OVERRIDDEN if facts.overridden else ""),
+        *([f"## Limits of these figures\n\n{_limits(facts.warnings)}\n"] if facts.warnings else []),
+        f"## Prompt\n\nFormat `{facts.prompt.name}`; the tokenizer's chat template writes it. A question becomes\n",
+        f"{_CODE}text\n{_asked(facts, '…').rstrip()}\n{_CODE}\n",
+        f"An answer ends with {_listed((facts.prompt.eos_token, *facts.stop))}.\n",
+        f"## Use\n\n{code}\n",
+    ]
+    if facts.examples:
+        parts.append(f"## Answers on test rows\n\n{_answers(facts.examples)}\n")
+    return "\n".join(parts)
+
+
+def _tuning(config: dict[str, Any] | None) -> str:
+    if config is None:
+        return "all weights"
+    kinds = (", rank-stabilised" if config.get("use_rslora") else "") + (", DoRA" if config.get("use_dora") else "")
+    return f"LoRA, r {config['r']}, alpha {config['lora_alpha']}{kinds}"
+
+
+def _scores(metrics: dict[str, Any]) -> str:
+    lines = [f"On {metrics['rows']} test rows, which neither training nor early stopping saw:\n"]
+    lines += ["| | base | tuned |", "|---|---|---|"]
+    lines += [f"| {label} | {metrics['base'][k]:.1%} | {metrics['tuned'][k]:.1%} |" for k, label in METRICS.items()]
+    lines.append(f"| loss (nats per answer token) | {metrics['base']['loss']:.4f} | {metrics['tuned']['loss']:.4f} |")
+    low, high = metrics["interval"]
+    lines.append(
+        f"\nVerdict: **{metrics['verdict']}**. Tuned minus base in {METRICS[metrics['primary']]}: "
+        f"{low * 100:+.1f} to {high * 100:+.1f} points (95 % paired bootstrap). "
+        f"F1 counts {metrics['f1_unit']}s."
+    )
+    return "\n".join(lines)
+
+
+def _limits(warnings: tuple[leaks.Caveat, ...]) -> str:
+    lines = []
+    for warning in warnings:
+        lines.append(f"- {warning.text[:1].upper()}{warning.text[1:]}.")
+        lines += ["  - `{}`".format(example.replace("`", "'")) for example in warning.examples]
+    return "\n".join(lines)
+
+
+def _index(facts: Facts) -> dict[str, Any]:
+    """The entry of `model-index`, which the Hub shows beside the card: the tuned model's scores on the test rows."""
+    scored = [
+        {"type": key, "name": f"{label} ({facts.metrics['f1_unit']})" if key == "f1" else label,
+         "value": round(facts.metrics["tuned"][key], 4)}
+        for key, label in METRICS.items()
+    ]  # fmt: skip
+    rows = {"type": "csv", "name": f"{facts.name}, {facts.metrics['rows']} held-out rows", "split": "test"}
+    return {
+        "name": facts.name,
+        "results": [{"task": {"type": "text-generation"}, "dataset": rows, "metrics": scored}],
+    }
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return " or ".join(f"`{json.dumps(text, ensure_ascii=False)[1:-1]}`" for text in texts)
+
+
+def _asked(facts: Facts, question: str) -> str:
+    return facts.prompt.text_without_bos(prompt_format.user_message(question))
+
+
+def _answers(examples: tuple[dict[str, str], ...]) -> str:
+    lines = ["| question | wanted | base | tuned |", "|---|---|---|---|"]
+    for row in examples:
+        cells = (row[key].replace("|", "\\|").replace("\n", "<br>") for key in ("question", "wanted", "base", "tuned"))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)

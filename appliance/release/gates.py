@@ -1,0 +1,233 @@
+"""The gates of a release: what must hold before anything leaves. Each has a name, what was measured, and a bound.
+
+Four moments: on the collated train rows before the first step (`stops`), from what the stages recorded (`recorded`),
+on the files of the release (`of_files`), and by a fresh process that reloads it (release/reload.py). Judges; measures
+only what files say. Knows the layout of a run directory and of a release, no recipe and no model.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import RunDirError
+from appliance.findings import NAMED_ROWS, Gate
+from appliance.process import files
+from appliance.release import leak_scan
+from appliance.weights.shards import FLOATS, SHORT_NAME, stored_headers
+
+RECORD = "gates.json"  # of the stage train
+MEASURES = "measures.json"  # of the stage evaluate
+
+# How far the best val loss, computed again after the adapter was read from disk, may lie from the one that training
+# saw, relative to it. Training evaluates 8 rows at a time, evaluate 4: other padding, other order of summation; in 4
+# bits training keeps norms and head in float32 as well. Measured on a CPU, Llama and Qwen3 of 2 and 3 layers, 2 seeds:
+#   float32 2.5e-7, bfloat16 1.9e-4, in 4 bits 2.5e-3; an earlier checkpoint 7e-2 and more, no adapter 7 and more
+# What a GPU adds in 16 bits (kernels that follow the shape of a batch, autocast in training) was not measured: the
+# bound leaves room for it. That it is the very file of the best checkpoint, its hash says.
+RELOAD_BOUND = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.05}
+RELOAD_BOUND_4BIT = 0.05
+RELOAD_FLOOR = 0.05  # nats: below it the bound is that of this loss, or rounding alone would decide
+
+# What may be released (everything else stays), by the part of the release.
+_TOKENIZER = (
+    r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|chat_template\.jinja|"
+    r"tokenizer\.model|vocab\.json|vocab\.txt|merges\.txt|spiece\.model|sentencepiece\.bpe\.model"
+)
+_TEXTS = r"README\.md|LICENSE[\w.-]*|NOTICE[\w.-]*|\.gitattributes"
+_KNOWN = {
+    "model": rf"config\.json|generation_config\.json|model[\w.-]*\.safetensors|model\.safetensors\.index\.json|"
+    rf"{_TOKENIZER}|{_TEXTS}",
+    "adapter": rf"adapter_config\.json|adapter_model\.safetensors|prompt\.json|{_TOKENIZER}|{_TEXTS}",
+    "dataset": rf"(train|val|test|rows|train_ds|test_ds)\.csv|{_TEXTS}",
+}
+_RECORDS = (".json", ".jsonl", ".yaml", ".html", ".bin")  # .bin: training_args.bin of a checkpoint, a pickle
+_LARGEST_RECORD = 1 << 26  # bytes
+
+
+def recorded(run_path: Path, *, min_stop_rate: float, require_improvement: bool) -> list[Gate]:
+    """The gates that follow from what train, evaluate and merge wrote. Raises RunDirError: one wrote nothing."""
+    measures = _read(run_path, "evaluate", MEASURES)
+    proven = _read(run_path, "merge", "proof.json")
+    refused = [gate["name"] for gate in proven["gates"] if not gate["passed"]]
+    return [
+        *(Gate(**gate) for gate in _read(run_path, "train", RECORD)["gates"]),
+        stop_rate(measures["stops"], min_stop_rate),
+        best_val_loss_again(measures["val_loss"]),
+        Gate(
+            "merged_equals_trained",
+            bool(proven["passed"]) and not refused,
+            len(refused) if proven["gates"] else "no proof",
+            0,
+            "gates of the proof that refuse" + (f": {', '.join(refused)}" if refused else ""),
+        ),
+        not_worse(_read(run_path, "evaluate", "metrics.json")["verdict"], require_improvement),
+    ]
+
+
+def stop_rate(seen: Mapping[str, Any], least: float) -> Gate:
+    """`seen`: rows_that_fit, base, tuned (rates; None where no row fits)."""
+    tuned, base = seen["tuned"], seen["base"]
+    fits = f"of {seen['rows_that_fit']} test prompts whose wanted answer fits evaluate.max_new_tokens"
+    if tuned is None:
+        meaning = f"share of answers that stopped by themselves, {fits}: raise it"
+        return Gate("tuned_model_stops", least == 0, "no row", least, meaning)
+    return Gate(
+        "tuned_model_stops", tuned >= least, tuned, least, f"share of answers that stopped, {fits}; base {base:.4g}"
+    )
+
+
+def best_val_loss_again(seen: Mapping[str, Any]) -> Gate:
+    """`seen`: best (as training saw it), again (after a reload), compute_dtype, in_4bit; rows evaluated, of all val."""
+    best, again = seen["best"], seen["again"]
+    bound = RELOAD_BOUND_4BIT if seen["in_4bit"] else RELOAD_BOUND[seen["compute_dtype"]]
+    apart = abs(again - best) / max(abs(best), RELOAD_FLOOR)
+    part = f" on {seen['rows']} of {seen['of']} rows" if seen.get("rows") != seen.get("of") else ""
+    meaning = f"val loss{part} of what was kept, read from disk, is {again:.6g}; the best in training was {best:.6g}"
+    return Gate("best_val_loss_again", apart <= bound, apart, bound, f"relative difference: {meaning}")
+
+
+def not_worse(verdict: str, require_improvement: bool) -> Gate:
+    wanted = ["better"] if require_improvement else ["better", "not proven"]
+    return Gate("not_worse", verdict in wanted, verdict, " or ".join(wanted), "tuned against base on the test rows")
+
+
+def of_files(release_dir: Path, run_path: Path, *, public_id: str, revision: str | None, dataset: bool) -> list[Gate]:
+    """The gates on the files of a release, without loading anything: what replay can ask again."""
+    fit = _read(run_path, "train", "fit.json")
+    trained = next(path for name in ("adapter", "model") if (path := run_path / "train" / name).is_dir())
+    best = fit["best_files"]
+    gates = [_same_files("best_is_what_was_kept", trained, best, "of what was kept, not the best checkpoint's")]
+    parts = {name: release_dir / name for name in _KNOWN if (release_dir / name).is_dir()}
+    if "adapter" in parts:
+        gates.append(
+            _same_files("best_is_released", parts["adapter"], best, "of the release, not the best checkpoint's")
+        )
+        gates.append(_names_the_base(parts["adapter"] / "adapter_config.json", public_id, revision))
+    if "model" in parts:
+        outputs = _read(run_path, "merge", "stage.json")["outputs"]
+        proven = {
+            Path(name).name: output["sha256"]
+            for name, output in outputs.items()
+            if name.startswith("model/") and not name.endswith(".md")
+        }
+        gates.append(
+            _same_files("proven_is_released", parts["model"], proven, "of the release, not those of the proof")
+        )
+        gates.append(_sixteen_bits(parts["model"]))
+    return [*gates, _only_known(release_dir, dataset=dataset), _no_remote_code(release_dir)]
+
+
+def of_cleanliness(
+    release_dir: Path, run_path: Path, *, secrets: Sequence[str], private: leak_scan.Private, shown: bool
+) -> list[Gate]:
+    """Nothing in the release, nor in the run's logs, that must not leave. `shown`: whether the card may show rows.
+
+    The run's other files may name its folders, but no secret may be in them either: they are looked through for those.
+    """
+    hits = leak_scan.scan(release_dir, secrets, private)
+    if not shown:
+        with (run_path / "evaluate" / "predictions.csv").open(encoding="utf-8", newline="") as handle:
+            rows = list(csv.DictReader(handle))
+        cells = {row[key] for row in rows for key in ("question", "wanted", "base", "tuned")}
+        hits += leak_scan.holds_text(release_dir, cells)
+    logs = sorted(run_path.rglob("*.log"))
+    traces = leak_scan.Private(private.names, (), private.public)
+    in_logs = [hit for path in logs for hit in leak_scan.scan(path, secrets, traces)]
+    others = [
+        path
+        for path in sorted(run_path.rglob("*"))
+        if path.suffix in _RECORDS and path.stat().st_size < _LARGEST_RECORD and release_dir not in path.parents
+    ]
+    in_records = leak_scan.holding(others, secrets, run_path)
+    return [
+        _clean_gate("release_is_clean", hits, "in the release"),
+        _clean_gate("logs_are_clean", in_logs, "in the logs; delete those lines"),
+        _clean_gate("no_secret_in_the_run", in_records, "in the run's files"),
+    ]
+
+
+def _clean_gate(name: str, hits: Sequence[leak_scan.Hit], where: str) -> Gate:
+    listed = f": {'; '.join(hit.sentence() for hit in hits[:NAMED_ROWS])}" if hits else ""
+    return Gate(name, not hits, len(hits), 0, f"what must not leave, {where}{listed}")
+
+
+def _same_files(name: str, folder: Path, wanted: Mapping[str, str], which: str) -> Gate:
+    wrong = [
+        file
+        for file, sha256 in wanted.items()
+        if not (folder / file).is_file() or files.sha256_of(folder / file) != sha256
+    ]
+    listed = f": {', '.join(sorted(wrong)[:NAMED_ROWS])}" if wrong else ""
+    measured = len(wrong) if wanted else "nothing recorded"
+    return Gate(name, bool(wanted) and not wrong, measured, 0, f"files by sha256 {which}{listed}")
+
+
+def _names_the_base(path: Path, public_id: str, revision: str | None) -> Gate:
+    """A base of the Hub by id and commit; a local folder has no public id, and goes by its name without the path."""
+    config = files.read_json(path)
+    named, at = config.get("base_model_name_or_path"), config.get("revision")
+    is_path = not isinstance(named, str) or re.search(r"^[/~.]|^[A-Za-z]:|\\", named) is not None
+    wanted = f"{public_id}@{revision}" if revision else public_id
+    passed = not is_path and named == public_id and at == revision
+    seen = "a local path" if is_path else f"{named}@{at}" if at else str(named)
+    return Gate("adapter_names_its_base", passed, seen, wanted, "base model and commit in adapter_config.json")
+
+
+def _sixteen_bits(model_dir: Path) -> Gate:
+    config = files.read_json(model_dir / "config.json")
+    dtype = config.get("dtype") or config.get("torch_dtype")
+    short = SHORT_NAME.get(dtype)
+    wrong = [
+        header.name
+        for path in sorted(model_dir.glob("*.safetensors"))
+        for header in stored_headers(path)
+        if header.dtype in (*FLOATS, "F64") and header.dtype != short
+    ]
+    listed = f": {', '.join(wrong[:NAMED_ROWS])}" if wrong else ""
+    passed = short is not None and not wrong
+    measured = len(wrong) if short else f"dtype {dtype}"
+    return Gate("sixteen_bits", passed, measured, 0, f"tensors that are not {dtype}, which config.json names{listed}")
+
+
+def _only_known(release_dir: Path, *, dataset: bool) -> Gate:
+    """safetensors and texts by name: no pickle, no code, no optimizer, no log; a CSV only where it was asked for."""
+    unknown = []
+    for path in sorted(release_dir.rglob("*")):
+        part, _, name = path.relative_to(release_dir).as_posix().partition("/")
+        pattern = _KNOWN.get(part, "") if dataset or part != "dataset" else ""
+        if path.is_symlink() or (path.is_file() and not (name and re.fullmatch(pattern, name))):
+            unknown.append(f"{part}/{name}")
+    listed = f": {', '.join(unknown[:NAMED_ROWS])}" if unknown else ""
+    return Gate("only_known_files", not unknown, len(unknown), 0, f"files that no release holds{listed}")
+
+
+def _no_remote_code(release_dir: Path) -> Gate:
+    """`auto_map` names Python files that a loader would fetch and run."""
+    found = [
+        path.relative_to(release_dir).as_posix()
+        for path in sorted(release_dir.rglob("*config.json"))
+        if "auto_map" in set(_keys(json.loads(path.read_text(encoding="utf-8"))))
+    ]
+    listed = f": {', '.join(found)}" if found else ""
+    return Gate("no_remote_code", not found, len(found), 0, f"files with auto_map{listed}")
+
+
+def _keys(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from value
+    for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _keys(child)
+
+
+def _read(run_path: Path, stage: str, name: str) -> Any:
+    path = run_path / stage / name
+    try:
+        return files.read_json(path)
+    except (FileNotFoundError, ValueError) as error:
+        reason = "is not there" if isinstance(error, FileNotFoundError) else f"is damaged: {error}"
+        raise RunDirError(f"{path} {reason}", hint=f"make it again with --redo {stage}") from error

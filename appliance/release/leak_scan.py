@@ -1,0 +1,162 @@
+"""What must not leave: tokens, signed links, and what names the machine or the person. A release and its logs, scanned.
+
+Knows texts and files, no recipe, no run directory, no Hub; process/redact.py takes out of texts what this finds in
+files. The caller says which secrets there are; a hit names the file, the line and the kind, and never holds what was
+found.
+
+Two classes of things are looked for:
+
+- secrets: the very values that the caller knows, and what has the shape of a Hub token (`hf_` and 30 characters).
+  In every text file, in the header of every safetensors file, in the vocabularies of tokenizers.
+- traces: Authorization headers, signed URLs, home folders, the paths of this run, the names of host and user. In every
+  text file but vocabularies and licence texts, which are the base's own words (a vocabulary may well hold "root").
+
+A name counts as a whole word only, and only if it tells something: `root`, `app` or `localhost` do not, nor does a word
+of under four letters. What the user publishes on purpose (`public`: names of repositories, rows shown in the card) is
+no trace where it stands; a secret is one everywhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.process.redact import HOME_FOLDER, whole_word
+
+# What a tokenizer learnt, and licences: not our words, so only secrets are looked for.
+_FOREIGN = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json", "tokenizer.model")
+_FOREIGN_PREFIXES = ("LICENSE", "NOTICE")
+_BINARY = (".png", ".pt", ".pth", ".bin", ".model")  # only the bytes of known secrets are looked for
+_SHORTEST_SECRET = 8
+# Names of environment variables that hold secrets, whatever service they are for.
+_SECRET_VARIABLE = re.compile(r"TOKEN(?!IZER)|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIAL", re.IGNORECASE)
+
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")  # huggingface.co/docs/hub/security-tokens; today's have 34 characters
+_AUTHORIZATION = re.compile(
+    r"\bauthorization\b[\"']?\s*[:=]\s*[\"']?(?:bearer|basic|token)\s+[^\s\"']{8,}|\bbearer\s+[\w.~+/-]{20,}",
+    re.IGNORECASE,
+)
+_SIGNED = re.compile(r"[?&](?:X-Amz-Signature|X-Goog-Signature|Signature|sig)=[\w%.~+/-]{8,}", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Private:
+    """Traces of this machine. `names`: host and user; `paths`: of the run and the base, absolute."""
+
+    names: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    public: str = ""  # text that is published on purpose
+
+
+@dataclass(frozen=True)
+class Hit:
+    """Something that must not leave. `line` is 1-based; 0: not a text file."""
+
+    path: str
+    line: int
+    kind: str
+    is_secret: bool
+
+    def sentence(self) -> str:
+        return f"{self.path}{f', line {self.line}' if self.line else ''}: {self.kind}"
+
+
+def secrets_of(environ: Mapping[str, str], *more: str | None) -> tuple[str, ...]:
+    """The values of the variables that are named like secrets, and `more`, the caller's own; line by line.
+
+    A variable's value that is a path, short, or one plain word is no secret (HF_TOKEN_FILE, TOKEN_TYPE=standard): it
+    would be met everywhere.
+    """
+    named = (value for name, value in environ.items() if _SECRET_VARIABLE.search(name))
+    lines = {line.strip() for value in named for line in value.splitlines()}
+    telling = {line for line in lines if re.search(r"\d", line) and not line.startswith(("/", "~"))}
+    own = {line.strip() for value in more if value for line in value.splitlines()}
+    return tuple(sorted(line for line in telling | own if len(line) >= _SHORTEST_SECRET))
+
+
+def scan(folder: Path, secrets: Sequence[str], private: Private) -> list[Hit]:
+    """Every hit in the files below `folder`; paths are relative to it. `folder` may be one file as well."""
+    files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
+    hits: list[Hit] = []
+    for path in files:
+        name = path.name if folder.is_file() else path.relative_to(folder).as_posix()
+        hits += _scan_file(path, name, secrets, private)
+    return hits
+
+
+def holding(paths: Iterable[Path], secrets: Sequence[str], below: Path) -> list[Hit]:
+    """The files that hold one of `secrets`, whatever their format."""
+    wanted = [secret.encode() for secret in secrets]
+    hits = []
+    for path in paths:
+        content = path.read_bytes()
+        if any(secret in content for secret in wanted):
+            hits.append(Hit(path.relative_to(below).as_posix(), 0, "a secret of this environment", is_secret=True))
+    return hits
+
+
+def holds_text(folder: Path, texts: Iterable[str], *, shortest: int = 12) -> list[Hit]:
+    """The model cards below `folder` in which one of `texts` stands, as typed or as a cell of a table."""
+    wanted = {form for text in texts for form in (text.strip(), as_cell(text.strip())) if len(form) >= shortest}
+    hits = []
+    for path in sorted(folder.rglob("*.md")):
+        card = path.read_text(encoding="utf-8", errors="replace")
+        if any(text in card for text in wanted):
+            hits.append(Hit(path.relative_to(folder).as_posix(), 0, "text of a CSV row", is_secret=False))
+    return hits
+
+
+def as_cell(text: str) -> str:
+    """A text as the card's tables show it."""
+    return text.replace("|", "\\|").replace("\n", "<br>")
+
+
+def _scan_file(path: Path, name: str, secrets: Sequence[str], private: Private) -> Iterator[Hit]:
+    if path.suffix == ".safetensors":
+        yield from _scan_text(_safetensors_header(path), name, secrets, private)
+    elif path.suffix in _BINARY:
+        content = path.read_bytes()
+        if any(secret.encode() in content for secret in secrets) or re.search(_TOKEN.pattern.encode(), content):
+            yield Hit(name, 0, "a secret", is_secret=True)
+    elif path.name in _FOREIGN or path.name.startswith(_FOREIGN_PREFIXES):
+        yield from _scan_lines(path, name, secrets, None)
+    else:
+        yield from _scan_lines(path, name, secrets, private)
+
+
+def _scan_lines(path: Path, name: str, secrets: Sequence[str], private: Private | None) -> Iterator[Hit]:
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            for hit in _scan_text(line, name, secrets, private):
+                yield Hit(name, number, hit.kind, hit.is_secret)
+
+
+def _scan_text(text: str, name: str, secrets: Sequence[str], private: Private | None) -> Iterator[Hit]:
+    plain = text.replace("\\/", "/")  # JSON may write a slash so
+    if any(secret in plain for secret in secrets):
+        yield Hit(name, 0, "a secret of this environment", is_secret=True)
+    elif _TOKEN.search(plain):
+        yield Hit(name, 0, "a string of the shape of a Hub token (hf_…)", is_secret=True)
+    if private is None:
+        return
+    patterns = {
+        "an Authorization header": _AUTHORIZATION,
+        "a signed URL": _SIGNED,
+        "a home folder": HOME_FOLDER,
+    }
+    for kind, pattern in patterns.items():
+        if any(found[0] not in private.public for found in pattern.finditer(plain)):
+            yield Hit(name, 0, kind, is_secret=False)
+    if any(path in plain for path in private.paths):
+        yield Hit(name, 0, "a path of this machine", is_secret=False)
+    if any(whole_word(word).search(plain) and not whole_word(word).search(private.public) for word in private.names):
+        yield Hit(name, 0, "the name of this host or user", is_secret=False)
+
+
+def _safetensors_header(path: Path) -> str:
+    """The JSON at the front of the file, whose length stands before it (github.com/safetensors/safetensors#format)."""
+    with path.open("rb") as handle:
+        size = int.from_bytes(handle.read(8), "little")
+        return handle.read(min(size, 100_000_000)).decode(errors="replace")  # the format's own limit

@@ -1,0 +1,81 @@
+"""The run passport: everything that a run was made from and by, written into run.json when it is released.
+
+Read by replay. Knows the layout of a run directory; decides nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from appliance import __version__
+from appliance.findings import Gate
+from appliance.process import files
+from appliance.recipe import earlier_runs
+from appliance.release.base import Base
+from appliance.rundir import directory as rundir_directory
+
+_BASE_FILES = (".json", ".safetensors", ".jinja", ".model", ".txt")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def write(run_path: Path, base: Base, gates: Sequence[Gate]) -> None:
+    """Puts the passport into run.json; the rest of that file stays.
+
+    Of a base from the Hub the large files are not read again: the client's cache names each after its sha256, which is
+    the Hub's own word for it (`"from": "hub"`); replay reads them.
+    """
+    path = run_path / "run.json"
+    prepared = files.read_json(run_path / "prepare" / "stage.json")["outputs"]
+    passport = {
+        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "appliance": __version__,
+        "image": os.environ.get("APPLIANCE_IMAGE") or None,  # the image's digest, where it runs in one that says so
+        "platform": platform.platform(),
+        "packages": packages(),
+        "recipe_sha256": recipe_sha256(run_path),
+        "split": {name: prepared[f"{name}.csv"]["sha256"] for name in ("train", "val", "test")},
+        "base": {"dir": str(base.dir), "revision": base.revision, "files": base_files(base.dir)},
+        "stages": {
+            stage: fingerprint for stage in rundir_directory.MADE_FROM if (fingerprint := _fingerprint(run_path, stage))
+        },
+        "gates": [gate.as_json() for gate in gates],
+    }
+    files.write_json(path, files.read_json(path) | {"passport": passport})
+
+
+def recipe_sha256(run_path: Path) -> str:
+    """Over the values of recipe.yaml: its comments say where each came from, and change with every command."""
+    values: Any = yaml.safe_load((run_path / "recipe.yaml").read_text(encoding="utf-8"))
+    return rundir_directory.fingerprint(earlier_runs.without_younger(values))
+
+
+def packages() -> dict[str, str]:
+    """Every installed distribution and its version."""
+    found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    return dict(sorted(found.items(), key=lambda item: item[0].lower())) | {"python": platform.python_version()}
+
+
+def base_files(base_dir: Path, *, read: bool = False) -> dict[str, dict[str, Any]]:
+    """Name -> size in bytes, sha256 and where that is from. `read`: all hashes from the bytes on this disk."""
+    found = {}
+    for path in sorted(base_dir.iterdir()):
+        if path.is_file() and path.suffix in _BASE_FILES:
+            named = path.resolve().name if path.is_symlink() and not read else ""  # snapshots/…/FILE -> blobs/SHA256
+            by_hub = _SHA256.fullmatch(named) is not None
+            sha256 = named if by_hub else files.sha256_of(path)
+            found[path.name] = {"size": path.stat().st_size, "sha256": sha256, "from": "hub" if by_hub else "read"}
+    return found
+
+
+def _fingerprint(run_path: Path, stage: str) -> str | None:
+    path = run_path / stage / "stage.json"
+    return str(files.read_json(path)["fingerprint"]) if path.is_file() else None

@@ -1,0 +1,215 @@
+"""A finished run looked at again: is every file what it was, do the gates still hold, what has changed around it?
+
+Trains nothing, loads no weights, writes nothing. Hashes are read from the bytes on the disk. What was computed with a
+model (the proof, the scores, the reload) is taken as recorded: its files are covered by the hashes. The rest of the
+gates is asked anew.
+
+Exit codes: 8 where a file of the run, its CSV or its base is missing or another (then a gate's answer means nothing);
+6 where all files are as recorded and a gate does not hold; else 0. Other versions of packages are only said.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import GateRefused, RunDirError
+from appliance.findings import Finding, Gate
+from appliance.hub import token as hub_token
+from appliance.machine import packages
+from appliance.process import files, redact
+from appliance.prompt import format as prompt_format
+from appliance.prompt import stop_check
+from appliance.recipe import resolve
+from appliance.recipe.fields import Recipe
+from appliance.release import gates, leak_scan, passport
+from appliance.rows import csv_file
+from appliance.rundir import directory as rundir_directory
+
+_NAMED = 3
+
+
+def run(run_path: Path, cache_dir: Path) -> list[Finding]:
+    """Everything that was compared, in order. `cache_dir`: where the demo's base is, should it have moved.
+
+    Raises RunDirError: this is no run that was released once, so there is nothing to compare with.
+    """
+    record = _json(run_path / "run.json")
+    passed = record.get("passport")
+    if passed is None:
+        raise RunDirError(
+            f"{run_path}: run.json has no passport; expected a run whose stage `publish` is done",
+            hint=f"finish it: `appliance publish {run_path}`",
+        )
+    findings = [*_stages(run_path, passed["stages"]), *_sources(run_path, record, passed)]
+    findings += _base(passed["base"], cache_dir)
+    findings += [_packages(passed["packages"])]
+    if any(finding.verdict == "fails" for finding in findings):
+        return findings
+    recipe = resolve.load(str(run_path / "recipe.yaml"), environ={}).recipe
+    overridden = set(_json(run_path / "publish" / "hub.json").get("overridden", []))
+    return findings + [_finding(gate, overridden) for gate in _gates(run_path, record, recipe)]
+
+
+def refuse(findings: Iterable[Finding]) -> None:
+    """Raises RunDirError where a file differs, GateRefused where a gate does not hold."""
+    failed = [finding for finding in findings if finding.verdict == "fails"]
+    if not failed:
+        return
+    said = "; ".join(f"{f.what}: {f.found}, expected {f.needed}" for f in failed)
+    if any(not finding.what.startswith("gate ") for finding in failed):
+        raise RunDirError(f"this run is not what it was: {said}", hint=failed[0].fix)
+    raise GateRefused(f"a gate does not hold any more: {said}", hint=failed[0].fix)
+
+
+def _stages(run_path: Path, fingerprints: dict[str, str]) -> Iterator[Finding]:
+    """One row a stage: its outputs by hash, and whether it is still the result that was released."""
+    for stage in rundir_directory.MADE_FROM:
+        record = rundir_directory.RunDir(run_path).record(stage)
+        fix = f"restore it, or make it again with --redo {stage}"
+        if record is None:
+            yield Finding(f"stage {stage}", "not done", "done", "fails", fix)
+            continue
+        if stage in fingerprints and record.fingerprint != fingerprints[stage]:
+            needed = f"the result that was released ({fingerprints[stage][:12]}…)"
+            yield Finding(f"stage {stage}", f"another result ({record.fingerprint[:12]}…)", needed, "fails", fix)
+            continue
+        wrong = [
+            f"{name} {fault}"
+            for name, output in record.outputs.items()
+            if (fault := _fault(run_path / stage / name, output))
+        ]
+        yield _row(f"stage {stage}", wrong, f"{len(record.outputs)} files as recorded", fix)
+
+
+def _sources(run_path: Path, record: dict[str, Any], passed: dict[str, Any]) -> Iterator[Finding]:
+    """Recipe, split and CSV."""
+    same = passport.recipe_sha256(run_path) == passed["recipe_sha256"]
+    yield _row("recipe.yaml", [] if same else ["edited since the release"], "as released", "restore the file")
+    wrong = [
+        f"{side}.csv"
+        for side, sha256 in passed["split"].items()
+        if _fault(run_path / "prepare" / f"{side}.csv", {"sha256": sha256})
+    ]
+    yield _row("split", wrong, "train, val and test as released", "restore the files, or redo with --redo prepare")
+    if record["csv"]["path"] is None:
+        yield Finding("CSV", f"on the Hub, commit {record['csv']['commit']}", "", "ok")
+        return
+    csv_path = Path(record["csv"]["path"])
+    if not csv_path.is_file():
+        needed = "the file, to compare"
+        yield Finding("CSV", f"{csv_path} is gone", needed, "warning", "its rows are in prepare/")
+    else:
+        same = files.sha256_of(csv_path) == record["csv"]["sha256"]
+        fix = "restore the file; a run on the new one: --set name=NEW"
+        yield _row("CSV", [] if same else [f"{csv_path} was edited"], "as it was read", fix)
+
+
+def _base(recorded: dict[str, Any], cache_dir: Path) -> Iterator[Finding]:
+    """The base's files, read byte by byte: a cache is never verified by those who fill it."""
+    folder = Path(recorded["dir"])
+    folder = folder if folder.is_dir() else cache_dir / folder.name
+    if not folder.is_dir():
+        yield Finding("base model", f"{recorded['dir']} is gone", "its files, to compare", "warning", "fetch it again")
+        return
+    found = passport.base_files(folder, read=True)
+    wanted = {name: entry["sha256"] for name, entry in recorded["files"].items()}
+    wrong = [
+        f"{name} {'is gone' if name not in found else 'has another hash'}"
+        for name, sha256 in wanted.items()
+        if name not in found or found[name]["sha256"] != sha256
+    ]
+    yield _row(
+        "base model", wrong, f"{len(wanted)} files as recorded", "fetch the base again, at the recorded revision"
+    )
+
+
+def _packages(recorded: dict[str, str]) -> Finding:
+    here = passport.packages()
+    other = [
+        f"{name} {here.get(name, 'absent')} (was {version})"
+        for name, version in recorded.items()
+        if here.get(name) != version
+    ]
+    found = f"{len(recorded)} as they were" if not other else "; ".join(other[:_NAMED])
+    more = f" and {len(other) - _NAMED} more" if len(other) > _NAMED else ""
+    fix = "a run made anew may differ in rounding" if other else ""
+    return Finding("packages", found + more, "", "warning" if other else "ok", fix)
+
+
+def _gates(run_path: Path, record: dict[str, Any], recipe: Recipe) -> Iterator[Gate]:
+    """Those that can be asked of files are; the others as hub.json has them."""
+    publish, base = recipe.publish, record["base"]
+    again = gates.recorded(
+        run_path, min_stop_rate=publish.min_stop_rate, require_improvement=publish.require_improvement
+    )
+    if packages.can_train():
+        again += _stops(run_path)  # in place of what was recorded
+    release = run_path / "publish" / "release"
+    again += gates.of_files(
+        release, run_path, public_id=base["public_id"], revision=base["revision"], dataset=publish.dataset
+    )
+    names = [recipe.name, base["public_id"], publish.repo_id or ""]
+    cards = [path.read_text(encoding="utf-8") for path in release.rglob("README.md")]  # public by now
+    again += gates.of_cleanliness(
+        release,
+        run_path,
+        secrets=leak_scan.secrets_of(os.environ, hub_token.token(), hub_token.saved_token(os.environ)),
+        private=leak_scan.Private(redact.names_here(), (str(run_path.absolute()),), "\n".join([*names, *cards])),
+        shown=publish.examples,
+    )
+    asked = {gate.name: gate for gate in again}
+    for entry in _json(run_path / "publish" / "hub.json")["gates"]:
+        yield asked.get(entry["name"], Gate(**entry))
+
+
+def _stops(run_path: Path) -> list[Gate]:
+    """The train rows encoded and collated once more, with the tokenizer that training left."""
+    from appliance.prompt import batch as prompt_batch
+
+    trained = next(path for name in ("adapter", "model") if (path := run_path / "train" / name).is_dir())
+    encoding = _json(run_path / "train" / "fit.json")["encoding"]
+    prompt = prompt_format.from_folder(_json(trained / "prompt.json")["prompt"], trained)
+
+    def rows() -> Iterator[dict[str, list[int]]]:
+        for row in csv_file.read_canonical(run_path / "prepare" / "train.csv"):
+            one = prompt.encode(row.instruction, row.input, row.output, loss_on=encoding["loss_on"])
+            one = prompt.cut(one, encoding["max_seq_length"]) if encoding["cut_long_rows"] else one
+            yield {"input_ids": one.input_ids, "labels": one.labels}
+
+    found, _ = stop_check.stops(rows(), partial(prompt_batch.collate, pad_token_id=prompt.pad_token_id), prompt)
+    return found
+
+
+def _finding(gate: Gate, overridden: set[str]) -> Finding:
+    verdict: Any = "ok" if gate.passed else "warning" if gate.name in overridden else "fails"
+    seen, bound = (v if isinstance(v, str) else f"{v:.4g}" for v in (gate.measured, gate.bound))
+    fix = "" if gate.passed else gate.meaning + ("; released at its maker's word" if verdict == "warning" else "")
+    return Finding(f"gate {gate.name}", seen, bound, verdict, fix)
+
+
+def _row(what: str, wrong: Sequence[str], as_wanted: str, fix: str) -> Finding:
+    if not wrong:
+        return Finding(what, as_wanted, "", "ok")
+    more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+    return Finding(what, ", ".join(wrong[:_NAMED]) + more, as_wanted, "fails", fix)
+
+
+def _fault(path: Path, output: dict[str, Any]) -> str:
+    if not path.is_file():
+        return "is gone"
+    if path.stat().st_size != output.get("size", path.stat().st_size):
+        return "has another size"
+    return "" if files.sha256_of(path) == output["sha256"] else "has another hash"
+
+
+def _json(path: Path) -> Any:
+    """Raises RunDirError: not there, or damaged."""
+    try:
+        return files.read_json(path)
+    except (FileNotFoundError, ValueError) as error:
+        reason = "is not there" if isinstance(error, FileNotFoundError) else f"is damaged: {error}"
+        raise RunDirError(f"{path} {reason}", hint="restore it, or make its stage anew with --redo") from error

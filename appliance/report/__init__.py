@@ -1,0 +1,1 @@
+"""The page and the plots of a run; decides nothing."""

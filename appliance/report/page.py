@@ -1,0 +1,57 @@
+"""report.html of a run. Reads the run directory, decides nothing."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from appliance.process import console, files
+from appliance.rows import leaks
+from appliance.rundir import directory as rundir_directory
+from appliance.rundir import results
+from appliance.rundir.results import read_predictions
+from appliance.weights import moved
+
+SHOWN_PREDICTIONS = 30
+
+
+def write_html(run_dir: Path) -> Path:
+    """report.html of a run: what was asked, what was read, how it went, before and after, what was proven."""
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(loader=PackageLoader("appliance.report", "."), autoescape=True, trim_blocks=True)
+    environment.filters |= {"percent": "{:.1%}".format, "duration": console.duration, "printable": console.printable}
+    html = environment.get_template("page.html.j2").render(facts(run_dir))
+    path = run_dir / "report.html"
+    files.write_text(path, html)
+    return path
+
+
+def facts(run_dir: Path) -> Mapping[str, Any]:
+    """Everything the page shows; what a stage has not written yet is None."""
+
+    def read(name: str) -> Any:
+        path = run_dir / name
+        return files.read_json(path) if path.is_file() else None
+
+    stages = {stage: read(f"{stage}/stage.json") for stage in rundir_directory.STAGES}
+    loss_png = run_dir / "train" / "loss.png"
+    return {
+        "name": run_dir.name,
+        "recipe": (run_dir / "recipe.yaml").read_text(encoding="utf-8"),
+        "run": read("run.json"),
+        "stages": stages,
+        "prepare": read("prepare/summary.json"),
+        "warnings": leaks.warnings(run_dir / "prepare"),
+        "fit": read("train/fit.json"),
+        "moved": moved.recorded(run_dir / "train"),
+        "metrics": read("evaluate/metrics.json"),
+        "predictions": read_predictions(run_dir / "evaluate" / "predictions.csv"),
+        "extra": results.read_extra_answers(run_dir / "evaluate" / results.EXTRA_ANSWERS),
+        "shown": SHOWN_PREDICTIONS,
+        "proof": read("merge/proof.json"),
+        "hub": read("publish/hub.json"),
+        "loss_png": base64.b64encode(loss_png.read_bytes()).decode() if loss_png.is_file() else None,
+    }

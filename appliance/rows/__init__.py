@@ -1,0 +1,1 @@
+"""CSV bytes to rows, oddities, split, leaks."""

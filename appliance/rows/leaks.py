@@ -1,0 +1,115 @@
+"""What the split of a run lets through, for people: equal questions on two sides, and near-duplicates.
+
+`rows/split.py` finds the one and `rows/near_duplicates.py` the other; here they get their lines and texts. Decides
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from appliance.process import files
+from appliance.rows import csv_file, near_duplicates, split
+from appliance.rows.charset import shown
+from appliance.rows.csv_file import Row
+from appliance.rows.split import Side
+
+EXAMPLES = 5
+_SHOWN = 200  # characters of a question in a file; a line for people has fewer
+
+
+@dataclass(frozen=True)
+class Example:
+    question: str  # its first 200 characters
+    lines: dict[Side, int]  # of the first of the equal rows on each side
+
+    def __str__(self) -> str:
+        places = " and ".join(f"line {self.lines[side]} ({side})" for side in get_args(Side) if side in self.lines)
+        return f"{places}: {shown(self.question, 60)}"
+
+
+@dataclass(frozen=True)
+class Shared:
+    """leaks.json: what stands on more than one side."""
+
+    what: str  # questions, or groups where a column groups the rows
+    count: int
+    test_rows: int  # test rows with an equal row in train
+    examples: tuple[Example, ...]
+
+
+def shared(
+    csv_path: Path,
+    fmt: csv_file.CsvFormat,
+    *,
+    lines: Sequence[int],
+    keys: split.Keys,
+    questions: split.Keys | None,
+    sides: Sequence[Side],
+) -> Shared:
+    """`lines`, `keys`, `sides`: of each row. `questions`: beside the keys, where these are not questions but groups."""
+    what, found = "questions", split.leaks(keys, sides, examples=EXAMPLES)
+    if questions is not None:
+        what = "groups"
+        if not found.groups:
+            what, found = "questions", split.leaks(questions, sides, examples=EXAMPLES)
+    places = [{side: lines[i] for side, i in example.items()} for example in found.examples]
+    texts = _questions(csv_path, fmt, {min(example.values()) for example in places})
+    examples = tuple(Example(texts[min(example.values())], example) for example in places)
+    return Shared(what, found.groups, found.test_rows, examples)
+
+
+def write(stage_dir: Path, found: Shared, twins: near_duplicates.Near) -> None:
+    """leaks.json and near_duplicates.json."""
+    files.write_json(stage_dir / "leaks.json", asdict(found))
+    files.write_json(stage_dir / "near_duplicates.json", {"summary": twins.describe(), **asdict(twins)})
+
+
+@dataclass(frozen=True)
+class Caveat:
+    """What a user should know before a score is believed, and the first places where it can be seen."""
+
+    text: str
+    examples: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.text}:\n  " + "\n  ".join(self.examples)
+
+
+def warnings(prepare_dir: Path) -> list[Caveat]:
+    """From what `write` left; nothing of a run that was prepared before there was such a thing."""
+    if not (prepare_dir / "near_duplicates.json").is_file():
+        return []
+    found, twins = (files.read_json(prepare_dir / f"{name}.json") for name in ("leaks", "near_duplicates"))
+    told = []
+    if found["count"]:
+        text = (
+            f"the split leaks: {found['count']} {found['what']} stand on two sides, and {found['test_rows']} test rows "
+            "are also in train; scores will flatter"
+        )
+        told.append(Caveat(text, tuple(str(Example(**example)) for example in found["examples"])))
+    if twins["pairs"]:
+        text = f"{twins['summary']}; they may flatter the scores; all pairs are in prepare/near_duplicates.json"
+        told.append(Caveat(text, tuple(map(_pair_text, twins["pairs"][:EXAMPLES]))))
+    return told
+
+
+def _pair_text(pair: Mapping[str, Any]) -> str:
+    answer = ", same answer" if pair["same_answer"] else ""
+    lines = f"line {pair['row']} ({pair['side']}) and line {pair['train_row']} (train)"
+    texts = f"{shown(pair['question'], 60)} ~ {shown(pair['train_question'], 60)}"
+    return f"{lines}, {pair['similarity']:.0%} alike{answer}: {texts}"
+
+
+def _questions(csv_path: Path, fmt: csv_file.CsvFormat, wanted: set[int]) -> dict[int, str]:
+    """The beginnings of the questions in these lines; reads no further than it must."""
+    found: dict[int, str] = {}
+    for row in csv_file.read(csv_path, fmt) if wanted else ():
+        if row.line in wanted and isinstance(row, Row):
+            found[row.line] = row.instruction[:_SHOWN]
+            if len(found) == len(wanted):
+                break
+    return found

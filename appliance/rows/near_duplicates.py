@@ -1,0 +1,190 @@
+"""Near-duplicates across the split: test and val rows whose question stands in train but for a few letters.
+
+They explain a score that is too good to be true. Nothing is moved or dropped because of them. Reads the canonical CSVs
+of a run; what is compared is bounded in time and memory, and the result says what was compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+from appliance.rows import csv_file, split
+from appliance.rows.csv_file import Row
+from appliance.rows.split import Side
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasketch import MinHash
+
+# Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, 3.2.2 (http://www.mmds.org): shingles so long that a given
+# one is unlikely in a given text; five letters of 27 (14 million) do for short English mails. Three Hangul syllables
+# make more than that from 250 of the 11,172; three Latin letters do not, but chance alone never reaches the threshold.
+SHINGLE = 3
+THRESHOLD = 0.8
+# 12 bands of 5 of the 60 hashes (ib. 3.4.2): a pair at 0.8 is found with 1 - (1 - 0.8**5)**12 = 99.1 %, one at 0.85
+# with 99.9 %; what is found is then compared exactly.
+_BANDS, _BAND = 12, 5
+# A row costs 50 microseconds and 0.5 more per letter (one core of 2024), so that rows are counted as this many letters
+# more. Of more rows than the budgets buy, a seeded share is compared: 3,300 of a side, 67,000 of train at 20 letters.
+_ROW = 100
+_HELD_BUDGET, _TRAIN_BUDGET = 400_000, 8_000_000
+LETTERS = 2000  # of each question; a cell can hold millions
+TWINS = 5  # pairs kept of one row
+_CHECKS = 50  # likely train rows with which one row is compared exactly; many alike would cost hours
+_SHOWN = 200  # characters of a question in a pair
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A test or val row and a train row, by their lines in the file. Similarity: Jaccard's, 0.8 to 1."""
+
+    side: Side
+    row: int
+    train_row: int
+    similarity: float
+    same_answer: bool
+    question: str  # its first 200 characters
+    train_question: str
+
+
+@dataclass(frozen=True)
+class Near:
+    """near_duplicates.json. `pairs`, the most similar first: of each row that was compared, up to five."""
+
+    threshold: float
+    letters_per_shingle: int
+    letters_per_row: int
+    rows: dict[Side, int]
+    compared: dict[Side, int]  # rows of each side that were looked at; fewer than `rows` where there are too many
+    with_twin: dict[Side, int]  # compared test and val rows with a near-twin among the compared train rows
+    given_up: int  # of the rest, those compared with the first 50 likely train rows only
+    pairs: tuple[Pair, ...]
+
+    def describe(self) -> str:
+        """One line for people: 12 of 1,182 test rows have a near-twin in train."""
+        found = {side: f"{self.with_twin[side]:,} of {self._share(side)}" for side in ("test", "val")}
+        train = "train" if self.compared["train"] == self.rows["train"] else f"{self._share('train')} train rows"
+        rest = f" ({self.given_up:,} rows resemble so many that not all were compared)" if self.given_up else ""
+        return f"{found['test']} test and {found['val']} val rows have a near-twin in {train}{rest}"
+
+    def _share(self, side: Side) -> str:
+        all_of_it = self.compared[side] == self.rows[side]
+        return f"{self.rows[side]:,}" if all_of_it else f"{self.compared[side]:,} sampled (of {self.rows[side]:,})"
+
+
+@dataclass
+class _Held:
+    """A test or val row while the train rows pass by."""
+
+    side: Side
+    row: int
+    key: bytes
+    answer: int
+    shown: str
+    shingles: np.ndarray  # (S,) uint64, sorted
+    minhash: MinHash
+    checks: int = 0
+    pairs: list[Pair] = field(default_factory=list)
+
+
+def find(prepare_dir: Path, rows: Mapping[Side, int], seed: int) -> Near:
+    """Looks through train.csv, val.csv and test.csv of `prepare_dir`, which have so many `rows`.
+
+    Equal questions are none of its business: `split.leaks` counts them, all of them.
+    """
+    import numpy as np
+    from datasketch import MinHash, MinHashLSH
+
+    template = MinHash(num_perm=_BANDS * _BAND, hashfunc=int)
+    mean_letters = _mean_letters(prepare_dir)
+    held: list[_Held] = []
+    compared: dict[Side, int] = {"train": 0, "val": 0, "test": 0}
+    for side in ("test", "val"):
+        for row in _sampled(prepare_dir, side, _HELD_BUDGET / (_ROW + mean_letters) / rows[side], seed):
+            compared[side] += 1
+            shingles, key, answer = _shingles(row), split.question_key(row), hash(split.folded(row.output))
+            minhash = _minhash(template, shingles)
+            held.append(_Held(side, row.line, key, answer, row.instruction[:_SHOWN], shingles, minhash))
+    index = MinHashLSH(threshold=THRESHOLD, num_perm=_BANDS * _BAND, params=(_BANDS, _BAND))
+    for number, one in enumerate(held):
+        index.insert(number, one.minhash)
+    known = np.unique(np.concatenate([one.shingles for one in held])) if held else np.empty(0, "u8")
+    for row in _sampled(prepare_dir, "train", _TRAIN_BUDGET / (_ROW + mean_letters) / rows["train"], seed):
+        compared["train"] += 1
+        shingles = _shingles(row)
+        # Most rows end here: with more than a fifth of shingles that nothing held has, none can be as near as 0.8.
+        places = np.searchsorted(known, shingles).clip(max=len(known) - 1)
+        if np.count_nonzero(known[places] == shingles) < THRESHOLD * len(shingles):
+            continue
+        values = set(shingles.tolist())
+        for number in index.query(_minhash(template, shingles)):
+            _compare(held[number], row, values)
+            if len(held[number].pairs) == TWINS or held[number].checks == _CHECKS:
+                index.remove(number)
+    pairs = sorted((p for one in held for p in one.pairs), key=lambda p: (-p.similarity, p.side, p.row, p.train_row))
+    return Near(
+        threshold=THRESHOLD,
+        letters_per_shingle=SHINGLE,
+        letters_per_row=LETTERS,
+        rows=dict(rows),
+        compared=compared,
+        with_twin={side: len({pair.row for pair in pairs if pair.side == side}) for side in ("test", "val")},
+        given_up=sum(one.checks == _CHECKS and not one.pairs for one in held),
+        pairs=tuple(pairs),
+    )
+
+
+def _compare(one: _Held, row: Row, shingles: set[int]) -> None:
+    """Adds the pair to `one` where the two are near, and do not ask the same."""
+    one.checks += 1
+    common = len(shingles.intersection(one.shingles.tolist()))
+    similarity = common / (len(one.shingles) + len(shingles) - common)
+    if similarity >= THRESHOLD and one.key != split.question_key(row):
+        same_answer = one.answer == hash(split.folded(row.output))
+        shown = row.instruction[:_SHOWN]
+        one.pairs.append(Pair(one.side, one.row, row.line, round(similarity, 3), same_answer, one.shown, shown))
+
+
+def _letters(row: Row) -> str:
+    """What of a question is compared: without case, spaces, and signs at its ends."""
+    text = split.folded(row.instruction[: 4 * LETTERS] + row.input[: 4 * LETTERS]).replace(" ", "")[:LETTERS]
+    return text.strip(".,;:!?~…。、\"'") or text
+
+
+def _shingles(row: Row) -> np.ndarray:
+    """(S,) uint64, sorted: every run of three characters once, as the 63 bits of their code points."""
+    import numpy as np
+
+    codes = np.frombuffer(_letters(row).ljust(SHINGLE, "\0").encode("utf-32-le", "surrogatepass"), "<u4").astype("u8")
+    return np.unique(codes[:-2] << 42 | codes[1:-1] << 21 | codes[2:])
+
+
+def _minhash(template: MinHash, shingles: np.ndarray) -> MinHash:
+    import numpy as np
+
+    minhash = template.copy()
+    # Fibonacci hashing to 32 bits (Knuth, The Art of Computer Programming 3, 6.4); the library mixes them further.
+    minhash.update_batch((shingles * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)).tolist())
+    return minhash
+
+
+def _sampled(prepare_dir: Path, side: Side, share: float, seed: int) -> Iterator[Row]:
+    """The rows of a side, or a seeded share of them where `share` is below 1."""
+    generator = Random(f"{seed}:{side}")
+    for row in csv_file.iter_canonical(prepare_dir / f"{side}.csv"):
+        if generator.random() < share:
+            yield row
+
+
+def _mean_letters(prepare_dir: Path) -> float:
+    """Of the test and val rows, which stand for the train rows too."""
+    lengths = [
+        min(LETTERS, len(row.instruction) + len(row.input))
+        for side in ("test", "val")
+        for row in csv_file.iter_canonical(prepare_dir / f"{side}.csv")
+    ]
+    return sum(lengths) / len(lengths)

@@ -1,0 +1,215 @@
+"""The leak-proof split: which rows ask the same, and which side each goes to. Pure; knows rows, no file.
+
+>>> question_key(Row(2, "가격은?  ", "", "만원")) == question_key(Row(9, "가격은?", "", "10,000원"))
+True
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import count
+from math import ceil
+from typing import TYPE_CHECKING, Literal, get_args
+
+from appliance.errors import DataError
+from appliance.rows.csv_file import Row
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Side = Literal["train", "val", "test"]
+_SIDES: tuple[Side, ...] = ("test", "val", "train")  # in the order in which they are filled
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """Groups of equal rows on more than one side. An example: the first row (its position) of the group per side."""
+
+    groups: int
+    test_rows: int  # test rows with an equal row in train: what a score owes to remembering
+    examples: tuple[dict[Side, int], ...]
+
+
+def question_key(row: Row) -> bytes:
+    """16 bytes that are equal for rows which must stay on one side of the split.
+
+    These are rows with the same group value, else those that ask the same: equal (instruction, input) but for Unicode
+    compatibility forms (NFKC), case and whitespace.
+    """
+    parts = ("question", row.instruction, row.input) if row.group is None else ("group", row.group)
+    # Cells hold no NUL (`read` rejects them), so that different parts are never joined to the same bytes.
+    return blake2b("\0".join(map(folded, parts)).encode(), digest_size=16).digest()
+
+
+def folded(text: str) -> str:
+    """The text but for Unicode compatibility forms, case and whitespace."""
+    if text.isascii():  # nothing to normalise, as in the many rows whose input is empty
+        return " ".join(text.lower().split())
+    # NFKC twice, as in Unicode's toNFKC_Casefold: folding case can undo the normal form.
+    normal = unicodedata.normalize("NFKC", text)
+    folded = normal.casefold()
+    if folded != normal:
+        folded = unicodedata.normalize("NFKC", folded)
+    return " ".join(folded.split())
+
+
+class Keys(Sequence[bytes]):
+    """Question keys at 16 bytes of memory each, where a list of bytes objects takes 72."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def append(self, key: bytes) -> None:
+        self._data += key
+
+    def __len__(self) -> int:
+        return len(self._data) // 16
+
+    def at(self, positions: Iterable[int]) -> Keys:
+        """Those of these positions, in that order."""
+        keys = Keys()
+        for position in positions:
+            keys.append(self[position])
+        return keys
+
+    def __getitem__(self, index: int) -> bytes:  # type: ignore[override]  # one key, no slices
+        start = range(len(self))[index] * 16
+        return bytes(self._data[start : start + 16])
+
+
+def question_split(keys: Sequence[bytes], *, test_fraction: float, val_fraction: float, seed: int) -> list[Side]:
+    """The side of each row. Rows with equal keys share a side; each side gets a group.
+
+    Groups come in the order of a keyed hash: test takes groups while they fit into round(rows * test_fraction) rows,
+    val what it passed on, in the same way, train the rest. The order of the rows plays no part, and rows that are
+    added later move only those at the cuts. Raises DataError: fewer than three groups.
+    """
+    import numpy as np
+
+    order, starts = _grouped(keys, seed)
+    if len(starts) < 3:
+        raise DataError(
+            f"{len(keys)} rows with {len(starts)} different questions (or groups) cannot be split: "
+            "train, val and test need at least one each, 3 in all",
+            hint="add rows with other questions, or choose another column with --set data.group_by=NAME",
+        )
+    sizes = np.diff(starts, append=len(order))
+    targets = [max(1, round(len(keys) * fraction)) for fraction in (test_fraction, val_fraction)]
+    group_sides = _fill(sizes, targets)
+    row_sides = np.empty(len(order), np.uint8)
+    row_sides[order] = np.repeat(group_sides, sizes)
+    return [_SIDES[side] for side in row_sides]
+
+
+def notebook_split(rows: int, *, test_fraction: float, val_fraction: float, seed: int) -> dict[Side, list[int]]:
+    """Row indexes (0-based) per side, as the usual notebook cuts a DataFrame, in scikit-learn's order.
+
+    First `train_test_split(rows, test_size=test_fraction, random_state=42)`, then val_fraction of what remained, with
+    `random_state=seed`. Equal questions can stand on several sides: see `leaks`. Raises DataError: too few rows.
+    """
+    needed = _rows_needed(test_fraction, val_fraction)
+    if rows < needed:
+        raise DataError(
+            f"{rows} rows are too few for train, val and test: data.split=notebook needs {needed} with "
+            f"data.test_fraction={test_fraction:g} and data.val_fraction={val_fraction:g}",
+            hint=f"add rows: {needed - rows} are missing",
+        )
+    from sklearn.model_selection import train_test_split
+
+    rest, test = train_test_split(range(rows), test_size=test_fraction, random_state=42)
+    train, val = train_test_split(rest, test_size=val_fraction, random_state=seed)
+    return {"train": train, "val": val, "test": test}
+
+
+def column_split(sides: Sequence[Side]) -> dict[Side, list[int]]:
+    """Row indexes (0-based) per side, where the file itself names each row's. Raises DataError: a side has no row."""
+    order: dict[Side, list[int]] = {side: [] for side in get_args(Side)}
+    for i, side in enumerate(sides):
+        order[side].append(i)
+    missing = [side for side, rows in order.items() if not rows]
+    if missing:
+        raise DataError(
+            f"column `side`: no usable row is {' or '.join(missing)}; train, val and test need at least one row each, "
+            f"{len(missing)} more in all",
+            hint="name a side for some rows, or let the rows be split: --set data.split=group",
+        )
+    return order
+
+
+def leaks(keys: Sequence[bytes], sides: Sequence[Side], *, examples: int = 5) -> Leaks:
+    """The groups that stand on more than one side: `notebook_split` makes them, `question_split` never does.
+
+    Examples are the groups whose first row comes first.
+    """
+    import numpy as np
+
+    if len(keys) == 0:
+        return Leaks(0, 0, ())
+    order, starts = _grouped(keys, seed=0)
+    codes = np.fromiter((_SIDES.index(side) for side in sides), np.uint8, len(keys))[order]
+    torn = np.minimum.reduceat(codes, starts) != np.maximum.reduceat(codes, starts)
+    in_train = np.logical_or.reduceat(codes == _SIDES.index("train"), starts)
+    sizes = np.diff(starts, append=len(order))
+    test_rows = np.count_nonzero((codes == _SIDES.index("test")) & np.repeat(in_train, sizes))
+    # The sort is stable: within a group, and so also for its first row, positions rise.
+    shown = sorted(np.flatnonzero(torn), key=lambda group: order[starts[group]])[:examples]
+    found = []
+    for group in shown:
+        rows = [int(row) for row in order[starts[group] : starts[group] + sizes[group]]]
+        found.append(
+            {
+                side: next(row for row in rows if sides[row] == side)
+                for side in get_args(Side)
+                if any(sides[row] == side for row in rows)
+            }
+        )
+    return Leaks(int(np.count_nonzero(torn)), int(test_rows), tuple(found))
+
+
+def _rows_needed(test_fraction: float, val_fraction: float) -> int:
+    """The fewest rows of which train_test_split leaves some on each side; it rounds the test size up."""
+    for rows in count(3):
+        rest = rows - ceil(rows * test_fraction)
+        if rest - ceil(rest * val_fraction) >= 1:
+            return rows
+    raise AssertionError("fractions are below 1")
+
+
+def _grouped(keys: Sequence[bytes], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row indexes (N,) sorted by a seeded hash of their key, and where in them each group starts (G,).
+
+    64 bits order the groups. Two keys with one hash (chance 3e-6 at ten million) become one group: none is torn.
+    """
+    import numpy as np
+
+    salt = f"{seed}:".encode()
+    hashes = (int.from_bytes(blake2b(salt + key, digest_size=8).digest()) for key in keys)
+    numbers = np.fromiter(hashes, np.uint64, len(keys))
+    order = np.argsort(numbers, kind="stable")
+    numbers = numbers[order]
+    return order, np.flatnonzero(np.concatenate(([True], numbers[1:] != numbers[:-1]))[: len(keys)])
+
+
+def _fill(sizes: np.ndarray, targets: Sequence[int]) -> np.ndarray:
+    """For each group, in order, the first side with room for it (index in _SIDES); train takes the rest."""
+    import numpy as np
+
+    room = list(targets)
+    sides = np.full(len(sizes), len(room), np.uint8)
+    for group, size in enumerate(sizes):
+        if not any(room):
+            break
+        for side, left in enumerate(room):
+            if size <= left:
+                room[side] -= int(size)
+                sides[group] = side
+                break
+    for side in range(len(_SIDES)):  # all groups may be larger than a target: the smallest one makes do
+        counts = np.bincount(sides, minlength=len(_SIDES))
+        if counts[side] == 0:
+            donors = np.flatnonzero(sides == counts.argmax())
+            sides[donors[sizes[donors].argmin()]] = side
+    return sides

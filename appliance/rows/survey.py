@@ -1,0 +1,223 @@
+"""One look at a CSV: how it is written, which rows can be used, what is odd about them, how large the sides will be.
+
+What `check` says of a file before any model is at hand. Knows the recipe's data section; no tokenizer, no torch.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+from appliance.errors import DataError
+from appliance.findings import Finding
+from appliance.prompt import format as prompt_format
+from appliance.recipe.fields import DataSection
+from appliance.rows import csv_file, split
+from appliance.rows.csv_file import CsvFormat, Rejected, Row
+from appliance.rows.oddities import Remark, Remarks
+from appliance.rows.split import Side
+
+SHOWN = 20  # bad rows listed in an error
+PREVIEW = 3
+PROVABLE_TEST_ROWS = 30  # below this, a bootstrap interval is so wide that little can be shown
+_PREVIEW_CHARACTERS = 600  # of each cell
+
+
+@dataclass(frozen=True)
+class Survey:
+    """`reasons`: reason -> rows, the blank lines included. `bad`: the first bad rows, with their lines."""
+
+    path: Path
+    fmt: CsvFormat
+    usable: int
+    reasons: dict[str, int]
+    bad: tuple[tuple[int, str], ...]
+    remarks: tuple[Remark, ...]
+    sides: dict[Side, int]
+    too_few: DataError | None
+    preview: tuple[Row, ...]
+    longest_characters: int = 0  # of the three cells of a row
+
+    @property
+    def rejected(self) -> int:
+        return sum(self.reasons.values())
+
+    @property
+    def bad_rows(self) -> int:
+        """Rows to be corrected: the rejected ones without the blank lines."""
+        return self.rejected - self.reasons.get(csv_file.BLANK_LINE, 0)
+
+
+def csv_format(csv_path: Path, data: DataSection) -> CsvFormat:
+    """How this recipe reads this CSV. Raises DataError as `table.sniff`."""
+    return csv_file.sniff(
+        csv_path,
+        data.columns.model_dump(),
+        data.group_by,
+        with_side=data.split == "column",
+        codec=data.encoding,
+        quoting=data.quoting,
+        normalize=data.normalize,
+    )
+
+
+def look(csv_path: Path, data: DataSection, seed: int) -> Survey:
+    """Reads the whole file once. Raises DataError: it cannot be read, or holds no usable row."""
+    fmt = csv_format(csv_path, data)
+    keys, sides, remarks = split.Keys(), array("B"), Remarks(fmt)
+    reasons: Counter[str] = Counter()
+    bad: list[tuple[int, str]] = []
+    preview: list[Row] = []
+    longest = 0
+    for row in csv_file.read(csv_path, fmt):
+        if isinstance(row, Rejected):
+            reasons[row.reason] += 1
+            if len(bad) < SHOWN and row.reason != csv_file.BLANK_LINE:
+                bad.append((row.line, row.reason))
+            continue
+        key = split.question_key(row)
+        keys.append(key)
+        remarks.see(row, key if row.group is None else split.question_key(replace(row, group=None)))
+        if row.side is not None:
+            sides.append(get_args(Side).index(csv_file.SIDE_WORDS[row.side]))
+        longest = max(longest, len(row.instruction) + len(row.input) + len(row.output))
+        if len(preview) < PREVIEW:
+            preview.append(row)
+    if not keys:
+        raise DataError(
+            f"{csv_path}: no usable row" + "".join(f"; line {line}: {reason}" for line, reason in bad[:1]),
+            hint="every row needs a question and an answer",
+        )
+    too_few, counts = None, {}
+    try:
+        counts = _side_counts(keys, sides, data, seed)
+    except DataError as error:
+        too_few = error
+    return Survey(
+        csv_path,
+        fmt,
+        len(keys),
+        dict(reasons),
+        tuple(bad),
+        remarks.found(),
+        counts,
+        too_few,
+        tuple(preview),
+        longest,
+    )
+
+
+def refusal(seen: Survey, data: DataSection) -> DataError | None:
+    """Why this file cannot be trained on as it is: bad rows under `on_bad_row: refuse`, too few rows to split."""
+    if seen.bad_rows and data.on_bad_row == "refuse":
+        return bad_rows_error(seen.path, seen.bad_rows, seen.bad, "`prepare` writes all of them to rows.csv")
+    if seen.too_few:
+        return DataError(f"{seen.path}: {seen.too_few}", hint=seen.too_few.hint)
+    return None
+
+
+def bad_rows_error(
+    path: Path,
+    count: int,
+    first: tuple[tuple[int, str], ...],
+    where: str,
+    what: str = "rows cannot be used",
+    fix: str = "",
+) -> DataError:
+    """All bad rows at once: the first by name, the count of the others, and where all of them are listed."""
+    shown = [f"line {line}: {reason}" for line, reason in first[:SHOWN]]
+    if count > SHOWN:
+        shown.append(f"… and {count - SHOWN} more; {where}")
+    fix = fix or "correct them, or go on without them: --set data.on_bad_row=drop"
+    if any("fields; the header has" in reason for _, reason in first):
+        fix += '; a cell that holds the delimiter or a line end stands in double quotes: "so, here"'
+    return DataError(f"{path}: {count} {what}:\n  " + "\n  ".join(shown), hint=fix)
+
+
+def findings(seen: Survey) -> list[Finding]:
+    """The file as rows of the table of `check`."""
+    found = [
+        Finding("CSV", f"{seen.path}: {seen.fmt.describe()}", "", "ok"),
+        Finding(
+            "rows",
+            f"{seen.usable} usable, {seen.rejected} rejected" + "".join(f"\n{line}" for line in _reasons(seen)),
+            "",
+            "warning" if seen.bad_rows else "ok",
+            f"{seen.bad_rows} rows cannot be used: correct them or set data.on_bad_row=drop" if seen.bad_rows else "",
+        ),
+    ]
+    for remark in seen.remarks:
+        found.append(Finding(remark.kind, _places(remark), "", "warning", remark.fix))
+    if seen.too_few:
+        return [*found, Finding("split", str(seen.too_few), "", "fails", seen.too_few.hint)]
+    counts = ", ".join(f"{rows} {side}" for side, rows in seen.sides.items())
+    tests = seen.sides["test"]
+    enough = tests >= PROVABLE_TEST_ROWS
+    return [
+        *found,
+        Finding("split", counts, "", "ok"),
+        Finding(
+            "test rows",
+            str(tests),
+            f"{PROVABLE_TEST_ROWS} to show a difference",
+            "ok" if enough else "warning",
+            "" if enough else "little can be proven on so few; raise data.test_fraction or add rows",
+        ),
+    ]
+
+
+def previews(seen: Survey, prompt_name: str) -> list[tuple[int, str]]:
+    """Line and text of the first usable rows as the model will see them, EOS by the name <EOS>.
+
+    For `prompt: chat`, whose text only the base model knows, the outline of it.
+    """
+    found = []
+    for row in seen.preview:
+        instruction, input_text, output = (_cut(text) for text in (row.instruction, row.input, row.output))
+        asked = prompt_format.user_message(instruction, input_text)
+        if prompt_name == "chat":
+            text = f"{prompt_format.sketch(prompt_name, asked)}{output}<EOS>"
+        else:
+            answered = [*asked, {"role": "assistant", "content": output}]
+            text = prompt_format.render(
+                prompt_format.chat_template(prompt_name), answered, eos_token="<EOS>", answer_follows=False
+            )
+        found.append((row.line, text))
+    return found
+
+
+def _side_counts(keys: split.Keys, sides: array[int], data: DataSection, seed: int) -> dict[Side, int]:
+    fractions = {"test_fraction": data.test_fraction, "val_fraction": data.val_fraction}
+    if data.split == "column":
+        order = split.column_split([get_args(Side)[side] for side in sides])
+        return {side: len(rows) for side, rows in order.items()}
+    if data.split == "notebook":
+        order = split.notebook_split(len(keys), **fractions, seed=seed)
+        return {side: len(rows) for side, rows in order.items()}
+    counted = Counter(split.question_split(keys, **fractions, seed=seed))
+    return {side: counted[side] for side in get_args(Side)}
+
+
+def _reasons(seen: Survey) -> list[str]:
+    """Reasons with their counts, the most frequent first, and the first line of each that is known."""
+    lines = dict(reversed([(reason, line) for line, reason in seen.bad]))
+    ranked = sorted(seen.reasons.items(), key=lambda item: -item[1])
+    shown = [
+        f"{count} x {reason}" + (f" (line {lines[reason]}{', …' if count > 1 else ''})" if reason in lines else "")
+        for reason, count in ranked[:8]
+    ]
+    return shown + ([f"… and {len(ranked) - 8} other reasons"] if len(ranked) > 8 else [])
+
+
+def _places(remark: Remark) -> str:
+    more = "; …" if remark.rows > len(remark.places) else ""
+    return f"{remark.rows} row{'s' * (remark.rows != 1)}: " + "; ".join(remark.places) + more
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _PREVIEW_CHARACTERS:
+        return text
+    return f"{text[:_PREVIEW_CHARACTERS]}… ({len(text):,} characters in all)"

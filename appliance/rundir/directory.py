@@ -1,0 +1,233 @@
+"""The run directory: its layout, atomic writes, the ledger of finished stages, the lock.
+
+A stage is done when its `stage.json` exists, written last: what the result depends on (`inputs`, dotted key -> value),
+their hash, and every output with size and sha256. Knows what a stage is called, not what it does.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import EnvironmentUnavailable, RunDirError
+from appliance.process import files
+from appliance.process.files import fsync_all, read_json, remove, write_json
+
+STAGES = ("check", "prepare", "rehearse", "train", "evaluate", "merge", "publish")
+MADE_FROM = tuple(stage for stage in STAGES if stage != "rehearse")  # what a release is the result of
+CHECKPOINTS_KEPT = 3  # the newest, the one to fall back on where it is damaged, and the best of each
+Inputs = Mapping[str, Any]  # dotted name of a recipe field or file -> its value or hash; JSON
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What stage.json says of a finished stage. Sizes in bytes."""
+
+    fingerprint: str
+    inputs: dict[str, Any]
+    outputs: dict[str, dict[str, Any]]  # path below the stage folder -> {"size": bytes, "sha256": hex}
+    seconds: float
+    finished_at: str
+    summary: str
+
+
+def _give(runs_dir: Path) -> str:
+    """How the runs directory becomes this user's. The host's folder is named by what compose.yaml says of it."""
+    owner, host_dir = f"{os.getuid()}:{os.getgid()}", os.environ.get("APPLIANCE_HOST_RUNS_DIR")
+    if host_dir:
+        return (
+            f"on the host: sudo chown -R {owner} {host_dir}, or put the owner's uid and gid into .env as APP_UID and "
+            "APP_GID (both 0 under rootless Docker and Podman)"
+        )
+    return f"give the folder to this user: sudo chown -R {owner} {runs_dir}, or choose another with --runs-dir"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """`runs/<name>/`. Everything in it is readable by its owner only."""
+
+    path: Path
+    _started: dict[str, float] = field(default_factory=dict)
+
+    def create(self) -> None:
+        """Makes the folder, mode 0700. Raises EnvironmentUnavailable where that is not permitted."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.chmod(0o700)
+        except OSError as error:
+            raise EnvironmentUnavailable(
+                f"cannot write the run directory {self.path}: {error.strerror}",
+                hint=_give(self.path.parent),
+            ) from error
+
+    def stage_dir(self, stage: str) -> Path:
+        return self.path / stage
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the directory for this process. The kernel drops the lock even after kill -9.
+
+        Raises RunDirError: another process holds it.
+        """
+        with (self.path / ".lock").open("a+", encoding="utf-8") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                handle.seek(0)
+                raise RunDirError(
+                    f"{self.path} is in use by process {handle.read().strip() or 'unknown'}",
+                    hint="wait for it to end, or start another run with --set name=NEW",
+                ) from error
+            handle.truncate(0)
+            handle.write(str(os.getpid()))
+            handle.flush()
+            yield
+
+    def record(self, stage: str) -> StageRecord | None:
+        """The stage's record, or None when it is not done. Raises RunDirError: stage.json is not readable."""
+        path = self.stage_dir(stage) / "stage.json"
+        if not path.is_file():
+            return None
+        try:
+            return StageRecord(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise RunDirError(f"{path} is damaged: {error}", hint=f"redo the stage with --redo {stage}") from error
+
+    def has_begun(self, stage: str) -> bool:
+        """Whether the stage is done, or was stopped in the middle."""
+        return any((self.stage_dir(stage) / name).is_file() for name in ("stage.json", "started.json"))
+
+    def is_done(self, stage: str, inputs: Inputs) -> bool:
+        """Whether the stage is done with exactly these inputs and all of its outputs are still there.
+
+        Raises RunDirError (exit 8): done with other inputs, or an output was changed or removed since.
+        """
+        record = self.record(stage)
+        if record is None:
+            self._refuse_other_start(stage, inputs)
+            return False
+        if record.fingerprint != fingerprint(inputs):
+            raise self._changed(stage, record.inputs, inputs)
+        for name, output in record.outputs.items():
+            path = self.stage_dir(stage) / name
+            size = path.stat().st_size if path.is_file() else None
+            if size != output["size"]:
+                seen = "is gone" if size is None else f"has {size} bytes"
+                raise RunDirError(
+                    f"{path} {seen}; the finished stage `{stage}` left {output['size']} bytes",
+                    hint=f"make it again with --redo {stage}",
+                )
+        return True
+
+    def begin(self, stage: str, inputs: Inputs, *, keep: Sequence[str] = ()) -> Path:
+        """Makes the stage's folder ready: leftovers of a killed run go, except those named in `keep`."""
+        folder = self.stage_dir(stage)
+        folder.mkdir(exist_ok=True)
+        for path in folder.iterdir():
+            if path.name not in keep:
+                remove(path)
+        write_json(folder / "started.json", dict(inputs))
+        self._started[stage] = time.monotonic()
+        return folder
+
+    def finish(self, stage: str, inputs: Inputs, summary: str, *, unlisted: Sequence[str] = ()) -> StageRecord:
+        """Writes stage.json, last. Folders named in `unlisted` (checkpoints) are not part of the outputs."""
+        folder = self.stage_dir(stage)
+        fsync_all(folder)
+        outputs = {
+            str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": files.sha256_of(path)}
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.relative_to(folder).parts[0] not in (*unlisted, "started.json")
+        }
+        seconds = round(time.monotonic() - self._started.pop(stage), 3)
+        finished_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        record = StageRecord(fingerprint(inputs), dict(inputs), outputs, seconds, finished_at, summary)
+        write_json(folder / "stage.json", record.__dict__)
+        (folder / "started.json").unlink(missing_ok=True)
+        remove(self.path / f"{stage}.old")
+        return record
+
+    def set_aside(self, stages: Sequence[str]) -> None:
+        """Moves the stages' folders to `<stage>.old`; each is removed when its new result is done."""
+        for stage in stages:
+            folder, old = self.stage_dir(stage), self.path / f"{stage}.old"
+            if folder.exists():
+                if old.exists() and not (folder / "stage.json").is_file():
+                    remove(folder)  # an unfinished redo: what counts is the finished result set aside before
+                else:
+                    remove(old)
+                    folder.rename(old)
+
+    def drop_old(self, stage: str) -> None:
+        """Removes what was set aside of a stage that is done: a kill may have come before that."""
+        remove(self.path / f"{stage}.old")
+
+    @property
+    def redo_under_way(self) -> tuple[str, str] | None:
+        """The stage that is being made anew, and the fingerprint of what from; None where none was stopped half way."""
+        path = self.path / "redo.json"
+        with suppress(
+            OSError, ValueError, TypeError, KeyError
+        ):  # a damaged one is as good as none: the redo begins again
+            found = read_json(path)
+            return str(found["stage"]), str(found["fingerprint"])
+        return None
+
+    def mark_redo(self, stage: str, of: str) -> None:
+        write_json(self.path / "redo.json", {"stage": stage, "fingerprint": of})
+
+    def end_redo(self) -> None:
+        (self.path / "redo.json").unlink(missing_ok=True)
+
+    def _refuse_other_start(self, stage: str, inputs: Inputs) -> None:
+        """Checkpoints of another recipe must not be continued, and hours of training not be thrown away."""
+        started = self.stage_dir(stage) / "started.json"
+        if started.is_file() and (self.stage_dir(stage) / "checkpoints").is_dir():
+            try:
+                before = json.loads(started.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise RunDirError(f"{started} is damaged: {error}", hint=f"redo with --redo {stage}") from error
+            if fingerprint(before) != fingerprint(inputs):
+                raise self._changed(stage, before, inputs)
+
+    def _changed(self, stage: str, before: Inputs, now: Inputs) -> RunDirError:
+        keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        lines = [f"{key}: was {_short(before.get(key))}, is {_short(now.get(key))}" for key in keys]
+        return RunDirError(
+            f"{self.path}: `{stage}` ran with other inputs:\n  " + "\n  ".join(lines),
+            hint=f"start a new run with --set name=NEW, or redo `{stage}` and all after it with --redo {stage}",
+        )
+
+
+def overview(runs_dir: Path) -> list[dict[str, str]]:
+    """Every run below `runs_dir`: its name, and per stage done, stopped, damaged or nothing."""
+    runs = []
+    for path in sorted(runs_dir.glob("*/recipe.yaml")):
+        run_dir = RunDir(path.parent)
+        runs.append({"run": path.parent.name, **{stage: _state(run_dir, stage) for stage in STAGES}})
+    return runs
+
+
+def _state(run_dir: RunDir, stage: str) -> str:
+    try:
+        return "done" if run_dir.record(stage) else "stopped" if run_dir.has_begun(stage) else ""
+    except RunDirError:  # one damaged run does not hide the others
+        return "damaged"
+
+
+def fingerprint(inputs: Inputs) -> str:
+    """sha256 over the inputs as canonical JSON."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] + "…" if len(text) == 64 and text.isalnum() else text

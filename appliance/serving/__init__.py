@@ -1,0 +1,1 @@
+"""A proven model that answers: loading it, conversations, streaming."""

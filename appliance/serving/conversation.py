@@ -1,0 +1,81 @@
+"""A conversation with a loaded model: its turns, and how much of them still fits."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from appliance.errors import DataError
+from appliance.process import console
+from appliance.prompt.format import Message, user_message
+from appliance.serving.loaded_model import Speaker
+from appliance.serving.stream import Stream
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer. `stopped`: by EOS or a stop text. `tokens`: generated, EOS included."""
+
+    question: str
+    answer: str
+    stopped: bool
+    tokens: int
+    seconds: float
+
+    def to_json(self) -> str:
+        """One line. DEL and the C1 controls, which JSON would allow, are escaped too: they steer terminals."""
+        text = json.dumps(asdict(self), ensure_ascii=False)
+        return re.sub(r"[\x7f-\x9f]", lambda m: f"\\u{ord(m[0]):04x}", text)
+
+
+class Conversation:
+    """Questions and answers so far, as far back as the model can see."""
+
+    def __init__(self, speaker: Speaker) -> None:
+        self.messages: list[Message] = []
+        self._speaker = speaker
+
+    def say(
+        self,
+        question: str,
+        input_text: str = "",
+        *,
+        write: Callable[[str], None] | None = None,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> Reply:
+        """The answer; `write` gets it piece by piece as it comes. What an interrupted answer has said is kept.
+
+        Raises DataError: the question is no text, or longer than the model's positions.
+        """
+        try:
+            (question + input_text).encode()
+        except UnicodeEncodeError as error:  # bytes that Python could not read arrive as lone surrogates
+            raise DataError("the question is not UTF-8 text", hint="set the terminal to UTF-8") from error
+        began = time.monotonic()
+        messages = [*self.messages, *user_message(question, input_text)]
+        prompt, limit = self._speaker.prompt(messages), self._speaker.max_new_tokens
+        positions = self._speaker.positions
+        turns = len(messages)
+        while positions and prompt.shape[1] + limit > positions and len(messages) > 1:
+            messages = messages[2:]  # a question and its answer
+            prompt = self._speaker.prompt(messages)
+        if dropped := (turns - len(messages)) // 2:
+            told = "the oldest turn was" if dropped == 1 else f"the {dropped} oldest turns were"
+            console.say(f"{told} forgotten: the model has {positions} positions", style="dim")
+        if positions:
+            limit = min(limit, positions - prompt.shape[1])
+        if limit < 1:
+            seen = f"the question has {prompt.shape[1]} tokens, and the model {positions} positions"
+            raise DataError(seen, hint="ask something shorter")
+        stream = Stream(self._decode, self._speaker.ends, self._speaker.stop, write)
+        self._speaker.generate(prompt, stream, limit, interrupted)
+        answer = stream.finish()
+        self.messages = [*messages, {"role": "assistant", "content": answer}] if answer else messages[:-1]
+        return Reply(question, answer, stream.stopped, stream.tokens, round(time.monotonic() - began, 3))
+
+    def _decode(self, ids: list[int]) -> str:
+        tokenizer = self._speaker.tokenizer
+        return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

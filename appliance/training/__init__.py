@@ -1,0 +1,1 @@
+"""Row order, the trainer, its callbacks, checkpoints."""

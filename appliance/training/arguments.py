@@ -1,0 +1,67 @@
+"""The recipe's train section as the arguments of trl's trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trl import SFTConfig
+
+from appliance.engines import master_weights
+from appliance.machine.device import Device
+from appliance.recipe.fields import TrainSection
+from appliance.training.micro_batch import BatchSize
+
+
+def trainer_arguments(
+    train: TrainSection,
+    eval_every: int,
+    size: BatchSize,
+    device: Device,
+    dtype: str,
+    checkpoints_dir: Path,
+    *,
+    method: master_weights.Method,
+    gradient_checkpointing: bool,
+) -> SFTConfig:
+    on_cuda = device.kind == "cuda"
+    return SFTConfig(
+        output_dir=str(checkpoints_dir),
+        # the recipe
+        num_train_epochs=train.epochs,
+        max_steps=train.max_steps or -1,
+        per_device_train_batch_size=size.micro_batch_size,
+        gradient_accumulation_steps=size.gradient_accumulation_steps,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.scheduler,
+        warmup_steps=train.warmup_steps,
+        weight_decay=train.weight_decay,
+        optim=master_weights.trainer_optimizer(method, train.optimizer, on_cuda=on_cuda),
+        seed=train.seed,
+        report_to=train.report_to,
+        # evaluation and checkpoints: eval_every is the only knob, the rest follows from it
+        eval_strategy="steps",
+        eval_steps=eval_every,
+        eval_on_start=True,  # the longest val row first: memory that is too small shows before the first step
+        save_strategy="steps",
+        save_steps=eval_every,
+        save_total_limit=None,  # checkpoints.rotate keeps the best by its step, wherever the run directory is
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        load_best_model_at_end=False,  # the best adapter is copied from its checkpoint, byte for byte
+        restore_callback_states_from_checkpoint=True,  # else the patience counter restarts at zero
+        # rows arrive encoded, in our order, padded by our collator
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        packing=False,
+        remove_unused_columns=False,
+        dataloader_pin_memory=on_cuda,
+        # the machine
+        use_cpu=not on_cuda,
+        bf16=dtype == "bfloat16" and (on_cuda or master_weights.has_masters(method, dtype)),
+        fp16=on_cuda and dtype == "float16",
+        gradient_checkpointing=gradient_checkpointing,
+        # output is ours
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # else a NaN is logged as the average of the losses before it
+        disable_tqdm=True,
+    )

@@ -1,0 +1,67 @@
+"""Callbacks of the training loop: the last step is evaluated; a signal ends training after its step."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback
+
+from appliance.process import console, signals
+
+
+class FinishWithEvaluation(TrainerCallback):  # type: ignore[misc]
+    """The last step is evaluated and saved as well, whatever eval_every says."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_save = True
+
+
+class StopOnSignal(TrainerCallback):  # type: ignore[misc]
+    """First SIGINT, SIGTERM or SIGHUP: finish the step, save, stop. A second one ends the process at once.
+
+    One that is ignored (nohup ignores SIGHUP) stays ignored.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._said = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in signals.SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._remember)
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self.signal_number is not None:
+            os._exit(128 + number)  # a container's first process would ignore a signal's default action
+        self.signal_number = number  # and no more: what is raised here is raised in the middle of anything
+
+    def came(self) -> bool:
+        """Whether there was a signal, which is said once. Who closed the terminal still gets the checkpoint."""
+        if self.signal_number is not None and not self._said:
+            self._said = True
+            name = signal.Signals(self.signal_number).name
+            with suppress(OSError, SystemExit):  # rich exits where a pipe is broken
+                console.say(f"{name}: stopping after this step (once more: at once)", style="yellow")
+        return self.signal_number is not None
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        self.came()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        if self.came():
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        if self.came():  # while the checkpoint was written
+            control.should_training_stop = True

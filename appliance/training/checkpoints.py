@@ -1,0 +1,312 @@
+"""Checkpoints: complete or absent, known by their hashes, tied to what they were trained from.
+
+One is written into `.saving`, where nobody looks for a checkpoint, and renamed when all of it is on disk. Its last
+file, complete.json, names every other file with its hash, and what the training depends on. Knows no stage.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import TrainerState
+
+from appliance.engines import master_weights
+from appliance.errors import EnvironmentUnavailable, RunDirError, TrainingFailed
+from appliance.machine import disk, packages
+from appliance.process import console
+from appliance.process import files as process_files
+from appliance.recipe import earlier_runs
+from appliance.recipe.fields import ModelSection, TrainSection, TuningSection
+from appliance.rundir import directory as rundir_directory
+from appliance.training import validation
+
+MANIFEST = "complete.json"
+BEGIN_ANEW = "begin the training anew with --redo train"
+_SAVING, _REMOVING = ".saving", ".removing"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The last file of a checkpoint. `files`: path below its folder -> sha256."""
+
+    files: dict[str, str]
+    inputs: dict[str, Any]
+    evaluation_due: bool  # a signal came in the middle of this step's evaluation
+
+
+def newest(checkpoints_dir: Path, inputs: Mapping[str, Any]) -> Path | None:
+    """Where training goes on: the newest valid checkpoint, or None where none was ever written.
+
+    An invalid one is named and passed over; it stays until training has written another. Raises RunDirError: there are
+    checkpoints and none is valid, or the newest is of other inputs. TrainingFailed: the best one is damaged.
+    """
+    _end_replacing(checkpoints_dir)
+    for leftover in (checkpoints_dir / _SAVING, checkpoints_dir / _REMOVING):
+        shutil.rmtree(leftover, ignore_errors=True)  # of a killed process
+    found = _by_step(checkpoints_dir)
+    for path in found:
+        fault = fault_of(path)
+        if fault is not None:
+            console.say(f"passing over {path.name}: {fault}", style="yellow")
+            continue
+        _refuse_other_inputs(path, inputs)
+        _refuse_damaged_best(path)
+        return path
+    if found:
+        raise RunDirError(f"{checkpoints_dir}: none of the {len(found)} checkpoints is valid", hint=BEGIN_ANEW)
+    return None
+
+
+def fault_of(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, by the hashes of its manifest; None when it is as it was saved."""
+    try:
+        expected = manifest_of(checkpoint).files
+        present = {str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if not path.is_dir()}
+        foreign = sorted(present - expected.keys() - {MANIFEST})
+        if foreign:
+            return f"{foreign[0]} was not saved with it"
+        for name, sha256 in expected.items():
+            if name not in present or process_files.sha256_of(checkpoint / name) != sha256:
+                return f"{name} is missing or damaged"
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except OSError as error:
+        return f"{Path(error.filename or checkpoint).name} cannot be read: {error.strerror}"
+    except (ValueError, TypeError, AttributeError):
+        return f"{MANIFEST} is damaged"
+    return None
+
+
+def manifest_of(checkpoint: Path) -> Manifest:
+    """Raises OSError, ValueError or TypeError where it is not there or not one."""
+    return Manifest(**process_files.read_json(checkpoint / MANIFEST))
+
+
+def state_of(checkpoint: Path) -> TrainerState:
+    """The Trainer's state as saved in a checkpoint."""
+    return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+
+def is_finished(checkpoint: Path, patience: int) -> bool:
+    """Whether training had ended with this checkpoint: a Trainer that resumes there would go a step too far."""
+    state = state_of(checkpoint)
+    stopping = state.stateful_callbacks.get("EarlyStoppingCallback", {}).get("attributes", {})
+    waited = stopping.get("early_stopping_patience_counter", 0)
+    ended = bool(state.global_step >= state.max_steps or waited >= patience)
+    return ended and not manifest_of(checkpoint).evaluation_due
+
+
+def inputs_of(
+    engine_name: str,
+    dtype: str,
+    base_identity: str,
+    model: ModelSection,
+    tuning: TuningSection,
+    train: TrainSection,
+    prompt_name: str,
+    max_seq_length: int,
+    cut_long_rows: bool,
+    prepare_dir: Path,
+) -> dict[str, Any]:
+    """What a checkpoint depends on: it is continued with the same only. Of the batch, the rows of a step."""
+    factors = {"micro_batch_size", "gradient_accumulation_steps", "report_to"}
+    fields = {"model": model.model_dump(exclude={"id", "revision", "max_seq_length"}), "tuning": tuning.model_dump()}
+    files = ["train.csv", "val.csv"]
+    if (prepare_dir / validation.GROUPS_FILE).is_file():
+        files.append(validation.GROUPS_FILE)
+    fields["train"] = train.model_dump(exclude=factors)
+    libraries = ["torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes"]
+    libraries += ["unsloth", "unsloth-zoo"] if engine_name == "unsloth" else []
+    found = packages.versions()
+    masters = master_weights.has_masters(tuning.method, dtype)
+    return {
+        **earlier_runs.without_younger(
+            {f"{name}.{key}": value for name, section in fields.items() for key, value in section.items()}
+        ),
+        "effective batch size": train.effective_batch_size,
+        "base model": base_identity,
+        "engine": engine_name,
+        "type of computation": dtype,
+        **({"type of the weights": master_weights.MASTER_DTYPE} if masters else {}),
+        "prompt": prompt_name,
+        "max_seq_length": max_seq_length,
+        "long rows are cut": cut_long_rows,
+        **{f"{name} (sha256)": process_files.sha256_of(prepare_dir / name) for name in files},
+        **{f"version of {name}": found.get(name) for name in libraries},
+    }
+
+
+@contextmanager
+def written(
+    checkpoint: Path, *, at_least_bytes: int, inputs: Mapping[str, Any], evaluation_due: bool = False
+) -> Iterator[Path]:
+    """Yields a folder in which a folder of the checkpoint's name is to be filled; after the block it is `checkpoint`.
+
+    One that is there already (damaged, or its evaluation was due) is replaced: at any moment the old or the new stands.
+    Raises EnvironmentUnavailable: the disk is too full. The checkpoints before it are as they were.
+    """
+    _end_replacing(checkpoint.parent)
+    saving = checkpoint.parent / _SAVING
+    shutil.rmtree(saving, ignore_errors=True)
+    before = next(iter(_by_step(checkpoint.parent)), None)
+    needed = max(at_least_bytes, size_of(before) if before else 0)
+    try:
+        with room_for(checkpoint, needed):
+            saving.mkdir()
+            yield saving
+            folder = saving / checkpoint.name
+            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing here ever reads
+            files = {
+                str(p.relative_to(folder)): process_files.sha256_of(p) for p in sorted(folder.rglob("*")) if p.is_file()
+            }
+            process_files.fsync_all(folder)
+            process_files.write_json(folder / MANIFEST, asdict(Manifest(files, dict(inputs), evaluation_due)))
+        if checkpoint.exists():
+            checkpoint.rename(_aside(checkpoint))
+        folder.rename(checkpoint)
+        _sync(checkpoint.parent)
+    finally:
+        _end_replacing(checkpoint.parent)
+        shutil.rmtree(saving, ignore_errors=True)
+
+
+def rotate(newest: Path, best_step: int | None) -> None:
+    """Keeps the newest, the one to fall back on, and the best of both; `directory.CHECKPOINTS_KEPT` in all.
+
+    These are three at most: the newest is the best itself, or its best is that of the one before it. What is left of
+    the number goes to the latest before them. Later ones than the newest are those that were passed over: none is kept.
+    """
+    found = _by_step(newest.parent)
+    earlier = [path for path in found if step_of(path) < step_of(newest)]
+    steps = [step_of(path) for path in earlier]
+    pairs = ((step_of(path), _best_step_of(path)) for path in earlier)
+    fallback = next(([step, best] for step, best in pairs if best in steps), [])
+    wanted = dict.fromkeys([step_of(newest), *fallback, best_step])
+    kept = [path for step in wanted for path in found if step_of(path) == step]
+    kept = [*kept, *(path for path in earlier if path not in kept)][: rundir_directory.CHECKPOINTS_KEPT]
+    for path in found:
+        if path not in kept:
+            _remove(path)
+
+
+@contextmanager
+def room_for(path: Path, needed: int) -> Iterator[None]:
+    """Raises EnvironmentUnavailable with needed and free bytes: there is not enough room, or writing shows it."""
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise _no_room(path, needed, free)
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        free = shutil.disk_usage(path.parent).free
+        # torch's writer reports neither errno nor reason
+        blind = isinstance(error, RuntimeError) and re.search("PytorchStreamWriter|inline_container", str(error))
+        if not (_says_full(error) or (blind and free < needed + (1 << 20))):
+            raise
+        raise _no_room(path, needed, free) from error
+
+
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """One more line of JSON at the end of a file. Raises EnvironmentUnavailable: the disk is full."""
+    text = json.dumps(line) + "\n"
+    with room_for(path, len(text)), path.open("a", encoding="utf-8") as handle:
+        handle.write(text)
+
+
+def size_of(checkpoint: Path) -> int:
+    """Bytes of its files."""
+    return sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _by_step(checkpoints_dir: Path) -> list[Path]:
+    """Newest first; valid or not."""
+    found = [p for p in checkpoints_dir.iterdir() if re.fullmatch(r"checkpoint-\d+", p.name) and p.is_dir()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def _best_step_of(checkpoint: Path) -> int | None:
+    """The step of the checkpoint without which this one is not continued; None where its state cannot be read."""
+    try:
+        return state_of(checkpoint).best_global_step or step_of(checkpoint)  # nothing was evaluated before it
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def _refuse_other_inputs(checkpoint: Path, inputs: Mapping[str, Any]) -> None:
+    before = manifest_of(checkpoint).inputs
+    now = dict(inputs)
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if keys:
+        lines = [f"{key}: was {before.get(key)}, is {now.get(key)}" for key in keys]
+        raise RunDirError(
+            f"{checkpoint} cannot be continued, it was trained with other inputs:\n  " + "\n  ".join(lines),
+            hint=f"put them back as they were, or {BEGIN_ANEW}, or start a new run with --set name=NEW",
+        )
+
+
+def _refuse_damaged_best(checkpoint: Path) -> None:
+    """Before hours are spent on what could not be kept in the end."""
+    best_step = state_of(checkpoint).best_global_step
+    best = checkpoint.with_name(f"checkpoint-{best_step}")
+    fault = fault_of(best) if best_step and best != checkpoint else None
+    if fault is not None:
+        raise TrainingFailed(f"{best}, the best so far, is lost: {fault}", hint=BEGIN_ANEW)
+
+
+def _says_full(error: BaseException) -> bool:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or re.search("No space left on device|StorageFull|Disk quota exceeded", str(error)) is not None
+
+
+def _no_room(path: Path, needed: int, free: int) -> EnvironmentUnavailable:
+    return EnvironmentUnavailable(
+        f"{path}: the disk is full: {needed} bytes ({disk.human(needed)}) are needed, {free} "
+        f"({disk.human(free)}) are free",
+        hint=f"make room where {path.parent} is; what was saved before is whole, and the same command continues there",
+    )
+
+
+def _aside(checkpoint: Path) -> Path:
+    """Where one stands while another takes its place."""
+    return checkpoint.with_name(f".{checkpoint.name}")
+
+
+def _end_replacing(checkpoints_dir: Path) -> None:
+    """Puts back what was set aside, where nothing has taken its place; away with it where something has."""
+    for aside in checkpoints_dir.glob(".checkpoint-*"):
+        checkpoint = aside.with_name(aside.name[1:])
+        if checkpoint.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(checkpoint)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Out of sight first: a kill in the middle must not leave half of it under its name."""
+    if checkpoint.exists():
+        removing = checkpoint.parent / _REMOVING
+        shutil.rmtree(removing, ignore_errors=True)
+        checkpoint.rename(removing)
+        shutil.rmtree(removing)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

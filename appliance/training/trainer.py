@@ -1,0 +1,326 @@
+"""The training loop's moving parts: trl's SFTTrainer with our order, our val loss, our checkpoints, our metrics.
+
+Knows no stage and no recipe. Import it only after the engine: Unsloth rewrites trl when it is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from trl import SFTTrainer
+
+from appliance.engines.rows_at_once import RowsAtOnce
+from appliance.errors import TrainingFailed
+from appliance.machine import one_gpu
+from appliance.process import console, files
+from appliance.prompt import batch as prompt_batch
+from appliance.rundir import results
+from appliance.training import checkpoints, row_order
+from appliance.training.callbacks import StopOnSignal
+from appliance.training.micro_batch import AtWork, BatchSize
+
+EVALUATION_ROWS_PER_BATCH = 8
+# torch.amp.GradScaler begins at 2**16 and halves: if gradients overflow at scale 1 too, it is not the scale.
+LOSS_SCALE_HALVINGS = 16
+LOOK_AT_ROWS = (
+    "look at these rows with `appliance inspect`; otherwise lower train.learning_rate, or train in bfloat16 or float32 "
+    f"(model.dtype). The last good checkpoint is kept; after a change {checkpoints.BEGIN_ANEW}"
+)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the trainer knows of the rows of one side beside their ids: physical lines of the CSV, lengths in tokens."""
+
+    lines: Sequence[int]
+    lengths: Sequence[int]
+
+    def name(self, indexes: Sequence[int]) -> str:
+        """'CSV rows 3, 17'."""
+        lines = sorted(self.lines[i] for i in indexes)
+        return f"CSV row{'s' if len(lines) > 1 else ''} {', '.join(map(str, lines))}"
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward and backward pass. `loss` and `is_trained` (does any label count?) are scalars on the device."""
+
+    rows: Sequence[int]
+    tokens: int  # real ones
+    padded_tokens: int  # padding included: what was computed on
+    loss: torch.Tensor
+    is_trained: torch.Tensor
+
+
+class EvaluationStopped(Exception):
+    """A signal came between two batches of an evaluation."""
+
+
+class TrainingEnded(Exception):
+    """The evaluation that a signal had cut short was the last: no step follows."""
+
+
+class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer with our order of rows, a token-weighted val loss, and checkpoints that are complete or absent.
+
+    Call `use` before `train`.
+    """
+
+    def use(
+        self,
+        *,
+        train_rows: Rows,
+        val_rows: Rows,
+        rows_per_step: int,
+        size: BatchSize,
+        inputs: Mapping[str, Any],
+        stop: StopOnSignal,
+        evaluation_due: bool,
+    ) -> None:
+        """`inputs`: what a checkpoint depends on. `evaluation_due`: the checkpoint to resume from lacks its own.
+
+        `size`: where an evaluation takes fewer rows at once, that is remembered beside the checkpoints. Raises
+        EnvironmentUnavailable: a library let the trainer take several GPUs.
+        """
+        one_gpu.refuse_several(self.args.n_gpu, self.model)
+        self._train_rows, self._val_rows = train_rows, val_rows
+        self._rows_per_step = rows_per_step
+        self._size, self._evaluation = size, RowsAtOnce(size.evaluation_rows, purpose="evaluation")
+        self._inputs, self._stop = inputs, stop
+        self._evaluation_due = evaluation_due
+        self._saving_dir: Path | None = None
+        self._order: tuple[int, list[int]] = (-1, [])  # epoch, and its rows in order
+        self.passes: list[MicroBatch] = []  # of the step at work, or of the one that was just done
+        self._passes_of = -1  # the step that they belong to
+        self.at_work = AtWork("training", 0, 0)
+        self._sampler = row_order.EpochSampler(train_rows.lengths, rows_per_step=rows_per_step, seed=self.args.seed)
+
+    def rows_of_step(self, step: int) -> list[int]:
+        """The train rows, as indexes, of the step after `step` steps: those of all its micro batches, in order."""
+        steps = math.ceil(len(self._train_rows.lengths) / self._rows_per_step)
+        epoch, step_of_epoch = divmod(step, steps)
+        if self._order[0] != epoch:
+            lengths, seed = self._train_rows.lengths, self.args.seed
+            self._order = epoch, row_order.order(lengths, rows_per_step=self._rows_per_step, seed=seed, epoch=epoch)
+        begin = step_of_epoch * self._rows_per_step
+        return self._order[1][begin : begin + self._rows_per_step]
+
+    def name_rows_of_step(self, step: int) -> str:
+        return self._train_rows.name(self.rows_of_step(step))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:  # noqa: ARG002
+        return self._sampler
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The card is written by publish; trl would put one into every checkpoint."""
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """One micro batch. What it gave is judged once a step, by `refuse_what_cannot_be_learnt`."""
+        one_gpu.refuse_several(self.args.n_gpu, model)
+        step = self.state.global_step
+        if self._passes_of != step:
+            self._passes_of, self.passes = step, []
+        count, width = inputs["input_ids"].shape
+        first = len(self.passes) * self.args.per_device_train_batch_size
+        rows = self.rows_of_step(step)[first : first + count]
+        self.at_work = AtWork("training", count, width)
+        is_trained = (inputs["labels"][:, 1:] != prompt_batch.IGNORED).any()
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        tokens = sum(self._train_rows.lengths[i] for i in rows)
+        self.passes.append(MicroBatch(rows, tokens, count * width, loss, is_trained))
+        return loss
+
+    def refuse_what_cannot_be_learnt(self) -> None:
+        """Raises TrainingFailed before any weight is changed: a micro batch had nothing to learn, or no finite loss.
+
+        Losses and flags of all micro batches come from the device at once: each look at it makes it wait.
+        """
+        seen = torch.stack([torch.stack([one.loss.float(), one.is_trained.float()]) for one in self.passes]).tolist()
+        for one, (loss, is_trained) in zip(self.passes, seen, strict=True):
+            where = f"step {self._passes_of + 1}: {self._train_rows.name(one.rows)}"
+            if not is_trained:
+                raise TrainingFailed(
+                    f"{where}: no token of them is trained",
+                    hint="see what is trained with `appliance inspect`; their answers may have been cut away",
+                )
+            if not math.isfinite(loss):
+                raise TrainingFailed(f"{where}: the loss {loss} is not finite", hint=LOOK_AT_ROWS)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Mean loss per trained token over all val rows, the longest first.
+
+        The Trainer's own is a mean of batch means: it moves with the batch size and the order of the rows. Raises
+        EvaluationStopped, TrainingFailed (val rows without a finite loss).
+        """
+        metrics = {f"{metric_key_prefix}_loss": self._mean_loss(eval_dataset or self.eval_dataset, ignore_keys)}
+        self.log(metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _mean_loss(self, dataset: Any, ignore_keys: Any, *, longest_only: bool = False) -> float:
+        """Of all rows, or of one batch of the longest; of fewer rows at once wherever memory runs out."""
+        by_length = sorted(range(len(dataset)), key=lambda i: -self._val_rows.lengths[i])
+        asked: list[Sequence[int]] = []  # the rows of every batch
+        seen: list[torch.Tensor] = []  # its mean loss and its trained tokens, still on the device
+
+        def compute(indexes: Sequence[int]) -> None:
+            self._remember_what_fits()
+            if self._stop.came():
+                raise EvaluationStopped
+            self.at_work = AtWork("evaluation", len(indexes), self._val_rows.lengths[indexes[0]])
+            batch = self._prepare_inputs(self.data_collator([dataset[i] for i in indexes]))
+            count = (batch["labels"][:, 1:] != prompt_batch.IGNORED).sum()
+            loss, _, _ = self.prediction_step(self.model, batch, prediction_loss_only=True, ignore_keys=ignore_keys)
+            asked.append(indexes)
+            seen.append(torch.stack([loss.double(), count.double()]))
+
+        self.model.eval()
+        self._evaluation.each(by_length[: self._evaluation.rows] if longest_only else by_length, compute)
+        figures = torch.stack(seen).tolist()
+        for indexes, (loss, _) in zip(asked, figures, strict=True):
+            if not math.isfinite(loss):
+                raise TrainingFailed(
+                    f"step {self.state.global_step}: {self._val_rows.name(indexes)}: the val loss {loss} is not finite",
+                    hint=LOOK_AT_ROWS,
+                )
+        return float(sum(loss * count for loss, count in figures) / sum(count for _, count in figures))
+
+    def _remember_what_fits(self) -> None:
+        """Each time that an evaluation was halved: a run that is stopped and resumed begins with what fitted."""
+        if self._evaluation.notes:
+            note = f"step {self.state.global_step}: {self._evaluation.notes.pop()}"
+            self._size = self._size.evaluating(self._evaluation.rows, note)
+            self._size.remember(Path(self.args.output_dir))
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        """`skip_scheduler`: the Trainer's name for the evaluation before the first step."""
+        if not skip_scheduler or self.state.global_step == 0:
+            return dict(super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler))
+        if not self._evaluation_due:  # once more it would count against patience: only see whether memory is enough
+            self._mean_loss(self.eval_dataset, ignore_keys_for_eval, longest_only=True)
+            return {}
+        metrics = dict(super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler))
+        self._determine_best_metric(metrics, trial)
+        # what is saved again must hold the generators of then, which the Trainer restores only later
+        self._load_rng_state(str(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"))
+        self._evaluation_due = False
+        self._save_checkpoint(self.model, trial)
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            raise TrainingEnded
+        return metrics
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+        except EvaluationStopped:  # the step is kept; its evaluation is made up for on resume
+            self._evaluation_due = True
+            self._save_checkpoint(self.model, None)
+            self.control.should_evaluate = self.control.should_save = False
+            self.control.should_training_stop = True
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._saving_dir or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        weights = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        moments = [value for state in self.optimizer.state.values() for value in state.values()]
+        size = sum(t.numel() * t.element_size() for t in [*weights, *moments] if torch.is_tensor(t))
+        try:
+            with checkpoints.written(
+                checkpoint, at_least_bytes=size, inputs=self._inputs, evaluation_due=self._evaluation_due
+            ) as self._saving_dir:
+                super()._save_checkpoint(model, trial)
+                self.state.best_model_checkpoint = None  # a path of this machine; its step is what counts
+                self.state.save_to_json(str(self._saving_dir / checkpoint.name / "trainer_state.json"))
+        finally:
+            self._saving_dir = None
+        checkpoints.rotate(checkpoint, self.state.best_global_step)
+
+
+class Metrics(TrainerCallback):  # type: ignore[misc]
+    """One line per step to metrics.jsonl and the progress bar; refuses what is not finite.
+
+    `scales_loss`: training in float16, where an overflowing gradient now and then is how the loss scale is found.
+    """
+
+    def __init__(self, path: Path, *, resume_step: int, scales_loss: bool = False) -> None:
+        self._path = path
+        lines = results.read_metrics(path) if path.is_file() else []
+        self._lines = [line for line in lines if line["step"] <= resume_step or "out_of_memory" in line]
+        files.write_text(path, "".join(json.dumps(line) + "\n" for line in self._lines))
+        self._scales_loss, self._overflows = scales_loss, 0
+        self.trainer: OrderedTrainer | None = None
+        self._bar: console.Steps | None = None
+        self._val_loss = next((line["val_loss"] for line in reversed(self._lines) if "val_loss" in line), math.nan)
+        self._at = time.monotonic()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar:
+            self._bar.__exit__()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        self._bar = console.Steps("train", state.max_steps).__enter__()
+        self._at = time.monotonic()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        assert self.trainer
+        self.trainer.refuse_what_cannot_be_learnt()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:  # noqa: ARG002
+        step = state.global_step
+        if "eval_loss" in logs:
+            self.write({"step": step, "val_loss": logs["eval_loss"]})
+            self._val_loss = logs["eval_loss"]
+        elif "loss" in logs:
+            assert self.trainer
+            # Counted from our own rows: Unsloth's rewritten trainer logs no number of tokens.
+            tokens = sum(one.tokens for one in self.trainer.passes)
+            padded = sum(one.padded_tokens for one in self.trainer.passes)
+            now = time.monotonic()
+            line = {
+                "step": step,
+                "loss": logs["loss"],
+                "learning_rate": logs["learning_rate"],
+                "grad_norm": self._finite(step, logs["grad_norm"]),
+                "tokens": tokens,
+                "padded_tokens": padded,
+                "tokens_per_second": round(tokens / max(now - self._at, 1e-9), 1),
+                "peak_memory_bytes": torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None,
+            }
+            self._at = now
+            self.write(line)
+            note = f"loss {logs['loss']:.4f}  val loss {self._val_loss:.4f}  {line['tokens_per_second']:.0f} tokens/s"
+            if self._bar:
+                self._bar.reach(step, note)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """One more line. Raises EnvironmentUnavailable: the disk is full."""
+        checkpoints.append_line(self._path, line)
+
+    def _finite(self, step: int, grad_norm: float) -> float | None:
+        """The norm; None where float16's loss scale is being found and the step was left out."""
+        if math.isfinite(grad_norm):
+            self._overflows = 0
+            return grad_norm
+        self._overflows += 1
+        if self._scales_loss and self._overflows <= LOSS_SCALE_HALVINGS:
+            return None
+        where = f"step {step}: {self.trainer.name_rows_of_step(step - 1)}" if self.trainer else f"step {step}"
+        raise TrainingFailed(
+            f"{where}: the gradient's norm {grad_norm} is not finite",
+            hint=LOOK_AT_ROWS,
+        )

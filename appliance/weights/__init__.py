@@ -1,0 +1,1 @@
+"""Weights on disk: shards, the merge, model configs, the proof."""

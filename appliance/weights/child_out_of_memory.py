@@ -1,0 +1,90 @@
+"""A child process that runs out of memory: the exit code it ends with, and what its parent makes of that.
+
+Without a code of its own such an end looks like any other crash, and the parent would look for the fault in the files
+that the child was to read. Must not import torch: a child without it uses this too.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from appliance.errors import EnvironmentUnavailable
+from appliance.machine import host_memory, place
+from appliance.machine.disk import human
+
+EXIT_CODE = errno.ENOMEM  # 12: neither an ApplianceError's nor Python's own
+# What libraries write of an allocation that failed: the C library's words for ENOMEM, also as safetensors passes them
+# on; C++ and Rust (tokenizers), which end the process with SIGABRT where nothing catches it.
+_WORDS = ("Cannot allocate memory", "std::bad_alloc", "memory allocation of ")
+
+
+class OutOfMemory(EnvironmentUnavailable):
+    """A child process said that memory ran out: less of it, or another device, may do."""
+
+
+@contextmanager
+def ends_the_process() -> Iterator[None]:
+    """Ends this process with EXIT_CODE if memory runs out in the block; the last line on stderr says at what."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        traceback.print_exc()
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        sys.stderr.write(f"out of memory: {first_line}\n")
+        raise SystemExit(EXIT_CODE) from error
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether the error, or one that it came from, is an allocation that failed, on a GPU or on the host."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+            return True
+        if any(words in str(error) for words in _WORDS) or _is_torch_s(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _is_torch_s(error: BaseException) -> bool:
+    if not isinstance(error, RuntimeError) or "torch" not in sys.modules:
+        return False
+    from appliance.machine import out_of_memory
+
+    return out_of_memory.is_out_of_memory(error)
+
+
+def kernel_kills(root: Path = Path("/")) -> int:
+    """Processes that the kernel has killed for want of memory since it started: the machine's or a cgroup's.
+
+    Linux counts both (mm/oom_kill.c, OOM_KILL; since 4.13). 0 where it does not tell.
+    """
+    found = re.search(r"^oom_kill (\d+)$", place.read_text(root / "proc/vmstat"), re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
+def refuse(code: int, process: str, tail: str, log_path: Path) -> None:
+    """Raises if a child that ended with `code` did so for want of memory; `tail`: the last lines that it wrote.
+
+    Raises OutOfMemory: the child said so. EnvironmentUnavailable: the kernel killed it; a second try could cost this
+    process its life as well.
+    """
+    if code == EXIT_CODE or (code == -signal.SIGABRT and any(words in tail for words in _WORDS)):
+        last_line = (tail.splitlines() or ["out of memory"])[-1]
+        raise OutOfMemory(f"{process}: {last_line}", hint=f"free memory, then run the same command; see {log_path}")
+    if code == -signal.SIGKILL:
+        limit, free = human(host_memory.memory_limit_bytes()), human(host_memory.memory_available_bytes())
+        raise EnvironmentUnavailable(
+            f"{process} was killed by signal 9, as the kernel does when host memory runs out: this process may use "
+            f"{limit}, of which {free} are free now\n{tail}",
+            hint="free host memory, raise the container's memory limit, or take a machine with more, then run the same "
+            f"command; see {log_path}",
+        )

@@ -1,0 +1,249 @@
+"""Adding the adapter to the base, tensor by tensor, in float32; or rounding a fully fine-tuned model."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from appliance.errors import EnvironmentUnavailable, GateRefused
+from appliance.machine import disk
+from appliance.process.files import atomic_dir, read_json
+from appliance.prompt import format as prompt_format
+from appliance.weights.model_config import (
+    TOKENIZER_FILES,
+    base_config,
+    generation_config,
+    write_config,
+    write_generation_config,
+)
+from appliance.weights.shards import (
+    FLOATS,
+    ITEM_BYTES,
+    SHORT_NAME,
+    Delta,
+    Header,
+    files_of,
+    headers,
+    read_adapter,
+    stored_name,
+    write_shard,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+
+_RUN_ITEMS = 1 << 22  # values that are rounded and written at a time
+_HEADS = ("lm_head", "embed_out")
+_EMBEDDINGS = ("embed_tokens", "wte", "embed_in")
+
+
+@dataclass(frozen=True)
+class MergeSummary:
+    """What was written. `merged_tensors` of `tensors` carry a delta; `bytes` is the size of all tensors."""
+
+    shards: int
+    tensors: int
+    merged_tensors: int
+    bytes: int
+    dtype: str
+
+
+def merge_adapter(base_dir: Path, adapter_dir: Path, out_dir: Path, *, dtype: str) -> MergeSummary:
+    """Writes base + adapter as 16-bit safetensors, with config and tokenizer files; `out_dir` is complete or absent.
+
+    W' = W + scale * B A in float32, rounded once to `dtype` ("bfloat16" | "float16"); with DoRA
+    W' = m * (W + scale * B A) / ||W + scale * B A|| by output row (Liu et al. 2024, arXiv 2402.09353, eq. 5).
+    Bit-equal to peft's merge of a float32 model. File names and the index are those of the base.
+    Raises EnvironmentUnavailable: the base cannot be read, is quantised, or the disk is too small.
+    Raises GateRefused: the adapter holds what a merge cannot express, or a result is not finite.
+    """
+    config = base_config(base_dir)
+    names = [name for listed in files_of(base_dir).values() for name in listed]
+    return _write(base_dir, _match(read_adapter(adapter_dir), names, config), adapter_dir, out_dir, dtype)
+
+
+def round_model(trained_dir: Path, out_dir: Path, *, dtype: str) -> MergeSummary:
+    """Writes a fully fine-tuned model as 16-bit safetensors, under the same names; raises as merge_adapter."""
+    return _write(trained_dir, {}, trained_dir, out_dir, dtype)
+
+
+def _write(model_dir: Path, deltas: dict[str, Delta], tokenizer_dir: Path, out_dir: Path, dtype: str) -> MergeSummary:
+    """The tensors of `model_dir`, each with its delta added where there is one, rounded to `dtype`."""
+    import torch
+
+    config = base_config(model_dir)
+    files = files_of(model_dir)
+    shards = {path: [_written(path, header, dtype) for header in headers(path, names)] for path, names in files.items()}
+    tensors = {tensor.name: path for path, shard in shards.items() for tensor in shard}
+    written_bytes = sum(tensor.bytes for shard in shards.values() for tensor in shard)
+    if (free_bytes := disk.free_disk_bytes(out_dir.parent)) < written_bytes:
+        raise EnvironmentUnavailable(
+            f"{out_dir.parent}: the merged model needs {written_bytes:,} bytes, {free_bytes:,} bytes are free",
+            hint="free disk space there, then run the same command again",
+        )
+    used: Counter[str] = Counter()
+    # One block for every sum: memory asked for and given back by each weight anew grows by a third, and costs time.
+    sizes = [math.prod(tensor.shape) for shard in shards.values() for tensor in shard if tensor.name in deltas]
+    workspace = torch.empty(max(sizes, default=0))
+
+    def rows_of(tensor: Header) -> Iterator[torch.Tensor]:
+        delta = deltas.get(tensor.name)
+        if delta is None:
+            return _rounded(tensor, _stored_rows(tensors[tensor.name], tensor))
+        used[tensor.name] += 1
+        return _rounded(tensor, _runs(_merged(tensors[tensor.name], tensor, delta, workspace)))
+
+    with _exact_float32(), atomic_dir(out_dir) as folder:
+        for path, shard in shards.items():
+            write_shard(folder / path.name, shard, rows_of)
+        assert used == Counter(deltas.keys()), f"LoRA modules not used exactly once: {used.keys() ^ deltas.keys()}"
+        write_config(model_dir, folder, config | special_ids(tokenizer_dir, config), dtype, written_bytes)
+        write_generation_config(model_dir, folder, special_ids(tokenizer_dir, generation_config(model_dir)))
+        for name in TOKENIZER_FILES:
+            if (tokenizer_dir / name).is_file():
+                shutil.copyfile(tokenizer_dir / name, folder / name)
+    return MergeSummary(len(shards), len(tensors), len(deltas), written_bytes, dtype)
+
+
+def _written(path: Path, stored: Header, dtype: str) -> Header:
+    """What a tensor of the base becomes: floats take `dtype`, integers stay."""
+    if stored.dtype not in ITEM_BYTES:
+        raise EnvironmentUnavailable(
+            f"{path}: tensor {stored.name} is stored as {stored.dtype}; expected 16- or 32-bit floats, or integers",
+            hint="choose the 16-bit original of this model",
+        )
+    return replace(stored, dtype=SHORT_NAME[dtype]) if stored.dtype in FLOATS else stored
+
+
+def _match(deltas: list[Delta], names: Collection[str], config: dict[str, Any]) -> dict[str, Delta]:
+    """Base tensor name -> its delta. Every module finds a tensor of its own, or the merge is refused."""
+    has_head = any(name.removesuffix(".weight").split(".")[-1] in _HEADS for name in names)
+    tied = config.get("tie_word_embeddings", not has_head)
+    matched: dict[str, Delta] = {}
+    for delta in deltas:
+        if tied and delta.module.split(".")[-1] in _HEADS + _EMBEDDINGS:
+            raise GateRefused(
+                f"the adapter changes {delta.module}, and this base ties its head to its embeddings: "
+                "a merge would change both",
+                hint="leave it out of tuning.target_modules and train again",
+            )
+        name = stored_name(delta.module, names)
+        if name is None or name in matched:
+            raise GateRefused(
+                f"the adapter changes {delta.module}, and the base has no weight of its own for it",
+                hint="merge with the base model that the adapter was trained on; fused experts cannot be merged",
+            )
+        matched[name] = delta
+    return matched
+
+
+@contextmanager
+def _exact_float32() -> Iterator[None]:
+    """float32 products as such: a trainer in this process may have allowed shorter ones (TF32, bf16)."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _merged(path: Path, tensor: Header, delta: Delta, workspace: torch.Tensor) -> torch.Tensor:
+    """W + scale * B A in float32, shape (out, in) or, for Conv1D, (in, out); with DoRA its rows have norm m.
+
+    The result lies in `workspace` (float32, as many values as the largest weight), until the next call.
+    """
+    import torch
+    from safetensors import safe_open
+
+    with safe_open(delta.path, framework="pt") as handle:
+        a, b = handle.get_tensor(delta.a).float(), handle.get_tensor(delta.b).float()
+        magnitude = handle.get_tensor(delta.magnitude).float() if delta.magnitude else None
+        base_copy = handle.get_tensor(delta.base_copy) if delta.base_copy else None
+    shape = (b.shape[0], a.shape[1])
+    if tensor.shape != (shape[::-1] if delta.transposed else shape):
+        raise GateRefused(
+            f"{tensor.name} has shape {tensor.shape}, the delta of {delta.module} is for {shape}",
+            hint="merge with the base model that the adapter was trained on",
+        )
+    weight = torch.mm(b, a, out=workspace[: math.prod(shape)].view(shape)).mul_(delta.scale)
+    if delta.transposed:
+        weight = weight.T.contiguous()
+    with safe_open(path, framework="pt") as handle:
+        stored = handle.get_tensor(tensor.name)
+        if base_copy is not None and not torch.equal(base_copy, stored.to(base_copy.dtype)):
+            raise GateRefused(
+                f"the adapter carries a {delta.module} that is not the base's: it was trained itself",
+                hint="merge with the base model that the adapter was trained on",
+            )
+        weight += stored  # 16-bit values are widened inside the addition
+    if magnitude is not None:
+        by_row = weight.T if delta.transposed else weight
+        by_row *= (magnitude / torch.linalg.norm(by_row, dim=1)).unsqueeze(1)
+    return weight
+
+
+def _stored_rows(path: Path, tensor: Header) -> Iterator[torch.Tensor]:
+    """The tensor as the base stores it, in runs of rows."""
+    from safetensors import safe_open
+
+    run_rows = max(1, _RUN_ITEMS // max(1, math.prod(tensor.shape[1:])))
+    for begin in range(0, (tensor.shape or (1,))[0], run_rows):
+        # Opened anew for each run: the pages of one mapping stay resident for as long as it lives.
+        with safe_open(path, framework="pt") as handle:
+            rows = handle.get_slice(tensor.name)
+            yield rows[begin : begin + run_rows] if tensor.shape else handle.get_tensor(tensor.name)
+
+
+def _runs(weight: torch.Tensor) -> Iterator[torch.Tensor]:
+    import torch
+
+    yield from torch.split(weight, max(1, _RUN_ITEMS // max(1, weight.shape[1])))
+
+
+def _rounded(tensor: Header, runs: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Rounds to what the header says. Raises GateRefused: a value is not finite, as one too large for float16."""
+    import torch
+
+    kind = {"F16": torch.float16, "BF16": torch.bfloat16}.get(tensor.dtype)
+    for rows in runs:
+        if kind is None:
+            yield rows
+            continue
+        short = rows.to(kind)
+        # aminmax carries NaN on, and takes a twentieth of the time of isfinite
+        if short.numel() and not torch.stack(short.aminmax()).isfinite().all():
+            raise GateRefused(
+                f"{tensor.name} holds values that are not finite in {kind}",
+                hint="float16 ends at 65504: set model.dtype=bfloat16 where that is the cause; "
+                "otherwise the base or the adapter is broken, see the training loss",
+            )
+        yield short
+
+
+def special_ids(tokenizer_dir: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The ids of BOS, EOS and padding that training used, for a config.json or generation_config.json.
+
+    A base often names another EOS there than its tokenizer, or pads with EOS: a server would then not stop where the
+    model does. What else the base stops at stays, behind the trained EOS. Nothing without the prompt.json of training.
+    """
+    if not (tokenizer_dir / "prompt.json").is_file():
+        return {}
+    prompt = prompt_format.from_folder(read_json(tokenizer_dir / "prompt.json")["prompt"], tokenizer_dir)
+    own = config.get("eos_token_id")
+    ends = [prompt.eos_token_id, *(own if isinstance(own, list) else [] if own is None else [own])]
+    ends = list(dict.fromkeys(ends))
+    found: dict[str, Any] = {"eos_token_id": ends if len(ends) > 1 else ends[0], "pad_token_id": prompt.pad_token_id}
+    if prompt.bos_token and (bos := prompt.backend.token_to_id(prompt.bos_token)) is not None:
+        found["bos_token_id"] = bos
+    return found

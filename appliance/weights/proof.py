@@ -1,0 +1,294 @@
+"""What must hold of a merged model before it may leave: that it answers as base + adapter does.
+
+After full fine-tuning read "the trained model" for "base + adapter": its weights rounded once are what a merge is.
+
+Two processes, never both at once, so that the merged model is read as its users will read it. `reference` loads base
+and adapter and saves what they say; `examine` loads the merged folder alone, with plain transformers, and compares.
+Both see the same rows, teacher-forced. Must not know how the merge was written: peft's own arithmetic is the judge.
+
+The bound is calibrated in the reference process: every weight is replaced by what a perfect merge stores, peft's
+merge in float32 rounded to 16 bits. How far that moves the answers is rounding, and the merge may do little worse.
+
+Divergences are in nats per position, over the TOP_TOKENS likeliest tokens of base + adapter and one outcome for all
+the rest. Lumping outcomes never raises a divergence (data-processing inequality): each is a lower bound of the true.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import EnvironmentUnavailable, GateRefused
+from appliance.findings import Gate, finite
+from appliance.process import redact
+from appliance.process.child import child_environment
+from appliance.process.files import read_json, write_json
+from appliance.weights import child_out_of_memory
+from appliance.weights.shards import is_adapter
+
+ROWS = 32  # compared at most; with POSITIONS a row this keeps the saved reference below 60 MB for any vocabulary
+POSITIONS = 64  # a row at most: the first ones and EOS
+TOP_TOKENS = 1024
+SAMPLE = 16384  # weights compared in each merged tensor
+
+# Set between proper and wrong merges, measured on a CPU: Llama and Qwen3 of 3 layers, heads tied and not, 2 seeds,
+# bases and merges in bfloat16 and float16, deltas of 0.3 %, 2 % and 10 % of their weights' norm. 96 proper merges, and
+# each with the delta left out, doubled, swapped between layers, left out of one block, left out of one module (480).
+#                              proper   wrong at 10 %   at 2 %     at 0.3 %
+#   kl_tuned / kl_calibrated   1.00     >= 8.2          >= 1.2     >= 1.0 (hidden by the rounding to bfloat16)
+#   agreement - calibrated     0.000    <= -0.02        <= 0.002   <= 0.006
+#   delta_missing              0.00     >= 1.00         >= 1.00    >= 1.00
+# So the weights always tell, the answers wherever the error is larger than rounding. The factor leaves room for a
+# device that adds up in another order; when it computes in 16 bits, that noise is in kl_calibrated as well.
+KL_FACTOR = 4.0
+KL_FLOOR = 1e-6  # a perfect merge had 1.5e-6 and more, unless the adapter is zero, when all divergences are
+AGREEMENT_MARGIN = 0.01
+DELTA_BOUND = 0.1
+DELTA_NOISE = 0.001
+
+
+@dataclass(frozen=True)
+class ProofRow:
+    """A held-out prompt with the tuned answer and EOS behind it; the ids after `prompt_tokens` are compared."""
+
+    input_ids: tuple[int, ...]
+    prompt_tokens: int
+
+    def positions(self) -> list[int]:
+        """Indices whose next id belongs to the answer or is EOS: the first POSITIONS - 1 of them and the last."""
+        found = list(range(self.prompt_tokens - 1, len(self.input_ids) - 1))
+        return found if len(found) <= POSITIONS else [*found[: POSITIONS - 1], found[-1]]
+
+
+@dataclass(frozen=True)
+class ProofRequest:
+    """What both processes work on. `dtype`: what the merge stores; `compute_dtype`: what both sides compute in.
+
+    `weights_dtype`: what the weights are held in meanwhile, 16 bits of them beside float32 computation where that
+    alone fits (weights/widened.py). `trained_dir`: an adapter of the base, or after full fine-tuning a model of its
+    own.
+    """
+
+    base_dir: Path
+    trained_dir: Path
+    dtype: str
+    compute_dtype: str
+    weights_dtype: str
+    device: str
+    rows: tuple[ProofRow, ...]
+
+    @property
+    def weights_dir(self) -> Path:
+        """The model folder whose tensors the merged model must have."""
+        return self.base_dir if is_adapter(self.trained_dir) else self.trained_dir
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What was seen. Divergences in nats per position, agreements as fractions of positions."""
+
+    rows: int
+    positions: int
+    top_tokens: int
+    kl_tuned: float  # KL(base + adapter || merged)
+    kl_base: float  # KL(base || merged)
+    kl_calibrated: float  # KL(base + adapter || base + adapter rounded as a perfect merge is)
+    kl_effect: float  # KL(base + adapter || base): what the adapter does at all
+    agreement: float  # of merged with base + adapter in the likeliest token
+    agreement_calibrated: float
+    agreement_evaluated: float  # of merged with what the evaluated model answered: in 4 bits where it was loaded so
+    agreement_evaluated_16bit: float  # of base + adapter, as computed here, with the same answers
+    positions_not_finite: int
+    tensors_not_finite: int
+    tensors_not_finite_names: str
+    tensors_wrong: int
+    tensors_wrong_names: str
+    delta_missing: float  # worst tensor's distance from the wanted weights / the distance the adapter moved them
+    delta_missing_name: str
+
+
+@dataclass(frozen=True)
+class Proof:
+    """`device`, the types and `longest_row` (tokens) are those of both processes.
+
+    `notes`: the better places that were passed over for want of memory.
+    """
+
+    gates: tuple[Gate, ...]
+    measures: Measures
+    device: str = "cpu"
+    compute_dtype: str = "float32"
+    weights_dtype: str = "float32"
+    longest_row: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return all(gate.passed for gate in self.gates)
+
+    def as_json(self) -> dict[str, Any]:
+        """For proof.json. A figure that is not finite is null there."""
+        gates = [gate.as_json() for gate in self.gates]
+        where = {key: value for key, value in vars(self).items() if key not in ("gates", "measures")}
+        return {"passed": self.passed, "gates": gates, **finite(asdict(self.measures)), **where}
+
+
+def request(
+    base_dir: Path,
+    trained_dir: Path,
+    *,
+    dtype: str,
+    device: str,
+    rows: Sequence[ProofRow],
+    compute_dtype: str = "float32",
+    weights_dtype: str = "float32",
+) -> ProofRequest:
+    """The first ROWS rows. Which types fit which device: weights/proof_place.py.
+
+    Raises GateRefused: there is no row to compare.
+    """
+    refuse_no_rows(rows)
+    return ProofRequest(base_dir, trained_dir, dtype, compute_dtype, weights_dtype, device, tuple(rows[:ROWS]))
+
+
+def refuse_no_rows(rows: Sequence[ProofRow]) -> None:
+    """Raises GateRefused: there is no row to compare."""
+    if not rows:
+        raise GateRefused("no held-out row is left to prove the merge with", hint="raise data.test_fraction")
+
+
+@contextmanager
+def work_folder(work_dir: Path) -> Iterator[Path]:
+    """An empty folder for what one process leaves to the other; removed at the end."""
+    shutil.rmtree(work_dir, ignore_errors=True)
+    work_dir.mkdir(parents=True)
+    try:
+        yield work_dir
+    finally:
+        shutil.rmtree(work_dir)
+
+
+def run_reference(wanted: ProofRequest, work_dir: Path, log_path: Path) -> None:
+    """`write_reference` in a process of its own.
+
+    Raises OutOfMemory: another place may do. EnvironmentUnavailable: it failed, or was killed. GateRefused: the adapter
+    cannot be merged.
+    """
+    write_json(work_dir / "request.json", {k: str(v) if isinstance(v, Path) else v for k, v in asdict(wanted).items()})
+    _run_child("reference", [work_dir], log_path)
+
+
+def run_examination(work_dir: Path, merged_dir: Path, log_path: Path) -> Proof:
+    """`examine` in a process of its own, where and as the reference was made, and the judgement.
+
+    Raises OutOfMemory: another place may do. EnvironmentUnavailable: it was killed, or the device failed. GateRefused:
+    the merged folder does not load.
+    """
+    _run_child("examine", [work_dir, merged_dir], log_path)
+    measures, wanted = Measures(**read_json(work_dir / "measures.json")), read_json(work_dir / "request.json")
+    longest_row = max(len(row["input_ids"]) for row in wanted["rows"])
+    where = {name: wanted[name] for name in ("device", "compute_dtype", "weights_dtype")}
+    return Proof(judge(measures), measures, longest_row=longest_row, **where)
+
+
+def judge(seen: Measures) -> tuple[Gate, ...]:
+    """The gates. Pure."""
+    kl_bound = max(KL_FACTOR * seen.kl_calibrated, KL_FLOOR)
+    agreement_bound = max(0.0, seen.agreement_calibrated - max(AGREEMENT_MARGIN, 2 / seen.positions))
+    # An adapter whose whole effect is smaller than rounding cannot be told from the base by its answers; its merge is
+    # near both. every_delta_is_in, which looks at the weights, still tells a merge from a copy of the base.
+    effect_is_visible = seen.kl_effect > kl_bound
+    return (
+        Gate(
+            "all_finite",
+            seen.positions_not_finite == 0,
+            seen.positions_not_finite,
+            0,
+            "positions with logits that are not finite, in base + adapter and in the merged model",
+        ),
+        Gate(
+            "every_tensor_finite",
+            seen.tensors_not_finite == 0,
+            seen.tensors_not_finite,
+            0,
+            f"tensors of the merged model with a value that is not finite{seen.tensors_not_finite_names}",
+        ),
+        Gate(
+            "tensors_complete",
+            seen.tensors_wrong == 0,
+            seen.tensors_wrong,
+            0,
+            f"tensors missing, added, of another shape than the base's, or not 16-bit{seen.tensors_wrong_names}",
+        ),
+        Gate(
+            "every_delta_is_in",
+            seen.delta_missing <= DELTA_BOUND,
+            seen.delta_missing,
+            DELTA_BOUND,
+            "worst distance from the trained weights (an adapter's by peft's float32 merge), 1 = as far as the base: "
+            f"{seen.delta_missing_name}",
+        ),
+        Gate(
+            "merged_equals_trained",
+            seen.kl_tuned <= kl_bound,
+            seen.kl_tuned,
+            kl_bound,
+            f"KL(base + adapter || merged) per position; a perfect merge has {seen.kl_calibrated:.3g}",
+        ),
+        Gate(
+            "top1_agreement",
+            seen.agreement >= agreement_bound,
+            seen.agreement,
+            agreement_bound,
+            "share of positions where merged and base + adapter have the same likeliest token; "
+            f"a perfect merge has {seen.agreement_calibrated:.4f}",
+        ),
+        Gate(
+            "nearer_to_tuned",
+            seen.kl_tuned < seen.kl_base or (not effect_is_visible and seen.kl_tuned <= kl_bound),
+            seen.kl_tuned,
+            seen.kl_base if effect_is_visible else max(seen.kl_base, kl_bound),
+            "KL(base + adapter || merged) must be below KL(base || merged)"
+            + ("" if effect_is_visible else "; the adapter's effect is below rounding, so the weights decide"),
+        ),
+    )
+
+
+def run_module(module: str, arguments: Sequence[str], log_path: Path) -> tuple[int, str]:
+    """`python -m module` without network and token, its words appended to `log_path`; exit code and last lines.
+
+    Of a child that was killed, the last of them tells whether the kernel counted a kill for want of memory meanwhile.
+    """
+    kills = child_out_of_memory.kernel_kills()
+    command = [sys.executable, "-m", module, *arguments]
+    with log_path.open("a+", encoding="utf-8", errors="replace") as log:
+        begin = log.seek(0, os.SEEK_END)
+        code = subprocess.run(command, stdout=log, stderr=log, env=child_environment(), check=False).returncode
+        log.seek(begin)
+        text = redact.redact(log.read())  # a traceback names files below the user's home
+        log.truncate(begin)
+        if code == -signal.SIGKILL and child_out_of_memory.kernel_kills() > kills:
+            text += "the kernel's out-of-memory killer ended a process in this time (/proc/vmstat, oom_kill)\n"
+        log.write(text)
+    return code, "\n".join(text.splitlines()[-5:])
+
+
+def _run_child(verb: str, paths: Sequence[Path], log_path: Path) -> None:
+    code, tail = run_module("appliance.weights.proof_child", [verb, *map(str, paths)], log_path)
+    if code == 0:
+        return
+    process = f"proof: the process `{verb}`"
+    child_out_of_memory.refuse(code, process, tail, log_path)
+    message = f"{process} {f'was killed by signal {-code}' if code < 0 else f'ended with {code}'}:\n{tail}"
+    # A merged folder that transformers cannot load is the merge's fault, any other trouble the machine's.
+    if code == GateRefused.exit_code or (verb == "examine" and code == 1):
+        raise GateRefused(message, hint=f"what was trained is kept; see {log_path}")
+    raise EnvironmentUnavailable(message, hint=f"see {log_path}")

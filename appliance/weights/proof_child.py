@@ -1,0 +1,354 @@
+"""The two processes of the proof: what base + adapter say, and what the merged model says at the same places.
+
+`reference` loads base and adapter and saves what they say; it ends, and `examine` loads the merged folder alone, with
+plain transformers, as its users will. Measures and judges nothing (weights/proof.py does). Must not know how the merge
+was written: peft's own arithmetic says what a merge is.
+
+>>> python -m appliance.weights.proof_child reference WORK_DIR
+>>> python -m appliance.weights.proof_child examine WORK_DIR MERGED_DIR
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from appliance.errors import ApplianceError, EnvironmentUnavailable, GateRefused
+from appliance.process import child
+from appliance.process.files import read_json, write_json
+from appliance.weights import child_out_of_memory, widened
+from appliance.weights.proof import DELTA_NOISE, SAMPLE, TOP_TOKENS, Measures, ProofRequest, ProofRow
+from appliance.weights.shards import FLOATS, SHORT_NAME, files_of, headers, is_adapter, stored_name
+
+if TYPE_CHECKING:
+    import torch
+
+# In float64 at a time on the device: a row of 64 over a vocabulary of 256,000 would take 130 MB, and that twice.
+_POSITIONS_AT_ONCE = 8
+_ROUNDED_AT_ONCE = 1 << 22  # weights
+
+Load = Callable[[Path, Path | None, str, str], Any]  # model_dir, adapter_dir, type of computation, device -> model
+
+
+def write_reference(work_dir: Path, load: Load) -> None:
+    """Saves what base, base + adapter, and a perfect merge of them say at the compared positions.
+
+    Writes reference.safetensors: `ids` (P, K) the likeliest tokens of base + adapter, best first; `tuned`, `base`,
+    `calibrated` (P, K + 1) float64 log-probabilities of those tokens and of the rest; `agrees` (P,); and for each
+    LoRA module sampled weights `wanted/NAME`, `stored/NAME`. One model in memory: rounding happens in place.
+    """
+    wanted = _read_request(work_dir)
+    import torch
+    from safetensors.torch import save_file
+
+    adapter_dir = wanted.trained_dir if is_adapter(wanted.trained_dir) else None
+    model = _as_computed(load(wanted.weights_dir, adapter_dir, wanted.weights_dtype, wanted.device), wanted)
+    with torch.no_grad():
+        ids, tuned = [], []
+        for row in wanted.rows:
+            said = _log_probs(model, row)
+            ids.append(said.topk(min(TOP_TOKENS, said.shape[1] - 1)).indices)
+            tuned.append(_lump(said, ids[-1]))
+        if adapter_dir:
+            with model.disable_adapter():
+                base, _ = _compare(model, wanted.rows, ids)
+        weights = _round_like_a_merge(model, wanted) if adapter_dir else _round_the_trained(model, wanted)
+        calibrated, likeliest = _compare(model, wanted.rows, ids)
+        if not adapter_dir:
+            del model  # one model in memory
+            model = _as_computed(load(wanted.base_dir, None, wanted.weights_dtype, wanted.device), wanted)
+            base, _ = _compare(model, wanted.rows, ids)
+    saved = {"ids": torch.cat(ids).int(), "tuned": torch.cat(tuned), "base": base, "calibrated": calibrated}
+    agrees = likeliest == torch.cat(ids)[:, 0]
+    save_file({**saved, "agrees": agrees, **weights}, work_dir / "reference.safetensors")
+
+
+def examine(work_dir: Path, merged_dir: Path) -> Measures:
+    """Loads the merged folder with plain transformers and measures it against the saved reference."""
+    wanted = _read_request(work_dir)
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    reference = load_file(work_dir / "reference.safetensors")
+    wrong = _wrong_tensors(wanted, merged_dir)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        merged_dir,
+        dtype=getattr(torch, wanted.weights_dtype),
+        device_map=wanted.device,
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    wrong += [str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in info[kind]]
+    ids = torch.split(reference["ids"].long(), [len(row.positions()) for row in wanted.rows])
+    with torch.no_grad():
+        merged, likeliest = _compare(_as_computed(model.eval(), wanted), wanted.rows, ids)
+    del model  # the tensors are read once more below: never the model and a shard
+    not_finite = _not_finite(merged_dir)
+    answered, tuned_says = _answered(wanted.rows), torch.cat(ids)[:, 0]
+    tuned, base, calibrated = (reference[name] for name in ("tuned", "base", "calibrated"))
+    missing, missing_name = _missing_delta(reference, merged_dir)
+    return Measures(
+        rows=len(wanted.rows),
+        positions=len(merged),
+        top_tokens=int(reference["ids"].shape[1]),
+        kl_tuned=_divergence(tuned, merged),
+        kl_base=_divergence(base, merged),
+        kl_calibrated=_divergence(tuned, calibrated),
+        kl_effect=_divergence(tuned, base),
+        agreement=_share_equal(likeliest, tuned_says),
+        agreement_calibrated=reference["agrees"].float().mean().item(),
+        agreement_evaluated=_share_equal(likeliest, answered),
+        agreement_evaluated_16bit=_share_equal(tuned_says, answered),
+        tensors_not_finite=len(not_finite),
+        tensors_not_finite_names=": " + ", ".join(not_finite[:5]) if not_finite else "",
+        positions_not_finite=int(torch.cat([tuned, merged]).isnan().any(1).sum()),
+        tensors_wrong=len(wrong),
+        tensors_wrong_names=": " + ", ".join(wrong[:5]) if wrong else "",
+        delta_missing=missing,
+        delta_missing_name=missing_name,
+    )
+
+
+def load_with_peft(model_dir: Path, adapter_dir: Path | None, dtype: str, device: str) -> Any:
+    """A model by transformers, and its adapter by peft, in `dtype` on `device`."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=getattr(torch, dtype), device_map=device, local_files_only=True, use_safetensors=True
+    )
+    if adapter_dir is None:
+        return model.eval()
+    return PeftModel.from_pretrained(model, adapter_dir).eval()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The child process: `reference WORK_DIR` or `examine WORK_DIR MERGED_DIR`."""
+    child.die_with_parent()
+    verb, work_dir, *rest = arguments
+    try:
+        with _device_failures(), child_out_of_memory.ends_the_process():
+            if verb == "reference":
+                write_reference(Path(work_dir), load_with_peft)
+            else:
+                write_json(Path(work_dir) / "measures.json", asdict(examine(Path(work_dir), Path(rest[0]))))
+    except ApplianceError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    return 0
+
+
+@contextmanager
+def _device_failures() -> Iterator[None]:
+    """A GPU that is lost, or breaks off, is not the fault of what was being computed on it."""
+    try:
+        yield
+    except RuntimeError as error:
+        # torch.AcceleratorError begins like that too, and the errors of CUDA's libraries have no class
+        if not str(error).startswith(("CUDA error", "CUDA driver error", "cuDNN error")):
+            raise
+        traceback.print_exc()
+        raise EnvironmentUnavailable(str(error).splitlines()[0]) from error
+
+
+def _as_computed(model: Any, wanted: ProofRequest) -> Any:
+    if wanted.weights_dtype != wanted.compute_dtype:
+        widened.widen(model)
+    return model
+
+
+def _read_request(work_dir: Path) -> ProofRequest:
+    saved = read_json(work_dir / "request.json")
+    rows = tuple(ProofRow(tuple(row["input_ids"]), row["prompt_tokens"]) for row in saved["rows"])
+    return ProofRequest(**{**saved, "rows": rows, **{k: Path(saved[k]) for k in ("base_dir", "trained_dir")}})
+
+
+def _log_probs(model: Any, row: ProofRow) -> torch.Tensor:
+    """(positions, vocabulary) in float64: in float32 the normalisation alone would cost 1e-7 nats."""
+    import torch
+
+    ids = torch.tensor([row.input_ids[:-1]], device=model.device)
+    kept = torch.tensor(row.positions(), device=model.device)
+    logits: torch.Tensor = model(input_ids=ids, logits_to_keep=kept, use_cache=False).logits[0]
+    pieces = [piece.double().log_softmax(-1).cpu() for piece in torch.split(logits, _POSITIONS_AT_ONCE)]
+    return torch.cat(pieces)
+
+
+def _lump(log_probs: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """(P, V) and the K kept ids of each position -> (P, K + 1); the last column is everything else."""
+    import torch
+
+    rest = log_probs.scatter(1, ids, -math.inf).logsumexp(1, keepdim=True)
+    return torch.cat([log_probs.gather(1, ids), rest], 1)
+
+
+def _compare(model: Any, rows: Sequence[ProofRow], ids: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities (P, K + 1), and the likeliest token of each position (P,)."""
+    import torch
+
+    lumped, likeliest = [], []
+    for row, kept in zip(rows, ids, strict=True):
+        said = _log_probs(model, row)
+        lumped.append(_lump(said, kept))
+        likeliest.append(said.argmax(1))
+    return torch.cat(lumped), torch.cat(likeliest)
+
+
+def _answered(rows: Sequence[ProofRow]) -> torch.Tensor:
+    """The token that stands next at each compared position (P,): what the evaluated model chose, greedily."""
+    import torch
+
+    return torch.tensor([row.input_ids[position + 1] for row in rows for position in row.positions()])
+
+
+def _share_equal(one: torch.Tensor, other: torch.Tensor) -> float:
+    return (one == other).float().mean().item()
+
+
+def _divergence(p: torch.Tensor, q: torch.Tensor) -> float:
+    """Mean over positions of KL(p || q) in nats, from log-probabilities (P, K + 1)."""
+    terms = p.exp() * (p - q)
+    return terms.where(p != -math.inf, 0.0).sum(1).mean().item()
+
+
+def _round_like_a_merge(model: Any, wanted: ProofRequest) -> dict[str, torch.Tensor]:
+    """Turns the loaded model, in place, into what a perfect merge is; returns samples of the weights it changed."""
+    import torch
+    from peft.tuners.lora import LoraLayer
+    from safetensors import safe_open
+
+    files = {name: path for path, names in files_of(wanted.base_dir).items() for name in names}
+    kind = getattr(torch, wanted.dtype)
+    samples = {}
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:  # peft would round the delta of a 16-bit adapter before adding it
+            parameter.data = parameter.float()
+        else:
+            _round(parameter.data, kind)
+    for module, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            name = stored_name(module.removeprefix("base_model.model."), files)
+            if name is None:
+                raise GateRefused(f"the adapter changes {module}, and {wanted.base_dir} holds no weight for it")
+            weight = layer.get_base_layer().weight
+            computed = weight.dtype
+            with safe_open(files[name], framework="pt") as handle:
+                stored = handle.get_tensor(name)
+            weight.data = stored.to(weight.device, torch.float32, copy=True)
+            layer.merge()
+            rounded = weight.data.to(kind)
+            chosen = _sampled(stored.numel())
+            samples[f"wanted/{name}"] = rounded.cpu().reshape(-1)[chosen]
+            samples[f"stored/{name}"] = stored.to(kind).reshape(-1)[chosen]
+            weight.data = rounded.to(computed)
+    return samples
+
+
+def _round(weight: torch.Tensor, kind: torch.dtype) -> None:
+    """Rounds in place, in pieces: a second embedding in float32 may be what a full device has no room for."""
+    import torch
+
+    if weight.dtype != kind:
+        rows = weight if weight.dim() else weight.view(1)
+        for piece in torch.split(rows, max(1, _ROUNDED_AT_ONCE // max(1, math.prod(rows.shape[1:])))):
+            piece.copy_(piece.to(kind))
+
+
+def _round_the_trained(model: Any, wanted: ProofRequest) -> dict[str, torch.Tensor]:
+    """Rounds a fully tuned model in place; returns samples of its stored weights, rounded, beside the base's own."""
+    import torch
+    from safetensors import safe_open
+
+    kind = getattr(torch, wanted.dtype)
+    for parameter in model.parameters():
+        _round(parameter.data, kind)
+    base_files = {name: path for path, names in files_of(wanted.base_dir).items() for name in names}
+    samples = {}
+    for path, names in files_of(wanted.trained_dir).items():
+        for name in names:
+            with safe_open(path, framework="pt") as handle:
+                trained = handle.get_tensor(name)
+            if not trained.is_floating_point() or name not in base_files:
+                continue
+            with safe_open(base_files[name], framework="pt") as handle:
+                stored = handle.get_tensor(name)
+            chosen = _sampled(trained.numel())
+            samples[f"wanted/{name}"] = trained.reshape(-1)[chosen].to(kind)
+            samples[f"stored/{name}"] = stored.reshape(-1)[chosen].to(kind)
+    return samples
+
+
+def _sampled(count: int) -> torch.Tensor:
+    """Up to SAMPLE indices below `count`, the same in both processes."""
+    import torch
+
+    if count <= SAMPLE:
+        return torch.arange(count)
+    return torch.randint(count, (SAMPLE,), generator=torch.Generator().manual_seed(0))
+
+
+def _missing_delta(reference: dict[str, torch.Tensor], merged_dir: Path) -> tuple[float, str]:
+    """The worst merged tensor: its distance from the wanted weights over the distance that the adapter moved them.
+
+    0: all is there; 1: as wrong as the base itself. DELTA_NOISE of the weights may differ (other order of summation
+    on another device, so other roundings of near-ties): without it one weight would decide for a tiny delta.
+    """
+    from safetensors import safe_open
+
+    files = {name: path for path, names in files_of(merged_dir).items() for name in names}
+    worst = (0.0, "none")
+    for key, wanted in reference.items():
+        name = key.removeprefix("wanted/")
+        if name == key or name not in files:
+            continue
+        with safe_open(files[name], framework="pt") as handle:
+            merged = handle.get_tensor(name).reshape(-1)[_sampled(math.prod(handle.get_slice(name).get_shape()))]
+        if (merged != wanted).float().mean().item() > DELTA_NOISE:
+            moved = (wanted.double() - reference[f"stored/{name}"].double()).abs().sum().item()
+            distance = (merged.double() - wanted.double()).abs().sum().item()
+            worst = max(worst, (distance / moved if moved else math.inf, name))
+    return worst
+
+
+def _not_finite(model_dir: Path) -> list[str]:
+    """Tensors with a value that is not finite; one is held at a time. A forward pass does not meet every weight."""
+    import torch
+    from safetensors import safe_open
+
+    found = []
+    for path, names in files_of(model_dir).items():
+        for name in names:
+            with safe_open(path, framework="pt") as handle:  # anew: the pages of one mapping stay resident
+                tensor = handle.get_tensor(name)
+            if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+                found.append(name)
+    return found
+
+
+def _wrong_tensors(wanted: ProofRequest, merged_dir: Path) -> list[str]:
+    """Names that differ from what was merged in presence, shape or type, where 16 bits are the type of every float."""
+
+    def described(model_dir: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+        found = [header for path, names in files_of(model_dir).items() for header in headers(path, names)]
+        return {header.name: (header.shape, header.dtype) for header in found}
+
+    short = SHORT_NAME[wanted.dtype]
+    expected = {
+        name: (shape, short if kind in FLOATS else kind)
+        for name, (shape, kind) in described(wanted.weights_dir).items()
+    }
+    merged = described(merged_dir)
+    return sorted(name for name in expected.keys() | merged.keys() if expected.get(name) != merged.get(name))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,220 @@
+"""Weights on disk: which tensor of a model folder or an adapter lies where, and a writer that never holds a shard.
+
+Knows safetensors files, model folders and peft's adapter folders; must not do arithmetic on weights.
+
+>>> files_of(base_dir)
+{PosixPath('.../model-00001-of-00002.safetensors'): ['lm_head.weight', ...], ...}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Container, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from appliance.errors import EnvironmentUnavailable, GateRefused
+from appliance.process.files import read_json
+
+if TYPE_CHECKING:
+    import torch
+
+INDEX = "model.safetensors.index.json"
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+FLOATS = ("F32", "F16", "BF16")
+SHORT_NAME = {"bfloat16": "BF16", "float16": "F16"}  # torch's name -> safetensors' name
+
+# Switches of peft's LoraConfig that change what an adapter means beyond W + scale * B A (peft/tuners/lora/config.py).
+_UNSUPPORTED = (
+    *("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication", "lora_bias"),
+    *("alora_invocation_tokens", "arrow_config", "kasa_config", "megatron_config", "monteclora_config"),
+    *("use_bdlora", "use_qalora", "velora_config"),
+)
+# Other initialisations (pissa, olora, corda, loftq ...) change the base weights that the delta is to be added to.
+_BASE_KEPT_BY = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+_PARTS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector", "base_layer.weight")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says of one tensor. `dtype` by safetensors' name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """One module's adapter: the names of its tensors in the adapter file, and how they enter."""
+
+    module: str
+    path: Path
+    a: str
+    b: str
+    magnitude: str | None  # DoRA
+    base_copy: str | None  # peft saves a head that it adapts along with the adapter
+    scale: float
+    transposed: bool  # Conv1D keeps its weight as (in, out)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds what peft saves, and not a model of its own."""
+    return (folder / "adapter_config.json").is_file()
+
+
+def files_of(model_dir: Path) -> dict[Path, list[str]]:
+    """Each safetensors file of a model folder with the names of its tensors.
+
+    Raises EnvironmentUnavailable: there is none, one is missing or damaged, or the index does not fit.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    single, index_path = model_dir / "model.safetensors", model_dir / INDEX
+    if not single.is_file() and not index_path.is_file():
+        raise EnvironmentUnavailable(
+            f"{model_dir} holds no safetensors weights (neither {single.name} nor {INDEX})",
+            hint="choose a revision with safetensors, or convert it once: "
+            "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(FOLDER)",
+        )
+    listed: dict[str, str] = {} if single.is_file() else read_json(index_path)["weight_map"]
+    files: dict[Path, list[str]] = {}
+    for path in [single] if single.is_file() else [model_dir / name for name in sorted(set(listed.values()))]:
+        try:
+            with safe_open(path, framework="pt") as handle:
+                files[path] = list(handle.keys())
+        except (OSError, SafetensorError) as error:
+            raise EnvironmentUnavailable(f"{path} cannot be read: {error}", hint="download the base again") from error
+    found = sorted((name, path.name) for path, names in files.items() for name in names)
+    if listed and found != sorted(listed.items()):
+        name = next(iter({name for name, _ in set(found) ^ set(listed.items())}))
+        raise EnvironmentUnavailable(f"{index_path} does not fit its files: {name}", hint="download the base again")
+    return files
+
+
+def headers(path: Path, names: Iterable[str]) -> list[Header]:
+    """The headers of the named tensors of one file; no weight is read."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as handle:
+        views = [(name, handle.get_slice(name)) for name in names]
+        return [Header(name, view.get_dtype(), tuple(view.get_shape())) for name, view in views]
+
+
+def stored_headers(path: Path) -> list[Header]:
+    """All headers of one file, by the file alone: no torch, and types are read that nothing here can compute with.
+
+    Raises ValueError: not a safetensors file.
+    """
+    with path.open("rb") as handle:
+        size = int.from_bytes(handle.read(8), "little")
+        if size > path.stat().st_size:
+            raise ValueError(f"{path} is no safetensors file")
+        listed = json.loads(handle.read(size))
+    return [Header(name, t["dtype"], tuple(t["shape"])) for name, t in listed.items() if name != "__metadata__"]
+
+
+def stored_name(module: str, names: Container[str]) -> str | None:
+    """The stored tensor behind a module's weight; some checkpoints (GPT-2) leave out the name of the inner model."""
+    candidates = f"{module}.weight", f"{module.partition('.')[2]}.weight"
+    return next((name for name in candidates if name in names), None)
+
+
+def read_adapter(adapter_dir: Path) -> list[Delta]:
+    """The LoRA modules of an adapter as peft saves it.
+
+    Raises EnvironmentUnavailable: a file is missing. GateRefused: it holds what base + scale * B A does not express.
+    """
+    from safetensors import safe_open
+
+    config = _adapter_config(adapter_dir)
+    path = adapter_dir / "adapter_model.safetensors"
+    if not path.is_file():
+        raise EnvironmentUnavailable(f"{adapter_dir} has no {path.name}", hint="train again with --redo train")
+    parts: dict[str, dict[str, str]] = {}
+    deltas = []
+    with safe_open(path, framework="pt") as handle:
+        for key in handle.keys():  # noqa: SIM118 (not a dict)
+            found = re.fullmatch(rf"base_model\.model\.(.+)\.({'|'.join(map(re.escape, _PARTS))})", key)
+            if found is None:
+                raise GateRefused(
+                    f"{path}: tensor {key} is not part of a linear layer's LoRA, so it cannot be merged",
+                    hint="train linear layers only: tuning.target_modules: all-linear",
+                )
+            parts.setdefault(found[1], {})[found[2]] = key
+        for module, keys in sorted(parts.items()):
+            a, b, magnitude, base_copy = (keys.get(part) for part in _PARTS)
+            if a is None or b is None or (magnitude is not None) != config["use_dora"]:
+                raise GateRefused(f"{path}: {module} has only {', '.join(sorted(keys.values()))}", hint="train again")
+            rank = _by_pattern(config.get("rank_pattern"), module, config["r"])
+            alpha = _by_pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
+            if (stored := handle.get_slice(a).get_shape()[0]) != rank:
+                raise GateRefused(
+                    f"{path}: {module} has rank {stored}; adapter_config.json says {rank}", hint="train again"
+                )
+            scale = alpha / (math.sqrt(rank) if config["use_rslora"] else rank)
+            deltas.append(Delta(module, path, a, b, magnitude, base_copy, scale, config["fan_in_fan_out"]))
+    return deltas
+
+
+def write_shard(path: Path, tensors: Sequence[Header], parts: Callable[[Header], Iterable[torch.Tensor]]) -> None:
+    """Writes one safetensors file; `parts` yields a tensor's rows in runs, already of the type that its header says.
+
+    The format by hand, because the reference writer wants the whole shard in memory: 8 bytes little-endian length of
+    the header, the header as JSON padded with spaces to a multiple of 8, then the tensors without gaps
+    (https://github.com/safetensors/safetensors#format). The bytes equal those of the reference writer.
+    """
+    import torch
+
+    # Wide types first, so that every tensor is aligned to its item size, then by name: the reference writer's order.
+    tensors = sorted(tensors, key=lambda tensor: (-ITEM_BYTES[tensor.dtype], tensor.name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in tensors:
+        begin, end = end, end + tensor.bytes
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [begin, end]}
+    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as handle:
+        handle.write(len(encoded).to_bytes(8, "little") + encoded)
+        for tensor in tensors:
+            for rows in parts(tensor):
+                handle.write(rows.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        assert handle.tell() == 8 + len(encoded) + end, f"{path.name}: the header does not describe what was written"
+
+
+def _adapter_config(adapter_dir: Path) -> dict[str, Any]:
+    path = adapter_dir / "adapter_config.json"
+    if not path.is_file():
+        raise EnvironmentUnavailable(f"{adapter_dir} has no {path.name}", hint="train again with --redo train")
+    config = {"use_rslora": False, "use_dora": False, "fan_in_fan_out": False, **read_json(path)}
+    refused = [f"{key}: {config[key]}" for key in _UNSUPPORTED if config.get(key)]
+    if config.get("peft_type") != "LORA":
+        refused.append(f"peft_type: {config.get('peft_type')}")
+    if config.get("bias", "none") != "none":
+        refused.append(f"bias: {config['bias']}")
+    if config.get("init_lora_weights") not in _BASE_KEPT_BY:
+        refused.append(f"init_lora_weights: {config['init_lora_weights']}")
+    if refused:
+        raise GateRefused(
+            f"{path}: {', '.join(refused)}: base + scale * B A does not express this",
+            hint="train a plain LoRA (rsLoRA and DoRA are merged too)",
+        )
+    return config
+
+
+def _by_pattern(pattern: dict[str, Any] | None, module: str, default: Any) -> Any:
+    """peft's rule for rank_pattern and alpha_pattern (peft/utils/other.py, get_pattern_key): the first that matches."""
+    for key, value in (pattern or {}).items():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return value
+    return default

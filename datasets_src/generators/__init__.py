@@ -1,0 +1,1 @@
+"""Rows that a model writes: paraphrases and self-instruct."""

@@ -1,0 +1,1 @@
+"""Rows that others wrote: readers of their formats."""

@@ -1,0 +1,132 @@
+"""How the sources read text: what a file is at all, its encoding, its lines, its JSON, with the position of each fault.
+
+Knows no format of a source.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from datasets_src.pairs import SourceError, opened
+
+_CHUNK = 1 << 20  # bytes
+
+
+def require_kind(path: Path, expected: str) -> bytes:
+    """The first KiB of a file, once it is certain that it is not something else that often comes under its name.
+
+    Raises SourceError: empty, an HTML page, a Git LFS pointer, a compressed file, a PDF. `expected` completes
+    "expected …".
+    """
+    with opened(path) as stream:
+        start = stream.read(1024)
+    if not start.strip():
+        raise SourceError(f"{path} is empty; expected {expected}")
+    text = start.removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<head")):
+        raise SourceError(
+            f"{path}, line 1: an HTML page begins here; expected {expected}",
+            hint="a web page was saved instead of the file; download it by its raw or `resolve` address",
+        )
+    if text.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise SourceError(
+            f"{path}, line 1: a Git LFS pointer, not the file itself; expected {expected}",
+            hint="fetch the file: git lfs pull, or download it by its raw or `resolve` address",
+        )
+    for magic, name in ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"), (b"\x28\xb5\x2f\xfd", "zstd")):
+        if start.startswith(magic):
+            raise SourceError(f"{path} is compressed ({name}); expected {expected}", hint="decompress it first")
+    if start.startswith(b"%PDF"):
+        raise SourceError(f"{path} is a PDF; expected {expected}")
+    return start
+
+
+def text_lines(path: Path, expected: str) -> Iterator[tuple[int, str]]:
+    """The lines of a text file with their 1-based numbers, without line ends (LF, CRLF or CR). Streams.
+
+    UTF-8 (a BOM is taken off), UTF-16 with BOM, else CP949. Raises SourceError as `require_kind`, or names the line
+    of the first byte that is neither.
+    """
+    require_kind(path, expected)
+    with path.open(encoding=_encoding(path), newline=None) as stream:
+        for number, line in enumerate(stream, 1):
+            yield number, line.removesuffix("\n")
+
+
+def read_text(path: Path, expected: str) -> str:
+    """A whole text file, decoded as `text_lines` does."""
+    require_kind(path, expected)
+    return path.read_text(encoding=_encoding(path))
+
+
+def parse_json(path: Path, text: str, *, line: int | None = None, numbers_as_text: bool = False) -> Any:
+    """The JSON of a file, or of one `line` of it. `numbers_as_text` keeps 1.10 and 1e5 as they are written.
+
+    Raises SourceError with line and column.
+    """
+    as_text = str if numbers_as_text else None
+    try:
+        return json.loads(text, parse_float=as_text, parse_int=as_text, parse_constant=lambda _: None)
+    except json.JSONDecodeError as error:
+        ended = not text[error.pos :].strip() or error.msg.startswith("Unterminated string")
+        unit = "file" if line is None else "line"
+        what = f"the {unit} ends within the JSON; it is cut off" if ended else f"no valid JSON ({error.msg})"
+        raise SourceError(
+            f"{path}, line {line or error.lineno}, column {error.colno}: {what}",
+            hint="download the file again" if ended else "mend that place",
+        ) from error
+    except (RecursionError, ValueError) as error:
+        raise SourceError(f"{path}, line {line or 1}: JSON that cannot be read: {error}") from error
+
+
+def json_kind(value: object) -> str:
+    """What JSON calls a value: 'a list', 'null', …"""
+    if value is None:
+        return "null"
+    kinds = {bool: "true or false", dict: "an object", list: "a list", str: "text"}
+    return kinds.get(type(value), "a number")
+
+
+def _encoding(path: Path) -> str:
+    """The encoding under which every byte decodes. Raises SourceError with the line of the first that does not."""
+    with opened(path) as stream:
+        start = stream.read(1024)
+    candidates = ["utf-16"] if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ["utf-8-sig", "cp949"]
+    if b"\0" in start and candidates != ["utf-16"]:
+        raise SourceError(
+            f"{path}, line {start[: start.index(0)].count(10) + 1}: a NUL byte; expected UTF-8 or CP949 text",
+            hint="this is UTF-16 without BOM, or no text; save it as UTF-8",
+        )
+    failures = {}
+    for candidate in candidates:
+        failure = _undecodable(path, candidate)
+        if failure is None:
+            return candidate
+        failures[failure] = candidate
+    # A Korean file with one bad byte is told about that byte, not about its first Hangul letter, which is no UTF-8.
+    line, byte = max(failures)
+    raise SourceError(
+        f"{path}, line {line}: byte 0x{byte:02X} cannot be decoded; expected UTF-8 or CP949 text",
+        hint="mend that line, or save the file as UTF-8 again",
+    )
+
+
+def _undecodable(path: Path, encoding: str) -> tuple[int, int] | None:
+    """1-based line and value of the first byte that is not of this encoding; None if all are."""
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(), translate=True)
+    line = 1
+    with opened(path) as stream:
+        while True:
+            chunk = stream.read(_CHUNK)
+            try:
+                line += decoder.decode(chunk, final=not chunk).count("\n")
+            except UnicodeDecodeError as error:
+                before = error.object[: error.start].decode(encoding, "ignore")
+                return line + before.replace("\r\n", "\n").replace("\r", "\n").count("\n"), error.object[error.start]
+            if not chunk:
+                return None

@@ -1,0 +1,271 @@
+"""Scores against values worked out by hand, KorQuAD's and SQuAD's rules case by case, and what an interval proves."""
+
+from __future__ import annotations
+
+import doctest
+import math
+import random
+import subprocess
+import sys
+
+import pytest
+
+from appliance.evaluation import scores
+from appliance.evaluation.scores import (
+    Scores,
+    chrf,
+    exact_match,
+    f1,
+    f1_unit,
+    paired_bootstrap,
+    per_row,
+    rouge_l,
+    score,
+    verdict,
+    wins_losses,
+)
+
+SENTENCE = "배송은 보통 이틀 걸립니다."
+
+# KorQuAD's script run by hand: signs of its list -> space, lower case, ASCII punctuation gone, spaces collapsed;
+# F1 = 2 * shared / (characters of both), spaces not counted.
+OFFICIAL = [
+    # wanted, got, exact match, character F1
+    ("서울", "서울", True, 1.0),
+    ("서울", "서울특별시", False, 4 / 7),
+    ("《난중일기》", "난중일기", True, 1.0),
+    ("〈기생충〉", "'기생충'", True, 1.0),
+    ("‘봄날’", '"봄날"', True, 1.0),
+    ("<봄>날", "봄날", False, 1.0),  # a bracket becomes a space, which exact match sees and F1 does not
+    ("서울(한국)", "서울 한국", True, 1.0),
+    ("1,000원", "1000원", True, 1.0),
+    ("2020.05.01", "20200501", True, 1.0),
+    ("NAVER", "naver", True, 1.0),
+    ("  두   칸 ", "두 칸", True, 1.0),
+    ("두 칸", "두칸", False, 1.0),
+    ("the cat", "cat", False, 2 * 3 / 9),  # no article is removed
+    ("「집」", "집", False, 2 / 4),  # corner brackets are not in the list
+    ("가가나", "가나나", False, 2 * 2 / 6),  # each character counts as often as both have it
+    ("부산", "대구", False, 0.0),
+    ("부산", "", False, 0.0),
+    ("", "부산", False, 0.0),
+]
+
+
+@pytest.mark.parametrize(("wanted", "got", "exact", "f1_wanted"), OFFICIAL)
+def test_korquad_rules(wanted: str, got: str, exact: bool, f1_wanted: float) -> None:
+    assert exact_match(wanted, got) is exact
+    assert f1(wanted, got, "character") == pytest.approx(f1_wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "got", "f1_wanted"),
+    [
+        ("The cat sat.", "a cat sat", 1.0),  # SQuAD removes articles, case and punctuation
+        ("the cat sat down", "the cat ran", 2 * 1 / 5),
+        ("two days", "two days by truck", 2 * 2 / 6),
+        ("it's", "its", 1.0),  # punctuation is removed, not turned into a space
+        ("theory", "ory", 0.0),  # an article inside a word stays
+        ("배송은 이틀", "배송은 사흘", 2 * 1 / 4),
+    ],
+)
+def test_squad_rules(wanted: str, got: str, f1_wanted: float) -> None:
+    assert f1(wanted, got, "word") == pytest.approx(f1_wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize("unit", ["character", "word"])
+def test_texts_without_letters_are_compared_as_they_are(unit: scores.Unit) -> None:
+    """A bug of the official script: every answer of signs alone equals every other."""
+    for wanted, got, same in [
+        ("+", "-", False),
+        ("+", " + ", True),
+        ("", "", True),
+        ("", "!", False),
+        ("👍", "👍", True),
+    ]:
+        assert exact_match(wanted, got) is same
+        assert f1(wanted, got, unit) == same
+        assert rouge_l(wanted, got) == same
+
+
+@pytest.mark.parametrize(
+    ("answers", "unit"),
+    [
+        (["배송은 이틀 걸립니다."], "character"),
+        (["iPhone 15의 가격은 Apple Store에서 확인하세요"], "character"),
+        (["配達は二日かかります。"], "character"),
+        (["请使用文档"], "character"),
+        (["カタカナ", "ok"], "character"),
+        (["It takes two days.", "Seoul (서울) is the capital"], "word"),
+        (["Доставка два дня"], "word"),
+        (["123 !!"], "word"),
+        ([], "word"),
+    ],
+)
+def test_unit_follows_the_script(answers: list[str], unit: str) -> None:
+    assert f1_unit(answers) == unit
+
+
+def test_rouge_l_counts_words_in_order() -> None:
+    assert rouge_l(SENTENCE, SENTENCE) == 1.0
+    assert rouge_l(SENTENCE, "배송은 이틀 걸립니다") == pytest.approx(2 * (3 / 3) * (3 / 4) / (3 / 3 + 3 / 4))
+    assert rouge_l("a b c d", "d c b a") == pytest.approx(0.25)
+    assert rouge_l("the cat sat on the mat", "The cat lay on a mat!") == pytest.approx(4 / 6)
+    assert rouge_l(SENTENCE, "전혀 다른 말") == 0.0
+    assert rouge_l(SENTENCE, "") == 0.0
+    assert rouge_l("", SENTENCE) == 0.0
+
+
+def test_rouge_l_counts_han_and_kana_one_by_one() -> None:
+    assert rouge_l("二日かかる", "三日かかる") == pytest.approx(4 / 5)
+
+
+def test_rouge_l_does_not_see_how_hangul_is_composed() -> None:
+    import unicodedata
+
+    assert rouge_l(SENTENCE, unicodedata.normalize("NFD", SENTENCE)) == 1.0
+
+
+def test_chrf_is_the_f2_of_character_n_grams() -> None:
+    assert chrf(SENTENCE, SENTENCE) == pytest.approx(1.0)
+    assert chrf("네", "네") == pytest.approx(1.0)
+    # wanted "abc", got "abd", orders 1 to 3: precision = recall = (2/3 + 1/2 + 0) / 3
+    assert chrf("abc", "abd") == pytest.approx((2 / 3 + 1 / 2 + 0) / 3, abs=1e-6)
+    # recall weighs four times as much: "ab" in place of "abcd", mean P = 1, mean R = (2/4 + 1/3) / 2
+    recall = (2 / 4 + 1 / 3) / 2
+    assert chrf("abcd", "ab") == pytest.approx(5 * recall / (4 + recall), abs=1e-6)
+    assert chrf("부산", "") == 0.0
+    assert chrf("", "부산") == 0.0
+    assert chrf("", " ") == 1.0
+
+
+def test_score_is_the_mean_of_the_rows() -> None:
+    wanted, got = ["서울", "부산", "배송 이틀"], ["서울", "대구", "배송 사흘"]
+    scores = score(wanted, got, unit="character", loss=1.25, stopped=[True, True, False])
+    assert scores.exact_match == pytest.approx(1 / 3)
+    assert scores.f1 == pytest.approx((1 + 0 + 2 * 2 / 8) / 3)
+    assert scores.rouge_l == pytest.approx((1 + 0 + 1 / 2) / 3)
+    assert scores.chrf == pytest.approx(sum(per_row("chrf", wanted, got, "character")) / 3)
+    assert (scores.loss, scores.stop_rate) == (1.25, pytest.approx(2 / 3))
+    assert per_row("f1", wanted, got, "word") == [1.0, 0.0, 0.5]
+    assert per_row("exact_match", wanted, got, "word") == [1.0, 0.0, 0.0]
+
+
+def test_score_of_one_row_and_a_nan_loss() -> None:
+    scores = score([""], [""], unit="word", loss=math.nan, stopped=[True])
+    assert math.isnan(scores.loss)
+    assert scores == Scores(1.0, 1.0, 1.0, 1.0, scores.loss, 1.0)
+
+
+def test_sequences_of_different_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        per_row("f1", ["a", "b"], ["a"], "word")
+    with pytest.raises(ValueError, match="2 rows, but 1"):
+        score(["a", "b"], ["a", "b"], unit="word", loss=0.0, stopped=[True])
+    with pytest.raises(ValueError, match="1 tuned"):
+        paired_bootstrap([0.0, 1.0], [0.0], [1, 2])
+    with pytest.raises(ValueError, match="0 base"):
+        paired_bootstrap([], [], [])
+
+
+def _noisy(gain: float, rows: int, seed: int) -> tuple[list[float], list[float]]:
+    generator = random.Random(seed)
+    base = [generator.random() for _ in range(rows)]
+    return base, [b + gain + generator.gauss(0, 0.2) for b in base]
+
+
+@pytest.mark.parametrize(("gain", "wanted"), [(0.2, "better"), (0.0, "not proven"), (-0.2, "worse")])
+def test_bootstrap_tells_better_from_worse_from_neither(gain: float, wanted: str) -> None:
+    base, tuned = _noisy(gain, rows=100, seed=4)
+    interval = paired_bootstrap(base, tuned, range(100))
+    assert verdict(interval) == wanted
+    assert interval[0] < sum(tuned) / 100 - sum(base) / 100 < interval[1]
+    # 1.96 standard errors to each side, as normal noise of 0.2 has it
+    assert interval[1] - interval[0] == pytest.approx(2 * 1.96 * 0.2 / math.sqrt(100), rel=0.25)
+
+
+def test_bootstrap_interval_holds_the_truth_about_95_times_in_100() -> None:
+    held = 0
+    for seed in range(200):
+        low, high = paired_bootstrap(*_noisy(0.1, rows=40, seed=seed), range(40), resamples=500)
+        held += low <= 0.1 <= high
+    assert 0.90 <= held / 200 <= 0.99
+
+
+def test_bootstrap_draws_whole_groups() -> None:
+    """Ten copies of each question are no ten times as much evidence."""
+    base, tuned = _noisy(0.05, rows=30, seed=1)
+    single = paired_bootstrap(base, tuned, range(30))
+    copied = paired_bootstrap(base * 10, tuned * 10, [str(i) for i in range(30)] * 10)
+    assert copied == pytest.approx(single)
+    alone = paired_bootstrap(base * 10, tuned * 10, range(300))
+    assert alone[1] - alone[0] < (single[1] - single[0]) / 2
+
+
+def test_bootstrap_weighs_rows_not_groups() -> None:
+    # One group of 98 rows with gain 0 and two of one row with gain 1: the mean over rows stays near 0.
+    low, high = paired_bootstrap([0.0] * 100, [0.0] * 98 + [1.0] * 2, ["big"] * 98 + ["x", "y"])
+    assert low == 0.0
+    assert high == 1.0  # the big group is missed by (2/3)^3 of the resamples
+    narrow = paired_bootstrap([0.0] * 100, [0.0] * 98 + [1.0] * 2, ["big"] * 98 + ["x", "y"], confidence=0.2)
+    assert narrow[1] < 0.03
+
+
+def test_bootstrap_is_the_same_each_time_and_follows_the_seed() -> None:
+    base, tuned = _noisy(0.1, rows=50, seed=2)
+    groups = [row // 2 for row in range(50)]
+    first = paired_bootstrap(base, tuned, groups)
+    assert paired_bootstrap(base, tuned, groups) == first
+    assert paired_bootstrap(base, tuned, groups, seed=1) != first
+
+
+def test_bootstrap_of_many_groups_works_in_blocks() -> None:
+    """More groups than a block holds: each resample is a block of its own."""
+    low, high = paired_bootstrap([0.0] * 600_000, [0.5] * 600_000, range(600_000), resamples=3)
+    assert (low, high) == pytest.approx((0.5, 0.5))
+
+
+def test_equal_scores_prove_nothing() -> None:
+    assert paired_bootstrap([0.5] * 40, [0.5] * 40, range(40)) == (0.0, 0.0)
+    assert verdict((0.0, 0.0)) == "not proven"
+
+
+def test_one_question_proves_nothing() -> None:
+    assert paired_bootstrap([0.0], [1.0], ["a"]) == (-1.0, 1.0)
+    assert paired_bootstrap([0.0] * 50, [1.0] * 50, ["a"] * 50) == (-1.0, 1.0)
+
+
+def test_nan_proves_nothing() -> None:
+    low, high = paired_bootstrap([0.0, 0.0], [1.0, math.nan], [1, 2])
+    assert math.isnan(low)
+    assert math.isnan(high)
+    assert verdict((low, high)) == "not proven"
+
+
+@pytest.mark.parametrize(
+    ("interval", "wanted"),
+    [
+        ((0.01, 0.2), "better"),
+        ((0.0, 0.2), "not proven"),
+        ((-0.1, 0.2), "not proven"),
+        ((-0.2, 0.0), "not proven"),
+        ((-0.2, -0.01), "worse"),
+    ],
+)
+def test_verdict(interval: tuple[float, float], wanted: str) -> None:
+    assert verdict(interval) == wanted
+
+
+def test_wins_and_losses_leave_ties_out() -> None:
+    assert wins_losses([0.0, 0.5, 1.0, 0.2], [1.0, 0.5, 0.0, 0.3]) == (2, 1)
+
+
+def test_doctest_of_the_module() -> None:
+    assert doctest.testmod(scores) == doctest.TestResults(failed=0, attempted=1)
+
+
+def test_importing_is_light() -> None:
+    heavy = "{'numpy', 'rouge_score', 'sacrebleu', 'nltk', 'pandas', 'torch'}"
+    code = f"import sys, appliance.evaluation.scores; sys.exit(' '.join({heavy} & set(sys.modules)) or 0)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")

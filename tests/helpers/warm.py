@@ -1,0 +1,119 @@
+"""Takes the place of `subprocess` in weights/proof.py: its processes as forks of one that has the libraries imported
+already.
+
+Real processes, without five seconds of imports each. `run` forks this process; a `Spare` is another one, for a process
+whose libraries are not what the proof is to see (Unsloth rewrites them). The tests of the proof and of the reload
+themselves, and a run of the whole pipeline, start their processes as the product does.
+
+>>> python -m tests.helpers.warm     # a Spare's own process: a line of JSON in, an exit code out
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import traceback
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import IO, NoReturn
+
+from appliance.process import child
+
+
+def run(
+    command: Sequence[str], *, stdout: IO[str], stderr: IO[str], env: Mapping[str, str], check: bool
+) -> CompletedProcess[str]:
+    """`python -m module …`, whose words go to a file. Ended with this call, whatever ends it."""
+    interpreter, flag, module, *arguments = command
+    assert (interpreter, flag, stdout, check) == (sys.executable, "-m", stderr, False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which pytest's workers have: they are idle
+        pid = os.fork()
+    if pid == 0:
+        _become(module, arguments, stdout.fileno(), env)
+    try:
+        status = os.waitpid(pid, 0)[1]
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    return CompletedProcess(list(command), os.waitstatus_to_exitcode(status))
+
+
+class Spare:
+    """A process that imports the libraries meanwhile, and forks for every command."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.helpers.warm"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(
+        self, command: Sequence[str], *, stdout: IO[str], stderr: IO[str], env: Mapping[str, str], check: bool
+    ) -> CompletedProcess[str]:
+        """As `run` of this module."""
+        assert (stdout, check) == (stderr, False)
+        assert self._process.stdin
+        assert self._process.stdout
+        request = {"command": list(command), "log": stdout.name, "env": dict(env)}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return CompletedProcess(list(command), int(self._process.stdout.readline()))
+
+
+def _serve() -> None:
+    for name in (
+        "torch",
+        "transformers",
+        "peft",
+        "bitsandbytes",
+        "appliance.weights.proof_child",
+        "appliance.release.reload",
+    ):
+        importlib.import_module(name)
+    for line in sys.stdin:
+        request = json.loads(line)
+        with Path(request["log"]).open("a", encoding="utf-8") as log:
+            env = {**request["env"], **child.of_this_process()}  # whose end is theirs
+            done = run(request["command"], stdout=log, stderr=log, env=env, check=False)
+        sys.stdout.write(f"{done.returncode}\n")
+        sys.stdout.flush()
+
+
+def _become(module: str, arguments: Sequence[str], log: int, env: Mapping[str, str]) -> NoReturn:
+    code = 1
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+            signal.signal(number, signal.SIG_DFL)
+        for name in (None, "appliance"):
+            logging.getLogger(name).handlers.clear()
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        sys.stdout, sys.stderr = (os.fdopen(os.dup(log), "w", encoding="utf-8") for _ in range(2))
+        os.environ.clear()
+        os.environ.update(env)
+        sys.argv = [module, *arguments]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # runpy: the module is imported already
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as done:
+        code = done.code if isinstance(done.code, int) else 1 if done.code else 0
+    except BaseException:  # noqa: BLE001  as the interpreter would
+        traceback.print_exc()
+    finally:  # never back into what this process was forked from
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,200 @@
+"""The process that uploads: what it may use, how it is ended, and that it lets no secret out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.errors import HubError
+from appliance.hub import upload
+from appliance.hub.client import Limits
+from appliance.hub.upload_child import Pushed
+from tests.helpers import loopback_hub
+from tests.helpers.loopback_hub import LoopbackHub
+from tests.helpers.upload_lane import AGAIN, manifest, write_release
+
+LIMITS = Limits(connect_seconds=2, silence_seconds=2, stall_seconds=60, tries=3, pace=0.02)
+
+
+@pytest.fixture(scope="module")
+def one_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
+    with loopback_hub.started(tmp_path_factory.mktemp("hub")) as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(one_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
+    """Each test has a repository of its own name."""
+    use(one_hub, monkeypatch)
+    one_hub.clear_faults()
+    return one_hub
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    return write_release(tmp_path / "release")
+
+
+def use(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in hub.environ.items():
+        monkeypatch.setenv(name, value)
+
+
+def publish(hub: LoopbackHub, folder: Path, repo_id: str, **changes: Any) -> Pushed:
+    """The whole of it, with its process."""
+    settings: dict[str, Any] = {
+        "repo_type": "model",
+        "visibility": "private",
+        "token": hub.token,
+        "into_existing": False,
+        "message": "Release of shop",
+        "expected": manifest(folder),
+        "again": AGAIN,
+        "say": lambda _: None,
+        "limits": LIMITS,
+    }
+    return upload.publish(folder, repo_id, **settings | changes)
+
+
+@pytest.mark.parametrize("xet_variable", [None, "0"])
+def test_xet_is_used_only_where_it_is_asked_for(
+    xet_variable: str | None, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with loopback_hub.started(tmp_path, xet=True) as hub:
+        use(hub, monkeypatch)
+        monkeypatch.delenv("HF_HUB_DISABLE_XET")
+        if xet_variable:
+            monkeypatch.setenv("HF_HUB_DISABLE_XET", xet_variable)
+        publish(hub, release, "alice/x")
+        assert any("xet-write-token" in entry["path"] for entry in hub.log()) is bool(xet_variable)
+        assert hub.counts()["lfs_puts"] == (0 if xet_variable else 1)
+
+
+def test_a_large_file_goes_in_parts(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with loopback_hub.started(tmp_path, multipart_over=50_000, part_bytes=60_000) as hub:
+        use(hub, monkeypatch)
+        hub.fault("drop", match="PUT ", nth=3, request_bytes=10_000)
+        pushed = publish(hub, release, "alice/parts")
+        assert hub.counts()["lfs_puts"] == 5  # four parts, one of them twice
+        (*_, last) = (hub.repo("alice/parts") or {})["commits"]
+        assert last["files"]["model.safetensors"]["sha256"] == pushed.files["model.safetensors"]["sha256"]
+
+
+def test_native_code_that_hangs_is_ended(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """hf_xet asks for its token by itself, beyond the reach of any timeout that is set in Python."""
+    with loopback_hub.started(tmp_path, xet=True) as hub:
+        use(hub, monkeypatch)
+        hub.fault("hang", match="xet-write-token", times=0)
+        began = time.monotonic()
+        with pytest.raises(HubError, match="stood still for 3 s and was ended") as caught:
+            publish(hub, release, "alice/stuck", limits=Limits(stall_seconds=3))
+        assert time.monotonic() - began < 20
+        assert AGAIN in caught.value.hint
+        hub.clear_faults()
+        assert publish(hub, release, "alice/stuck").was_new
+
+
+@pytest.mark.parametrize(("status", "seen"), [(401, "does not accept the token"), (403, "the token may not do this")])
+def test_a_refusal_in_native_code_is_told_like_any_other(
+    status: int, seen: str, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with loopback_hub.started(tmp_path, xet=True) as hub:
+        use(hub, monkeypatch)
+        hub.fault("status", match="xet-write-token", status=status, times=0)
+        with pytest.raises(HubError, match=seen):
+            publish(hub, release, "alice/refused")
+
+
+def test_a_slow_line_is_no_standstill(hub: LoopbackHub, release: Path) -> None:
+    """The whole takes longer than each deadline; bytes that go are a sign of life. (6 MB fit the kernel.)"""
+    hub.fault("throttle", match="PUT ", rate=5_000_000)
+    (release / "model.safetensors").write_bytes(bytes(16_000_000))
+    puts, began = hub.counts()["lfs_puts"], time.monotonic()
+    publish(hub, release, "alice/slow", limits=Limits(silence_seconds=2, stall_seconds=2.5))
+    assert time.monotonic() - began > 3
+    assert hub.counts()["lfs_puts"] == puts + 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_child_ends_with_its_parent(number: int, hub: LoopbackHub, release: Path) -> None:
+    hub.fault("hang", match="PUT ")
+    repo_id = f"alice/left-{number:d}"
+    code = f"""
+import signal
+from pathlib import Path
+from tests.helpers.upload_lane import manifest
+from appliance.hub import upload
+def end(*_): raise KeyboardInterrupt
+signal.signal(signal.SIGTERM, end)
+upload.publish(Path({str(release)!r}), {repo_id!r}, repo_type="model", visibility="private", token={hub.token!r},
+    into_existing=False, message="m", expected=manifest(Path({str(release)!r})))
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], env=os.environ, stderr=subprocess.DEVNULL)
+    hub.wait_for(f"/{repo_id}.git/info/lfs/objects/batch")
+    children = _children(parent.pid)
+    assert children
+    parent.send_signal(number)
+    parent.wait(20)
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    hub.clear_faults()
+    assert publish(hub, release, repo_id).was_new
+
+
+def _children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+
+
+def test_nothing_secret_is_logged_or_told(
+    hub: LoopbackHub, release: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the library's most talkative settings: it logs links with their signatures, and headers."""
+    monkeypatch.setenv("HF_DEBUG", "1")
+    monkeypatch.setenv("HF_HUB_VERBOSITY", "debug")
+    hub.fault("status", match="PUT ", status=500)
+    told: list[str] = []
+    with caplog.at_level(logging.DEBUG):
+        pushed = publish(hub, release, "alice/secret", say=told.append)
+    assert "/_lfs/" in caplog.text  # the link itself is there
+    everything = caplog.text + repr(pushed) + "".join(told)
+    assert hub.token not in everything
+    assert "Signature" not in everything
+    assert "Bearer hf" not in everything
+
+
+def test_the_token_is_in_no_list_of_processes(hub: LoopbackHub, release: Path) -> None:
+    seen: list[bytes] = []
+
+    def look(_: str) -> None:
+        for child in _children(os.getpid()):
+            if b"appliance.hub.upload_child" in (command := Path(f"/proc/{child}/cmdline").read_bytes()):
+                seen.extend([command, Path(f"/proc/{child}/environ").read_bytes()])
+
+    publish(hub, release, "alice/ps", say=look)
+    assert seen
+    assert not any(hub.token.encode() in text for text in seen)
+
+
+def test_an_uploads_process_that_dies_is_told(hub: LoopbackHub, release: Path) -> None:
+    """Killed for memory, say: nothing is known of what it did, and the next call finds out."""
+    with pytest.raises(HubError, match="the upload's process ended with -9, without a word") as caught:
+        publish(hub, release, "alice/killed", say=_kill)
+    assert AGAIN in caught.value.hint
+    assert publish(hub, release, "alice/killed").was_new
+
+
+def _kill(_: str) -> None:
+    for child in _children(os.getpid()):
+        if b"appliance.hub.upload_child" in Path(f"/proc/{child}/cmdline").read_bytes():
+            os.kill(int(child), signal.SIGKILL)

@@ -1,0 +1,50 @@
+"""A child process ends with its parent, whenever that dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from appliance.process import child
+
+_WAITS = (
+    "from appliance.process import child; child.die_with_parent(); print('lives', flush=True); import time; "
+    "time.sleep(60)"
+)
+
+
+def test_a_parent_that_died_while_its_child_was_starting() -> None:
+    """The kernel tells of a death only who asked for it before."""
+    environ = {**os.environ, **child.of_this_process()}
+    stranger = dict.fromkeys(child.of_this_process(), "999999999")
+    done = subprocess.run([sys.executable, "-c", _WAITS], env=environ | stranger, capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (128 + signal.SIGKILL, b"")
+
+
+def test_a_parent_that_is_killed_takes_its_child_with_it(tmp_path: Path) -> None:
+    code = f"""
+import json, os
+from appliance.process import child
+(open({str(tmp_path / "waits.py")!r}, "w")).write({_WAITS!r})
+os.chdir({str(tmp_path)!r})
+with child.started("waits", {{}}, {{**os.environ, "PYTHONPATH": ""}}) as process:
+    print(process.pid, process.stdout.readline().decode().strip(), flush=True)
+    process.wait()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        try:
+            assert parent.stdout
+            pid, said = parent.stdout.readline().split()
+            assert said == "lives"
+        finally:
+            parent.kill()
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8"):
+            return
+        time.sleep(0.05)
+    os.kill(int(pid), signal.SIGKILL)
+    raise AssertionError("the child outlived its parent")

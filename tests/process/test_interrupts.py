@@ -1,0 +1,124 @@
+"""A signal ends the command, also where something on its way swallows exceptions."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from appliance.errors import ApplianceError, Interrupted
+from appliance.process import console, signals
+
+
+@pytest.fixture(autouse=True)
+def _handled() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, signals.handle)
+    signals.forget()
+    yield
+    signal.signal(signal.SIGTERM, before)
+    signals.forget()
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_it_is_not_swallowed_by_those_who_go_on_after_any_exception() -> None:
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            try:
+                stop()
+            except Exception:  # noqa: BLE001  as logging's own handlers do
+                self.handleError(record)
+
+    log = logging.getLogger("tests.swallows")
+    log.addHandler(Handler())
+    with pytest.raises(Interrupted, match="stopped by SIGTERM") as caught:
+        log.warning("a line")
+    assert caught.value.exit_code == 143
+    assert not isinstance(caught.value, ApplianceError | Exception)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("look", [signals.check, lambda: console.Steps("rows", 2).advance()])
+def test_it_comes_again_where_the_interpreter_forgot_it(look: object) -> None:
+    class Watched:
+        pass
+
+    watched = Watched()
+    gone = weakref.ref(watched, lambda _: stop())
+    del watched  # an exception of a callback is printed, no more
+    assert gone() is None
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        look()  # type: ignore[operator]
+    with ThreadPoolExecutor() as pool:
+        pool.submit(look).result()  # type: ignore[arg-type]  # threads end what they have begun
+    signals.forget()
+    look()  # type: ignore[operator]
+
+
+_WORKING = r"""
+import os, time
+from appliance.cli import app as cli_app
+from appliance.pipeline import run as pipeline_run
+from appliance.process import console
+def run(*args, **kwargs):
+    with console.Steps("rows", 1000, seconds_between_lines=0.0) as bar:
+        os.write(1, b"begun\n")  # past rich, which shows on its screen whatever is printed meanwhile
+        for _ in range(1000):
+            time.sleep(0.02)
+            bar.advance()
+pipeline_run.run = run
+cli_app.main()
+"""
+
+
+@pytest.mark.parametrize("screen", ["pipe", "terminal"])
+def test_a_screen_that_is_gone_costs_nothing(screen: str, tmp_path: Path) -> None:
+    """`run 2>&1 | tee log` and Ctrl-C, which ends tee as well; a terminal that is closed."""
+    theirs, ours = os.pipe() if screen == "pipe" else os.openpty()
+    command = [sys.executable, "-c", _WORKING, "run", "demo", "--runs-dir", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=ours, start_new_session=True) as started:
+        try:
+            os.close(ours)
+            assert started.stdout is not None
+            assert started.stdout.readline() == b"begun\n"
+            os.close(theirs)
+            time.sleep(0.3)  # it has written meanwhile
+            assert started.poll() is None
+            started.send_signal(signal.SIGTERM)
+            assert started.wait(timeout=10) == 143
+        finally:
+            started.kill()
+
+
+def test_a_second_signal_while_the_first_is_told_ends_with_its_code() -> None:
+    code = """
+import os, signal
+from appliance.cli import app as cli_app
+from appliance.process import console, signals
+console.error = lambda *_: os.kill(os.getpid(), signal.SIGINT)
+signals.install()
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+except BaseException as error:
+    cli_app._fail(str(error), "", 143)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    code = "import signal; from appliance.process import signals; signals.install(); print(signal.getsignal(1).name)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(["nohup", *command], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "SIG_IGN", done.stderr

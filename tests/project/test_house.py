@@ -1,0 +1,133 @@
+"""Who may import whom: lower floors, or files below in the same package; never up, never sideways, no circles."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# What stands on which floor. A new package is placed here first.
+FLOORS = {
+    **dict.fromkeys(("errors", "findings"), 1),
+    **dict.fromkeys(("process", "machine", "recipe", "prompt"), 2),
+    **dict.fromkeys(("rows", "rundir", "hub", "engines", "weights"), 3),
+    **dict.fromkeys(("base_model", "training", "evaluation", "release", "report", "preflight"), 4),
+    **dict.fromkeys(("serving", "pipeline"), 5),
+    "cli": 6,
+}
+DOORS = {"__init__", "__main__"}  # of the package appliance itself: its version, and `python -m appliance`
+STAGES = {"check", "prepare", "rehearse", "train", "evaluate", "merge", "publish"}
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(path: Path, modules: set[str]) -> Iterator[tuple[int, str]]:
+    """(line, module) of every import of ours in the file, also those in functions and under TYPE_CHECKING."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.relative_to(ROOT)}:{node.lineno}: a relative import"
+            both = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in modules else str(node.module) for name in both]
+        else:
+            continue
+        yield from ((node.lineno, name) for name in names if name.split(".")[0] in ("appliance", "datasets_src"))
+
+
+def package(module: str) -> str:
+    return [*module.split("."), "__init__"][1]
+
+
+def faults(root: Path = ROOT) -> list[str]:
+    """Every import that breaks the order, as FILE:LINE and why."""
+    paths = {module_of(path): path for top in ("appliance", "datasets_src") for path in (root / top).rglob("*.py")}
+    found = []
+    for module, path in sorted(paths.items()):
+        own = package(module)
+        for line, name in imported(path, set(paths)):
+            why = None
+            if module.startswith("datasets_src"):
+                why = "datasets_src knows no appliance" if name.startswith("appliance") else None
+            elif name.startswith("datasets_src"):
+                why = None if own == "cli" else "only cli meets datasets_src"
+            elif own in DOORS or package(name) in DOORS:
+                continue
+            elif own == package(name):
+                parts = {module.split(".")[-1], name.split(".")[-1]}
+                if own == "pipeline" and module != name and parts <= STAGES:
+                    why = "a stage imports no stage"
+            elif FLOORS[package(name)] >= FLOORS[own]:
+                why = f"{own} is on floor {FLOORS[own]}, {package(name)} on floor {FLOORS[package(name)]}"
+            if why:
+                found.append(f"{path.relative_to(root)}:{line}: imports {name}: {why}")
+    return found
+
+
+def circles() -> list[str]:
+    """The imports that close a circle of modules."""
+    paths = {module_of(path): path for top in ("appliance", "datasets_src") for path in (ROOT / top).rglob("*.py")}
+    edges = {module: {name: line for line, name in imported(path, set(paths))} for module, path in paths.items()}
+    found, done = [], set[str]()
+
+    def visit(module: str, way: list[str]) -> None:
+        if module in way:
+            at = way[-1]
+            ring = " -> ".join([*way[way.index(module) :], module])
+            found.append(f"{paths[at].relative_to(ROOT)}:{edges[at][module]}: closes the circle {ring}")
+        elif module not in done:
+            for name in edges.get(module, ()):
+                if name != module:
+                    visit(name, [*way, module])
+            done.add(module)
+
+    for module in sorted(edges):
+        visit(module, [])
+    return found
+
+
+def test_every_package_has_its_floor() -> None:
+    inside = (ROOT / "appliance").iterdir()
+    names = {path.stem for path in inside if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert names - DOORS == FLOORS.keys()
+
+
+def test_imports_go_down() -> None:
+    assert not (found := faults()), "\n".join(found)
+
+
+def test_no_circles() -> None:
+    assert not (found := circles()), "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "why"),
+    [
+        ("appliance/machine/disk.py", "from appliance.hub import client", "machine is on floor 2, hub on floor 3"),
+        ("appliance/release/card.py", "from appliance.report import page", "release is on floor 4, report on floor 4"),
+        ("appliance/pipeline/train.py", "from appliance.pipeline import merge", "a stage imports no stage"),
+        ("appliance/rows/split.py", "from datasets_src import pairs", "only cli meets datasets_src"),
+        ("datasets_src/pairs.py", "from appliance import errors", "datasets_src knows no appliance"),
+    ],
+)
+def test_a_wrong_import_is_named(
+    path: str, line: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in {path, "appliance/hub/client.py", "appliance/report/page.py", "appliance/pipeline/merge.py"}:
+        (tmp_path / module).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / module).write_text(f"\n{line}\n" if module == path else "", encoding="utf-8")
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    assert [found.split(": ") for found in faults(tmp_path)] == [[f"{path}:2", f"imports {imported_name(line)}", why]]
+
+
+def imported_name(line: str) -> str:
+    """As faults() shows it: a module that is there by its own name, of another the package."""
+    _, package_, _, name = line.split()
+    known = {"client", "page", "merge"}
+    return f"{package_}.{name}" if name in known else package_

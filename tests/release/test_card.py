@@ -1,0 +1,104 @@
+"""The model cards: what people and the Hub read of a release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from appliance.process import files
+from appliance.release import card, languages
+from appliance.release.card import Facts
+from tests.helpers.finished import FinishedRun, finished_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, base_dir: Path) -> FinishedRun:
+    return finished_run(tmp_path_factory.mktemp("card") / "shop", base_dir)
+
+
+def facts(run: FinishedRun, **changes: Any) -> Facts:
+    wanted: dict[str, Any] = {
+        "repos": {"model": "me/shop", "adapter": "me/shop-adapter", "dataset": "me/shop-dataset"},
+        "stop": ["\n질문:", 'a "quote"'],
+        "max_new_tokens": 64,
+        "examples": True,
+    }
+    return card.gather(name="shop", base=run.base, prompt_name="alpaca", run_path=run.path, **wanted | changes)
+
+
+def front(text: str) -> dict[str, Any]:
+    return dict(yaml.safe_load(text.split("---\n")[1]))
+
+
+def test_what_the_hub_reads(run: FinishedRun) -> None:
+    matter = front(card.model_card(facts(run)))
+    assert matter["base_model"] == run.base.public_id
+    assert matter["license"] == (run.base.license or "unknown")
+    assert matter["language"] == ["ko"]
+    assert matter["library_name"] == "transformers"
+    (result,) = matter["model-index"][0]["results"]
+    metrics = files.read_json(run.path / "evaluate" / "metrics.json")
+    assert {one["type"]: one["value"] for one in result["metrics"]}["f1"] == round(metrics["tuned"]["f1"], 4)
+    assert result["dataset"]["split"] == "test"
+    assert front(card.adapter_card(facts(run)))["base_model_relation"] == "adapter"
+
+
+def rows_card(*more: str, torn: int = 0) -> str:
+    files = ("train.csv", "val.csv", "test.csv", "rows.csv", *more)
+    return card.dataset_card("shop", {"train": 12, "val": 3, "test": 5}, "me/shop-dataset", files, torn)
+
+
+def test_the_card_of_the_rows() -> None:
+    text = rows_card()
+    (config,) = front(text)["configs"]
+    assert config["data_files"] == [
+        {"split": "train", "path": "train.csv"},
+        {"split": "validation", "path": "val.csv"},
+        {"split": "test", "path": "test.csv"},
+    ]
+    assert 'load_dataset("me/shop-dataset")' in text
+    settings = "`--set data.csv=hf://datasets/me/shop-dataset/rows.csv --set data.split=column`"
+    (line,) = [line for line in text.splitlines() if settings in line]
+    assert "trains on the same rows on the same sides" in line
+    assert "(12 train)" in text
+    assert "train_ds.csv" not in text
+    assert "`train_ds.csv` has the train and the validation rows" in rows_card("train_ds.csv", "test_ds.csv")
+    assert f"7 questions stand on two sides: {settings} refuses it." in rows_card(torn=7)
+
+
+def test_what_people_copy(run: FinishedRun) -> None:
+    text = card.model_card(facts(run))
+    assert 'from_pretrained("me/shop")' in text
+    assert "max_new_tokens=64" in text
+    assert "vllm serve me/shop" in text
+    assert "FROM ./model" in text
+    # the newline behind the marker was trained: without it the prompt is another
+    assert '### Instruction:\n{{ .Prompt }}\n\n### Response:\n"""' in text
+    assert 'PARAMETER stop "</s>"' in text
+    assert 'PARAMETER stop "\\n질문:"' in text
+    assert 'PARAMETER stop "a \\"quote\\""' in text
+    assert "FOLDER_OR_REPO" not in text
+    adapter = card.adapter_card(facts(run))
+    assert 'PeftModel.from_pretrained(base, "me/shop-adapter")' in adapter
+    assert 'convert_tokens_to_ids("</s>")' in adapter
+    assert "FOLDER_OR_REPO" in card.model_card(facts(run, repos={}))
+
+
+def test_what_it_was_made_from(run: FinishedRun) -> None:
+    text = card.model_card(facts(run))
+    for side in ("train", "val", "test"):
+        assert f"{side}: sha256 {files.sha256_of(run.path / 'prepare' / f'{side}.csv')}" in text
+    metrics = files.read_json(run.path / "evaluate" / "metrics.json")
+    assert f"Verdict: **{metrics['verdict']}**" in text
+    assert "Answers on test rows" in text
+    assert "Answers on test rows" not in card.model_card(facts(run, examples=False))
+
+
+def test_languages_are_what_a_tenth_of_the_rows_agree_on() -> None:
+    korean = ["배송은 얼마나 걸리나요? 사흘 걸립니다"] * 8
+    english = ["Where is my parcel now, please tell me"] * 3
+    assert languages.of_texts(korean + english + ["ㅋㅋ"]) == ["ko", "en"]
+    assert languages.of_texts(["ok", "1234", ""]) == []

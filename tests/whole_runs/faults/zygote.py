@@ -1,0 +1,66 @@
+"""Imports the heavy libraries once and forks a process for every command: real processes without seconds of start each.
+
+Reads lines of JSON `{"arguments": [...], "log": PATH}`; answers each with the process's id, then with its wait status.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+HEAVY = (
+    "torch", "transformers", "trl", "peft", "datasets", "pandas", "sklearn", "matplotlib.figure", "bitsandbytes",
+    "appliance.pipeline.check", "appliance.pipeline.prepare", "appliance.pipeline.train", "appliance.pipeline.evaluate",
+    "appliance.pipeline.merge", "appliance.pipeline.publish", "appliance.engines.transformers",
+)  # fmt: skip
+
+
+def main() -> None:
+    for name in HEAVY:
+        importlib.import_module(name)
+    for line in sys.stdin:
+        request = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            _become_appliance(request)
+        _answer(pid)
+        _answer(os.waitpid(pid, 0)[1])
+
+
+def _answer(number: int) -> None:
+    sys.stdout.write(f"{number}\n")
+    sys.stdout.flush()
+
+
+def _become_appliance(request: dict[str, Any]) -> None:
+    from appliance.cli import app as cli_app
+    from appliance.weights import proof
+    from tests.helpers import warm
+
+    proof.subprocess = warm  # type: ignore[attr-defined]
+    log = os.open(Path(request["log"]), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.argv = ["appliance", *request["arguments"]]
+    code = 1
+    try:
+        cli_app.main()
+        code = 0
+    except SystemExit as done:
+        code = done.code if isinstance(done.code, int) else 1 if done.code else 0
+    finally:  # never back into the loop of the process that this one was forked from
+        if code == 1:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
