@@ -150,7 +150,7 @@ def _run(request: Request, report: Report) -> None:
             run(request.no_memory, "train.micro_batch_size=2", "train.gradient_accumulation_steps=1", until="train")
     for path, wanted in zip(request.dropout, ("unsloth", False), strict=False):
         checkpointing[0] = wanted
-        run(path, "tuning.dropout=0.3", until="train")
+        run(path, "tuning.dropout=0.3", "train.max_steps=1", until="train")
     checkpointing[0] = "unsloth"
     if request.full:
         run(request.full, *FULL, until="evaluate")
