@@ -318,6 +318,7 @@ def test_a_choice_of_val_rows_is_the_same_after_a_kill_and_after_a_reload(
     (tmp_path / "evaluate").mkdir()
     evaluate.run(
         engine=TransformersEngine(machine_device.device()),
+        device=machine_device.device(),
         base=shop.base,
         model=ModelSection(id=str(shop.base.dir), load_in_4bit=False),
         evaluate=EvaluateSection(max_new_tokens=2, max_rows=1),
