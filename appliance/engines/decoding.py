@@ -1,21 +1,31 @@
-"""How answers are decoded: greedy or sampled, and the tokens that end them."""
+"""How answers are decoded: greedy or sampled, and the tokens that end them.
+
+The only module that builds a GenerationConfig. Cheap to import: the command line names `Sampling` before torch loads.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from appliance.prompt.format import Prompt
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+    from appliance.recipe.fields import SamplingSection
+
+_GREEDY_BELOW = 0.01  # logits divided by a smaller temperature come close to float32's maximum
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. Each row has a stream of chance of its own, from `seed` and its prompt.
+    """How the next token is chosen.
 
-    So the same prompt gets the same answer whatever shares its batch (but for near-ties in rounding); asked twice in
-    one call, it gets two. `temperature` 0 or less than 0.01 takes the likeliest token. `top_p`: only the likeliest
-    tokens that together reach this probability are drawn (Holtzman et al. 2020, "The Curious Case of Neural Text
-    Degeneration"). The last two are transformers' own, and count the prompt's tokens too.
+    `temperature` below 0.01 always takes the likeliest token. `top_p`: sample only from the likeliest tokens that
+    together reach this probability (Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration").
+    `repetition_penalty` and `no_repeat_ngram_size` are transformers' own, and count the prompt's tokens too. `seed`: in
+    batched generation each row has its own random stream, derived from `seed` and its prompt, so that an answer does
+    not depend on what shares the batch (except for near-ties in rounding); a chat does not use it.
     """
 
     temperature: float = 1.0
@@ -24,13 +34,60 @@ class Sampling:
     no_repeat_ngram_size: int = 0
     seed: int = 0
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature < _GREEDY_BELOW
+
 
 GREEDY = Sampling(temperature=0.0)
-GREEDY_BELOW = 0.01  # logits divided by less come near float32's end
 
 
-def end_ids(model: Any, prompt: Prompt) -> set[int]:
-    """The trained EOS, and those under which the base itself stops: it is judged by its own habits as well."""
-    own = getattr(model.generation_config, "eos_token_id", None)
-    listed = own if isinstance(own, list) else [] if own is None else [own]
-    return {prompt.eos_token_id, *listed}
+def from_recipe(section: SamplingSection, *, seed: int = 0) -> Sampling:
+    """The recipe's `evaluate.sampling`, without the question of what it applies to (`scored`)."""
+    return Sampling(**section.model_dump(exclude={"scored"}), seed=seed)
+
+
+def end_ids(model: Any, eos_token_id: int | None) -> set[int]:
+    """The ids that end an answer: the EOS that training used, and every one that the model itself declares.
+
+    A base model is thus judged by its own way of stopping too. Empty if neither names any.
+    """
+    from appliance.prompt.special_tokens import eos_ids
+
+    declared = getattr(model.generation_config, "eos_token_id", None)
+    return {*eos_ids(eos_token_id), *eos_ids(declared)}
+
+
+def generation_config(
+    sampling: Sampling,
+    *,
+    max_new_tokens: int,
+    ends: Collection[int],
+    pad_token_id: int | None,
+    bos_token_id: int | None = None,
+    transformers_samples: bool = False,
+) -> GenerationConfig:
+    """The settings of one `model.generate` call; whatever is left unset comes from the model's generation_config.json.
+
+    Args:
+        ends: ids from `end_ids`; if empty, only `max_new_tokens` ends an answer.
+        pad_token_id: None pads with one of `ends`.
+        transformers_samples: transformers samples from torch's global generator, unless `sampling` is greedy. Otherwise
+            the caller samples in a logits processor, and transformers takes the token that is left.
+    """
+    from transformers import GenerationConfig
+
+    chosen: dict[str, Any] = {"do_sample": False}
+    if transformers_samples and not sampling.greedy:
+        chosen = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    return GenerationConfig(
+        **chosen,
+        max_new_tokens=max_new_tokens,
+        num_beams=1,
+        repetition_penalty=sampling.repetition_penalty,
+        no_repeat_ngram_size=sampling.no_repeat_ngram_size,
+        bos_token_id=bos_token_id,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=pad_token_id if pad_token_id is not None else min(ends, default=None),
+    )

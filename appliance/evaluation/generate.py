@@ -11,9 +11,9 @@ from hashlib import blake2b
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
 
-from appliance.engines.decoding import GREEDY, GREEDY_BELOW, Sampling, end_ids
+from appliance.engines.decoding import GREEDY, Sampling, end_ids, generation_config
 from appliance.engines.rows_at_once import RowsAtOnce
 from appliance.prompt.format import Prompt
 
@@ -47,19 +47,15 @@ def answer(
     positions follow from the mask. An answer has stopped when it ended in EOS (the tokenizer's, or one that the base
     itself names) or in a `stop` text. Raises RuntimeError: there is no memory for the answer to a single row.
     """
-    ends = end_ids(model, prompt)
-    config = GenerationConfig(
+    ends = end_ids(model, prompt.eos_token_id)
+    config = generation_config(
+        sampling,
         max_new_tokens=max_new_tokens,
-        do_sample=False,  # what is drawn is drawn by _Draw
-        num_beams=1,
-        # What is left unset would come from the base's generation_config.json.
-        repetition_penalty=sampling.repetition_penalty,
-        no_repeat_ngram_size=sampling.no_repeat_ngram_size,
-        bos_token_id=prompt.backend.token_to_id(prompt.bos_token) if prompt.bos_token else None,
-        eos_token_id=sorted(ends),
+        ends=ends,
         pad_token_id=prompt.pad_token_id,
+        bos_token_id=prompt.backend.token_to_id(prompt.bos_token) if prompt.bos_token else None,
     )
-    streams = _streams(prompts, sampling) if sampling.temperature >= GREEDY_BELOW else []
+    streams = [] if sampling.greedy else _streams(prompts, sampling)
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     answers: dict[int, Answer] = {}
 

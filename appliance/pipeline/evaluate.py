@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from appliance.base_model.base import Base
 from appliance.engines import memory
-from appliance.engines.decoding import GREEDY, Sampling
+from appliance.engines.decoding import GREEDY, from_recipe
 from appliance.engines.engine import Engine
 from appliance.engines.rows_at_once import RowsAtOnce
 from appliance.errors import DataError
@@ -72,7 +72,7 @@ def run(
     room = _room(base.max_positions, questions, evaluate.max_new_tokens)
     room_of_extra = _room(base.max_positions, extra_questions, evaluate.max_new_tokens)
     chosen = evaluate.sampling
-    sampling = Sampling(**chosen.model_dump(exclude={"scored"}), seed=seed)
+    sampling = from_recipe(chosen, seed=seed)
     encoded = [prompt.encode(row.instruction, row.input, row.output) for row in rows]
     fit = files.read_json(trained_dir.parent / "fit.json")
     evaluated = fit.get("evaluation", {"lines": None})  # a training before there was a choice took all val rows

@@ -87,6 +87,11 @@ def _byte_tokens() -> Iterator[str]:
         yield from (chr(byte), f"<0x{byte:02X}>")
 
 
+def eos_ids(declared: int | list[int] | None) -> list[int]:
+    """`eos_token_id` of a config.json or generation_config.json, which holds one id, several or none, as a list."""
+    return [] if declared is None else list(declared) if isinstance(declared, list) else [declared]
+
+
 def token_text(token: Any) -> str | None:
     """The text of a special token in tokenizer_config.json, where it stands plain or as an object."""
     return str(token["content"]) if isinstance(token, dict) else token

@@ -9,7 +9,7 @@ Knows the engine, the tokenizer's chat template and `generate`. Must not know ge
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class LocalModel:
         prompt = prompt_format.from_transformers("alpaca", tokenizer)  # of which only ids and decoding are used here
         encoded = [_encoded(tokenizer, text) for text in asked]
         room = self._base.max_positions - self._max_new_tokens
-        sampling = Sampling(**{**asdict(self._sampling), "seed": self._sampling.seed + attempt})
+        sampling = replace(self._sampling, seed=self._sampling.seed + attempt)
         fitting = [i for i, ids in enumerate(encoded) if len(ids) <= room]
         for i in sorted(set(range(len(asked))) - set(fitting)):
             keep(i, None)

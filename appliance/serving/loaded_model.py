@@ -13,21 +13,19 @@ from __future__ import annotations
 import importlib.util
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from appliance.engines import memory
+from appliance.engines import decoding, memory
+from appliance.engines.decoding import Sampling
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine import device as machine_device
 from appliance.machine import disk
 from appliance.process import console, typed
 from appliance.prompt.format import Message
 from appliance.recipe import resolve
-from appliance.recipe.fields import SamplingSection
 from appliance.serving.stream import Stream
-
-_GREEDY_BELOW = 0.01  # of the temperature: logits divided by less come near float32's end
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Speaker:
     tokenizer: Any
     stop: tuple[str, ...]
     max_new_tokens: int
-    sampling: SamplingSection
+    sampling: Sampling
 
     @property
     def positions(self) -> int | None:
@@ -49,9 +47,7 @@ class Speaker:
     @property
     def ends(self) -> set[int]:
         """The ids that end an answer: the tokenizer's EOS and those that the model itself names."""
-        own = self.model.generation_config.eos_token_id
-        listed = own if isinstance(own, list) else [own]
-        return {token for token in (self.tokenizer.eos_token_id, *listed) if token is not None}
+        return decoding.end_ids(self.model, self.tokenizer.eos_token_id)
 
     def prompt(self, messages: Sequence[Message]) -> Any:
         """Ids of the conversation as the chat template writes it, int64 of shape (1, T)."""
@@ -62,7 +58,6 @@ class Speaker:
     def generate(self, prompt: Any, stream: Stream, limit: int, interrupted: Callable[[], bool]) -> None:
         """Feeds `stream` token by token until it has ended, `limit` tokens are there, or `interrupted` says so."""
         import torch
-        from transformers import GenerationConfig
 
         begin = prompt.shape[1]
 
@@ -70,20 +65,12 @@ class Speaker:
             ended = stream.feed(ids[0, begin:].tolist()) or interrupted()
             return torch.full((1,), ended, device=ids.device, dtype=torch.bool)
 
-        drawn, chosen = self.sampling, dict[str, Any](do_sample=False)
-        if drawn.temperature >= _GREEDY_BELOW:
-            chosen = {"do_sample": True, "temperature": drawn.temperature, "top_p": drawn.top_p, "top_k": 0}
-        ends = sorted(self.ends)
-        pad = self.tokenizer.pad_token_id
-        config = GenerationConfig(
-            **chosen,
+        config = decoding.generation_config(
+            self.sampling,
             max_new_tokens=limit,
-            num_beams=1,
-            # as in the evaluation; left unset they would come from generation_config.json
-            repetition_penalty=drawn.repetition_penalty,
-            no_repeat_ngram_size=drawn.no_repeat_ngram_size,
-            eos_token_id=ends or None,
-            pad_token_id=pad if pad is not None else next(iter(ends), None),
+            ends=self.ends,
+            pad_token_id=self.tokenizer.pad_token_id,
+            transformers_samples=True,
         )
         ids = prompt.to(self.model.device)
         try:
@@ -145,10 +132,10 @@ def load(run_path: Path, *, max_new_tokens: int | None, temperature: float | Non
         raise _damaged(folder, run_path, _first_line(error)) from error
     if not tokenizer.chat_template:
         raise _damaged(folder, run_path, "its tokenizer has no chat template")
-    sampling = wanted.sampling
+    sampling = decoding.from_recipe(wanted.sampling)
     if temperature is not None:
-        sampling = sampling.model_copy(update={"temperature": temperature})
-    if sampling.temperature >= _GREEDY_BELOW:
+        sampling = replace(sampling, temperature=temperature)
+    if not sampling.greedy:
         torch.seed()  # torch starts every process with one and the same seed
     return Speaker(model.eval(), tokenizer, tuple(wanted.stop), max_new_tokens or wanted.max_new_tokens, sampling)
 

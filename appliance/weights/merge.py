@@ -15,6 +15,7 @@ from appliance.errors import EnvironmentUnavailable, GateRefused
 from appliance.machine import disk
 from appliance.process.files import atomic_dir, read_json
 from appliance.prompt import format as prompt_format
+from appliance.prompt.special_tokens import eos_ids
 from appliance.weights.model_config import (
     TOKENIZER_FILES,
     base_config,
@@ -240,9 +241,7 @@ def special_ids(tokenizer_dir: Path, config: dict[str, Any]) -> dict[str, Any]:
     if not (tokenizer_dir / "prompt.json").is_file():
         return {}
     prompt = prompt_format.from_folder(read_json(tokenizer_dir / "prompt.json")["prompt"], tokenizer_dir)
-    own = config.get("eos_token_id")
-    ends = [prompt.eos_token_id, *(own if isinstance(own, list) else [] if own is None else [own])]
-    ends = list(dict.fromkeys(ends))
+    ends = list(dict.fromkeys([prompt.eos_token_id, *eos_ids(config.get("eos_token_id"))]))
     found: dict[str, Any] = {"eos_token_id": ends if len(ends) > 1 else ends[0], "pad_token_id": prompt.pad_token_id}
     if prompt.bos_token and (bos := prompt.backend.token_to_id(prompt.bos_token)) is not None:
         found["bos_token_id"] = bos

@@ -31,11 +31,11 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from appliance.cli import chat
+from appliance.engines.decoding import GREEDY, Sampling
 from appliance.errors import DataError, EnvironmentUnavailable, Interrupted, RecipeError, RunDirError
 from appliance.process import console, signals
 from appliance.process.files import write_json
 from appliance.prompt import format as prompt_format
-from appliance.recipe.fields import SamplingSection
 from appliance.rundir.directory import RunDir
 from appliance.serving import conversation, loaded_model
 from appliance.serving.conversation import Conversation
@@ -172,7 +172,7 @@ def test_the_model_is_loaded_as_a_user_of_the_release_would(loaded: Speaker, bas
     kind = next(loaded.model.parameters())
     expected = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     assert (kind.dtype, kind.is_cuda, loaded.model.training) == (expected, torch.cuda.is_available(), False)
-    assert (loaded.max_new_tokens, loaded.stop, loaded.sampling) == (40, (), SamplingSection())
+    assert (loaded.max_new_tokens, loaded.stop, loaded.sampling) == (40, (), GREEDY)
     messages = prompt_format.user_message("가격은?", "표")
     assert loaded.prompt(messages)[0].tolist() == prompt_format.from_folder("alpaca", base_dir).prompt_ids(messages)
 
@@ -182,11 +182,11 @@ def test_the_recipe_says_how_an_answer_ends(tmp_path: Path, base_dir: Path) -> N
     run = make_run(tmp_path / "run", base_dir, more=f", stop: ['끝', 'END'], {drawn}")
     loaded = loaded_model.load(run, max_new_tokens=7, temperature=None)
     assert (loaded.max_new_tokens, loaded.stop) == (7, ("끝", "END"))
-    wanted = SamplingSection(temperature=0.3, top_p=0.9, repetition_penalty=1.2, no_repeat_ngram_size=2)
+    wanted = Sampling(temperature=0.3, top_p=0.9, repetition_penalty=1.2, no_repeat_ngram_size=2)
     assert loaded.sampling == wanted
     greedy = loaded_model.load(run, max_new_tokens=40, temperature=0.0)
-    assert greedy.sampling == wanted.model_copy(update={"temperature": 0.0})
-    plain = replace(greedy, sampling=SamplingSection())
+    assert greedy.sampling == replace(wanted, temperature=0.0)
+    plain = replace(greedy, sampling=GREEDY)
     assert most_of_a_pair(greedy) == 1 < most_of_a_pair(plain)  # no two tokens follow each other twice
 
 
@@ -263,7 +263,7 @@ def test_the_context_goes_where_it_was_trained(loaded: Speaker) -> None:
 
 
 def test_sampling_varies(loaded: Speaker) -> None:
-    speaker = replace(loaded, sampling=SamplingSection(temperature=1.5))
+    speaker = replace(loaded, sampling=Sampling(temperature=1.5))
     assert len({Conversation(speaker).say("가격은?").answer for _ in range(4)}) > 1
     assert len({Conversation(loaded).say("가격은?").answer for _ in range(2)}) == 1
 

@@ -8,25 +8,16 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from appliance.engines.decoding import Sampling
 from appliance.errors import EnvironmentUnavailable, RecipeError
 
 if TYPE_CHECKING:
     from datasets_src.generators.endpoint import Endpoint
     from datasets_src.generators.journal import Backend, Request
-
-
-@dataclass(frozen=True)
-class Sampling:
-    temperature: float
-    top_p: float
-    repetition_penalty: float
-    no_repeat_ngram_size: int
-    max_tokens: int
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -37,6 +28,7 @@ class Asking:
     base_url: str | None
     model: str | None
     sampling: Sampling
+    max_tokens: int
     concurrency: int
     timeout: float
     cache_dir: Path
@@ -78,21 +70,19 @@ class Asking:
             model=self.model,
             temperature=self.sampling.temperature,
             top_p=self.sampling.top_p,
-            max_tokens=self.sampling.max_tokens,
+            max_tokens=self.max_tokens,
             concurrency=self.concurrency,
             timeout_seconds=self.timeout,
         )
 
     def _local_backend(self, local: str) -> tuple[Backend, dict[str, object], str]:
         require("torch", "which runs a local model", extra="train")
-        from appliance.engines import decoding
         from appliance.evaluation.generate import Answer
         from appliance.serving.batch_model import LocalModel
         from datasets_src.generators.journal import Unusable
 
-        chosen = asdict(self.sampling)
-        max_tokens = chosen.pop("max_tokens")
-        speaker = LocalModel(local, self.cache_dir, decoding.Sampling(**chosen), max_new_tokens=max_tokens)
+        max_tokens = self.max_tokens
+        model = LocalModel(local, self.cache_dir, self.sampling, max_new_tokens=max_tokens)
 
         def reply(answer: Answer | None) -> str:
             if answer is None:
@@ -105,9 +95,9 @@ class Asking:
             for attempt in sorted({request.attempt for request in requests}):
                 places = [i for i, request in enumerate(requests) if request.attempt == attempt]
                 asked = [requests[i].prompt for i in places]
-                speaker.answer(asked, lambda i, answer, places=places: keep(places[i], reply(answer)), attempt=attempt)  # type: ignore[misc]
+                model.answer(asked, lambda i, answer, places=places: keep(places[i], reply(answer)), attempt=attempt)  # type: ignore[misc]
 
-        return backend, speaker.asked_with(), f"{local} on this machine"
+        return backend, model.asked_with(), f"{local} on this machine"
 
 
 def require(package: str, what: str, *, extra: str = "sources") -> None:

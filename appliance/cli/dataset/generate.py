@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from appliance.cli.dataset.answering import Asking, Sampling, errors, require
+from appliance.cli.dataset.answering import Asking, errors, require
+from appliance.engines.decoding import Sampling
 from appliance.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -109,8 +110,8 @@ def paraphrase(
 
     if test_fraction + val_fraction >= 1:
         raise RecipeError("--test-fraction and --val-fraction leave no row to train on: together they reach 1")
-    sampling = Sampling(temperature, top_p, repetition_penalty, no_repeat_ngram_size, max_tokens, seed)
-    asking = Asking(local, base_url, model, sampling, concurrency, timeout, cache_dir)
+    sampling = Sampling(temperature, top_p, repetition_penalty, no_repeat_ngram_size, seed)
+    asking = Asking(local, base_url, model, sampling, max_tokens, concurrency, timeout, cache_dir)
     rows, unusable = _rows(in_path, {"instruction": question, "output": answer, "input": input_})
     sides = _splitter(test_fraction, val_fraction, seed)
     if dry_run:
@@ -168,8 +169,8 @@ def self_instruct(
     from appliance.process import console
     from datasets_src.generators import self_instruct as generators_self_instruct
 
-    sampling = Sampling(temperature, top_p, repetition_penalty, no_repeat_ngram_size, max_tokens, seed)
-    asking = Asking(local, base_url, model, sampling, concurrency, timeout, cache_dir)
+    sampling = Sampling(temperature, top_p, repetition_penalty, no_repeat_ngram_size, seed)
+    asking = Asking(local, base_url, model, sampling, max_tokens, concurrency, timeout, cache_dir)
     with errors():
         seeds = generators_self_instruct.read_seeds(seeds_path)
     if dry_run:

@@ -1,0 +1,92 @@
+"""Decoding settings: made in one module only, equal to what the recipe says, and the ids that end an answer."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from appliance.engines import decoding
+from appliance.engines.decoding import GREEDY, Sampling
+from appliance.recipe.fields import SamplingSection
+
+ROOT = Path(__file__).parents[2]
+ONLY = ROOT / "appliance" / "engines" / "decoding.py"
+SECTION = "SamplingSection"  # the recipe's declaration of the fields, which from_recipe turns into a Sampling
+
+
+def copies(source: str) -> list[int]:
+    """Lines that build a GenerationConfig, or declare sampling settings of their own."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func).split(".")[-1]
+            if name == "GenerationConfig":
+                found.append(node.lineno)
+        elif isinstance(node, ast.ClassDef) and node.name != SECTION:
+            fields = {ast.unparse(one.target) for one in node.body if isinstance(one, ast.AnnAssign)}
+            if {"temperature", "top_p", "no_repeat_ngram_size"} <= fields:
+                found.append(node.lineno)
+    return sorted(found)
+
+
+def test_only_this_module_decides_how_tokens_are_chosen() -> None:
+    paths = [path for top in ("appliance", "datasets_src") for path in (ROOT / top).rglob("*.py")]
+    found = {path: copies(path.read_text(encoding="utf-8")) for path in paths}
+    assert len(found.pop(ONLY)) == 2  # the class and the call
+    assert {str(path.relative_to(ROOT)): lines for path, lines in found.items() if lines} == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "lines"),
+    [
+        ("import transformers\nx = transformers.GenerationConfig(do_sample=True)\n", [2]),
+        ("class Chosen:\n    temperature: float\n    top_p: float\n    no_repeat_ngram_size: int\n", [1]),
+        ("x = GenerationConfig.from_pretrained('x')\nclass Chat:\n    temperature: float\n", []),
+    ],
+)
+def test_a_copy_is_seen(source: str, lines: list[int]) -> None:
+    assert copies(source) == lines
+
+
+def test_every_field_of_the_recipe_arrives() -> None:
+    section = SamplingSection(temperature=0.3, top_p=0.9, repetition_penalty=1.2, no_repeat_ngram_size=2, scored=True)
+    assert decoding.from_recipe(section, seed=7) == Sampling(0.3, 0.9, 1.2, 2, 7)
+    assert decoding.from_recipe(SamplingSection()) == GREEDY
+
+
+def test_transformers_samples_only_if_asked_to_and_not_greedily() -> None:
+    sampling = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.2, no_repeat_ngram_size=3)
+
+    def config(sampling: Sampling, **options: bool) -> dict[str, object]:
+        made = decoding.generation_config(sampling, max_new_tokens=5, ends={9, 2}, pad_token_id=0, **options)
+        return {name: value for name, value in made.to_diff_dict().items() if name != "transformers_version"}
+
+    always = {"max_new_tokens": 5, "num_beams": 1, "eos_token_id": [2, 9], "pad_token_id": 0}
+    held = {"repetition_penalty": 1.2, "no_repeat_ngram_size": 3}
+    free = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+    assert config(sampling) == {**always, **held, "do_sample": False}
+    drawn = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0}
+    assert config(sampling, transformers_samples=True) == {**always, **held, **drawn}
+    for cold in (GREEDY, Sampling(temperature=0.0099)):
+        assert config(cold, transformers_samples=True) == {**always, **free, "do_sample": False}
+
+
+@pytest.mark.parametrize(
+    ("declared", "trained", "ends"),
+    [(None, 2, {2}), (2, 2, {2}), ([9, 7], 2, {2, 7, 9}), ([9], None, {9}), (None, None, set()), (0, None, {0})],
+)
+def test_the_trained_eos_and_the_models_own_end_an_answer(
+    declared: int | list[int] | None, trained: int | None, ends: set[int]
+) -> None:
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=declared))
+    assert decoding.end_ids(model, trained) == ends
+
+
+def test_padding_without_a_token_of_its_own_is_an_end() -> None:
+    config = decoding.generation_config(GREEDY, max_new_tokens=1, ends={9, 2}, pad_token_id=None)
+    assert config.pad_token_id == 2
+    config = decoding.generation_config(GREEDY, max_new_tokens=1, ends=(), pad_token_id=None)
+    assert (config.pad_token_id, config.eos_token_id) == (None, None)
