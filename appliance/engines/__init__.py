@@ -1,1 +1,1 @@
-"""Loading models: Unsloth, or transformers with peft; the memory they need, decoding settings."""
+"""Loading models with Unsloth, or with transformers and peft; the memory they need; decoding settings."""

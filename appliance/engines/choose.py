@@ -1,4 +1,4 @@
-"""Which engine a recipe gets, and why; imports the one that was chosen."""
+"""Choose a recipe's engine, with the reason, and import it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from appliance.engines.engine import INSTALL_UNSLOTH, Engine
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine.device import Device
 
-# What Unsloth has code of its own for (unsloth 2026.10.7, models/loader.py, FastLanguageModel.from_pretrained); all
-# else goes through its general path, which `engine: unsloth` takes and `engine: auto` does not.
+# The model types for which Unsloth has dedicated code (unsloth 2026.10.7, models/loader.py,
+# FastLanguageModel.from_pretrained). Others take its general path, which `engine: auto` avoids.
 UNSLOTH_MODEL_TYPES = frozenset({"gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3"})
-UNSLOTH_CAPABILITY = (7, 0)  # its kernels are Triton's, which need Volta or newer
+UNSLOTH_CAPABILITY = (7, 0)  # its kernels are written in Triton, which needs Volta or newer
 
 
 def choose(wanted: str, device: Device, model_type: str) -> tuple[str, str]:
     """(engine name, reason) for the recipe's `engine`, this device and the base's `model_type`.
 
-    Raises EnvironmentUnavailable as refuse_impossible.
+    Raises EnvironmentUnavailable: see refuse_impossible.
     """
     refuse_impossible(wanted, device)
     if wanted != "auto":
@@ -27,12 +27,12 @@ def choose(wanted: str, device: Device, model_type: str) -> tuple[str, str]:
     if obstacle:
         return "transformers", obstacle[0]
     if model_type not in UNSLOTH_MODEL_TYPES:
-        return "transformers", f"Unsloth has no code of its own for {model_type}; engine=unsloth tries its general path"
-    return "unsloth", f"a CUDA device, and Unsloth knows {model_type}"
+        return "transformers", f"Unsloth has no dedicated code for {model_type}; engine=unsloth tries its general path"
+    return "unsloth", f"a CUDA device, and Unsloth supports {model_type}"
 
 
 def refuse_impossible(wanted: str, device: Device) -> None:
-    """Raises EnvironmentUnavailable: Unsloth is asked for where it cannot run."""
+    """Raises EnvironmentUnavailable: the recipe asks for Unsloth, which cannot run on this device."""
     obstacle = unsloth_obstacle(device) if wanted == "unsloth" else None
     if obstacle:
         reason, fix = obstacle
@@ -40,7 +40,7 @@ def refuse_impossible(wanted: str, device: Device) -> None:
 
 
 def unsloth_obstacle(device: Device) -> tuple[str, str] | None:
-    """(why Unsloth cannot run on this device, fix); None where it can."""
+    """(why Unsloth cannot run on this device, fix); None if it can."""
     if device.kind == "cpu":
         return "no CUDA device", "set engine=auto or engine=transformers, or run where `appliance doctor` finds a GPU"
     if device.capability is not None and device.capability < UNSLOTH_CAPABILITY:
@@ -53,7 +53,7 @@ def unsloth_obstacle(device: Device) -> tuple[str, str] | None:
 
 
 def load_engine(name: str, device: Device, cache_dir: Path) -> Engine:
-    """The engine called `name`; imports its library. What it compiles is kept below `cache_dir`."""
+    """The engine called `name`; imports its library. Code that it compiles is cached below `cache_dir`."""
     if name == "unsloth":
         from appliance.engines.unsloth import UnslothEngine
 

@@ -1,4 +1,4 @@
-"""The one seam: what loads a model and attaches adapters to it, and what both say when a base does not load."""
+"""The engine interface: load a model, attach adapters. Also the errors both engines raise if a base does not load."""
 
 from __future__ import annotations
 
@@ -25,40 +25,39 @@ class Engine(Protocol):
     """Loads from a local folder with the base's 16-bit weights; never from the network."""
 
     name: str
-    trainer_checkpoints_gradients: bool  # whether the Trainer is to switch gradient checkpointing on
+    trainer_checkpoints_gradients: bool  # whether the Trainer should turn gradient checkpointing on
 
     def load_for_training(
         self, base_dir: Path, model: ModelSection, tuning: TuningSection, max_seq_length: int, seed: int
     ) -> Loaded:
-        """A PEFT model ready to train, whose adapters `seed` draws; with `method: full` the base itself."""
+        """A PEFT model ready to train, its adapters initialized from `seed`; with `method: full`, the base itself."""
         ...
 
     def load_for_inference(self, base_dir: Path, model: ModelSection, adapter_dir: Path | None) -> Loaded:
-        """A model in eval mode; without `adapter_dir` the base alone."""
+        """A model in eval mode; the base alone if `adapter_dir` is None."""
         ...
 
     def summed_loss(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The negative log-likelihood in nats, summed over the labels that count, of a padded batch (see
-        training/row_order.py).
+        """The negative log-likelihood in nats, summed over the trained labels of a padded batch (prompt/batch.py).
 
-        A scalar on the model's device. The logits of all positions are never held at once, and no cache is built: at
-        4 rows of 1,024 tokens and Qwen3's vocabulary they alone would take 6 GB.
+        A scalar on the model's device. The logits of all positions are never held at once, and no cache is built: for
+        4 rows of 1,024 tokens and Qwen3's vocabulary, those logits alone would take 6 GB.
         """
         ...
 
     def release(self) -> None:
-        """Gives back the memory of models that are no longer referenced, and forgets what was measured of it."""
+        """Free the memory of models that are no longer referenced, and drop cached measurements of free memory."""
         ...
 
 
 def refuse_too_long(base_dir: Path, max_seq_length: int) -> int:
-    """The number of positions that the base was made for; raises EnvironmentUnavailable where that is less."""
+    """The number of positions the base was made for. Raises EnvironmentUnavailable: `max_seq_length` exceeds it."""
     config = json.loads((base_dir / "config.json").read_text(encoding="utf-8"))
     limit = int(config.get("max_position_embeddings") or config.get("n_positions") or 1 << 20)  # GPT-2's name for it
     if max_seq_length > limit:
         raise EnvironmentUnavailable(
-            f"max_seq_length {max_seq_length} is over the {limit} positions of this base model",
-            hint="set model.max_seq_length to at most that, with data.on_too_long=drop or cut for longer rows",
+            f"max_seq_length {max_seq_length} exceeds the {limit} positions of this base model",
+            hint=f"set model.max_seq_length to at most {limit}; data.on_too_long=drop or cut takes care of longer rows",
         )
     return limit
 
@@ -67,9 +66,9 @@ def refuse_too_long(base_dir: Path, max_seq_length: int) -> int:
 def load_failures(
     base_dir: Path, model: ModelSection, device: Device, weights_dtype: str | None = None
 ) -> Iterator[None]:
-    """What goes wrong while a base is loaded, as EnvironmentUnavailable: no such weights, or no room for them.
+    """Turn what goes wrong while a base loads into EnvironmentUnavailable: unusable weights, or no memory for them.
 
-    `weights_dtype`: the type that they are loaded in; None: the type of computation.
+    `weights_dtype`: the dtype of the loaded weights; None: the compute dtype.
     """
     import torch
 
@@ -79,10 +78,10 @@ def load_failures(
         parameters, dtype = memory.parameters_of(base_dir), weights_dtype or device.compute_dtype(model.dtype)
         needed = memory.training_bytes(parameters, model.load_in_4bit, dtype)
         raise EnvironmentUnavailable(
-            f"{device.name} has no room for the base model: about {disk.human(needed)} are needed, "
-            f"{disk.human(device.memory_bytes)} are there in all",
+            f"{device.name} has too little memory for the base model: it needs about {disk.human(needed)}, "
+            f"and the device has {disk.human(device.memory_bytes)} in total",
             hint=f"{memory.what_fits(device.memory_bytes)}; "
-            "other programs may hold memory of the card: nvidia-smi lists them",
+            "other programs may be using the card's memory: nvidia-smi lists them",
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise EnvironmentUnavailable(

@@ -1,13 +1,13 @@
 """Full fine-tuning's precision: float32 master weights, the forward and backward passes in 16 bits by autocast. Pure.
 
-In bfloat16 a weight near 0.02 has neighbours 1.2e-4 apart, and an AdamW step at a learning rate of 1e-5 moves it by
-about 1e-5: rounding to nearest drops the step, this one and every later one. Micikevicius et al., "Mixed Precision
+Near 0.02, bfloat16 values are 1.2e-4 apart, and an AdamW step at a learning rate of 1e-5 moves a weight by about 1e-5:
+rounding to nearest discards that step and every later one. Micikevicius et al., "Mixed Precision
 Training" (2018), section 3.1, therefore update a float32 copy.
 
-The other remedy is stochastic rounding (Zamirai et al., "Revisiting BFloat16 Training", 2020). No optimizer of
-torch 2.13 or bitsandbytes 0.50.2 offers it; transformers passes `bf16_stochastic_round` to torchao alone, which does
-not load quietly beside the pinned torch. So what has no room for float32 weights is refused: the precision depends on
-nothing but the recipe and the device's type of computation, and check, training and a resumed training agree on it.
+The other remedy is stochastic rounding (Zamirai et al., "Revisiting BFloat16 Training", 2020). No optimizer in
+torch 2.13 or bitsandbytes 0.50.2 offers it; transformers passes `bf16_stochastic_round` only to torchao, which warns
+when it loads with the pinned torch. A base whose float32 weights do not fit is therefore refused: the precision depends
+only on the recipe and the device's compute dtype, so that check, training and a resumed training agree on it.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from appliance.errors import TrainingFailed
 Method = Literal["lora", "full"]
 
 MASTER_DTYPE = "float32"
-# Bytes for one weight: itself and its gradient, both float32 under autocast.
+# Bytes per weight, for the weight itself and for its gradient: both are float32 under autocast.
 WEIGHT_BYTES = GRADIENT_BYTES = 4
-# AdamW's two moments: float32, or a byte each (bitsandbytes' blockwise scales add 3 %).
+# AdamW's two moments: float32, or one byte each (bitsandbytes' blockwise scales add 3 %).
 MOMENT_BYTES = {"adamw_torch": 4 + 4, "adamw_8bit": 1 + 1}
-COPY_BYTES = 2  # of a matrix in the type of computation, which autocast keeps until the end of the forward pass
+COPY_BYTES = 2  # per weight, of the copy in the compute dtype that autocast keeps until the forward pass ends
 
 
 def weights_dtype(method: Method, compute_dtype: str) -> str:
-    """The type in which the weights of the loaded base are held. Under `full` that is what the optimizer updates."""
+    """The dtype of the loaded base's weights. With `full`, these are what the optimizer updates."""
     return MASTER_DTYPE if method == "full" else compute_dtype
 
 
 def has_masters(method: Method, compute_dtype: str) -> bool:
-    """Whether the weights are wider than the type of computation, so that training has to autocast."""
+    """Whether the weights are wider than the compute dtype, so that training has to autocast."""
     return weights_dtype(method, compute_dtype) != compute_dtype
 
 
@@ -43,33 +43,33 @@ def describe(compute_dtype: str, optimizer: str) -> str:
 
 
 def bytes_per_weight(optimizer: str) -> int:
-    """Of the weight, its gradient and its moments."""
+    """Bytes for a weight, its gradient and its moments."""
     return WEIGHT_BYTES + GRADIENT_BYTES + MOMENT_BYTES[optimizer]
 
 
 def moments_bytes(parameters: int, embeddings: int, optimizer: str) -> int:
-    """Of all weights, `embeddings` of which the embedding matrix holds.
+    """Bytes for the moments of all weights; `embeddings` of them are in the embedding matrix.
 
-    With bitsandbytes transformers keeps that one's moments in float32 (training/trainer.py, create_optimizer).
+    With bitsandbytes, transformers keeps the moments of that matrix in float32 (training/trainer.py, create_optimizer).
     """
     return parameters * MOMENT_BYTES[optimizer] + embeddings * (MOMENT_BYTES["adamw_torch"] - MOMENT_BYTES[optimizer])
 
 
 def trainer_optimizer(method: Method, optimizer: str, *, on_cuda: bool) -> str:
-    """transformers' name of the optimizer.
+    """transformers' name for the optimizer.
 
-    torch's default AdamW on CUDA allocates another 4 bytes a weight in every step (torch/optim/adam.py,
-    _multi_tensor_adam: the roots of all second moments at once); the fused one nothing.
+    In every step on CUDA, torch's default AdamW allocates another 4 bytes per weight (torch/optim/adam.py,
+    _multi_tensor_adam: the roots of all second moments at once); the fused one allocates nothing.
     """
     return "adamw_torch_fused" if (method, optimizer, on_cuda) == ("full", "adamw_torch", True) else optimizer
 
 
 def refuse_others(model: Any) -> None:
-    """Raises TrainingFailed: the engine's library loaded weights to be trained in another type than asked for."""
+    """Raises TrainingFailed: the engine's library loaded trainable weights in another dtype than requested."""
     trained = ((name, str(weight.dtype)) for name, weight in model.named_parameters() if weight.requires_grad)
     others = [f"{name} in {dtype}" for name, dtype in trained if dtype != f"torch.{MASTER_DTYPE}"]
     if others:
         raise TrainingFailed(
-            f"{len(others)} tensors to be trained are not in {MASTER_DTYPE}, the first is {others[0]}",
-            hint="set engine=transformers; if that is the engine already, this is a bug to report",
+            f"{len(others)} trainable tensors are not in {MASTER_DTYPE}; the first is {others[0]}",
+            hint="set engine=transformers; if it already is, please report this as a bug",
         )

@@ -1,6 +1,6 @@
-"""What a training will take in memory, by arithmetic on the base's config: before anything is loaded or downloaded.
+"""How much memory a training needs, computed from the base's config before anything is loaded or downloaded.
 
-Bytes throughout. Pure; knows no device. What is estimated here is what `check` holds against the card.
+All sizes are in bytes. Pure; knows no device. `check` compares these estimates with the card's memory.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from appliance.machine.device import OVERHEAD_BYTES
 from appliance.machine.disk import human
 from appliance.recipe.fields import ModelSection, TrainSection, TuningSection
 
-# Bytes per weight in NF4 with its scales; embeddings and head stay in 16 bits. 0.71 for Llama-3-8B, 0.66 for Qwen3-4B.
+# Bytes per weight in NF4, scales included; embeddings and head stay in 16 bits. Llama-3-8B: 0.71, Qwen3-4B: 0.66.
 BITS_4_BYTES = 0.75
 
 
 def weights_bytes(model_dir: Path, coming: Mapping[str, int] = MappingProxyType({})) -> int:
-    """Size of the safetensors that transformers loads from `model_dir`: some folders hold the weights twice.
+    """Size of the safetensors files that transformers loads from `model_dir`; some folders have the weights twice.
 
-    `coming`: sizes of files that are not there yet.
+    `coming`: the sizes of files that are still to be downloaded.
     """
     sizes = {path.name: path.stat().st_size for path in model_dir.glob("*.safetensors") if path.is_file()}
     sizes |= {name: size for name, size in coming.items() if name.endswith(".safetensors")}
@@ -39,14 +39,14 @@ def weights_bytes(model_dir: Path, coming: Mapping[str, int] = MappingProxyType(
 
 
 def parameters_of(model_dir: Path, coming: Mapping[str, int] = MappingProxyType({})) -> int:
-    """Weights in `model_dir`, its files holding 16-bit numbers."""
+    """The number of weights in `model_dir`, assuming that its files hold 16-bit numbers."""
     return weights_bytes(model_dir, coming) // 2
 
 
 def training_bytes(parameters: int, load_in_4bit: bool, dtype: str, full_with: str | None = None) -> int:
-    """Memory to train adapters on a base of so many weights: the weights as they are loaded, and OVERHEAD_BYTES.
+    """Memory to train adapters on a base with this many weights: the loaded weights plus OVERHEAD_BYTES.
 
-    `full_with`: the optimizer, if all weights are trained. They are float32 then, each with its gradient and moments.
+    `full_with`: the optimizer if all weights are trained; they are then float32, each with its gradient and moments.
     """
     per_weight = BITS_4_BYTES if load_in_4bit else 4 if dtype == "float32" else 2
     if full_with:
@@ -55,23 +55,23 @@ def training_bytes(parameters: int, load_in_4bit: bool, dtype: str, full_with: s
 
 
 def what_fits(memory_bytes: int) -> str:
-    """The largest base that a device of so much memory can train, for people."""
+    """A sentence on the largest base that a device with this much memory can train."""
     room = max(memory_bytes - OVERHEAD_BYTES, 0) / 1e9
     return (
-        f"{human(memory_bytes)} hold a base of up to about {room / 2:.1f} billion weights in 16 bits "
-        f"(model.load_in_4bit=false), {room / BITS_4_BYTES:.1f} billion in 4 bits (model.load_in_4bit=true)"
+        f"{human(memory_bytes)} is enough for up to about {room / 2:.1f} billion weights in 16 bits "
+        f"(model.load_in_4bit=false) or {room / BITS_4_BYTES:.1f} billion in 4 bits (model.load_in_4bit=true)"
     )
 
 
-# trl 1.14 computes the head's loss over so many tokens at a time (sft_trainer.py, _CHUNKED_LM_HEAD_CHUNK_SIZE).
+# trl 1.14 computes the head's loss over this many tokens at a time (sft_trainer.py, _CHUNKED_LM_HEAD_CHUNK_SIZE).
 HEAD_TOKENS = 256
-# Unsloth's fused loss takes the tokens in parts that fill half of the free memory, 4 GiB at most; a logit takes it so
-# many bytes (unsloth_zoo 2026.10.7, fused_losses/cross_entropy_loss.py: _CE_TARGET_GB_CAP, _CE_BYTES_PER_LOGIT). On a
-# card with room that is far more than trl's loss takes.
+# Unsloth's fused loss splits the tokens into parts that fill half of the free memory, up to 4 GiB; FUSED_LOGIT_BYTES is
+# what one logit takes (unsloth_zoo 2026.10.7, fused_losses/cross_entropy_loss.py: _CE_TARGET_GB_CAP,
+# _CE_BYTES_PER_LOGIT). On a card with plenty of free memory, that is far more than trl's loss takes.
 FUSED_LOSS_BYTES, FUSED_LOGIT_BYTES = 4 << 30, 16
-# Rows that are answered at once, at most, and the share of the free memory that they may take.
+# The most rows answered at once, and the share of the free memory that they may use.
 MOST_ANSWERS, ANSWERS_FRACTION = 64, 0.8
-# An adapter's own weight, its gradient (float32), and AdamW's two moments: float32, or a byte each.
+# Bytes per adapter weight: the weight and its gradient (float32), and AdamW's two moments (float32, or one byte each).
 ADAPTER_BYTES = {"adamw_torch": 4 + 4 + 8, "adamw_8bit": 4 + 4 + 2}
 
 
@@ -85,7 +85,7 @@ class Shape:
     vocabulary: int
     query: int  # heads x head_dim
     key_value: int  # key/value heads x head_dim
-    is_gated: bool  # two projections into the MLP, as in Llama; GPT-2 has one
+    is_gated: bool  # two projections into the MLP, as in Llama; GPT-2 has only one
 
     @property
     def linears(self) -> tuple[tuple[int, int], ...]:
@@ -103,13 +103,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class Demand:
-    """The parts of a training's memory."""
+    """The memory that training needs, by part."""
 
     weights: int
     adapter: int  # with gradients and moments
-    gradients: int  # of all weights, as the next two: `method: full`
+    gradients: int  # of all weights; like the next two, for `method: full` only
     moments: int
-    copies: int  # of weights in 16 bits, by autocast
+    copies: int  # 16-bit copies of weights that autocast makes
     activations: int
     head: int
     overhead: int  # CUDA context, kernels, fragmentation, the interpreter
@@ -120,16 +120,16 @@ class Demand:
 
     @property
     def fixed(self) -> int:
-        """What no smaller micro batch saves."""
+        """The memory that a smaller micro batch does not save."""
         return self.total - self.activations - self.head
 
     def describe(self) -> str:
-        """'weights 2.2 GiB, adapter 410.0 MiB, …' without the small ones."""
+        """'weights 2.2 GiB, adapter 410.0 MiB, …', without parts below 1 MiB."""
         return ", ".join(f"{name} {disk.human(size)}" for name, size in asdict(self).items() if size >= 1 << 20)
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape | None:
-    """The shape by the names that Llama's and GPT-2's families use; None where they are not there."""
+    """The shape, from the keys that Llama-like and GPT-2-like configs use; None if a key is missing."""
 
     def first(*names: str) -> int | None:
         return next((int(config[name]) for name in names if config.get(name)), None)
@@ -163,12 +163,18 @@ def training(
     engine: str,
     room: int,
 ) -> Demand:
-    """Memory of a step on `train.micro_batch_size` rows of `tokens` tokens, where `room` bytes are free.
+    """Memory of a training step.
 
-    Activations: what the backward pass needs of each block, after Korthikanti et al., "Reducing Activation
+    Activations: what the backward pass needs from each block, after Korthikanti et al., "Reducing Activation
     Recomputation in Large Transformer Models" (2022), section 4.1, without the attention scores, which no kernel used
-    here stores, and with the gated MLP and the adapters' own inputs. With gradient checkpointing one block's at a
-    time, and the input of each.
+    here stores, and with the gated MLP and the adapters' own inputs. With gradient checkpointing, the activations of
+    one block at a time and the input of every block.
+
+    Args:
+        parameters: the number of weights of the base.
+        dtype: the compute dtype.
+        tokens: the tokens of a row; a step takes `train.micro_batch_size` rows.
+        room: the free bytes before anything is loaded.
     """
     is_full, has_masters = tuning.method == "full", master_weights.has_masters(tuning.method, dtype)
     weights_dtype = master_weights.weights_dtype(tuning.method, dtype)
@@ -184,7 +190,7 @@ def training(
         free = room - weights - adapter - gradients - moments - device.OVERHEAD_BYTES
         logits = min(rows * shape.vocabulary * FUSED_LOGIT_BYTES, FUSED_LOSS_BYTES, max(free, 0) // 2)
     else:
-        logits = HEAD_TOKENS * shape.vocabulary * (size + 8)  # logits, in float32, their gradient
+        logits = HEAD_TOKENS * shape.vocabulary * (size + 8)  # logits, their float32 copy, their gradient
     return Demand(
         weights=weights,
         adapter=adapter,
@@ -198,10 +204,10 @@ def training(
 
 
 def answers_at_once(shape: Shape, *, prompt_tokens: int, answer_tokens: int, number_bytes: int, room: int) -> int:
-    """How many rows of `prompt_tokens` can be answered together, with up to `answer_tokens`, in `room` free bytes.
+    """How many prompts of `prompt_tokens` fit into `room` free bytes, each answered in up to `answer_tokens`.
 
-    A row takes its cache of keys and values, the widest activations of its prompt, and a few rows of logits in
-    float32. `number_bytes`: of a number of the type of computation.
+    A row needs its key/value cache, the widest activations of its prompt, and a few rows of float32 logits.
+    `number_bytes`: the size of a number in the compute dtype.
     """
     cache = shape.layers * 2 * shape.key_value * (prompt_tokens + answer_tokens) * number_bytes
     widest = prompt_tokens * (2 * shape.intermediate + 4 * shape.hidden + shape.query) * number_bytes
@@ -210,36 +216,37 @@ def answers_at_once(shape: Shape, *, prompt_tokens: int, answer_tokens: int, num
 
 
 def _copied_weights(shape: Shape, train: TrainSection) -> int:
-    """Weights of which autocast holds a copy when memory is scarcest.
+    """The number of weights of which autocast holds a copy at the memory peak.
 
-    A forward pass copies every matrix once. Beside the gradients of an earlier micro batch that is the peak. In a step
-    of a single micro batch the copies go as the gradients, twice their size, come: one block's and the head's count.
+    A forward pass copies every matrix once. If an earlier micro batch has left gradients, that is the peak. In a step
+    of a single micro batch, the copies are freed as the gradients, twice their size, appear, so that only those of one
+    block and the head matter.
     """
     block, head = sum(inputs * outputs for inputs, outputs in shape.linears), shape.vocabulary * shape.hidden
     return (shape.layers if train.gradient_accumulation_steps > 1 else 1) * block + head
 
 
 def adapter_parameters(shape: Shape, tuning: TuningSection) -> int:
-    """Weights of adapters on all linear layers of the blocks: A and B of each."""
+    """The number of weights in adapters (A and B) on all linear layers of the blocks."""
     return shape.layers * sum(sum(sizes) for sizes in shape.linears) * tuning.r
 
 
 def merge_bytes(shape: Shape) -> int:
-    """Host memory of the merge, which holds one weight matrix at a time, whatever the size of the model.
+    """Host memory that the merge needs: it holds one weight matrix at a time, whatever the size of the model.
 
-    Of the largest one, in float32: the sum, the sum once more where the base stores it the other way round (GPT-2), and
-    what is stored.
+    For the largest matrix, in float32: the sum, a transposed copy of it if the base stores it that way (GPT-2), and the
+    matrix that is stored.
     """
     return 3 * 4 * max(inputs * outputs for inputs, outputs in shape.linears) + device.OVERHEAD_BYTES
 
 
 def _block_bytes(shape: Shape, size: int, tuning: TuningSection) -> int:
-    """Bytes a token that one block keeps for its backward pass; `size`: of a number of the type of computation."""
-    norms = 2 * shape.hidden * (size + 4)  # their inputs, and the normalised rows in float32
-    attention = (3 * shape.query + 3 * shape.key_value) * size  # projections, and what rotates and mixes them
-    mlp = (4 if shape.is_gated else 6) * shape.intermediate * size  # GPT-2 writes its GELU out step by step
-    inputs = (2 * shape.hidden + shape.query + shape.intermediate) * size  # of the linears, shared where they are equal
-    if tuning.method == "lora" and tuning.dropout:  # frozen weights need none; each adapter has its own, thinned
+    """Bytes per token that one block keeps for its backward pass; `size`: bytes per number in the compute dtype."""
+    norms = 2 * shape.hidden * (size + 4)  # their inputs, and the normalized rows in float32
+    attention = (3 * shape.query + 3 * shape.key_value) * size  # projections, rotated queries and keys, output
+    mlp = (4 if shape.is_gated else 6) * shape.intermediate * size  # GPT-2 computes its GELU in separate steps
+    inputs = (2 * shape.hidden + shape.query + shape.intermediate) * size  # of the linear layers, shared if equal
+    if tuning.method == "lora" and tuning.dropout:  # not for frozen weights; each adapter keeps its own, and the mask
         inputs = sum(inputs for inputs, _ in shape.linears) * (size + 1)
     adapters = len(shape.linears) * tuning.r * size if tuning.method == "lora" else 0
     return norms + attention + mlp + inputs + adapters

@@ -1,4 +1,4 @@
-"""As many rows at once as memory holds: fewer wherever it runs out."""
+"""Compute as many rows at once as fit in memory, and fewer when it runs out."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ T = TypeVar("T")
 
 @dataclass
 class RowsAtOnce:
-    """How many rows are computed together. Halved wherever memory runs out, which is said and noted."""
+    """How many rows are computed together. Halved, with a message and a note, whenever memory runs out."""
 
     rows: int
-    purpose: str = "answers"  # for people
+    purpose: str = "answers"  # as messages call them
     notes: list[str] = field(default_factory=list)
 
     def each(self, items: Sequence[T], compute: Callable[[Sequence[T]], None]) -> None:
-        """Calls `compute` with all items, some at a time, in their order.
+        """Call `compute` with all items, some at a time, in order.
 
-        Where memory runs out it is called again with fewer of the same: it has to leave nothing behind before it is
-        through. Raises RuntimeError (see `is_out_of_memory`) where there is no room for a single one.
+        When memory runs out, `compute` is called again with fewer of the same items, so it must not have side effects
+        before it is done. Raises RuntimeError (see `is_out_of_memory`): a single item does not fit.
         """
         start = 0
         while start < len(items):
@@ -38,11 +38,12 @@ class RowsAtOnce:
             except RuntimeError as error:
                 if not is_out_of_memory(error) or len(part) == 1:
                     raise
-                said = str(error).splitlines()[0]
-            self._halve(len(part), said)  # out of the handler, which holds on to the tensors that did not fit
+                first_line = str(error).splitlines()[0]
+            self._halve(len(part), first_line)  # after the handler: its traceback keeps the failed call's tensors alive
 
-    def _halve(self, tried: int, said: str) -> None:
+    def _halve(self, tried: int, first_line: str) -> None:
         self.rows = tried // 2
-        self.notes.append(f"{self.purpose}: {tried} rows at once were too many: {said}")
-        console.say(f"out of memory with {tried} rows at once ({said}): {self.purpose} of {self.rows}", style="yellow")
+        self.notes.append(f"{self.purpose}: {tried} rows at once did not fit: {first_line}")
+        found = f"{self.purpose}: out of memory with {tried} rows at once ({first_line})"
+        console.say(f"{found}; trying {self.rows}", style="yellow")
         torch.cuda.empty_cache()

@@ -19,7 +19,7 @@ from appliance.prompt import batch as prompt_batch
 from appliance.prompt import tokenizer as prompt_tokenizer
 from appliance.recipe.fields import ModelSection, TuningSection
 
-HEAD_TOKENS = 256  # whose logits are held at a time: 150 MiB in float32 at a vocabulary of 152,000
+HEAD_TOKENS = 256  # tokens whose logits are held at a time: 150 MiB in float32 for a vocabulary of 152,000
 
 
 class TransformersEngine:
@@ -27,12 +27,12 @@ class TransformersEngine:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self.trainer_checkpoints_gradients = device.kind == "cuda"  # a third of the speed for memory, which a CPU has
+        self.trainer_checkpoints_gradients = device.kind == "cuda"  # a third slower, but saves memory; a CPU has enough
 
     def load_for_training(
         self, base_dir: Path, model: ModelSection, tuning: TuningSection, max_seq_length: int, seed: int
     ) -> Loaded:
-        """See Engine. Raises EnvironmentUnavailable: the weights do not load, or a named target module is not there."""
+        """See Engine. Raises EnvironmentUnavailable: the weights do not load, or the base lacks a target module."""
         refuse_too_long(base_dir, max_seq_length)
         compute_dtype = self._device.compute_dtype(model.dtype)
         base, tokenizer = self._load_base(base_dir, model, master_weights.weights_dtype(tuning.method, compute_dtype))
@@ -67,12 +67,12 @@ class TransformersEngine:
         return loaded.eval(), tokenizer
 
     def summed_loss(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """See Engine. transformers' own loss would hold all logits, and a float32 copy of them."""
+        """See Engine. transformers' own loss would hold all logits and a float32 copy of them."""
         causal = model.get_base_model() if isinstance(model, PeftModel) else model
         labels = batch["labels"][:, 1:]
         hidden = causal.base_model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-        ).last_hidden_state[:, :-1]  # (B, T-1, hidden size): what predicts each next token
+        ).last_hidden_state[:, :-1]  # (B, T-1, hidden size): the states that predict the next token
         counts = labels != prompt_batch.IGNORED
         config, head = causal.config.get_text_config(), causal.get_output_embeddings()
         total = torch.zeros((), dtype=torch.float64, device=labels.device)
@@ -117,17 +117,18 @@ class TransformersEngine:
 
 
 def _as_the_model_scales(logits: torch.Tensor, config: Any) -> torch.Tensor:
-    """What some architectures do to their head's output: Cohere and Granite scale it, Gemma 2 bends it at a cap."""
+    """The logits as some architectures adjust them: Cohere and Granite scale them, Gemma 2 soft-caps them."""
     scaled = logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
     cap = getattr(config, "final_logit_softcapping", None)
     return scaled if cap is None else cap * torch.tanh(scaled / cap)
 
 
 def _keep_4bit_layout(model: Any) -> None:
-    """Keeps bitsandbytes from repacking 4-bit weights for a processor with AVX512-BF16 (no effect on a GPU).
+    """Keep bitsandbytes from repacking 4-bit weights for a CPU with AVX512-BF16 (no effect on a GPU).
 
-    It does so in the first evaluation and never undoes it, and its kernel for that layout has no backward pass: all
-    training after that evaluation would go on without gradients (bitsandbytes 0.50, nn/modules.py, Linear4bit.forward).
+    It would repack them in the first evaluation and never undo it. Its kernel for that layout has no backward pass, so
+    training after that evaluation would continue without gradients (bitsandbytes 0.50, nn/modules.py,
+    Linear4bit.forward).
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -135,9 +136,12 @@ def _keep_4bit_layout(model: Any) -> None:
 
 
 def _refuse_transposed(base_dir: Path) -> None:
-    """GPT-2 stores its linear layers transposed, and 4-bit ones lie the other way: a merge would mix the two up."""
+    """Raises EnvironmentUnavailable: the base is a GPT-2.
+
+    Its linear layers are stored transposed, unlike 4-bit ones: a merge would mix the two up.
+    """
     if AutoConfig.from_pretrained(str(base_dir), local_files_only=True).model_type == "gpt2":
         raise EnvironmentUnavailable(
-            f"{base_dir} is a GPT-2, whose transposed layers are not tuned in 4 bits here",
+            f"{base_dir} is a GPT-2 model: its transposed layers cannot be tuned in 4 bits",
             hint="set model.load_in_4bit=false: models of this architecture are small",
         )

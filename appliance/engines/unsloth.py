@@ -1,8 +1,8 @@
 """The fast engine: Unsloth on CUDA. The only module that imports it, and it does so before transformers, trl and peft.
 
-Unsloth rewrites those libraries when it is imported, and the loaded model's methods after that. Our surface to it is
-this file: load, attach, generate. Rows, order, loop, merge and proof stay ours, and the tokenizer is the base's own as
-transformers loads it: Unsloth's copy may have another pad token.
+Unsloth rewrites those libraries when it is imported, and later the methods of the loaded model. We use it only here, to
+load, attach adapters and generate. Rows, their order, the training loop, merge and proof are our own, and the tokenizer
+is the base's as transformers loads it: Unsloth's copy may have another pad token.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 class UnslothEngine:
     name = "unsloth"
-    # get_peft_model has installed Unsloth's own; the Trainer's would replace it by the slower one of transformers
+    # get_peft_model installs Unsloth's own; the Trainer would replace it with transformers' slower one
     trainer_checkpoints_gradients = False
 
     def __init__(self, device: Device, cache_dir: Path) -> None:
-        """Imports Unsloth. What it compiles is kept below `cache_dir`, unless the environment names another place.
+        """Import Unsloth. Code that it compiles is cached below `cache_dir` unless the environment says otherwise.
 
-        Raises EnvironmentUnavailable: it does not load, for example beside a torchvision made for another torch.
+        Raises EnvironmentUnavailable: it does not load, for example with a torchvision built for another torch.
         """
         self._device = device
-        self._checkpoints = "unsloth" if device.kind == "cuda" else False  # of gradients: it moves them to host memory
-        os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"  # else it asks the Hub for a file that counts users
+        self._checkpoints = "unsloth" if device.kind == "cuda" else False  # "unsloth" offloads them to host memory
+        os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"  # otherwise it requests a file from the Hub that counts users
         for variable, folder in (
             ("UNSLOTH_COMPILE_LOCATION", "unsloth_compiled"),
             ("TRITON_CACHE_DIR", "triton"),
@@ -55,7 +55,7 @@ class UnslothEngine:
     def load_for_training(
         self, base_dir: Path, model: ModelSection, tuning: TuningSection, max_seq_length: int, seed: int
     ) -> Loaded:
-        """See Engine. Raises EnvironmentUnavailable: as the transformers engine."""
+        """See Engine. Raises EnvironmentUnavailable: as in the transformers engine."""
         base, tokenizer = self._load(base_dir, model, max_seq_length, full=tuning.method == "full")
         if tuning.method == "full":
             return base, tokenizer
@@ -89,8 +89,8 @@ class UnslothEngine:
         return self._unsloth.for_inference(loaded), tokenizer
 
     def summed_loss(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """See Engine. Unsloth's forward pass computes the loss in parts where it gets labels, and divides it by a count
-        that the caller may give: by one, the sum is left.
+        """See Engine. Given labels, Unsloth's forward pass computes the loss in parts and divides it by a count that
+        the caller may pass; divided by one, it stays a sum.
         """
         import torch
 
@@ -99,7 +99,7 @@ class UnslothEngine:
         return loss
 
     def release(self) -> None:
-        """See Engine. Its fused loss measures the free memory once a process, and would plan with that for ever."""
+        """See Engine. Unsloth's fused loss measures free memory once per process, and would not notice a change."""
         import torch
         from unsloth_zoo.fused_losses import cross_entropy_loss
 
@@ -109,7 +109,7 @@ class UnslothEngine:
             torch.cuda.empty_cache()
 
     def _load(self, base_dir: Path, model: ModelSection, max_seq_length: int | None, *, full: bool = False) -> Loaded:
-        """The base and its own tokenizer. `max_seq_length` None: as long as the base was made for."""
+        """The base and its own tokenizer. `max_seq_length` None: all positions of the base."""
         import torch
 
         longest = refuse_too_long(base_dir, max_seq_length or 0)
@@ -117,18 +117,18 @@ class UnslothEngine:
         with load_failures(base_dir, model, self._device, master_weights.MASTER_DTYPE if full else None):
             loaded, _ = self._unsloth.from_pretrained(
                 str(base_dir),
-                # Unsloth cuts what is longer without a word, and stretches the positions where it is over the base's
+                # Unsloth silently truncates longer rows, and extends the positions if this exceeds the base's
                 max_seq_length=max_seq_length or longest,
                 dtype=dtype,
                 load_in_4bit=model.load_in_4bit,
                 full_finetuning=full,
-                float32_mixed_precision=True if full else None,  # its own choice for full is bfloat16: master_weights
+                float32_mixed_precision=True if full else None,  # its default for full is bfloat16: see master_weights
                 use_gradient_checkpointing=self._checkpoints,
-                # under `auto` it keeps room for a step of max_seq_length: at inference that is the base's whole context
+                # `auto` reserves memory for a step of max_seq_length, which at inference is the base's whole context
                 offload_embedding=False if max_seq_length is None else "auto",
                 device_map={"": 0 if self._device.kind == "cuda" else "cpu"},
                 fix_tokenizer=False,
-                use_exact_model_name=True,  # else a known name is exchanged for its 4-bit mirror, whatever its revision
+                use_exact_model_name=True,  # otherwise a known name is replaced by its 4-bit mirror, at any revision
                 local_files_only=True,
                 trust_remote_code=False,
             )

@@ -1,1 +1,1 @@
-"""Generating answers, loss, scores, the verdict, comparing runs."""
+"""Generating answers, the loss, scores, the verdict, comparing runs."""

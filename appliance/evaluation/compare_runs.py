@@ -1,7 +1,7 @@
-"""Several runs in one table: their scores on the same held-out questions, and whether one is better than the first.
+"""Several runs in one table: their scores on the same test rows, and whether one is better than the first.
 
-Reads run directories; decides and changes nothing. Must not know stages or models: predictions.csv holds every answer,
-and scores are computed from it anew, by the same rules for all.
+Reads run directories and changes nothing. Must not know stages or models: predictions.csv holds every answer, and the
+scores are recomputed from it by the same rules for all runs.
 
 >>> across([Path("runs/plain"), Path("runs/augmented")])[1].difference
 (0.012, 0.094)
@@ -20,13 +20,16 @@ from typing import Any
 from appliance.errors import RunDirError
 from appliance.process import files
 
-COLUMNS = ("answers of", "exact match", "F1", "ROUGE-L", "chrF", "difference to the first run")
+COLUMNS = ("answers of", "exact match", "F1", "ROUGE-L", "chrF", "difference from the first run")
 
 
 @dataclass(frozen=True)
 class Line:
-    """Scores of one model's answers, as fractions. `difference`: to the first run's tuned model in its primary metric,
-    95 % interval; None for that run itself."""
+    """Scores of one model's answers, as fractions.
+
+    `difference`: 95 % interval of the difference from the first run's tuned model in that run's primary metric; None
+    for that model itself.
+    """
 
     name: str
     exact_match: float
@@ -47,23 +50,23 @@ class Line:
         return asdict(self)
 
 
-_Key = tuple[str, str, int]  # question, wanted answer, how many rows before it have the same two
+_Key = tuple[str, str, int]  # question, wanted answer, how many earlier rows have the same two
 
 
 @dataclass(frozen=True)
 class _Run:
     name: str
-    rows: dict[_Key, dict[str, str]]  # -> the line of predictions.csv
+    rows: dict[_Key, dict[str, str]]  # rows of predictions.csv
     base: str
     figures: dict[str, Any]
     path: Path
 
 
 def across(run_dirs: Sequence[Path]) -> list[Line]:
-    """The first run's tuned model, the other runs' tuned models, the bases, and other models' answers.
+    """A line for the first run's tuned model, the other runs' tuned models, the bases, and other models' answers.
 
-    Rows are the same where question and wanted answer are: in another CSV they may stand on other lines.
-    Raises RunDirError: a run is not evaluated yet, or the runs were not tested on the same rows.
+    Rows are matched by question and wanted answer, because another CSV may have them on other lines. Raises
+    RunDirError: a run has not been evaluated yet, or the runs were not tested on the same rows.
     """
     from appliance.evaluation import scores
 
@@ -83,7 +86,7 @@ def across(run_dirs: Sequence[Path]) -> list[Line]:
         if run is first and column == "tuned":
             return Line(name, exact, f1, rouge, chrf, None, "")
         reference = [first.rows[key]["tuned"] for key in keys]
-        pair = [scores.per_row(primary, wanted, said, unit) for said in (reference, answers)]
+        pair = [scores.per_row(primary, wanted, texts, unit) for texts in (reference, answers)]
         difference = scores.paired_bootstrap(pair[0], pair[1], groups)
         return Line(name, exact, f1, rouge, chrf, difference, scores.verdict(difference))
 
@@ -102,7 +105,7 @@ def across(run_dirs: Sequence[Path]) -> list[Line]:
 def _read(path: Path) -> _Run:
     figures, predictions = path / "evaluate" / "metrics.json", path / "evaluate" / "predictions.csv"
     if not figures.is_file() or not predictions.is_file():
-        raise RunDirError(f"{path} is not evaluated yet", hint=f"`appliance evaluate {path}` does it")
+        raise RunDirError(f"{path} has not been evaluated yet", hint=f"run `appliance evaluate {path}`")
     seen: Counter[tuple[str, str]] = Counter()
     rows: dict[_Key, dict[str, str]] = {}
     with predictions.open(encoding="utf-8", newline="") as handle:
@@ -122,13 +125,13 @@ def _refuse_other_rows(first: _Run, run: _Run) -> None:
     raise RunDirError(
         f"{first.path} and {run.path} were not tested on the same rows: {len(first.rows)} and {len(run.rows)} rows, "
         f"{len(shared)} of them shared; only one has {question!r}",
-        hint="the same CSV, data.split, fractions, train.seed and evaluate.max_rows give the same test rows; "
-        "`appliance dataset paraphrase` keeps them, trained with --set data.split=column",
+        hint="for the same test rows, use the same CSV, data.split, fractions, train.seed and evaluate.max_rows; "
+        "`appliance dataset paraphrase` keeps the test rows if you train with --set data.split=column",
     )
 
 
 def _groups(run: _Run) -> list[str]:
-    """The group of each row: equal questions are no independent evidence."""
+    """The group of each row: equal questions are not independent evidence."""
     path = run.path / "prepare" / "test_groups.csv"
     with path.open(encoding="utf-8", newline="") as handle:
         groups = {line["row"]: line["group"] for line in csv.DictReader(handle)}

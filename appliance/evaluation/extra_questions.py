@@ -1,6 +1,6 @@
-"""Questions that are asked before and after and not scored: the user's own, and some that training saw.
+"""Questions asked of the base and the tuned model but not scored: the user's own, and some that training saw.
 
-Owns extra_answers.csv, which shows both answers side by side. Knows rows and texts; no model, no recipe.
+Owns extra_answers.csv, which shows both answers side by side. Knows rows and texts; must not know models or the recipe.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from appliance.rows import charset, csv_file
 
 COLUMNS = ("from", "row", "question", "wanted", "base", "tuned")
 USERS, TRAIN = "extra", "train"
-_SETTING, _EXPECTED = "evaluate.extra_prompts", "text with one question a line"
+_SETTING, _EXPECTED = "evaluate.extra_prompts", "text with one question per line"
 
 
 @dataclass(frozen=True)
 class Question:
-    """`row` and `wanted` are empty for a question of the user's, which stands in no CSV."""
+    """`row` and `wanted` are empty for the user's own questions, which are not in the CSV."""
 
     origin: str
     row: str
@@ -35,20 +35,20 @@ class Question:
 
 
 def shown(instruction: str, input_text: str) -> str:
-    """A question with its input, as predictions.csv writes it."""
+    """A question with its input, as it appears in predictions.csv."""
     return instruction + (f"\n\n{input_text}" if input_text else "")
 
 
 def refuse_unreadable(extra_prompts: str | Sequence[str]) -> None:
-    """Raises DataError as `collect` would for the user's questions: before anything is trained."""
+    """Raises DataError for the same reasons as `collect`, for the user's questions; called before training."""
     if isinstance(extra_prompts, str):
         _lines(Path(extra_prompts))
 
 
 def collect(extra: str | Sequence[str], train_csv: Path, from_train: int, seed: int) -> list[Question]:
-    """The user's questions, then `from_train` of the train side, drawn by `seed` and in the file's order.
+    """The user's questions, then `from_train` rows of the train side, sampled with `seed`, in the file's order.
 
-    Raises DataError: the file of questions is missing, is no text, has a byte of another encoding, or holds no line.
+    Raises DataError: the question file is missing, is not text, has a byte in another encoding, or has no question.
     """
     own = [Question(USERS, "", text, "", "") for text in (_lines(Path(extra)) if isinstance(extra, str) else extra)]
     if not from_train:
@@ -60,27 +60,27 @@ def collect(extra: str | Sequence[str], train_csv: Path, from_train: int, seed: 
 
 
 def write(path: Path, questions: Sequence[Question], base: Sequence[str], tuned: Sequence[str]) -> None:
-    """One line a question, in the order asked."""
+    """Write one row per question, in the order asked."""
     with files.atomic_file(path) as temporary, csv_file.csv_writer(temporary, COLUMNS) as add:
         for one, before, after in zip(questions, base, tuned, strict=True):
             add((one.origin, one.row, one.text, one.wanted, before, after))
 
 
 def _lines(path: Path) -> list[str]:
-    """The questions of a text file in any encoding that a CSV may have; blank lines are none."""
+    """The questions of a text file, in any encoding that a CSV may have; blank lines are skipped."""
     if not path.exists():
         raise DataError(
             f"{_SETTING}: there is no file {path}",
-            hint=f"a text file with one question a line, or a list: {_SETTING}='[\"question\"]'",
+            hint=f"name a text file with one question per line, or give a list: {_SETTING}='[\"question\"]'",
         )
     codec = charset.detect(path, setting=_SETTING, expected=_EXPECTED).codec
     found = []
     with charset.open_lines(path, codec) as lines:
         for number, line in enumerate(lines, 1):
             if wrong := charset.wrong_byte(line, codec):
-                raise DataError(f"{path}, line {number}: {wrong}", hint="mend that line, or save the file as UTF-8")
+                raise DataError(f"{path}, line {number}: {wrong}", hint="fix that line, or save the file as UTF-8")
             if text := line.strip("\ufeff \t\r\n\v\f\u00a0\u3000"):
                 found.append(text)
     if not found:
-        raise DataError(f"{path} holds no question", hint="write one a line")
+        raise DataError(f"{path} contains no questions", hint="write one question per line")
     return found

@@ -1,4 +1,4 @@
-"""Batched generation from prompt ids, greedy or sampled. Knows models and ids, no files and no recipe."""
+"""Batched generation from prompt ids, greedy or sampled. Knows models and ids; must not know files or the recipe."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from appliance.prompt.format import Prompt
 
 @dataclass(frozen=True)
 class Answer:
-    """One generated answer: its ids (EOS included), its text, and whether it ended by itself."""
+    """One generated answer: its ids (EOS included), its text, and whether the model ended it."""
 
     ids: tuple[int, ...]
     text: str
@@ -41,11 +41,15 @@ def answer(
     sampling: Sampling = GREEDY,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Answer]:
-    """Answers to `prompts` (ids), in their order. `on_progress` gets the number of rows just answered.
+    """Answers to `prompts` (ids), in their order.
 
-    Rows are batched by length, 16 `at_once` unless told otherwise, and padded on the left with attention mask 0;
-    positions follow from the mask. An answer has stopped when it ended in EOS (the tokenizer's, or one that the base
-    itself names) or in a `stop` text. Raises RuntimeError: there is no memory for the answer to a single row.
+    Rows are batched by length and padded on the left with attention mask 0; positions follow from the mask. An answer
+    has stopped if it ended in EOS (the tokenizer's, or one that the base itself declares) or in a `stop` text. Raises
+    RuntimeError: there is not enough memory to answer a single row.
+
+    Args:
+        at_once: how many rows a batch has; None: ROWS_AT_ONCE.
+        on_progress: called with the number of rows just answered.
     """
     ends = end_ids(model, prompt.eos_token_id)
     config = generation_config(
@@ -61,7 +65,7 @@ def answer(
 
     def answer_batch(batch: Sequence[int]) -> None:
         input_ids, attention_mask = pad_left([prompts[i] for i in batch], prompt.pad_token_id)
-        # Copies: a batch that does not fit is tried again, in parts, with the same chances.
+        # Copies: a batch that does not fit is retried in parts, with the same random numbers.
         drawn = LogitsProcessorList([_Draw(sampling, [copy(streams[i]) for i in batch])]) if streams else None
         with torch.inference_mode():
             output = model.generate(
@@ -90,21 +94,21 @@ def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Te
     return input_ids, attention_mask
 
 
-class _Draw(LogitsProcessor):  # type: ignore[misc]  # transformers has no types that hold
-    """Draws each row's next token with that row's own stream, and leaves nothing else for the greedy step to take.
+class _Draw(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
+    """Samples each row's next token from that row's own random stream, and leaves the greedy step no other choice.
 
-    transformers' sampling draws for the whole batch from one global stream: a row's answer would follow from its
-    neighbours, and a run that was stopped could not go on as if it had not been.
+    transformers samples the whole batch from one global stream: an answer would depend on the other rows, and a run
+    that was stopped could not continue as if it had not been.
     """
 
     def __init__(self, sampling: Sampling, streams: Sequence[random.Random]) -> None:
         self._sampling, self._streams = sampling, streams
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
-        """Scores (B, V) to scores that are -inf everywhere but at one token a row."""
+        """Scores (B, V) in; out, scores that are -inf except at one token per row."""
         likely, tokens = (scores.float() / self._sampling.temperature).softmax(-1).sort(-1, descending=True)
         reached = likely.cumsum(-1)  # (B, V), rising to 1
-        # Holtzman's nucleus: the fewest tokens that reach top_p, so the one that crosses it is in.
+        # Holtzman's nucleus: the fewest tokens that reach top_p, including the one that crosses it.
         kept = (reached - likely < self._sampling.top_p).sum(-1, keepdim=True)  # (B, 1), at least 1
         mass = reached.gather(-1, kept - 1)
         chance = torch.tensor([[stream.random()] for stream in self._streams], device=scores.device)

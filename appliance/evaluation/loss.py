@@ -1,4 +1,4 @@
-"""The mean loss of a model over rows, fewer at a time when memory runs out."""
+"""The mean loss of a model over rows, computed on fewer rows at a time when memory runs out."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def mean_loss(
 ) -> float:
     """Mean negative log-likelihood in nats over all trained tokens of `rows` (answers and EOS).
 
-    Raises RuntimeError: there is no memory for a single row.
+    Raises RuntimeError: there is not enough memory for a single row.
     """
-    sums: list[torch.Tensor] = []  # on the device: each look at it makes it wait
+    sums: list[torch.Tensor] = []  # left on the device: reading a value would wait for it
 
     def add(rows: Sequence[prompt_format.Encoded]) -> None:
         part = [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]

@@ -1,6 +1,6 @@
-"""Another model's answers to the test rows, from a CSV, scored in the same table as base and tuned.
+"""Another model's answers to the test rows, read from a CSV and scored in the same table as base and tuned.
 
-Knows rows, texts and metrics. Must not know where the answers came from: a hosted model, a person, an older run.
+Knows rows, texts and scores. Must not know where the answers come from: a hosted model, a person, an older run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from appliance.rows import charset, dialect
 from appliance.rows.csv_file import Row
 
 _SETTING = "evaluate.other_answers"
-# Without `output`, which is also the name of the wanted answers: prepare/test.csv itself would get 100 %.
+# Without `output`, the column of the wanted answers in prepare/test.csv: that file itself would score 100 %.
 _NAMES = {
     "row": ("row",),
     "question": ("question", "instruction", *dialect.ALIASES["instruction"]),
@@ -26,13 +26,16 @@ _NAMES = {
 }
 _DELIMITERS = ",;\t|"
 _HINT = (
-    "expected the columns row (or question) and answer, and a line for each evaluated row of the run's prepare/test.csv"
+    "expected the columns row (or question) and answer, with one line per evaluated row of the run's prepare/test.csv"
 )
 
 
 @dataclass(frozen=True)
 class Other:
-    """Its scores as fractions. `interval`: tuned - other in the primary metric, 95 %; `wins`: rows won by tuned."""
+    """The other model's scores, as fractions.
+
+    `interval`: 95 % interval of tuned - other in the primary metric. `wins`: rows in which tuned is better.
+    """
 
     name: str
     exact_match: float
@@ -49,14 +52,14 @@ class Other:
 
 
 def refuse_unreadable(path: Path) -> None:
-    """Raises DataError as `read` would whatever the rows are: before anything is trained."""
+    """Raises DataError for the reasons of `read` that do not depend on the rows; called before training."""
     _answers(path)
 
 
 def read(path: Path, rows: Sequence[Row]) -> list[str]:
-    """The answers to `rows`, in their order, found by row number or, without such a column, by question.
+    """The answers to `rows`, in their order, matched by row number or, if there is no such column, by question.
 
-    Raises DataError: no such file or columns, two answers to one row, or a row without an answer.
+    Raises DataError: the file or a column is missing, a row has two answers, or a row has none.
     """
     key, given = _answers(path)
     wanted = [str(row.line) if key == "row" else _plain(shown(row.instruction, row.input)) for row in rows]
@@ -79,7 +82,7 @@ def score(
     unit: scores.Unit,
     primary: scores.Metric,
 ) -> Other:
-    """Scores by the same rules and on the same rows; `tuned` is the tuned model's primary metric for each row."""
+    """Score by the same rules and on the same rows; `tuned`: the tuned model's primary metric for each row."""
     names: tuple[scores.Metric, ...] = ("exact_match", "f1", "rouge_l", "chrf")
     by_row = {metric: scores.per_row(metric, wanted, answers, unit) for metric in names}
     means = {metric: fmean(values) for metric, values in by_row.items()}
@@ -99,7 +102,7 @@ def score(
 
 
 def _answers(path: Path) -> tuple[str, dict[str, str]]:
-    """Whether rows are named by `row` or by `question`, and the answer to each name."""
+    """The column that identifies rows (`row` or `question`), and the answer for each of its values."""
     codec = charset.detect(path, setting=_SETTING).codec
     delimiter, width, key, columns = _columns(path, codec)
     given: dict[str, str] = {}
@@ -112,29 +115,29 @@ def _answers(path: Path) -> tuple[str, dict[str, str]]:
             cells += [""] * (width - len(cells))
             name, answer = (cells[column] for column in columns)
             if wrong := charset.wrong_byte(name + answer, codec):
-                raise DataError(f"{path}, line {line}: {wrong}", hint="mend that line, or save the file as UTF-8")
+                raise DataError(f"{path}, line {line}: {wrong}", hint="fix that line, or save the file as UTF-8")
             if given.setdefault(_plain(name), answer) != answer:
-                raise DataError(f"{path}: two answers to {key} {_plain(name)!r}", hint="leave one of them")
+                raise DataError(f"{path}: two answers to {key} {_plain(name)!r}", hint="keep only one of them")
     if not any(name and answer for name, answer in given.items()):
-        raise DataError(f"{path} has a header and no answer", hint=_HINT)
+        raise DataError(f"{path} has a header but no answers", hint=_HINT)
     return key, given
 
 
 def _records(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
     try:
         yield from dialect.records(path, lines, delimiter)
-    except DataError as error:  # its hint names a setting of data.csv
-        raise DataError(str(error), hint='a quote inside a quoted cell is written ""') from error
+    except DataError as error:  # its hint names a setting for data.csv
+        raise DataError(str(error), hint='inside a quoted cell, write a quote as ""') from error
 
 
 def _columns(path: Path, codec: str) -> tuple[str, int, str, tuple[int, int]]:
-    """The first delimiter under which the header names a key and the answer, how wide it is, the key, both columns."""
+    """The first delimiter whose header has a key and an answer; the header's width, the key, both column indexes."""
     headers: list[list[str]] = []
     for delimiter in _DELIMITERS:
         with charset.open_lines(path, codec) as lines:
             try:
                 _, cells = next(dialect.records(path, lines, delimiter), (1, []))
-            except DataError:  # a quoted header is no CSV under another delimiter than its own
+            except DataError:  # a quoted header does not parse with the wrong delimiter
                 continue
         header = [dialect.plain_name(cell) for cell in cells]
         headers.append(header)
@@ -149,7 +152,7 @@ def _columns(path: Path, codec: str) -> tuple[str, int, str, tuple[int, int]]:
 
 
 def _column(header: Sequence[str], role: str) -> int | None:
-    """By the role's own name, else by a common one, where only one column has such a name."""
+    """The column with the role's own name, else the only column with one of its aliases; None if there is none."""
     if role in header:
         return header.index(role)
     found = [i for i, name in enumerate(header) if name in _NAMES[role]]

@@ -1,7 +1,7 @@
 """How good answers are: exact match, F1, ROUGE-L, chrF, and whether tuning has improved them. Pure functions.
 
-Every score is a fraction from 0 to 1, higher is better; `wanted` is the row's answer, `got` the model's. Knows no
-model, no file and no run directory.
+Every score is a fraction from 0 to 1; higher is better. `wanted` is the row's answer, `got` the model's. Must not know
+models, files or run directories.
 
 >>> f1("서울특별시", "서울", "character")
 0.5714285714285714
@@ -23,12 +23,12 @@ Unit = Literal["character", "word"]
 Metric = Literal["exact_match", "f1", "rouge_l", "chrf"]
 Verdict = Literal["better", "not proven", "worse"]
 
-# The characters that KorQuAD's evaluate-v1.0.py (korquad.github.io) replaces by a space before anything else.
+# The characters that KorQuAD's evaluate-v1.0.py (korquad.github.io) replaces with a space before anything else.
 _KORQUAD_SPACED = str.maketrans(dict.fromkeys("'\"《》<>〈〉()‘’", " "))
-_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation))  # removed by both official scripts; ASCII only
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b")  # SQuAD 1.1's; left out for Korean
+_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation))  # both official scripts remove it; ASCII only
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")  # SQuAD 1.1's; not applied to Korean
 
-# Unicode blocks (unicode.org/Public/UNIDATA/Blocks.txt). Hangul puts spaces between words, Han and kana do not.
+# Unicode blocks (unicode.org/Public/UNIDATA/Blocks.txt). Text in Hangul has spaces between words, Han and kana do not.
 _HAN_KANA = (
     "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 )
@@ -52,7 +52,7 @@ class Scores:
 
 
 def score(wanted: Sequence[str], got: Sequence[str], *, unit: Unit, loss: float, stopped: Sequence[bool]) -> Scores:
-    """All scores of one model's answers. `stopped`: whether the model ended the answer itself; a NaN loss stays NaN.
+    """All scores of one model's answers. `stopped`: whether the model ended each answer; a NaN loss stays NaN.
 
     Raises ValueError: no rows, or sequences of different lengths.
     """
@@ -76,9 +76,9 @@ def per_row(metric: Metric, wanted: Sequence[str], got: Sequence[str], unit: Uni
 
 
 def f1_unit(answers: Sequence[str]) -> Unit:
-    """What F1 counts: characters where at least half of the words hold Hangul, Han or kana, as KorQuAD does.
+    """What F1 counts: characters, as KorQuAD does, if at least half of the words contain Hangul, Han or kana.
 
-    Words, not letters, are asked, because one Hangul syllable stands for two or three Latin letters.
+    The rule counts words, not letters, because one Hangul syllable corresponds to two or three Latin letters.
     """
     words = [word for answer in answers for word in answer.split() if any(map(str.isalpha, word))]
     east_asian = sum(bool(_EAST_ASIAN.search(word)) for word in words)
@@ -86,10 +86,10 @@ def f1_unit(answers: Sequence[str]) -> Unit:
 
 
 def exact_match(wanted: str, got: str) -> bool:
-    """Equality after KorQuAD 1.0's normalisation (evaluate-v1.0.py).
+    """Equality after KorQuAD 1.0's normalization (evaluate-v1.0.py).
 
-    One deviation: where the normalisation leaves nothing of either text, the texts themselves are compared. The
-    official script would count "-" as an exact match of "+".
+    One deviation: if the normalization leaves nothing of either text, the texts themselves are compared. The official
+    script would count "-" as an exact match for "+".
     """
     left, right = _korquad(wanted), _korquad(got)
     return left == right if left or right else _same_bare(wanted, got)
@@ -98,9 +98,9 @@ def exact_match(wanted: str, got: str) -> bool:
 def f1(wanted: str, got: str, unit: Unit) -> float:
     """Harmonic mean of precision and recall over the shared characters or words, each counted as often as it occurs.
 
-    "character": KorQuAD 1.0's official rules (evaluate-v1.0.py): its normalisation, then the characters without
+    "character": KorQuAD 1.0's official rules (evaluate-v1.0.py), which are its normalization, then characters without
     spaces. "word": SQuAD 1.1's (rajpurkar.github.io/SQuAD-explorer, evaluate-v1.1.py): lower case, no punctuation, no
-    articles. Where nothing is left of both, 1.0 if the texts are the same, else 0.0 (the official scripts: always 0).
+    articles. If nothing is left of either text: 1.0 if the texts are the same, else 0.0 (official scripts: always 0).
     """
     if unit == "character":
         left, right = Counter(_korquad(wanted).replace(" ", "")), Counter(_korquad(got).replace(" ", ""))
@@ -115,9 +115,9 @@ def f1(wanted: str, got: str, unit: Unit) -> float:
 def rouge_l(wanted: str, got: str) -> float:
     """F-measure of the longest common subsequence (Lin 2004; computed by rouge-score), over words.
 
-    The tokens are ours: rouge-score's own keeps nothing but a-z and 0-9, so that two equal Korean sentences score 0.
-    A token is a run of letters and digits of any script (NFC, case folded); Han and kana characters count one by one,
-    as these scripts put no spaces between words. Where there is no token at all, the texts themselves are compared.
+    The tokenizer is ours: rouge-score's keeps only a-z and 0-9, so that two equal Korean sentences would score 0. A
+    token is a run of letters and digits of any script (NFC, case folded); each Han or kana character is one token, as
+    these scripts put no spaces between words. If neither text has a token, the texts themselves are compared.
     """
     if not _rouge_tokens(wanted) and not _rouge_tokens(got):
         return float(_same_bare(wanted, got))
@@ -140,13 +140,13 @@ def paired_bootstrap(
     resamples: int = 10_000,
     confidence: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile interval of mean(tuned - base) over rows, drawing whole groups with replacement.
+    """Percentile interval of mean(tuned - base) over rows, from resampling whole groups with replacement.
 
-    The same rows are drawn for both models (Koehn 2004, "Statistical Significance Tests for Machine Translation
-    Evaluation"); percentile interval: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13. Groups
-    are rows with the same question, which are no independent evidence. A single group tells nothing about others: its
-    interval is the whole range, (-1, 1). A NaN score gives (NaN, NaN). Raises ValueError: no rows, or sequences of
-    different lengths.
+    Both models are scored on the same resampled rows (Koehn 2004, "Statistical Significance Tests for Machine
+    Translation Evaluation"); percentile interval: Efron & Tibshirani 1993, "An Introduction to the Bootstrap",
+    chapter 13. A group is the rows with the same question, which are not independent evidence. A single group says
+    nothing about others: its interval is the whole range, (-1, 1). A NaN score gives (NaN, NaN). Raises ValueError: no
+    rows, or sequences of different lengths.
     """
     import numpy as np
 
@@ -169,7 +169,7 @@ def paired_bootstrap(
 
 
 def verdict(interval: tuple[float, float]) -> Verdict:
-    """What an interval of tuned - base proves: better above 0, worse below 0. Not proven if it holds 0 or NaN."""
+    """What an interval of tuned - base proves: better if above 0, worse if below; not proven if it has 0 or NaN."""
     low, high = interval
     if low > 0:
         return "better"
@@ -177,7 +177,7 @@ def verdict(interval: tuple[float, float]) -> Verdict:
 
 
 def wins_losses(base: Sequence[float], tuned: Sequence[float]) -> tuple[int, int]:
-    """Number of rows in which tuned is above base, and below it. Raises ValueError: different lengths."""
+    """How many rows have tuned above base, and how many below. Raises ValueError: different lengths."""
     pairs = list(zip(base, tuned, strict=True))
     return sum(t > b for b, t in pairs), sum(t < b for b, t in pairs)
 
@@ -191,7 +191,7 @@ def _squad(text: str) -> list[str]:
 
 
 def _same_bare(wanted: str, got: str) -> bool:
-    """Equality of texts in which a normalisation finds nothing to compare: signs, emoji, nothing at all."""
+    """Equality of texts of which normalization leaves nothing: punctuation, emoji, empty texts."""
     return wanted.split() == got.split()
 
 
@@ -200,7 +200,7 @@ def _rouge_tokens(text: str) -> list[str]:
 
 
 class _RougeTokenizer:
-    """What rouge-score asks of a tokenizer."""
+    """The interface that rouge-score expects of a tokenizer."""
 
     def tokenize(self, text: str) -> list[str]:
         return _rouge_tokens(text)

@@ -1,4 +1,4 @@
-"""What the answers prove: base against tuned, and how often each stops by itself."""
+"""What the answers prove: the tuned model against the base, and how often each ends an answer itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from appliance.rows import csv_file
 
 @dataclass(frozen=True)
 class Comparison:
-    """evaluate/metrics.json. Fractions 0-1; losses in nats per answer token; interval of tuned - base, 95 %."""
+    """evaluate/metrics.json. Fractions 0-1; losses in nats per answer token; `interval`: 95 %, of tuned - base."""
 
     rows: int
     base: evaluation_scores.Scores
@@ -62,9 +62,10 @@ def compare(
 def stop_rates(
     answer_tokens: Sequence[int], max_new_tokens: int, answers: dict[str, list[Answer]]
 ) -> dict[str, float | int | None]:
-    """Shares of answers that stopped, of the rows whose wanted answer (with EOS, in tokens) had room to stop.
+    """The share of answers that stopped, among rows whose wanted answer fits into `max_new_tokens`.
 
-    A row that needs more than `max_new_tokens` cannot stop in time even when it is answered perfectly.
+    A longer row cannot stop in time, even if it is answered perfectly. `answer_tokens`: the tokens of each wanted
+    answer, EOS included.
     """
     fits = [i for i, tokens in enumerate(answer_tokens) if tokens <= max_new_tokens]
     rates = {who: sum(given[i].stopped for i in fits) / len(fits) if fits else None for who, given in answers.items()}

@@ -1,1 +1,1 @@
-"""The page and the plots of a run; decides nothing."""
+"""The HTML page and the plots of a run; decides nothing."""

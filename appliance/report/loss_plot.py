@@ -1,4 +1,4 @@
-"""loss.png: train and val loss over the steps."""
+"""loss.png: train and val loss by step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from appliance.rundir.results import read_metrics
 
 
 def plot_loss(metrics_path: Path, png_path: Path, *, best_step: int, val: str = "val") -> None:
-    """Train and val loss over the steps, the step that was kept marked. `val`: the label of the val loss."""
+    """Plot train and val loss by step, and mark the step that was kept. `val`: the label of the val loss."""
     from matplotlib.figure import Figure
 
     lines = read_metrics(metrics_path)

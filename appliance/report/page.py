@@ -1,4 +1,4 @@
-"""report.html of a run. Reads the run directory, decides nothing."""
+"""Write a run's report.html. Reads the run directory; decides nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHOWN_PREDICTIONS = 30
 
 
 def write_html(run_dir: Path) -> Path:
-    """report.html of a run: what was asked, what was read, how it went, before and after, what was proven."""
+    """Write report.html: verdict, rows, training, answers, proof, release, stages and recipe. Returns its path."""
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(loader=PackageLoader("appliance.report", "."), autoescape=True, trim_blocks=True)
@@ -30,7 +30,7 @@ def write_html(run_dir: Path) -> Path:
 
 
 def facts(run_dir: Path) -> Mapping[str, Any]:
-    """Everything the page shows; what a stage has not written yet is None."""
+    """Everything the page shows; None for what a stage has not written yet."""
 
     def read(name: str) -> Any:
         path = run_dir / name

@@ -1,1 +1,1 @@
-"""A proven model that answers: loading it, conversations, streaming."""
+"""Answering with a proven model: loading it, conversations, streaming."""

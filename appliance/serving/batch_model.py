@@ -1,9 +1,9 @@
-"""A model on this machine that answers a generator's prompts: a folder, a run's merged model, the demo's, a Hub id.
+"""Answer a generator's prompts with a model on this machine: a folder, a run's merged model, the demo's, a Hub id.
 
 Knows the engine, the tokenizer's chat template and `generate`. Must not know generators, journals or the terminal.
 
-    speaker = LocalModel("runs/demo", cache_dir, Sampling(temperature=0.7), max_new_tokens=512)
-    speaker.answer(prompts, keep)  # keep(index, reply) as replies come
+    model = LocalModel("runs/demo", cache_dir, Sampling(temperature=0.7), max_new_tokens=512)
+    model.answer(prompts, keep)  # calls keep(index, answer) as answers come
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from appliance.process import console
 from appliance.prompt import format as prompt_format
 from appliance.recipe.fields import ModelSection
 
-_BATCH = 16  # rows answered together; what a kill can cost
+_BATCH = 16  # prompts answered together, and the most that a kill can lose
 
 
 class LocalModel:
-    """`model` is found at once, and loaded when something is asked. Raises as `find`."""
+    """`model` is found immediately and loaded with the first prompt. Raises what `find` raises."""
 
     def __init__(self, model: str, cache_dir: Path, sampling: Sampling, *, max_new_tokens: int) -> None:
         self._base = find(model, cache_dir)
@@ -38,17 +38,17 @@ class LocalModel:
         self._loaded: tuple[Any, Any] | None = None
 
     def asked_with(self) -> dict[str, object]:
-        """What the replies depend on besides the prompt."""
+        """What the answers depend on besides the prompt."""
         return {"model": self._base.identity, **asdict(self._sampling), "max_tokens": self._max_new_tokens}
 
     def answer(self, asked: Sequence[str], keep: Callable[[int, Answer | None], None], *, attempt: int = 0) -> None:
-        """Calls `keep` with each prompt's index and answer, a batch at a time; None: the prompt leaves it no room.
+        """Call `keep` with each prompt's index and answer, batch by batch; None: the prompt leaves no room for one.
 
-        `attempt` numbers the askings of the same prompt: each draws anew. Raises EnvironmentUnavailable: the model does
-        not load, or there is no memory for its answers.
+        `attempt` numbers the times that a prompt is asked; each attempt samples differently. Raises
+        EnvironmentUnavailable: the model does not load, or there is not enough memory for its answers.
         """
         model, tokenizer = self._load()
-        prompt = prompt_format.from_transformers("alpaca", tokenizer)  # of which only ids and decoding are used here
+        prompt = prompt_format.from_transformers("alpaca", tokenizer)  # only its ids and its decoding are used here
         encoded = [_encoded(tokenizer, text) for text in asked]
         room = self._base.max_positions - self._max_new_tokens
         sampling = replace(self._sampling, seed=self._sampling.seed + attempt)
@@ -71,8 +71,8 @@ class LocalModel:
             if not is_out_of_memory(error):
                 raise
             raise EnvironmentUnavailable(
-                f"no memory left for an answer of {self._max_new_tokens} tokens",
-                hint="a smaller --max-tokens, or a smaller model",
+                f"not enough memory for an answer of {self._max_new_tokens} tokens",
+                hint="set a smaller --max-tokens, or take a smaller model",
             ) from error
 
     def _load(self) -> tuple[Any, Any]:
@@ -86,30 +86,30 @@ class LocalModel:
 
 
 def find(model: str, cache_dir: Path) -> Base:
-    """The model: a run directory's merged one, a folder, `demo`, or a Hub id, fetched where it is not here yet.
+    """The merged model of a run directory, the model in a folder, `demo`, or a Hub id, downloaded if necessary.
 
-    Raises RecipeError: no such folder or name. EnvironmentUnavailable: the run has no merged model yet, or the base is
-    of a kind that this program does not load. HubError: the Hub refuses.
+    Raises RecipeError: there is no such folder or name. EnvironmentUnavailable: the run has no merged model yet, or
+    this program cannot load that kind of base. HubError: the Hub refuses.
     """
     folder = Path(model)
     if (folder / "recipe.yaml").is_file():
         folder = folder / "merge" / "model"
         if not (folder.parent / "stage.json").is_file():
             raise EnvironmentUnavailable(
-                f"{model} has no merged model yet", hint=f"`appliance merge {model}` makes it; or name its base model"
+                f"{model} has no merged model yet", hint=f"run `appliance merge {model}`, or name its base model"
             )
     try:
         return base_model_find.resolve(str(folder) if folder.is_dir() else model, None, cache_dir)
     except RecipeError as error:
         raise RecipeError(
-            f"--local {model}: neither a run directory, nor a folder, nor USER/NAME on the Hub, nor "
+            f"--local {model}: expected a run directory, a folder, USER/NAME on the Hub, or "
             f"`{base_model_find.DEMO_ID}`",
             hint=error.hint,
         ) from error
 
 
 def _encoded(tokenizer: Any, text: str) -> list[int]:
-    """Ids of the prompt: under the model's own chat template where it has one, else as plain text."""
+    """The ids of the prompt: in the model's own chat template if it has one, else of the plain text."""
     if tokenizer.chat_template:
         ids = tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True

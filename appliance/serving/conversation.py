@@ -1,4 +1,4 @@
-"""A conversation with a loaded model: its turns, and how much of them still fits."""
+"""A conversation with a loaded model: its turns, and how many of them still fit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from appliance.serving.stream import Stream
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer. `stopped`: by EOS or a stop text. `tokens`: generated, EOS included."""
+    """One answer. `stopped`: in EOS or a stop text. `tokens`: generated tokens, EOS included."""
 
     question: str
     answer: str
@@ -26,13 +26,13 @@ class Reply:
     seconds: float
 
     def to_json(self) -> str:
-        """One line. DEL and the C1 controls, which JSON would allow, are escaped too: they steer terminals."""
+        """One line of JSON. DEL and the C1 controls, which JSON allows, are escaped too: terminals obey them."""
         text = json.dumps(asdict(self), ensure_ascii=False)
         return re.sub(r"[\x7f-\x9f]", lambda m: f"\\u{ord(m[0]):04x}", text)
 
 
 class Conversation:
-    """Questions and answers so far, as far back as the model can see."""
+    """The questions and answers so far, as far back as the model's context reaches."""
 
     def __init__(self, speaker: Speaker) -> None:
         self.messages: list[Message] = []
@@ -46,13 +46,13 @@ class Conversation:
         write: Callable[[str], None] | None = None,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> Reply:
-        """The answer; `write` gets it piece by piece as it comes. What an interrupted answer has said is kept.
+        """Answer `question`; `write` gets the answer piece by piece. An interrupted answer is kept as far as it got.
 
-        Raises DataError: the question is no text, or longer than the model's positions.
+        Raises DataError: the question is not valid text, or leaves no position for an answer.
         """
         try:
             (question + input_text).encode()
-        except UnicodeEncodeError as error:  # bytes that Python could not read arrive as lone surrogates
+        except UnicodeEncodeError as error:  # Python turns bytes that it cannot decode into lone surrogates
             raise DataError("the question is not UTF-8 text", hint="set the terminal to UTF-8") from error
         began = time.monotonic()
         messages = [*self.messages, *user_message(question, input_text)]
@@ -63,13 +63,16 @@ class Conversation:
             messages = messages[2:]  # a question and its answer
             prompt = self._speaker.prompt(messages)
         if dropped := (turns - len(messages)) // 2:
-            told = "the oldest turn was" if dropped == 1 else f"the {dropped} oldest turns were"
-            console.say(f"{told} forgotten: the model has {positions} positions", style="dim")
+            turns_dropped = "the oldest turn" if dropped == 1 else f"the {dropped} oldest turns"
+            console.say(f"dropped {turns_dropped}: the model has {positions} positions", style="dim")
         if positions:
             limit = min(limit, positions - prompt.shape[1])
         if limit < 1:
-            seen = f"the question has {prompt.shape[1]} tokens, and the model {positions} positions"
-            raise DataError(seen, hint="ask something shorter")
+            seen = f"the question has {prompt.shape[1]} tokens"
+            raise DataError(
+                f"{seen}, which leaves none of the model's {positions} positions for an answer",
+                hint="ask a shorter question",
+            )
         stream = Stream(self._decode, self._speaker.ends, self._speaker.stop, write)
         self._speaker.generate(prompt, stream, limit, interrupted)
         answer = stream.finish()

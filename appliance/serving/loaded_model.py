@@ -1,7 +1,7 @@
-"""A merged model that answers: loaded as a user of the release loads it, its answers piece by piece as they come.
+"""A merged model, loaded as a user of the release would load it, and its answers token by token.
 
-Knows transformers and the run's recipe. Must not know engines, stages, the terminal, or how a prompt is written: that
-is the chat template's, which travels with the tokenizer.
+Knows transformers and the run's recipe. Must not know engines, stages, the terminal, or how a prompt is written: the
+chat template, which comes with the tokenizer, decides that.
 
 >>> speaker = load(Path("runs/demo"), max_new_tokens=None, temperature=0.0)
 >>> Conversation(speaker).say("가격은?").answer
@@ -30,7 +30,7 @@ from appliance.serving.stream import Stream
 
 @dataclass(frozen=True)
 class Speaker:
-    """A merged model in memory, and how it is to answer: by a recipe's `evaluate.sampling`."""
+    """A merged model in memory, and how it answers: a recipe's `evaluate`."""
 
     model: Any
     tokenizer: Any
@@ -40,28 +40,31 @@ class Speaker:
 
     @property
     def positions(self) -> int | None:
-        """Tokens that prompt and answer may have together; None: the model names no bound."""
+        """The most tokens that prompt and answer may have together; None: the model declares no limit."""
         found = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return int(found) if found else None
 
     @property
     def ends(self) -> set[int]:
-        """The ids that end an answer: the tokenizer's EOS and those that the model itself names."""
+        """The ids that end an answer: the tokenizer's EOS and those that the model itself declares."""
         return decoding.end_ids(self.model, self.tokenizer.eos_token_id)
 
     def prompt(self, messages: Sequence[Message]) -> Any:
-        """Ids of the conversation as the chat template writes it, int64 of shape (1, T)."""
+        """The ids of the conversation in the chat template, int64 of shape (1, T)."""
         return self.tokenizer.apply_chat_template(
             list(messages), add_generation_prompt=True, return_dict=True, return_tensors="pt"
         )["input_ids"]
 
     def generate(self, prompt: Any, stream: Stream, limit: int, interrupted: Callable[[], bool]) -> None:
-        """Feeds `stream` token by token until it has ended, `limit` tokens are there, or `interrupted` says so."""
+        """Feed `stream` token by token until it ends, has `limit` tokens, or `interrupted()` is true.
+
+        Raises EnvironmentUnavailable: out of GPU memory.
+        """
         import torch
 
         begin = prompt.shape[1]
 
-        def heard(ids: Any, *_: Any, **__: Any) -> Any:  # as a stopping criterion it sees every token at once
+        def feed(ids: Any, *_: Any, **__: Any) -> Any:  # a stopping criterion is called after every token
             ended = stream.feed(ids[0, begin:].tolist()) or interrupted()
             return torch.full((1,), ended, device=ids.device, dtype=torch.bool)
 
@@ -79,31 +82,29 @@ class Speaker:
                     input_ids=ids,
                     attention_mask=torch.ones_like(ids),
                     generation_config=config,
-                    stopping_criteria=[heard],
+                    stopping_criteria=[feed],
                 )
         except torch.OutOfMemoryError as error:
             raise EnvironmentUnavailable(
-                f"no memory left for the answer: {_first_line(error)}", hint=_room()
+                f"out of GPU memory during the answer: {_first_line(error)}", hint=_room()
             ) from error
 
 
 def _room() -> str:
-    return (
-        f"nvidia-smi lists who else uses the card; with {typed.cpu_instead()} in front of the command the CPU answers"
-    )
+    return f"nvidia-smi lists other programs on the card; put {typed.cpu_instead()} before the command to use the CPU"
 
 
 def load(run_path: Path, *, max_new_tokens: int | None, temperature: float | None) -> Speaker:
-    """The run's merged model, loaded as a user of the release would; float32 on a CPU, as stored on a GPU.
+    """The run's merged model, loaded as a user of the release would: in float32 on a CPU, in its stored dtype on a GPU.
 
-    `max_new_tokens` and `temperature` None take the recipe's (`evaluate.sampling`). Raises EnvironmentUnavailable:
-    packages, files or memory are missing.
+    If `max_new_tokens` or `temperature` is None, the recipe's applies (`evaluate`). Raises EnvironmentUnavailable: a
+    package is missing, a file is damaged, or memory is too small.
     """
     if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
         hint = "pip install -c constraints.txt '.[train]'"
         raise EnvironmentUnavailable("torch and transformers, which load the model, are not installed", hint=hint)
     wanted = resolve.load(str(run_path.absolute())).recipe.evaluate
-    device = machine_device.device()  # first: it chooses the GPU, before any library asks CUDA
+    device = machine_device.device()  # first, because it selects the GPU before any library initializes CUDA
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -111,7 +112,7 @@ def load(run_path: Path, *, max_new_tokens: int | None, temperature: float | Non
 
     console.say(f"loading the model of {run_path} …", style="dim")
     console.quiet_libraries()
-    transformers_logging.set_verbosity_error()  # no log file is open here: warnings would go to the terminal
+    transformers_logging.set_verbosity_error()  # without a log file, warnings would go to the terminal
     folder = run_path / "merge" / "model"
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -125,7 +126,7 @@ def load(run_path: Path, *, max_new_tokens: int | None, temperature: float | Non
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except torch.OutOfMemoryError as error:
         raise EnvironmentUnavailable(
-            f"{device.name} has no room for the model: {disk.human(memory.weights_bytes(folder))} of weights",
+            f"{device.name} lacks memory for the model's {disk.human(memory.weights_bytes(folder))} of weights",
             hint=_room(),
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -136,12 +137,12 @@ def load(run_path: Path, *, max_new_tokens: int | None, temperature: float | Non
     if temperature is not None:
         sampling = replace(sampling, temperature=temperature)
     if not sampling.greedy:
-        torch.seed()  # torch starts every process with one and the same seed
+        torch.seed()  # by default, torch starts every process with the same seed
     return Speaker(model.eval(), tokenizer, tuple(wanted.stop), max_new_tokens or wanted.max_new_tokens, sampling)
 
 
 def _damaged(folder: Path, run_path: Path, seen: str) -> EnvironmentUnavailable:
-    hint = f"`appliance run {shlex.quote(str(run_path))} --redo merge` makes it again"
+    hint = f"`appliance run {shlex.quote(str(run_path))} --redo merge` rebuilds it"
     return EnvironmentUnavailable(f"the model in {folder} does not load: {seen}", hint=hint)
 
 

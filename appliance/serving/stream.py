@@ -1,16 +1,16 @@
-"""An answer as text, piece by piece while it is generated."""
+"""Stream an answer as text while it is generated."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-_HALF = "\ufffd"  # what bytes decode to as long as the rest of their character is missing
+_HALF = "\ufffd"  # what the bytes of an incomplete character decode to
 
 
 class Stream:
-    """An answer's text out of its ids so far. What it has shown once is never taken back.
+    """Turns the ids of an answer so far into text. Text that has been shown is never taken back.
 
-    transformers' TextStreamer knows no stop texts, and with Hangul it waits for the end of the word.
+    transformers' TextStreamer does not handle stop texts, and with Hangul it waits for the end of the word.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class Stream:
         self._text = self._shown = ""
 
     def feed(self, ids: list[int]) -> bool:
-        """All ids of the answer so far. Whether it has ended by itself: with EOS, or with a stop text."""
+        """Take all ids of the answer so far; return whether it has ended, in EOS or in a stop text."""
         self.tokens = len(ids)
         ended = bool(ids) and ids[-1] in self._ends
         text = self._decode(ids[:-1] if ended else ids).lstrip()
@@ -38,21 +38,21 @@ class Stream:
         return self.stopped
 
     def finish(self) -> str:
-        """The answer, whole and stripped, its rest shown. Of an answer that was cut, no half character is left."""
+        """Show the rest and return the whole answer, stripped; one that was cut off loses its incomplete character."""
         text = (self._text if self.stopped else self._text.rstrip(_HALF)).rstrip()
         self._show(text)
         return text
 
     def _settled(self, text: str) -> str:
-        """The part of an unfinished answer that no further token can change."""
+        """The part of an unfinished answer that later tokens cannot change."""
         text = text.rstrip(_HALF)
         begun = (stop[:length] for stop in self._stop for length in range(1, len(stop)))
         held = max((len(part) for part in begun if text.endswith(part)), default=0)
         return text[: len(text) - held].rstrip()
 
     def _show(self, text: str) -> None:
-        # Tokenizers with byte fallback decode a whole run of bytes to replacement characters while it is incomplete:
-        # the text is then shorter for a moment.
+        # Tokenizers with byte fallback decode a whole run of bytes to replacement characters while it is incomplete, so
+        # the text may briefly get shorter.
         if self._write and len(text) > len(self._shown) and text.startswith(self._shown):
             self._write(text[len(self._shown) :])
             self._shown = text

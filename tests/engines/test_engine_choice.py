@@ -47,10 +47,10 @@ def card_of(device: Device, driver: str = "580.65.06") -> Card:
     ("wanted", "device", "model_type", "engine", "reason"),
     [
         ("auto", CPU, "qwen3", "transformers", "no CUDA device"),
-        ("auto", L4, "qwen3", "unsloth", "Unsloth knows qwen3"),
-        ("auto", T4, "llama", "unsloth", "Unsloth knows llama"),
+        ("auto", L4, "qwen3", "unsloth", "Unsloth supports qwen3"),
+        ("auto", T4, "llama", "unsloth", "Unsloth supports llama"),
         ("auto", P100, "llama", "transformers", "compute capability 6.0, Unsloth needs 7.0"),
-        ("auto", L4, "gpt2", "transformers", "no code of its own for gpt2"),
+        ("auto", L4, "gpt2", "transformers", "no dedicated code for gpt2"),
         ("unsloth", L4, "gpt2", "unsloth", "the recipe says so"),
         ("transformers", L4, "llama", "transformers", "the recipe says so"),
         ("transformers", CPU, "llama", "transformers", "the recipe says so"),
@@ -217,7 +217,7 @@ def test_nothing_is_tried_on_a_card_that_torch_cannot_use(tmp_path: Path, monkey
 
 def test_a_good_card_is_told_with_its_engine(base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     findings = {f.what: f for f in look(tmp_path, L4, monkeypatch, base=Base(base_dir, "base", None, None))}
-    assert findings["engine"].found == "unsloth on L4 in bfloat16: a CUDA device, and Unsloth knows llama"
+    assert findings["engine"].found == "unsloth on L4 in bfloat16: a CUDA device, and Unsloth supports llama"
     assert {findings[what].verdict for what in ("GPU", "driver", "Triton", "GPU memory for training")} == {"ok"}
 
 
@@ -367,11 +367,11 @@ def test_no_compiler_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_no_room_for_the_base_says_what_fits(base_dir: Path) -> None:
     small = dataclasses.replace(L4, memory_bytes=2 * GIB)
     with (
-        pytest.raises(EnvironmentUnavailable, match="L4 has no room for the base model") as caught,
+        pytest.raises(EnvironmentUnavailable, match="L4 has too little memory for the base model") as caught,
         engine.load_failures(base_dir, ModelSection(id="x"), small),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-    assert "2.0 GiB hold a base of up to about 0.5 billion weights in 16 bits" in caught.value.hint
+    assert "2.0 GiB is enough for up to about 0.5 billion weights in 16 bits" in caught.value.hint
     assert "nvidia-smi" in caught.value.hint
 
 
@@ -402,7 +402,7 @@ def test_an_unsloth_that_does_not_load_is_no_bug(tmp_path: Path) -> None:
 def test_a_length_over_the_bases_positions_is_refused(base_dir: Path) -> None:
     """Unsloth would stretch the positions and go on."""
     assert engine.refuse_too_long(base_dir, 512) == 512
-    with pytest.raises(EnvironmentUnavailable, match="513 is over the 512 positions"):
+    with pytest.raises(EnvironmentUnavailable, match="513 exceeds the 512 positions"):
         engine.refuse_too_long(base_dir, 513)
 
 

@@ -61,7 +61,7 @@ def test_other_rows_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RunDirError, match="40 and 30 rows, 30 of them shared; only one has '질문 30\\?'"):
         compare_runs.across([first, fewer])
     (tmp_path / "new").mkdir()
-    with pytest.raises(RunDirError, match="not evaluated yet"):
+    with pytest.raises(RunDirError, match="not been evaluated yet"):
         compare_runs.across([first, tmp_path / "new"])
 
 

@@ -87,9 +87,13 @@ def test_questions_come_from_a_file_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message", "hint"),
     [
-        (b"\n \n", "holds no question", "one a line"),
+        (b"\n \n", "contains no questions", "one question per line"),
         (b"", "is empty", "evaluate.extra_prompts"),
-        (b"PK\x03\x04 xl/", "is an Excel file .*expected text with one question a line", "evaluate.extra_prompts=FILE"),
+        (
+            b"PK\x03\x04 xl/",
+            "is an Excel file .*expected text with one question per line",
+            "evaluate.extra_prompts=FILE",
+        ),
         ("가격은 얼마인가요?\n".encode() * 9 + b"a\xb0\n", "line 10: byte 0xB0 is no UTF-8", "save the file as UTF-8"),
         (b"caf\xe9?\n", "line 1: byte 0xE9 .* is not clear", "save the file as UTF-8"),
         (None, "evaluate.extra_prompts: there is no file", "evaluate.extra_prompts="),
@@ -174,7 +178,7 @@ def test_other_answers_may_have_another_delimiter_and_blank_lines(delimiter: str
         (("row", "text"), [("2", "a")], "has the columns 'row', 'text'"),
         (("row", "instruction", "output"), [("2", "a", "b")], "has the columns 'row', 'instruction', 'output'"),
         (("row", "답", "정답"), [("2", "a", "b")], "has the columns 'row', '답', '정답'"),
-        (("row", "answer"), [("2", ""), ("", "a")], "has a header and no answer"),
+        (("row", "answer"), [("2", ""), ("", "a")], "has a header but no answers"),
     ],
 )
 def test_what_cannot_be_another_models_answers(
@@ -189,7 +193,7 @@ def test_what_cannot_be_another_models_answers(
     [
         (None, "there is no file", "--set evaluate.other_answers=FILE"),
         (b"", "is empty", "evaluate.other_answers"),
-        (b"row,answer\n", "has a header and no answer", "the columns row"),
+        (b"row,answer\n", "has a header but no answers", "the columns row"),
         (b"id,text\n1,a\n", "has the columns 'id', 'text'", "the columns row"),
         (b'[{"row": 1}]', "is JSON, expected a CSV", "--set evaluate.other_answers=FILE"),
         (b'row,answer\n1,"a\n', "line 2: the record that begins here", "quote"),
