@@ -8,21 +8,25 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from appliance.engines import memory
 from appliance.hub.cache import Snapshot
+from appliance.process.files import sha256_of
+from appliance.weights import model_files
 
-# Weights other than safetensors can run code when loaded; they are never fetched.
-_WANTED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md"]
-_UNWANTED_FILES = ["consolidated*", "original/*"]  # the same weights in their maker's own format
+# Which files of a folder its identity covers; run.json records the rule, so that older runs go on.
+# 1: *.json, *.safetensors, *.jinja and *.model. 2: every file that a result may depend on, merges.txt among them.
+IdentityRule = Literal[1, 2]
+IDENTITY_RULE: IdentityRule = 2
 
 
 @dataclass(frozen=True)
 class Base:
     """A base model in `dir`, wholly but for what is `coming` from the Hub.
 
-    `public_id` never is a local path; `revision` is a commit on the Hub, or None.
+    `public_id` never is a local path; `revision` is a commit on the Hub, or None. `recorded_identity`: what a run that
+    began with these files calls them, if that is not today's name for them.
     """
 
     dir: Path
@@ -30,13 +34,16 @@ class Base:
     revision: str | None
     license: str | None
     snapshot: Snapshot | None = field(default=None, compare=False, repr=False)  # of that commit
+    recorded_identity: str | None = field(default=None, compare=False, repr=False)
 
     @property
     def coming(self) -> dict[str, int]:
         """The files that are to be fetched and are not here yet, with their bytes."""
         files = self.snapshot.files if self.snapshot else {}
         return {
-            name: told.size or 0 for name, told in files.items() if is_wanted(name) and not (self.dir / name).exists()
+            name: told.size or 0
+            for name, told in files.items()
+            if model_files.is_downloaded(name) and not (self.dir / name).exists()
         }
 
     @property
@@ -55,13 +62,16 @@ class Base:
     @cached_property
     def identity(self) -> str:
         """What a result depends on: the pinned commit, or the sha256 over the folder's files."""
+        return self.recorded_identity or self.identity_by(IDENTITY_RULE)
+
+    def identity_by(self, rule: IdentityRule) -> str:
+        """`identity` by the rule that an earlier version went by."""
         if self.revision:
             return f"{self.public_id}@{self.revision}"
         digest = hashlib.sha256()
         for path in sorted(self.dir.glob("*")):
-            if path.suffix in (".json", ".safetensors", ".jinja", ".model"):
-                with path.open("rb") as handle:
-                    digest.update(f"{path.name}\0{hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
+            if _is_covered(path, rule):
+                digest.update(f"{path.name}\0{sha256_of(path)}\n".encode())
         return digest.hexdigest()
 
     @cached_property
@@ -81,7 +91,7 @@ class Base:
         return "float16" if own == "float16" else "bfloat16"
 
 
-def is_wanted(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in _WANTED_FILES) and not any(
-        fnmatch(name, pattern) for pattern in _UNWANTED_FILES
-    )
+def _is_covered(path: Path, rule: IdentityRule) -> bool:
+    if rule == 1:
+        return path.suffix in model_files.LOADED_SUFFIXES_BEFORE
+    return path.is_file() and model_files.is_loaded(path.name)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from appliance.base_model import tunable
-from appliance.base_model.base import Base, is_wanted
+from appliance.base_model.base import Base
 from appliance.errors import EnvironmentUnavailable, RecipeError
 from appliance.hub import download
 from appliance.hub.dataset_file import without_asking
 from appliance.hub.repository import Source
 from appliance.hub.token import token
 from appliance.process import console
+from appliance.weights import model_files
 
 DEMO_ID = "demo"
-_JUDGED_FILES = ["config.json", "README.md", "model.safetensors.index.json"]  # small ones
 
 
 def resolve(model_id: str, revision: str | None, cache_dir: Path) -> Base:
@@ -48,7 +47,7 @@ def find(model_id: str, revision: str | None, cache_dir: Path) -> Base:
         )
     names, where = (base.snapshot.files, model_id) if base.snapshot else (_names(base.dir), str(base.dir))
     _refuse_untunable(base, where, names)
-    if not any(fnmatch(name, "*.safetensors") and "/" not in name for name in names):
+    if not any(map(model_files.is_weights, names)):
         raise EnvironmentUnavailable(
             f"{where} has no safetensors weights",
             hint="load it once with transformers and save it with save_pretrained",
@@ -62,7 +61,7 @@ def fetch(base: Base) -> Base:
     Raises HubError: the Hub refuses or cannot be reached. EnvironmentUnavailable: no room, or an unwritable cache.
     """
     if base.snapshot:
-        wanted = [name for name in base.snapshot.files if is_wanted(name)]
+        wanted = [name for name in base.snapshot.files if model_files.is_downloaded(name)]
         download.obtain(_source(base.public_id, base.revision), base.snapshot, wanted)
     return base
 
@@ -76,7 +75,7 @@ def _find_on_hub(model_id: str, revision: str | None, cache_dir: Path) -> Base:
     source = _source(model_id, revision)
     snapshot = download.find(source, cache_dir)
     console.say(f"base model {model_id} at commit {snapshot.commit}{without_asking(snapshot)}")
-    folder = download.obtain(source, snapshot, [name for name in _JUDGED_FILES if name in snapshot.files])
+    folder = download.obtain(source, snapshot, [name for name in model_files.JUDGED_FILES if name in snapshot.files])
     return Base(folder, model_id, snapshot.commit, _license(folder), snapshot)
 
 
@@ -87,7 +86,7 @@ def _license(folder: Path) -> str | None:
 
 def _front_matter(folder: Path) -> dict[str, Any]:
     """The YAML at the top of the model card; empty where there is none, or none that can be read."""
-    card = folder / "README.md"
+    card = folder / model_files.CARD
     if not card.is_file():
         return {}
     import yaml

@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import queue
-import re
 import subprocess
 import threading
 from collections import deque
@@ -34,14 +33,6 @@ _log = logging.getLogger(__name__)
 RepoType = Literal["model", "dataset"]
 Visibility = Literal["private", "public"]
 _SECRETS = ("HF_TOKEN", "HF_TOKEN_FILE", "HUGGING_FACE_HUB_TOKEN")
-# What may be published, by name: nothing else that lies in a release folder by accident.
-_ALLOWED = re.compile(
-    r"(?:[\w.-]+\.(?:safetensors|safetensors\.index\.json|jinja|model|md)"
-    r"|(?:config|generation_config|adapter_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab"
-    r"|chat_template|preprocessor_config|prompt|run)\.json"
-    r"|(?:merges|vocab|requirements)\.txt|(?:LICENSE|LICENCE|NOTICE|USE_POLICY)[\w.-]*)"
-)
-_ALLOWED_DATA = re.compile(r"[\w.-]+\.csv")
 
 
 def publish(
@@ -54,6 +45,7 @@ def publish(
     into_existing: bool,
     message: str,
     expected: Mapping[str, tuple[int, str]],
+    allowed: Callable[[str], bool],
     again: str = "the same command continues",
     say: Callable[[str], None] = console.say,
     limits: Limits = Limits(),  # noqa: B008 - frozen
@@ -61,7 +53,8 @@ def publish(
     """Makes main of `repo_id` equal to the files of `folder`, which are those of `expected` (path: size, sha256).
 
     Run again after any failure: only what is missing is sent, and what is there already makes no commit. `repo_id`
-    without USER/ goes to the token's user; `again` says in a message's hint how the user continues.
+    without USER/ goes to the token's user. `allowed`: whether a file may be published, by its path in the folder;
+    another that lies there by accident is refused. `again` says in a message's hint how the user continues.
 
     Raises RunDirError: the folder is not what `expected` says. HubError: the Hub refuses, cannot be reached, or holds
     something else.
@@ -74,7 +67,7 @@ def publish(
         "token": token,
         "into_existing": into_existing,
         "message": message,
-        "release": {path: asdict(content) for path, content in contents(folder, repo_type, expected).items()},
+        "release": {path: asdict(content) for path, content in contents(folder, repo_type, expected, allowed).items()},
         "limits": asdict(limits),
         "again": again,
     }
@@ -88,17 +81,17 @@ def publish(
         return _follow(process, token, limits.stall_seconds, again, say)
 
 
-def contents(folder: Path, repo_type: RepoType, expected: Mapping[str, tuple[int, str]]) -> dict[str, Content]:
+def contents(
+    folder: Path, repo_type: RepoType, expected: Mapping[str, tuple[int, str]], allowed: Callable[[str], bool]
+) -> dict[str, Content]:
     """The files of the release. Raises RunDirError: others than expected, or such as may not be published."""
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     hint = "build the release anew with --redo publish"
     if found != set(expected):
         raise RunDirError(f"{folder}: {', '.join(sorted(found ^ set(expected)))}: not what was released", hint=hint)
     for path in sorted(found):
-        parts = Path(path).parts
-        is_data = repo_type == "dataset" and _ALLOWED_DATA.fullmatch(parts[-1])
-        if any(part.startswith(".") for part in parts) or not (is_data or _ALLOWED.fullmatch(parts[-1])):
-            raise RunDirError(f"{folder / path} is no file that belongs into a {repo_type} on the Hub", hint=hint)
+        if not allowed(path):
+            raise RunDirError(f"{folder / path} is not allowed in a {repo_type} repository", hint=hint)
     release = {path: Content.of(folder / path) for path in sorted(found)}
     for path, content in release.items():
         if (content.size, content.sha256) != tuple(expected[path]):

@@ -103,12 +103,12 @@ class Job:
             before.get("dir") if not typed.is_dir() and before.get("dir") else None
         )  # typed relative to another folder
         base = base_model_find.find(moved or model.id, before.get("revision") or model.revision, self.cache_dir)
-        if before and base.identity != before["identity"]:
+        if before and base.identity_by(before.get("identity_rule", 1)) != before["identity"]:
             raise RunDirError(
                 f"{self.run_dir.path}: the files of the base model {model.id} changed since this run began",
                 hint="start a new run with --set name=NEW, or make everything anew from them with --redo prepare",
             )
-        return base
+        return replace(base, recorded_identity=before.get("identity"))
 
     @property
     def rehearsal_wanted(self) -> str:
@@ -164,6 +164,13 @@ class Job:
     def base_identity(self) -> str:
         """What the base is, from run.json where possible: a finished run is skipped without the base on disk."""
         return str(self._recorded_base().get("identity") or self.found_base.identity)
+
+    @property
+    def _identity_rule(self) -> int:
+        from appliance.base_model import base as base_model_base
+
+        recorded = self._recorded_base()
+        return int(recorded.get("identity_rule", 1)) if recorded else base_model_base.IDENTITY_RULE
 
     def _recorded_base(self) -> dict[str, Any]:
         model, recorded = self.resolved.recipe.model, {} if self.takes_new_base else self._run_json.get("base", {})
@@ -283,6 +290,7 @@ class Job:
                     "revision": base.revision,
                     "license": base.license,
                     "identity": self.base_identity,
+                    "identity_rule": self._identity_rule,
                 },
                 "csv": {
                     "typed": recipe.data.csv,

@@ -12,6 +12,7 @@ import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from appliance.process import redact
 from appliance.recipe.fields import EvaluateSection, PublishSection
 from appliance.release import card, dataset, gates, leak_scan, passport, reload
 from appliance.release.base import Base
+from appliance.weights import model_files
 
 EVEN_IF_WORSE = "not_worse"  # the one gate that `publish --even-if-worse` overrides
 
@@ -107,6 +109,7 @@ def run(
             into_existing=into_existing,
             message=f"{name}: {part}",
             expected=expected_files(files, f"{part}/"),
+            allowed=partial(gates.may_be_released, part),
             again=f"`appliance publish {shlex.quote(str(run_path))}` continues",
         )
         more: dict[str, Any] = {"uploaded": len(pushed) == len(repositories), "visibility": pushed[part].visibility}
@@ -197,6 +200,6 @@ def _link_tree(source: Path, target: Path) -> None:
 
 def _copy_license(base: Base, folder: Path) -> None:
     """The base's licence travels with what was made from it."""
-    for path in [*base.dir.glob("LICENSE*"), *base.dir.glob("NOTICE*")]:
-        if path.is_file():
+    for path in base.dir.iterdir():
+        if path.is_file() and model_files.is_licence(path.name):
             shutil.copy2(path, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +54,7 @@ def upload_rows(
         into_existing=into_existing,
         message=f"{name}: dataset",
         expected=expected_files(files),
+        allowed=partial(gates.may_be_released, "dataset"),
         again=again,
     )
     more: dict[str, Any] = {"uploaded": True, "visibility": pushed.visibility}

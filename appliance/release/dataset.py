@@ -27,6 +27,7 @@ _NOTEBOOK = {
     "train_ds.csv": ("train", "val"),
     "test_ds.csv": ("test",),
 }  # the Llama-3 notebook's files, and their sides
+FILES = (*(f"{side}.csv" for side in SIDES), ROWS, *_NOTEBOOK)  # all that `build` can write, beside the card
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ from typing import Any
 from appliance.errors import RunDirError
 from appliance.findings import NAMED_ROWS, Gate
 from appliance.process import files
+from appliance.release import dataset as release_dataset
 from appliance.release import leak_scan
+from appliance.weights import model_files
 from appliance.weights.shards import FLOATS, SHORT_NAME, stored_headers
 
 RECORD = "gates.json"  # of the stage train
@@ -33,18 +35,6 @@ RELOAD_BOUND = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.05}
 RELOAD_BOUND_4BIT = 0.05
 RELOAD_FLOOR = 0.05  # nats: below it the bound is that of this loss, or rounding alone would decide
 
-# What may be released (everything else stays), by the part of the release.
-_TOKENIZER = (
-    r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|chat_template\.jinja|"
-    r"tokenizer\.model|vocab\.json|vocab\.txt|merges\.txt|spiece\.model|sentencepiece\.bpe\.model"
-)
-_TEXTS = r"README\.md|LICENSE[\w.-]*|NOTICE[\w.-]*|\.gitattributes"
-_KNOWN = {
-    "model": rf"config\.json|generation_config\.json|model[\w.-]*\.safetensors|model\.safetensors\.index\.json|"
-    rf"{_TOKENIZER}|{_TEXTS}",
-    "adapter": rf"adapter_config\.json|adapter_model\.safetensors|prompt\.json|{_TOKENIZER}|{_TEXTS}",
-    "dataset": rf"(train|val|test|rows|train_ds|test_ds)\.csv|{_TEXTS}",
-}
 _RECORDS = (".json", ".jsonl", ".yaml", ".html", ".bin")  # .bin: training_args.bin of a checkpoint, a pickle
 _LARGEST_RECORD = 1 << 26  # bytes
 
@@ -102,7 +92,7 @@ def of_files(release_dir: Path, run_path: Path, *, public_id: str, revision: str
     trained = next(path for name in ("adapter", "model") if (path := run_path / "train" / name).is_dir())
     best = fit["best_files"]
     gates = [_same_files("best_is_what_was_kept", trained, best, "of what was kept, not the best checkpoint's")]
-    parts = {name: release_dir / name for name in _KNOWN if (release_dir / name).is_dir()}
+    parts = {name: release_dir / name for name in ("model", "adapter") if (release_dir / name).is_dir()}
     if "adapter" in parts:
         gates.append(
             _same_files("best_is_released", parts["adapter"], best, "of the release, not the best checkpoint's")
@@ -194,13 +184,20 @@ def _sixteen_bits(model_dir: Path) -> Gate:
     return Gate("sixteen_bits", passed, measured, 0, f"tensors that are not {dtype}, which config.json names{listed}")
 
 
+def may_be_released(part: str, name: str) -> bool:
+    """Whether a file of this name may be in this part of a release; everything else stays."""
+    if part in ("model", "adapter"):
+        return model_files.may_be_released(part, name)
+    return part == "dataset" and (name == model_files.CARD or name in release_dataset.FILES)
+
+
 def _only_known(release_dir: Path, *, dataset: bool) -> Gate:
     """safetensors and texts by name: no pickle, no code, no optimizer, no log; a CSV only where it was asked for."""
     unknown = []
     for path in sorted(release_dir.rglob("*")):
         part, _, name = path.relative_to(release_dir).as_posix().partition("/")
-        pattern = _KNOWN.get(part, "") if dataset or part != "dataset" else ""
-        if path.is_symlink() or (path.is_file() and not (name and re.fullmatch(pattern, name))):
+        is_known = may_be_released(part, name) and (dataset or part != "dataset")
+        if path.is_symlink() or (path.is_file() and not is_known):
             unknown.append(f"{part}/{name}")
     listed = f": {', '.join(unknown[:NAMED_ROWS])}" if unknown else ""
     return Gate("only_known_files", not unknown, len(unknown), 0, f"files that no release holds{listed}")

@@ -24,10 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.process.redact import HOME_FOLDER, whole_word
+from appliance.weights import model_files
 
-# What a tokenizer learnt, and licences: not our words, so only secrets are looked for.
-_FOREIGN = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json", "tokenizer.model")
-_FOREIGN_PREFIXES = ("LICENSE", "NOTICE")
 _BINARY = (".png", ".pt", ".pth", ".bin", ".model")  # only the bytes of known secrets are looked for
 _SHORTEST_SECRET = 8
 # Names of environment variables that hold secrets, whatever service they are for.
@@ -120,7 +118,7 @@ def _scan_file(path: Path, name: str, secrets: Sequence[str], private: Private) 
         content = path.read_bytes()
         if any(secret.encode() in content for secret in secrets) or re.search(_TOKEN.pattern.encode(), content):
             yield Hit(name, 0, "a secret", is_secret=True)
-    elif path.name in _FOREIGN or path.name.startswith(_FOREIGN_PREFIXES):
+    elif path.name in model_files.VOCABULARY_FILES or model_files.is_licence(path.name):  # not our words
         yield from _scan_lines(path, name, secrets, None)
     else:
         yield from _scan_lines(path, name, secrets, private)

@@ -10,7 +10,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from appliance.process import files
 from appliance.recipe import earlier_runs
 from appliance.release.base import Base
 from appliance.rundir import directory as rundir_directory
+from appliance.weights import model_files
 
-_BASE_FILES = (".json", ".safetensors", ".jinja", ".model", ".txt")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -43,7 +43,11 @@ def write(run_path: Path, base: Base, gates: Sequence[Gate]) -> None:
         "packages": packages(),
         "recipe_sha256": recipe_sha256(run_path),
         "split": {name: prepared[f"{name}.csv"]["sha256"] for name in ("train", "val", "test")},
-        "base": {"dir": str(base.dir), "revision": base.revision, "files": base_files(base.dir)},
+        "base": {
+            "dir": str(base.dir),
+            "revision": base.revision,
+            "files": base_files(base.dir, base_file_names(base.dir)),
+        },
         "stages": {
             stage: fingerprint for stage in rundir_directory.MADE_FROM if (fingerprint := _fingerprint(run_path, stage))
         },
@@ -64,11 +68,19 @@ def packages() -> dict[str, str]:
     return dict(sorted(found.items(), key=lambda item: item[0].lower())) | {"python": platform.python_version()}
 
 
-def base_files(base_dir: Path, *, read: bool = False) -> dict[str, dict[str, Any]]:
-    """Name -> size in bytes, sha256 and where that is from. `read`: all hashes from the bytes on this disk."""
+def base_file_names(base_dir: Path) -> list[str]:
+    """The files of a base that a result may depend on."""
+    return sorted(path.name for path in base_dir.iterdir() if model_files.is_loaded(path.name))
+
+
+def base_files(base_dir: Path, names: Iterable[str], *, read: bool = False) -> dict[str, dict[str, Any]]:
+    """Of those files that are there: size in bytes, sha256 and where that is from, by name.
+
+    `read`: all hashes from the bytes on this disk.
+    """
     found = {}
-    for path in sorted(base_dir.iterdir()):
-        if path.is_file() and path.suffix in _BASE_FILES:
+    for path in (base_dir / name for name in names):
+        if path.is_file():
             named = path.resolve().name if path.is_symlink() and not read else ""  # snapshots/…/FILE -> blobs/SHA256
             by_hub = _SHA256.fullmatch(named) is not None
             sha256 = named if by_hub else files.sha256_of(path)

@@ -115,7 +115,7 @@ def _base(recorded: dict[str, Any], cache_dir: Path) -> Iterator[Finding]:
     if not folder.is_dir():
         yield Finding("base model", f"{recorded['dir']} is gone", "its files, to compare", "warning", "fetch it again")
         return
-    found = passport.base_files(folder, read=True)
+    found = passport.base_files(folder, recorded["files"], read=True)
     wanted = {name: entry["sha256"] for name, entry in recorded["files"].items()}
     wrong = [
         f"{name} {'is gone' if name not in found else 'has another hash'}"

@@ -17,12 +17,12 @@ from appliance.process.files import atomic_dir, read_json
 from appliance.prompt import format as prompt_format
 from appliance.prompt.special_tokens import eos_ids
 from appliance.weights.model_config import (
-    TOKENIZER_FILES,
     base_config,
     generation_config,
     write_config,
     write_generation_config,
 )
+from appliance.weights.model_files import TOKENIZER_FILES
 from appliance.weights.shards import (
     FLOATS,
     ITEM_BYTES,

@@ -12,12 +12,6 @@ from appliance.weights.shards import INDEX
 SHORTEST = 256  # tokens: a max_length below it would cut answers
 
 
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("chat_template.jinja", "tokenizer.model", "vocab.json", "merges.txt"),
-)
-
-
 def base_config(base_dir: Path) -> dict[str, Any]:
     path = base_dir / "config.json"
     if not path.is_file():

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from appliance.hub import upload
 from appliance.hub.client import Limits
 from appliance.hub.upload_child import Pushed
 from appliance.process import files as process_files
+from appliance.release import gates
 from tests.helpers import loopback_hub
 from tests.helpers.loopback_hub import LoopbackHub
 
@@ -44,7 +46,8 @@ class Lane:
     def job(self, release: Path, repo_id: str, *, limits: Limits, **changes: Any) -> dict[str, Any]:
         """What the client reads from its standard input."""
         repo_type = changes.get("repo_type", "model")
-        files = upload.contents(release, repo_type, changes.pop("expected", None) or manifest(release))
+        expected = changes.pop("expected", None) or manifest(release)
+        files = upload.contents(release, repo_type, expected, partial(gates.may_be_released, repo_type))
         job = {
             "folder": str(release),
             "repo_id": repo_id,

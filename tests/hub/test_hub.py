@@ -130,8 +130,25 @@ def test_a_renamed_file_is_another_base(folder: Path) -> None:
 
 def test_files_that_no_result_depends_on_do_not_count(folder: Path) -> None:
     before = Base(folder, "x", None, None).identity
-    (folder / "README.md").write_text("new", encoding="utf-8")
+    for name in ("README.md", "LICENSE.txt", "NOTICE", "consolidated.safetensors", "optimizer.pt"):
+        (folder / name).write_text("new", encoding="utf-8")
     assert Base(folder, "x", None, None).identity == before
+
+
+@pytest.mark.parametrize("name", ["merges.txt", "vocab.txt", "chat_template.jinja", "tokenizer.model"])
+def test_every_file_that_is_loaded_counts(folder: Path, name: str) -> None:
+    seen = {Base(folder, "x", None, None).identity}
+    for text in ("a b", "b a"):
+        (folder / name).write_text(text, encoding="utf-8")
+        seen.add(Base(folder, "x", None, None).identity)
+    assert len(seen) == 3
+
+
+def test_a_base_keeps_the_identity_that_its_run_recorded(folder: Path) -> None:
+    before = Base(folder, "x", None, None).identity_by(1)
+    (folder / "merges.txt").write_text("a b", encoding="utf-8")
+    assert Base(folder, "x", None, None).identity_by(1) == before  # which did not cover it
+    assert Base(folder, "x", None, None, recorded_identity=before).identity == before
 
 
 def test_a_pinned_commit_is_identity_enough(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_a_dataset_may_hold_csv_files(lane: Lane, hub: LoopbackHub, tmp_path: Pa
     pushed = publish(lane, folder, "alice/rows", repo_type="dataset")
     assert pushed.commit_url == f"{hub.endpoint}/datasets/alice/rows/commit/{pushed.commit_oid}"
     assert "train.csv" in head(hub, "alice/rows", "dataset")["files"]
-    with pytest.raises(RunDirError, match=r"train\.csv is no file that belongs into a model"):
+    with pytest.raises(RunDirError, match=r"train\.csv is not allowed in a model repository"):
         publish(lane, folder, "alice/rows")
 
 

@@ -105,7 +105,7 @@ def trouble(lane: Lane, case: Case) -> str | None:
     token = loopback_hub.new_token()
     hub.add_user("alice", token)
     if case.is_update:
-        marker = repository.marker_of(upload.contents(release, "model", manifest(release)))
+        marker = repository.marker_of(upload.contents(release, "model", manifest(release), bool))
         hub.add_repo(repo_id, files={path.name: path.read_bytes() for path in release.iterdir()} | {MARKER: marker})
         old_files = hub.repo(repo_id)["commits"][-1]["files"]  # type: ignore[index]
         change(release)

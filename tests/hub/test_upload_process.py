@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from appliance.errors import HubError
 from appliance.hub import upload
 from appliance.hub.client import Limits
 from appliance.hub.upload_child import Pushed
+from appliance.release import gates
 from tests.helpers import loopback_hub
 from tests.helpers.loopback_hub import LoopbackHub
 from tests.helpers.upload_lane import AGAIN, manifest, write_release
@@ -58,6 +60,7 @@ def publish(hub: LoopbackHub, folder: Path, repo_id: str, **changes: Any) -> Pus
         "into_existing": False,
         "message": "Release of shop",
         "expected": manifest(folder),
+        "allowed": partial(gates.may_be_released, "model"),
         "again": AGAIN,
         "say": lambda _: None,
         "limits": LIMITS,
@@ -136,7 +139,7 @@ from appliance.hub import upload
 def end(*_): raise KeyboardInterrupt
 signal.signal(signal.SIGTERM, end)
 upload.publish(Path({str(release)!r}), {repo_id!r}, repo_type="model", visibility="private", token={hub.token!r},
-    into_existing=False, message="m", expected=manifest(Path({str(release)!r})))
+    into_existing=False, message="m", expected=manifest(Path({str(release)!r})), allowed=bool)
 """
     parent = subprocess.Popen([sys.executable, "-c", code], env=os.environ, stderr=subprocess.DEVNULL)
     hub.wait_for(f"/{repo_id}.git/info/lfs/objects/batch")

@@ -307,7 +307,8 @@ def test_large_files_of_the_hub_are_not_read_for_the_passport(tmp_path: Path) ->
     (blobs / ("cd" * 20)).write_text("{}")
     (snapshot / "model.safetensors").symlink_to(blobs / ("ab" * 32))
     (snapshot / "config.json").symlink_to(blobs / ("cd" * 20))
-    quick, slow = passport.base_files(snapshot), passport.base_files(snapshot, read=True)
+    names = passport.base_file_names(snapshot)
+    quick, slow = passport.base_files(snapshot, names), passport.base_files(snapshot, names, read=True)
     assert (quick["model.safetensors"]["sha256"], quick["model.safetensors"]["from"]) == ("ab" * 32, "hub")
     assert quick["config.json"] == slow["config.json"]
     assert slow["model.safetensors"]["sha256"] == files.sha256_of(blobs / ("ab" * 32)) != "ab" * 32

@@ -241,6 +241,7 @@ def test_replay_asks_every_gate(appliance: Appliance, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_an_interrupted_training_goes_on_where_it_was_stopped(appliance: Appliance, folder: Path) -> None:
+    (folder / "base" / "merges.txt").write_text("a b", encoding="utf-8")  # which the base's identity did not cover yet
     run = folder / "interrupted"
     before = (run / "train" / "metrics.jsonl").read_text(encoding="utf-8")
     code, _, err = appliance("train", run)

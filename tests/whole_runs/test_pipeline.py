@@ -304,9 +304,13 @@ def test_a_changed_base_is_refused_and_can_be_redone_from(copy: Path, base_dir: 
     shutil.copytree(base_dir, copy / "base")
     here = f"model.id={copy / 'base'}"
     again(copy, here, redo="prepare", until="prepare")
-    (copy / "base" / "generation_config.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(RunDirError, match="changed since this run began") as caught:
-        again(copy, here, until="train")
+    for name, text in (("merges.txt", "a b"), ("generation_config.json", "{}")):
+        before = (copy / "base" / name).read_bytes() if (copy / "base" / name).is_file() else None
+        (copy / "base" / name).write_text(text, encoding="utf-8")
+        with pytest.raises(RunDirError, match="changed since this run began") as caught:
+            again(copy, here, until="train")
+        if before is None:
+            (copy / "base" / name).unlink()
     assert "--redo prepare" in caught.value.hint
     again(copy, here, redo="prepare", until="prepare")
 
