@@ -9,7 +9,6 @@ scores are recomputed from it by the same rules for all runs.
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from typing import Any
 
 from appliance.errors import RunDirError
 from appliance.process import files
+from appliance.rundir import results
 
 COLUMNS = ("answers of", "exact match", "F1", "ROUGE-L", "chrF", "difference from the first run")
 
@@ -92,7 +92,7 @@ def across(run_dirs: Sequence[Path]) -> list[Line]:
 
     lines = [line(run.name, run, "tuned") for run in runs]
     seen: set[tuple[str, ...]] = set()
-    for column, title in (("base", "base model"), ("other", "")):
+    for column, title in (("base", "base model"), (results.OTHER_COLUMN, "")):
         for run in runs:
             answers = tuple(run.rows[key].get(column) or "" for key in keys)
             if column in next(iter(run.rows.values())) and (column, *answers) not in seen:
@@ -103,18 +103,16 @@ def across(run_dirs: Sequence[Path]) -> list[Line]:
 
 
 def _read(path: Path) -> _Run:
-    figures, predictions = path / "evaluate" / "metrics.json", path / "evaluate" / "predictions.csv"
-    if not figures.is_file() or not predictions.is_file():
+    if not all((path / "evaluate" / name).is_file() for name in (results.COMPARISON, results.PREDICTIONS)):
         raise RunDirError(f"{path} has not been evaluated yet", hint=f"run `appliance evaluate {path}`")
     seen: Counter[tuple[str, str]] = Counter()
     rows: dict[_Key, dict[str, str]] = {}
-    with predictions.open(encoding="utf-8", newline="") as handle:
-        for row in csv.DictReader(handle):
-            pair = (row["question"], row["wanted"])
-            rows[*pair, seen[pair]] = row
-            seen[pair] += 1
+    for row in results.read_predictions(path):
+        pair = (row["question"], row["wanted"])
+        rows[*pair, seen[pair]] = row
+        seen[pair] += 1
     base = files.read_json(path / "run.json")["base"]["public_id"]
-    return _Run(path.name, rows, str(base), dict(files.read_json(figures)), path)
+    return _Run(path.name, rows, str(base), results.read_comparison(path), path)
 
 
 def _refuse_other_rows(first: _Run, run: _Run) -> None:
@@ -132,7 +130,5 @@ def _refuse_other_rows(first: _Run, run: _Run) -> None:
 
 def _groups(run: _Run) -> list[str]:
     """The group of each row: equal questions are not independent evidence."""
-    path = run.path / "prepare" / "test_groups.csv"
-    with path.open(encoding="utf-8", newline="") as handle:
-        groups = {line["row"]: line["group"] for line in csv.DictReader(handle)}
-    return [groups[row["row"]] for row in run.rows.values()]
+    groups = results.read_groups(run.path / "prepare" / results.TEST_GROUPS)
+    return [groups[int(row["row"])] for row in run.rows.values()]

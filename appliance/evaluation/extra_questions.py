@@ -13,8 +13,8 @@ from pathlib import Path
 from appliance.errors import DataError
 from appliance.process import files
 from appliance.rows import charset, csv_file
+from appliance.rundir import results
 
-COLUMNS = ("from", "row", "question", "wanted", "base", "tuned")
 USERS, TRAIN = "extra", "train"
 _SETTING, _EXPECTED = "evaluate.extra_prompts", "text with one question per line"
 
@@ -61,7 +61,7 @@ def collect(extra: str | Sequence[str], train_csv: Path, from_train: int, seed: 
 
 def write(path: Path, questions: Sequence[Question], base: Sequence[str], tuned: Sequence[str]) -> None:
     """Write one row per question, in the order asked."""
-    with files.atomic_file(path) as temporary, csv_file.csv_writer(temporary, COLUMNS) as add:
+    with files.atomic_file(path) as temporary, csv_file.csv_writer(temporary, results.EXTRA_COLUMNS) as add:
         for one, before, after in zip(questions, base, tuned, strict=True):
             add((one.origin, one.row, one.text, one.wanted, before, after))
 

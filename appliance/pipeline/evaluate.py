@@ -34,10 +34,7 @@ from appliance.recipe.fields import EvaluateSection, ModelSection
 from appliance.release import gates
 from appliance.rows import csv_file
 from appliance.rundir import results
-from appliance.rundir.results import groups_of_test
 from appliance.weights.shards import is_adapter
-
-PREDICTION_COLUMNS = ("row", "question", "wanted", "base", "tuned", "verdict")
 
 
 def run(
@@ -138,7 +135,7 @@ def run(
     stops = stop_rates([len(one) - one.prompt_tokens for one in encoded], room, answers)
     measures = {"stops": stops, "val_loss": val_loss, "out_of_memory": [*in_losses.notes, *in_answers.notes]}
     files.write_json(stage_dir / gates.MEASURES, measures)
-    groups_of = groups_of_test(prepare_dir / "test_groups.csv")
+    groups_of = results.read_groups(prepare_dir / results.TEST_GROUPS)
     groups = [groups_of[row.line] for row in rows]
     comparison, row_scores = compare(rows, answers, losses, groups, evaluate.primary)
     figures = asdict(comparison) | {"rows_of_test": len(test_rows)}
@@ -152,12 +149,12 @@ def run(
             unit=scores.f1_unit([row.output for row in rows]),
             primary=evaluate.primary,
         ).as_json()
-    _write_predictions(stage_dir / "predictions.csv", rows, answers, row_scores, others)
+    _write_predictions(stage_dir / results.PREDICTIONS, rows, answers, row_scores, others)
     if extra:
         evaluation_extra_questions.write(
             stage_dir / results.EXTRA_ANSWERS, extra, answers_to_extra["base"], answers_to_extra["tuned"]
         )
-    files.write_json(stage_dir / "metrics.json", figures)
+    files.write_json(stage_dir / results.COMPARISON, figures)
     return comparison
 
 
@@ -230,7 +227,7 @@ def _write_predictions(
     scores: dict[str, list[float]],
     others: Sequence[str] | None = None,
 ) -> None:
-    columns = (*PREDICTION_COLUMNS, "other") if others is not None else PREDICTION_COLUMNS
+    columns = (*results.PREDICTION_COLUMNS, *((results.OTHER_COLUMN,) if others is not None else ()))
     with files.atomic_file(path) as temporary, csv_file.csv_writer(temporary, columns) as write:
         for i, row in enumerate(rows):
             before, after = scores["base"][i], scores["tuned"][i]

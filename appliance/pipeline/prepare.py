@@ -21,6 +21,7 @@ from appliance.rows import csv_file, leaks, near_duplicates, split, survey
 from appliance.rows.csv_file import Rejected, Row
 from appliance.rows.oddities import Remark, Remarks
 from appliance.rows.split import Side
+from appliance.rundir import results
 from appliance.training import validation
 
 ROUND_UP_TO = 64  # max_seq_length: auto is a multiple of this, for even tensor shapes
@@ -120,7 +121,7 @@ def run(
     side_of = {judged.lines[kept[i]]: side for side, indexes in order.items() for i in indexes}
     _write(csv_path, fmt, stage_dir, order, [judged.lines[i] for i in kept])
     _write_ledger(stage_dir / "rows.csv", side_of, judged.rejected | too_long)
-    _write_groups(stage_dir / "test_groups.csv", [(judged.lines[kept[i]], keys[i]) for i in order["test"]])
+    _write_groups(stage_dir / results.TEST_GROUPS, [(judged.lines[kept[i]], keys[i]) for i in order["test"]])
     _write_groups(stage_dir / validation.GROUPS_FILE, [(judged.lines[kept[i]], keys[i]) for i in order["val"]])
     twins = near_duplicates.find(stage_dir, {side: len(indexes) for side, indexes in order.items()}, seed)
     leaks.write(stage_dir, found, twins)

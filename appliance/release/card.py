@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from appliance.prompt import format as prompt_format
 from appliance.release import languages, usage_snippets
 from appliance.release.base import Base
 from appliance.rows import csv_file, leaks
+from appliance.rundir import results
 
 EXAMPLES = 10
 METRICS = {
@@ -68,10 +68,6 @@ def gather(
     max_new_tokens: int = 256,
 ) -> Facts:
     """Reads the finished stages of a run."""
-    shown: tuple[dict[str, str], ...] = ()
-    if examples:
-        with (run_path / "evaluate" / "predictions.csv").open(encoding="utf-8", newline="") as handle:
-            shown = tuple(list(csv.DictReader(handle))[:EXAMPLES])
     adapter_config = run_path / "train" / "adapter" / "adapter_config.json"
     trained_dir = adapter_config.parent if adapter_config.is_file() else run_path / "train" / "model"
     sides = {side: run_path / "prepare" / f"{side}.csv" for side in ("train", "val", "test")}
@@ -80,9 +76,9 @@ def gather(
         base=base,
         prompt=prompt_format.from_folder(prompt_name, trained_dir),
         counts=files.read_json(run_path / "prepare" / "summary.json"),
-        metrics=files.read_json(run_path / "evaluate" / "metrics.json"),
+        metrics=results.read_comparison(run_path),
         tuning=files.read_json(adapter_config) if adapter_config.is_file() else None,
-        examples=shown,
+        examples=tuple(results.read_predictions(run_path)[:EXAMPLES]) if examples else (),
         overridden=overridden,
         repos=repos or {},
         languages=tuple(
@@ -232,8 +228,8 @@ def _asked(facts: Facts, question: str) -> str:
 
 
 def _answers(examples: tuple[dict[str, str], ...]) -> str:
-    lines = ["| question | wanted | base | tuned |", "|---|---|---|---|"]
+    lines = [f"| {' | '.join(results.TEXT_COLUMNS)} |", "|---|---|---|---|"]
     for row in examples:
-        cells = (row[key].replace("|", "\\|").replace("\n", "<br>") for key in ("question", "wanted", "base", "tuned"))
+        cells = (row[key].replace("|", "\\|").replace("\n", "<br>") for key in results.TEXT_COLUMNS)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

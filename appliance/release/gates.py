@@ -7,18 +7,17 @@ only what files say. Knows the layout of a run directory and of a release, no re
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from appliance.errors import RunDirError
 from appliance.findings import NAMED_ROWS, Gate
 from appliance.process import files
 from appliance.release import dataset as release_dataset
 from appliance.release import leak_scan
+from appliance.rundir import results
 from appliance.weights import model_files
 from appliance.weights.shards import FLOATS, SHORT_NAME, stored_headers
 
@@ -41,11 +40,11 @@ _LARGEST_RECORD = 1 << 26  # bytes
 
 def recorded(run_path: Path, *, min_stop_rate: float, require_improvement: bool) -> list[Gate]:
     """The gates that follow from what train, evaluate and merge wrote. Raises RunDirError: one wrote nothing."""
-    measures = _read(run_path, "evaluate", MEASURES)
-    proven = _read(run_path, "merge", "proof.json")
+    measures = results.read(run_path, "evaluate", MEASURES)
+    proven = results.read(run_path, "merge", "proof.json")
     refused = [gate["name"] for gate in proven["gates"] if not gate["passed"]]
     return [
-        *(Gate(**gate) for gate in _read(run_path, "train", RECORD)["gates"]),
+        *(Gate(**gate) for gate in results.read(run_path, "train", RECORD)["gates"]),
         stop_rate(measures["stops"], min_stop_rate),
         best_val_loss_again(measures["val_loss"]),
         Gate(
@@ -55,7 +54,7 @@ def recorded(run_path: Path, *, min_stop_rate: float, require_improvement: bool)
             0,
             "gates of the proof that refuse" + (f": {', '.join(refused)}" if refused else ""),
         ),
-        not_worse(_read(run_path, "evaluate", "metrics.json")["verdict"], require_improvement),
+        not_worse(results.read_comparison(run_path)["verdict"], require_improvement),
     ]
 
 
@@ -88,7 +87,7 @@ def not_worse(verdict: str, require_improvement: bool) -> Gate:
 
 def of_files(release_dir: Path, run_path: Path, *, public_id: str, revision: str | None, dataset: bool) -> list[Gate]:
     """The gates on the files of a release, without loading anything: what replay can ask again."""
-    fit = _read(run_path, "train", "fit.json")
+    fit = results.read(run_path, "train", "fit.json")
     trained = next(path for name in ("adapter", "model") if (path := run_path / "train" / name).is_dir())
     best = fit["best_files"]
     gates = [_same_files("best_is_what_was_kept", trained, best, "of what was kept, not the best checkpoint's")]
@@ -99,7 +98,7 @@ def of_files(release_dir: Path, run_path: Path, *, public_id: str, revision: str
         )
         gates.append(_names_the_base(parts["adapter"] / "adapter_config.json", public_id, revision))
     if "model" in parts:
-        outputs = _read(run_path, "merge", "stage.json")["outputs"]
+        outputs = results.read(run_path, "merge", "stage.json")["outputs"]
         proven = {
             Path(name).name: output["sha256"]
             for name, output in outputs.items()
@@ -121,9 +120,7 @@ def of_cleanliness(
     """
     hits = leak_scan.scan(release_dir, secrets, private)
     if not shown:
-        with (run_path / "evaluate" / "predictions.csv").open(encoding="utf-8", newline="") as handle:
-            rows = list(csv.DictReader(handle))
-        cells = {row[key] for row in rows for key in ("question", "wanted", "base", "tuned")}
+        cells = {row[key] for row in results.read_predictions(run_path) for key in results.TEXT_COLUMNS}
         hits += leak_scan.holds_text(release_dir, cells)
     logs = sorted(run_path.rglob("*.log"))
     traces = leak_scan.Private(private.names, (), private.public)
@@ -219,12 +216,3 @@ def _keys(value: Any) -> Iterator[str]:
         yield from value
     for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from _keys(child)
-
-
-def _read(run_path: Path, stage: str, name: str) -> Any:
-    path = run_path / stage / name
-    try:
-        return files.read_json(path)
-    except (FileNotFoundError, ValueError) as error:
-        reason = "is not there" if isinstance(error, FileNotFoundError) else f"is damaged: {error}"
-        raise RunDirError(f"{path} {reason}", hint=f"make it again with --redo {stage}") from error

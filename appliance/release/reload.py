@@ -10,7 +10,6 @@ here: the proof has loaded these very files (the gate `proven_is_released` compa
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -88,10 +87,10 @@ def request(folders: Sequence[Path], run_path: Path, training: Prompt, tokenizer
     """What training (`training`, of the base's `tokenizer`) and evaluation (as recorded) made of the test rows."""
     from appliance.prompt import format as prompt_format
     from appliance.rows import csv_file
+    from appliance.rundir import results
 
     rows = {row.line: row for row in csv_file.read_canonical(run_path / "prepare" / "test.csv")}
-    with (run_path / "evaluate" / "predictions.csv").open(encoding="utf-8", newline="") as handle:
-        evaluated = [rows[int(line["row"])] for line in csv.DictReader(handle)][:ROWS]
+    evaluated = [rows[int(line["row"])] for line in results.read_predictions(run_path)[:ROWS]]
     asked = read_json(run_path / "evaluate" / "proof_rows.json")[:ROWS]
     conversations = []
     for row, recorded in zip(evaluated, asked, strict=True):

@@ -11,7 +11,6 @@ from appliance.process import console, files
 from appliance.rows import leaks
 from appliance.rundir import directory as rundir_directory
 from appliance.rundir import results
-from appliance.rundir.results import read_predictions
 from appliance.weights import moved
 
 SHOWN_PREDICTIONS = 30
@@ -37,6 +36,7 @@ def facts(run_dir: Path) -> Mapping[str, Any]:
         return files.read_json(path) if path.is_file() else None
 
     stages = {stage: read(f"{stage}/stage.json") for stage in rundir_directory.STAGES}
+    answered = (run_dir / "evaluate" / results.PREDICTIONS).is_file()
     loss_png = run_dir / "train" / "loss.png"
     return {
         "name": run_dir.name,
@@ -47,9 +47,9 @@ def facts(run_dir: Path) -> Mapping[str, Any]:
         "warnings": leaks.warnings(run_dir / "prepare"),
         "fit": read("train/fit.json"),
         "moved": moved.recorded(run_dir / "train"),
-        "metrics": read("evaluate/metrics.json"),
-        "predictions": read_predictions(run_dir / "evaluate" / "predictions.csv"),
-        "extra": results.read_extra_answers(run_dir / "evaluate" / results.EXTRA_ANSWERS),
+        "metrics": read(f"evaluate/{results.COMPARISON}"),
+        "predictions": results.read_predictions(run_dir) if answered else [],
+        "extra": results.read_extra_answers(run_dir),
         "shown": SHOWN_PREDICTIONS,
         "proof": read("merge/proof.json"),
         "hub": read("publish/hub.json"),

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from appliance.errors import RunDirError
+from appliance.rundir import results
 from appliance.rundir.directory import RunDir
 
 
@@ -16,8 +17,8 @@ def whereabouts(run_dir: RunDir) -> list[tuple[str, Path]]:
         "merged model": "merge/model",
         "adapter": "train/adapter",
         "trained model": "train/model",
-        "predictions": "evaluate/predictions.csv",
-        "more answers": "evaluate/extra_answers.csv",
+        "predictions": f"evaluate/{results.PREDICTIONS}",
+        "more answers": f"evaluate/{results.EXTRA_ANSWERS}",
         "row ledger": "prepare/rows.csv",
         "report": "report.html",
         "log": "appliance.log",

@@ -1,4 +1,10 @@
-"""Reads what the stages wrote for others to read: metrics.jsonl, predictions.csv, extra_answers.csv."""
+"""What the stages wrote for others to read: the names of those files, their columns, and the one reader of each.
+
+Nobody else opens them, so that a column has one name and a file that is missing or damaged has one message.
+
+>>> read_predictions(Path("runs/demo"))[0]["verdict"]
+'win'
+"""
 
 from __future__ import annotations
 
@@ -7,15 +13,51 @@ import json
 from pathlib import Path
 from typing import Any
 
+from appliance.errors import RunDirError
+from appliance.process import files
+
+COMPARISON = "metrics.json"  # of the stage evaluate: base against tuned, as evaluation/verdict.py defines it
+PREDICTIONS = "predictions.csv"
 EXTRA_ANSWERS = "extra_answers.csv"
+TEST_GROUPS = "test_groups.csv"  # of the stage prepare
+PREDICTION_COLUMNS = ("row", "question", "wanted", "base", "tuned", "verdict")
+OTHER_COLUMN = "other"  # behind those, if another model's answers were scored as well
+EXTRA_COLUMNS = ("from", "row", "question", "wanted", "base", "tuned")
+TEXT_COLUMNS = ("question", "wanted", "base", "tuned")  # of both: cells that hold the text of a row or an answer
 
 
-def read_extra_answers(path: Path) -> list[dict[str, str]]:
-    """What `write` wrote; nothing where there is no such file."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as handle:
-        return list(csv.DictReader(handle))
+def read(run_path: Path, stage: str, name: str) -> Any:
+    """A JSON file that a stage wrote. Raises RunDirError: it is missing or damaged."""
+    path = run_path / stage / name
+    try:
+        return files.read_json(path)
+    except (FileNotFoundError, ValueError) as error:
+        reason = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged: {error}"
+        raise RunDirError(f"{path} {reason}", hint=f"make it again with --redo {stage}") from error
+
+
+def read_comparison(run_path: Path) -> dict[str, Any]:
+    """Scores of base and tuned model, fractions 0-1. Raises RunDirError as `read`."""
+    return dict(read(run_path, "evaluate", COMPARISON))
+
+
+def read_predictions(run_path: Path) -> list[dict[str, str]]:
+    """PREDICTION_COLUMNS, and OTHER_COLUMN if there is one, of each evaluated test row, in the order of the CSV.
+
+    Raises RunDirError: the file is missing or has other columns.
+    """
+    return _table(run_path / "evaluate" / PREDICTIONS, PREDICTION_COLUMNS)
+
+
+def read_extra_answers(run_path: Path) -> list[dict[str, str]]:
+    """EXTRA_COLUMNS of each question that was not scored; empty if none was asked. Raises as `read_predictions`."""
+    path = run_path / "evaluate" / EXTRA_ANSWERS
+    return _table(path, EXTRA_COLUMNS) if path.is_file() else []
+
+
+def read_groups(path: Path) -> dict[int, str]:
+    """Row -> group of one side, as prepare wrote them. Raises RunDirError: the file is missing or has other columns."""
+    return {int(line["row"]): line["group"] for line in _table(path, ("row", "group"))}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -24,13 +66,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def read_predictions(path: Path) -> list[dict[str, str]]:
+def _table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    hint = f"make it again with --redo {path.parent.name}"
     if not path.is_file():
-        return []
+        raise RunDirError(f"{path} is missing", hint=hint)
     with path.open(encoding="utf-8", newline="") as handle:
-        return list(csv.DictReader(handle))
-
-
-def groups_of_test(path: Path) -> dict[int, str]:
-    with path.open(encoding="utf-8", newline="") as handle:
-        return {int(line["row"]): line["group"] for line in csv.DictReader(handle)}
+        reader = csv.DictReader(handle)
+        header = tuple(reader.fieldnames or ())
+        if header[: len(columns)] != columns:
+            expected = f"expected {', '.join(columns)}"
+            raise RunDirError(
+                f"{path} is damaged: its columns are {', '.join(header) or 'none'}, {expected}", hint=hint
+            )
+        return list(reader)

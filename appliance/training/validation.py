@@ -9,7 +9,6 @@ Schedule(steps=6000, trained_rows=48000, eval_every=300, val_rows=512, all_val_r
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from typing import Any
 from appliance.findings import Finding
 from appliance.recipe.fields import TrainSection
 from appliance.rows import csv_file
+from appliance.rundir import results
 
 GROUPS_FILE = "val_groups.csv"  # which prepare writes: row,group
 EVALUATIONS = 20  # of a run, about, under auto: the best of so many is near enough to the best step
@@ -102,7 +102,7 @@ def chosen(train: TrainSection, train_rows: int, prepare_dir: Path) -> list[int]
     path = prepare_dir / GROUPS_FILE
     if not path.is_file():
         return None
-    groups = read_groups(path)
+    groups = results.read_groups(path)
     most = most_val_rows(train, train_rows)
     return None if len(groups) <= most else whole_groups(groups, most, train.seed)
 
@@ -138,12 +138,6 @@ def whole_groups(groups: Mapping[int, str], most: int, seed: int) -> list[int]:
             room -= sizes[group]
     taken = taken or {min(order, key=sizes.__getitem__)}
     return sorted(row for row, group in groups.items() if group in taken)
-
-
-def read_groups(path: Path) -> dict[int, str]:
-    """Row -> group, as prepare wrote them."""
-    with path.open(encoding="utf-8", newline="") as handle:
-        return {int(line["row"]): line["group"] for line in csv.DictReader(handle)}
 
 
 def finding(planned: Schedule, train: TrainSection) -> Finding:

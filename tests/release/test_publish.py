@@ -302,7 +302,7 @@ def test_a_release_that_does_not_load_is_refused(run: FinishedRun, monkeypatch: 
 
 def test_a_stage_that_recorded_nothing_is_named(run: FinishedRun) -> None:
     (run.path / "train" / "gates.json").unlink()
-    with pytest.raises(RunDirError, match=r"train/gates\.json is not there") as caught:
+    with pytest.raises(RunDirError, match=r"train/gates\.json is missing") as caught:
         run.publish()
     assert "--redo train" in caught.value.hint
 
