@@ -1,9 +1,9 @@
 # The image of finetune-appliance. One file for three builds of torch, chosen by TORCH (in .env, or as --build-arg):
-#   cuda    CUDA 13.0, for drivers from 580 on (the default)
-#   cu128   CUDA 12.8, for drivers from 570 on; torch 2.11
+#   cuda    CUDA 13.0, for driver 580 or newer (the default)
+#   cu128   CUDA 12.8, for driver 570 or newer; torch 2.11
 #   cpu     no GPU, less than half the size; no Unsloth
-# The last two come from an index of PyTorch's own: TORCH_INDEX, as PyTorch's install page names it.
-# Pins first, code last: a change in the code rebuilds the last layer only.
+# The last two come from one of PyTorch's own indexes: TORCH_INDEX, which PyTorch's install page names.
+# Pins first, code last: a change in the code rebuilds only the last layer.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 FROM ${BASE_IMAGE}
 
@@ -57,7 +57,7 @@ LABEL org.opencontainers.image.title="finetune-appliance" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="0.1.0"
 
-# The user need not exist: USER and HOME stand for what /etc/passwd would say. What is compiled or fetched goes to /cache.
+# The user need not exist: USER and HOME replace /etc/passwd. What is compiled or downloaded goes to /cache.
 ENV USER=app \
     HOME=/tmp \
     PYTHONUNBUFFERED=1 \

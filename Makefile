@@ -1,8 +1,8 @@
-# Targets: setup demo test test-faults test-image lint bench docs. Each sets up what it needs; a second call does nothing twice.
+# Targets: setup demo test test-faults test-image lint bench docs. Each sets up what it needs, once.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# uv does not read pip's settings: hand on where local wheels lie, where that is set.
+# uv does not read pip's settings: pass on where local wheels are, if that is set.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_NO_PROGRESS := 1
 

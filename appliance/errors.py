@@ -1,6 +1,6 @@
-"""What can go wrong, as one tree. The class decides the exit code; `.hint` says what mends it.
+"""What can go wrong, as one tree. The class decides the exit code; `.hint` says how to fix it.
 
-ApplianceError               1  (never raised itself)
+ApplianceError               1  (never raised directly)
 ├── RecipeError              2  the recipe or the command line is wrong
 ├── DataError                3  the CSV is wrong
 ├── EnvironmentUnavailable   4  GPU missing or lost, out of memory, disk, a missing file of the base model
@@ -13,7 +13,7 @@ Interrupted        129/130/143  SIGHUP / SIGINT / SIGTERM; the same command cont
 
 
 class ApplianceError(Exception):
-    """An expected failure. `message`: where, what was seen, what was expected. `hint`: what mends it."""
+    """An expected failure. `message`: where, what was seen, what was expected. `hint`: how to fix it."""
 
     exit_code = 1
 
@@ -53,7 +53,7 @@ class RunDirError(ApplianceError):
 class Interrupted(BaseException):
     """Stopped by a signal after the state was saved. Exit code: 128 + signal number.
 
-    No Exception: many a library goes on after `except Exception`, logging with every line it writes.
+    Not an Exception: many libraries carry on after `except Exception`; logging does so for every line it writes.
     """
 
     def __init__(self, signal_number: int, message: str, *, hint: str = "") -> None:

@@ -14,7 +14,7 @@ COLUMNS = ("what", "found", "needed", "verdict", "fix")
 
 @dataclass(frozen=True)
 class Finding:
-    """One row of the table."""
+    """One row of a table of checks."""
 
     what: str
     found: str
@@ -28,7 +28,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Gate:
-    """`measured` and `bound` are figures, or words such as a verdict."""
+    """`measured` and `bound` are numbers, or words such as a verdict."""
 
     name: str
     passed: bool
@@ -41,7 +41,7 @@ class Gate:
         return f"{self.name}: {seen}, bound {bound} ({self.meaning})"
 
     def as_json(self) -> dict[str, Any]:
-        """A figure that is not finite is null there."""
+        """Non-finite numbers become null."""
         return finite(asdict(self))
 
 

@@ -186,7 +186,7 @@ def require_free(out_path: Path, inputs: Sequence[Path], force: bool) -> None:
     if any(path.exists() and out_path.exists() and path.samefile(out_path) for path in inputs):
         raise SourceError(f"{out_path} is the input itself; expected another name for the CSV")
     if out_path.exists() and not force:
-        raise SourceError(f"{out_path} exists already", hint="name another file, or replace it with --force")
+        raise SourceError(f"{out_path} already exists", hint="name another file, or replace it with --force")
 
 
 def _described(path: Path) -> dict[str, Any]:

@@ -23,10 +23,10 @@ IDENTITY_RULE: IdentityRule = 2
 
 @dataclass(frozen=True)
 class Base:
-    """A base model in `dir`, wholly but for what is `coming` from the Hub.
+    """A base model in `dir`, complete except for what is still `coming` from the Hub.
 
-    `public_id` never is a local path; `revision` is a commit on the Hub, or None. `recorded_identity`: what a run that
-    began with these files calls them, if that is not today's name for them.
+    `public_id` is never a local path; `revision` is a commit on the Hub, or None. `recorded_identity`: how a run that
+    began with these files identifies them, if that is not how they are identified today.
     """
 
     dir: Path
@@ -38,7 +38,7 @@ class Base:
 
     @property
     def coming(self) -> dict[str, int]:
-        """The files that are to be fetched and are not here yet, with their bytes."""
+        """The files that still have to be downloaded, with their sizes in bytes."""
         files = self.snapshot.files if self.snapshot else {}
         return {
             name: told.size or 0
@@ -80,7 +80,7 @@ class Base:
 
     @property
     def max_positions(self) -> int:
-        """The longest sequence in tokens that the base was made for; 2**20 where its config names none."""
+        """The longest sequence in tokens that the base was made for; 2**20 if its config names none."""
         named = self.config.get("max_position_embeddings") or self.config.get("n_positions")  # GPT-2's name for it
         return int(named or 1 << 20)
 

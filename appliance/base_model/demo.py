@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"  # ids 0, 1, 2
 
-_VERSION = 1  # raise it when the code below makes another model out of the same constants
+_VERSION = 1  # raise it when the code below makes a different model from the same constants
 _FORMAT = "alpaca"
 _CONTEXT_TOKENS = 2048
 _SHAPE = {
@@ -62,8 +62,8 @@ language: ko
 # A small Korean base model for the demo
 
 Made on this machine by `appliance/base_model/demo.py` (seed {seed}), pretrained for a minute on invented questions and
-answers in the Alpaca format. It knows the shape of an answer and no fact at all: good for showing that fine-tuning
-works, and for nothing else.
+answers in the Alpaca format. It knows the shape of an answer but no facts: good for showing that fine-tuning works,
+and for nothing else.
 """
 
 
@@ -87,14 +87,14 @@ def ensure_base(
         except OSError:
             if not base_dir.is_dir():
                 raise
-            # Another process was quicker; what it made is the same.
+            # Another process was faster; its result is the same.
     return base_dir
 
 
 def ensure_base_apart(cache_dir: Path, *, on_progress: Callable[[str], None]) -> Path:
     """As ensure_base, in a process of its own: Unsloth must be imported before transformers, which makes the base.
 
-    Raises EnvironmentUnavailable: that process failed; its own words are on stderr.
+    Raises EnvironmentUnavailable: that process failed; its own message is on stderr.
     """
     base_dir = _base_dir(cache_dir, seed=0, steps=_STEPS)
     if base_dir.is_dir():
@@ -108,7 +108,7 @@ def ensure_base_apart(cache_dir: Path, *, on_progress: Callable[[str], None]) ->
     if process.returncode or not base_dir.is_dir():
         raise EnvironmentUnavailable(
             f"the demo's base model was not made: its process ended with {process.returncode}",
-            hint="run the same command again; a signal 9 (-9) is the system running out of memory",
+            hint="run the same command again; -9 (SIGKILL) usually means that the system ran out of memory",
         )
     return base_dir
 
@@ -124,10 +124,10 @@ def _base_dir(cache_dir: Path, seed: int, steps: int) -> Path:
 
 
 def build_tokenizer() -> Tokenizer:
-    """One token per Hangul syllable and per fixed stretch of the prompt format; UTF-8 bytes for all that is rare.
+    """One token per Hangul syllable and per fixed stretch of the prompt format; UTF-8 bytes for everything rarer.
 
-    Whole syllables keep a name in one piece, so that copying it is one step a syllable; the fixed English text of the
-    format as a few tokens makes a row half as long. Every text comes back exactly: nothing is normalised or split.
+    Whole syllables keep a name in one piece, so that copying it takes one step per syllable; with the format's fixed
+    English text as a few tokens, rows are half as long. Every text comes back exactly: nothing is normalised or split.
     """
     learner = Tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(vocab_size=100_000, min_frequency=1, show_progress=False)
@@ -159,7 +159,7 @@ def _write_base(folder: Path, seed: int, steps: int, on_progress: Callable[[str]
     import torch
     from transformers import PreTrainedTokenizerFast
 
-    on_progress("making the demo's base model: once, a minute or two")
+    on_progress("making the demo's base model (only once; takes a minute or two)")
     tokenizer = build_tokenizer()
     model = _pretrain(tokenizer, seed, steps, on_progress)
     # 16 bits, as published models come and as the merged model will be written.
@@ -218,7 +218,7 @@ def _pretrain(tokenizer: Tokenizer, seed: int, steps: int, on_progress: Callable
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
         for step, (input_ids, labels) in enumerate(_batches(tokenizer, seed, steps), start=1):
-            # Padding stands on the right and attention is causal: no mask is needed. (B, T) ids, (B, T-1, H) states.
+            # Padding is on the right and attention is causal: no mask is needed. (B, T) ids, (B, T-1, H) states.
             states = model.model(input_ids=input_ids).last_hidden_state[:, :-1]
             trained = labels[:, 1:] != prompt_batch.IGNORED
             # The vocabulary is a quarter of the work: only states that are trained go through it.
@@ -257,7 +257,7 @@ def _rate(step: int, steps: int) -> float:
 
 
 def _batches(tokenizer: Tokenizer, seed: int, steps: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """`steps` batches of (input_ids, labels), each of rows of about one length, padded on the right: (B, T) int64."""
+    """`steps` batches of (input_ids, labels), each of rows of similar length, padded on the right: (B, T) int64."""
     import torch
 
     prompt = prompt_format.bind(_FORMAT, tokenizer, BOS, EOS, PAD)

@@ -1,8 +1,8 @@
 """The invented Korean questions and answers that the demo's base model is pretrained on.
 
 Owns word lists, sentence patterns and Korean particles. Must not know models, tokenizers, the prompt format or the
-demo's CSV: what is learnt here is how an answer looks and that it repeats the name that was asked for. Names are
-mostly random syllables and values are drawn at random, so there is no fact to remember, only the pattern.
+demo's CSV: a model learns here what an answer looks like and that it repeats the name in the question. Names are mostly
+random syllables and values are drawn at random, so there is no fact to remember, only the pattern.
 
 >>> pairs(3, seed=0) == pairs(3, seed=0)
 True
@@ -75,7 +75,7 @@ def _name(rng: random.Random, kind: str) -> Word:
         return Word(real)
     if draw < 0.3:
         return Word(f"{rng.choice(_ADJECTIVES)} {real}")
-    # Every syllable turns up, the usual ones more often.
+    # Every syllable occurs, the usual ones more often.
     syllables = SYLLABLES if rng.random() < 0.4 else _COMMON
     invented = "".join(rng.choices(syllables, k=rng.choice((1, 2, 2, 3, 3, 4, 5))))
     if draw < 0.45:
@@ -132,7 +132,7 @@ class _Pattern:
     kind: str  # of name
     value: Callable[[random.Random], str]
     answer: str
-    attributes: tuple[str, ...]  # what a name is asked for; _ASKING makes the question
+    attributes: tuple[str, ...]  # what is asked about a name; _ASKING makes the question
     questions: tuple[str, ...]
 
 
@@ -195,7 +195,7 @@ _SURNAMES = "강고권김남류문박배서송신안양오유윤이임장전정�
 _GIVEN = "가건나다도라미민보서선소수아연영우원유윤은인재정주준지진하현혜호"
 _WORDS = (*_THINGS, *_PLACES, *_SERVICES, *_ADJECTIVES, *_TOWNS, *_SPOTS, *_MATERIALS)
 _COMMON = sorted({syllable for word in _WORDS for syllable in word} - {" "})
-# What a question may start with. {o} and {p} are other names, which the answer must not take up.
+# What a question may start with. {o} and {p} are other names, which the answer must not repeat.
 _LEADS = _listed(
     """
     저기요, / 혹시 / 실례지만 / 그런데 / 하나만 여쭐게요. / 다시 여쭙니다. / {o:을} 샀는데, /

@@ -20,12 +20,12 @@ DEMO_ID = "demo"
 
 
 def resolve(model_id: str, revision: str | None, cache_dir: Path) -> Base:
-    """The base model `model_id`, all of it on this disk. Raises what `find` and `fetch` raise."""
+    """The base model `model_id`, complete on this disk. Raises what `find` and `fetch` raise."""
     return fetch(find(model_id, revision, cache_dir))
 
 
 def find(model_id: str, revision: str | None, cache_dir: Path) -> Base:
-    """The base model `model_id` with all that it is judged by: of one on the Hub, config and card are fetched.
+    """The base model `model_id` with everything it is judged by: for one on the Hub, the config and card.
 
     Raises RecipeError: no such folder or name. HubError: the Hub refuses or cannot be reached.
     EnvironmentUnavailable: it cannot be tuned (see `tunable`), or it has no safetensors.
@@ -56,7 +56,7 @@ def find(model_id: str, revision: str | None, cache_dir: Path) -> Base:
 
 
 def fetch(base: Base) -> Base:
-    """The same base with nothing still to come; what of it was cached is compared with the Hub's hashes.
+    """The same base, complete; cached files are compared with the Hub's hashes.
 
     Raises HubError: the Hub refuses or cannot be reached. EnvironmentUnavailable: no room, or an unwritable cache.
     """
@@ -85,7 +85,7 @@ def _license(folder: Path) -> str | None:
 
 
 def _front_matter(folder: Path) -> dict[str, Any]:
-    """The YAML at the top of the model card; empty where there is none, or none that can be read."""
+    """The YAML at the top of the model card; empty if there is none or it cannot be read."""
     card = folder / model_files.CARD
     if not card.is_file():
         return {}
@@ -107,7 +107,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _refuse_untunable(base: Base, where: str, files: Collection[str]) -> None:
-    """Needs only config.json and the card on disk. `files`: the names of all files of the model, on the Hub or here."""
+    """Needs only config.json and the card on disk. `files`: the names of all the model's files, on Hub or disk."""
     card = _front_matter(base.dir)
     if not (base.dir / "config.json").is_file():
         raise tunable.without_config(files, where, card)
@@ -115,6 +115,6 @@ def _refuse_untunable(base: Base, where: str, files: Collection[str]) -> None:
         config = base.config
     except (ValueError, TypeError) as error:
         raise EnvironmentUnavailable(
-            f"{where}/config.json is damaged: {error}", hint="fetch the model again"
+            f"{where}/config.json is damaged: {error}", hint="download the model again"
         ) from error
     tunable.refuse_config(config, where, card)

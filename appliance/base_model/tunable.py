@@ -1,6 +1,6 @@
-"""Which models can be tuned: a judgement over config.json and the model card. Pure: knows no network and no file.
+"""Which models can be tuned, judged by config.json and the model card. Pure: touches no network and no file.
 
-Every refusal says what was seen and which base to take instead, where that is known.
+Every refusal says what was seen and which base to use instead, if one is known.
 
 >>> refuse_config({"architectures": ["Qwen3ForCausalLM"]}, "Qwen/Qwen3-4B", card={})
 >>> print(without_config(["Qwen3-4B-Q4_K_M.gguf"], "Qwen/Qwen3-4B-GGUF", card={"base_model": "Qwen/Qwen3-4B"}).hint)
@@ -15,9 +15,9 @@ from typing import Any
 
 from appliance.errors import EnvironmentUnavailable
 
-EXAMPLE = "Qwen/Qwen3-4B-Instruct-2507"  # a dense text model without a gate, for families that have none of their own
+EXAMPLE = "Qwen/Qwen3-4B-Instruct-2507"  # an ungated dense text model, for families without one of their own
 
-# model_type of a mixture of experts -> a dense model of the same family. None of Phi: those carry auto_map.
+# model_type of a mixture of experts -> a dense model of the same family. No Phi: its models carry auto_map.
 DENSE_INSTEAD = {
     "qwen2_moe": "Qwen/Qwen2.5-7B-Instruct",
     "qwen3_moe": EXAMPLE,
@@ -55,14 +55,14 @@ TEXT_INSTEAD = {
     "qwen3": EXAMPLE,
 }
 
-# model_type of the architectures that the appliance is made for; any other is rehearsed before it is trained.
+# model_type of the architectures that the appliance is built for; any other is rehearsed before it is trained.
 TESTED_TYPES = frozenset({"llama", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "mistral", "gpt2"})
 
 _QUANTISED_KEYS = ("quantization_config", "compression_config", "quantization")  # the last one is MLX's
 _INNER_CONFIGS = ("text_config", "llm_config", "language_config", "ffn_config")  # of wrappers; ffn_config is DBRX's
 _EXPERT_TOTALS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _EXPERT_KEYS = (*_EXPERT_TOTALS, "num_experts_per_tok", "num_experts_per_token", "moe_top_k")
-_DENSE_FLAGS = ("is_moe", "enable_moe_block")  # false: the number of experts is only what it would be (Doge, Gemma 4)
+_DENSE_FLAGS = ("is_moe", "enable_moe_block")  # false: the number of experts is only hypothetical (Doge, Gemma 4)
 _EXPERT_TYPES = re.compile(r"moe|^(mixtral|dbrx|deepseek_v[2-9]\d*|gpt_oss|jamba|llama4(_text)?|switch_transformers)$")
 _SENSE_KEYS = (
     *("vision_config", "audio_config", "vision_tower", "mm_vision_tower", "thinker_config"),
@@ -76,10 +76,10 @@ _QUANTISED_SUFFIX = re.compile(
 
 
 def refuse_config(config: Mapping[str, Any], name: str, card: Mapping[str, Any]) -> None:
-    """Raise EnvironmentUnavailable where the model `name` with this config.json cannot be tuned, merged and proven.
+    """Raise EnvironmentUnavailable if the model `name` with this config.json cannot be tuned, merged and proven.
 
     `name`: the public id or the folder's path, as the user knows it. `card`: the front matter of the model card.
-    The first reason counts, in the order quantised, mixture of experts, multimodal, not causal, code of its own.
+    The first reason is reported, in the order quantised, mixture of experts, multimodal, not causal, custom code.
     """
     where = f"the base model {name}"
     family = str(config.get("model_type") or "")
@@ -98,23 +98,23 @@ def refuse_config(config: Mapping[str, Any], name: str, card: Mapping[str, Any])
         inner = [str(part.get("model_type")) for part in _parts(config)]
         instead = next((TEXT_INSTEAD[kind] for kind in inner if kind in TEXT_INSTEAD), EXAMPLE)
         raise EnvironmentUnavailable(
-            f"{where} is multimodal: {seen} in config.json; expected a model of text only",
+            f"{where} is multimodal: {seen} in config.json; expected a text-only model",
             hint=f"choose a text model, for example {instead}",
         )
     if seen := _not_causal(config):
         raise EnvironmentUnavailable(
-            f"{where} is no causal language model: {seen} in config.json; expected an architecture ...ForCausalLM",
+            f"{where} is not a causal language model: {seen} in config.json; expected an architecture ...ForCausalLM",
             hint=f"choose a model that continues text, for example {EXAMPLE}",
         )
     if "auto_map" in config:
         raise EnvironmentUnavailable(
-            f"{where} wants to run code of its own (auto_map in config.json); expected an architecture of transformers",
-            hint="choose a model whose architecture transformers knows",
+            f"{where} needs custom code (auto_map in config.json); expected an architecture built into transformers",
+            hint="choose a model whose architecture transformers supports",
         )
 
 
 def without_config(files: Collection[str], name: str, card: Mapping[str, Any]) -> EnvironmentUnavailable:
-    """The error for a model without config.json; what it is instead is told from the names of its files."""
+    """The error for a model without config.json; the names of its files tell what it is instead."""
     hint = "give the folder that holds config.json, tokenizer.json and *.safetensors"
     cause = ""
     if any(file.lower().endswith(".gguf") for file in files):
@@ -122,12 +122,12 @@ def without_config(files: Collection[str], name: str, card: Mapping[str, Any]) -
         hint = f"{_original_hint(name, card)}; it holds config.json and *.safetensors"
     elif "adapter_config.json" in files:
         cause = "; its adapter_config.json says that it is a LoRA adapter"
-        hint = "name the base model of the adapter, or a model into which the adapter was merged"
+        hint = "name the adapter's base model, or a model with the adapter merged in"
     elif "model_index.json" in files:
         cause = "; its model_index.json says that it is a diffusion pipeline"
         hint = f"choose a text model, for example {EXAMPLE}"
     elif "params.json" in files:
-        cause = "; its params.json says that it is in the format of its maker's own code"
+        cause = "; its params.json says that it is in its maker's own format"
         hint = "name the repository of the same model that holds config.json and *.safetensors (often ...-hf)"
     elif inner := sorted(file for file in files if file.endswith("/config.json")):
         cause = f"; there is one in {inner[0].removesuffix('config.json')}"
@@ -151,7 +151,7 @@ def _quantisation(config: Mapping[str, Any]) -> str:
             method = settings.get("quant_method") if isinstance(settings, dict) else settings
             if not method:  # bitsandbytes once wrote no quant_method
                 bits = isinstance(settings, dict) and (settings.get("load_in_4bit") or settings.get("load_in_8bit"))
-                method = "bitsandbytes" if bits else "MLX" if key == "quantization" else "a method without a name"
+                method = "bitsandbytes" if bits else "MLX" if key == "quantization" else "an unnamed method"
             return f"{method} ({key})"
     return ""
 
@@ -197,7 +197,7 @@ def _architectures(config: Mapping[str, Any]) -> list[str]:
 
 
 def _original_hint(name: str, card: Mapping[str, Any]) -> str:
-    """Which 16-bit model to take: the one that the card names, or what the name reads like, or no name."""
+    """Which 16-bit model to take: the one that the card names, or a guess from the name, or none."""
     named = card.get("base_model")
     if isinstance(named, list) and len(named) == 1:
         named = named[0]
@@ -210,5 +210,5 @@ def _original_hint(name: str, card: Mapping[str, Any]) -> str:
     if short == name:
         return "name its 16-bit original as model.id"
     publisher, _, model = short.rpartition("/")
-    guess = f"{short}, or {model} of another publisher" if publisher and "/" not in publisher else model
+    guess = f"{short}, or {model} from another publisher" if publisher and "/" not in publisher else model
     return f"name its 16-bit original as model.id: probably {guess}"

@@ -1,1 +1,1 @@
-"""The command line: one file a group of commands; decides nothing."""
+"""The command line: one file per group of commands; makes no decisions."""

@@ -40,9 +40,10 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EEXIST, er
 
 
 def main() -> None:
-    """Entry point. Expected failures become one message, a hint and the exit code of their class; a bug becomes 1."""
-    # Threads that wait should sleep, not spin: with one core taken by another program, spinning made training four
-    # times slower, sleeping as slow as one thread; on a quiet machine both are equal. OpenMP reads it when torch loads.
+    """Entry point. An expected failure becomes one message, a hint and its class's exit code; a bug exits with 1."""
+    # Waiting threads should sleep, not spin: with one core taken by another program, spinning made training four times
+    # slower, sleeping no slower than a single thread; on a quiet machine both are equal. OpenMP reads this when torch
+    # loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signals.install()
     try:
@@ -52,7 +53,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in _DISK:
             raise
-        hint = "make room, name a folder instead of a file, or give it to this user; then the same command continues"
+        hint = "free up space, name a folder instead of a file, or give this user access; then repeat the command"
         _fail(f"{error.filename or 'writing'}: {error.strerror}{_room_at(error)}", hint, 4)
     except Exception as error:
         if not getattr(error, "__notes__", None):
@@ -61,13 +62,13 @@ def main() -> None:
 
 
 def _room_at(error: OSError) -> str:
-    """What is free where the disk is full."""
+    """How much is free on the disk that is full."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not isinstance(error.filename, str):
         return ""
     from appliance.machine import disk
 
     free = disk.free_disk_bytes(Path(error.filename))
-    return f": {free} bytes ({disk.human(free)}) are free there"
+    return f": {free} bytes ({disk.human(free)}) free there"
 
 
 def _fail(message: str, hint: str, exit_code: int) -> NoReturn:
@@ -89,11 +90,15 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 app.command()(run)
 app.command()(demo)
 app.command()(check)
-app.command("prepare")(stage_command("prepare", "Read the CSV, account for every row, split it."))
-app.command("rehearse")(stage_command("rehearse", "Try a few steps of everything that follows, before the long run."))
+app.command("prepare")(
+    stage_command("prepare", "Read the CSV and account for every row. Then split the rows into train, val and test.")
+)
+app.command("rehearse")(
+    stage_command("rehearse", "Try every later stage for a few steps. Faults show before the long run.")
+)
 app.command("train")(stage_command("train", "Train the adapter."))
-app.command("evaluate")(stage_command("evaluate", "Answer the test rows with the base and with the tuned model."))
-app.command("merge")(stage_command("merge", "Merge the adapter into the base and prove the result."))
+app.command("evaluate")(stage_command("evaluate", "Score the base and the tuned model. Both answer the test rows."))
+app.command("merge")(stage_command("merge", "Merge the adapter and prove the result."))
 app.command()(publish)
 app.command()(status)
 app.command()(inspect)

@@ -1,4 +1,4 @@
-"""Talking to the model that a run made: which run, and what passes between the terminal and serving/loaded_model.py.
+"""Talking to a run's model: which run it is, and what passes between the terminal and serving/loaded_model.py.
 
 Knows run directories and the terminal. Must not know how a model is loaded or how it generates.
 
@@ -26,14 +26,15 @@ from appliance.serving.conversation import Conversation, Reply
 from appliance.serving.loaded_model import Speaker, load
 
 PROMPT = "you> "
-COMMANDS = "/new starts over, /quit or Ctrl-D ends, Ctrl-C stops an answer"
+COMMANDS = "/new starts over, /quit or Ctrl-D ends the chat, Ctrl-C stops an answer"
 
 
 def chat(run_path: Path | None, runs_dir: Path, *, max_new_tokens: int | None, temperature: float | None) -> None:
-    """Answers the lines of standard input until it ends or says /quit.
+    """Answer the lines of standard input until it ends or a line says /quit.
 
-    On a terminal a failing question is told and the next one asked for. Through a pipe it ends the command, so that a
-    script sees it. Raises as `find_run`, `load` and `Conversation.say` do; Interrupted by Ctrl-C at the prompt.
+    On a terminal, a question that fails is reported and the next one is read. Through a pipe, it ends the command, so
+    that a script notices. Raises what `find_run`, `load` and `Conversation.say` raise; Interrupted: Ctrl-C at the
+    prompt.
     """
     interactive = sys.stdin.isatty()
     speaker = load(find_run(run_path, runs_dir), max_new_tokens=max_new_tokens, temperature=temperature)
@@ -72,7 +73,7 @@ def ask(
     temperature: float | None,
     as_json: bool,
 ) -> None:
-    """Answers one question: `words`, the first of which may be a run directory. Raises as `chat` does."""
+    """Answer one question: `words`, the first of which may be a run directory. Raises what `chat` raises."""
     run_path, question = split_words(words)
     speaker = load(find_run(run_path, runs_dir), max_new_tokens=max_new_tokens, temperature=temperature)
     reply = Conversation(speaker).say(question, input_text, write=None if as_json else _write)
@@ -92,14 +93,14 @@ def split_words(words: Sequence[str]) -> tuple[Path | None, str]:
         words = rest
     question = " ".join(words).strip()
     if not question:
-        raise RecipeError("no question was given", hint='write it in quotes: appliance ask "How much is it?"')
+        raise RecipeError("no question given", hint='write it in quotes: appliance ask "How much is it?"')
     return (path if is_run else None), question
 
 
 def find_run(run_path: Path | None, runs_dir: Path) -> Path:
-    """The run in `run_path`, or else the one below `runs_dir` whose merged model is the newest; its model is proven.
+    """`run_path`, or else the run below `runs_dir` with the newest merged model. Its model is proven.
 
-    Raises RunDirError: there is none, or a file of it was changed.
+    Raises RunDirError: there is no such run, or one of its files was changed.
     """
     if run_path is not None:
         rundir_find.require_run(run_path)
@@ -109,7 +110,7 @@ def find_run(run_path: Path | None, runs_dir: Path) -> Path:
     if not runs:
         raise RunDirError(f"no runs in {runs_dir}", hint="`appliance demo` or `appliance run RECIPE` makes a model")
     proven = [path for path in runs if _is_proven(path)]
-    # with no model anywhere the newest run is named, and what it lacks
+    # if no run has a model, the error names the newest run and what it lacks
     newest_by = "merge/stage.json" if proven else "recipe.yaml"
     found = max(proven or runs, key=lambda path: (path / newest_by).stat().st_mtime)
     _require_model(found)
@@ -127,7 +128,7 @@ def _is_proven(run_path: Path) -> bool:
 
 
 def _require_model(run_path: Path) -> None:
-    """Raises RunDirError: the run has no proven merged model, or not as the merge left it."""
+    """Raises RunDirError: the run has no proven merged model, or its files are not as the merge left them."""
     run_dir = RunDir(run_path)
     command = f"appliance run {shlex.quote(str(run_path))}"
     record = run_dir.record("merge")
@@ -138,8 +139,8 @@ def _require_model(run_path: Path) -> None:
         )
     if not _is_proven(run_path):
         raise RunDirError(
-            f"{run_path / 'merge'}: expected a folder `model`, and `passed` true in proof.json",
-            hint=f"`{command} --redo merge` makes them again",
+            f"{run_path / 'merge'}: expected a folder `model`, and `passed: true` in proof.json",
+            hint=f"`{command} --redo merge` rebuilds them",
         )
     run_dir.is_done("merge", record.inputs)  # every file has the size it was left with
 
@@ -150,11 +151,11 @@ def _write(text: str) -> None:
 
 
 def _tell_cut(reply: Reply, speaker: Speaker) -> None:
-    """Says why an answer ends in the middle."""
+    """Say why an answer stops midway."""
     if not reply.stopped:
         full = reply.tokens >= speaker.max_new_tokens
         why = "--max-new-tokens allows more" if full else f"the model has {speaker.positions} positions"
-        console.say(f"cut after {reply.tokens} tokens: {why}", style="dim")
+        console.say(f"cut off after {reply.tokens} tokens: {why}", style="dim")
 
 
 def _read_line(interactive: bool) -> str | None:
@@ -166,7 +167,7 @@ def _read_line(interactive: bool) -> str | None:
             if importlib.util.find_spec("readline"):
                 import readline  # noqa: F401  gives input() editing and history
             return input(PROMPT)
-        sys.stderr.write(PROMPT)  # answers go into a file: the prompt is no part of them
+        sys.stderr.write(PROMPT)  # answers go to a file: keep the prompt out of it
         sys.stderr.flush()
         return input()
     except EOFError:
@@ -177,13 +178,13 @@ def _read_line(interactive: bool) -> str | None:
     except Interrupted as error:
         if interactive and error.exit_code == 128 + signal.SIGINT:
             console.say("")
-            raise Interrupted(signal.SIGINT, str(error), hint="Ctrl-D or /quit ends a chat as well") from error
+            raise Interrupted(signal.SIGINT, str(error), hint="Ctrl-D or /quit also ends a chat") from error
         raise
 
 
 @contextmanager
 def _ctrl_c_stops() -> Iterator[Callable[[], bool]]:
-    """Yields whether Ctrl-C was pressed since; a second one does what it did before."""
+    """Yield a function that says whether Ctrl-C has been pressed; a second Ctrl-C does what it did before."""
     before = signal.getsignal(signal.SIGINT)
     pressed: list[int] = []
 

@@ -1,4 +1,4 @@
-"""What `appliance check` prints of a CSV or of a run's checks; changes nothing."""
+"""What `appliance check` prints about a CSV or a run's checks; changes nothing."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from appliance.recipe.resolve import load, usual_recipe
 
 
 def check_table(run_path: Path, since: float) -> list[dict[str, str]]:
-    """What the check of a run has found `since` (seconds of the clock); nothing where it did not come to look."""
+    """What a run's check has found since `since` (wall-clock seconds); empty if it did not get that far."""
     path = run_path / "check" / "table.json"
     return list(files.read_json(path)) if path.is_file() and path.stat().st_mtime >= since else []
 
 
 @dataclass(frozen=True)
 class CsvCheck:
-    """What `check FILE` prints: a table for people, a preview, the same for machines, and the refusal to end with."""
+    """What `check FILE` prints: a table for people, a preview, the same for machines, and the refusal, if any."""
 
     rows: list[tuple[str, str]]
     preview: list[str]
@@ -31,13 +31,13 @@ class CsvCheck:
     refusal: DataError | None
 
     def as_json(self) -> str:
-        """The report. JSON leaves DEL and C1 controls bare, which some terminals obey."""
+        """The report. `json` leaves DEL and C1 control characters unescaped, and some terminals act on them."""
         text = json.dumps(self.report, ensure_ascii=False, indent=2)
         return re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def check_csv(source: str, overrides: Sequence[str]) -> CsvCheck:
-    """What a CSV is and holds, without a model or torch, read as a run without a named recipe would read it.
+    """Describe a CSV without a model or torch, read as a run without a named recipe would read it.
 
     `source`: a path, or hf://datasets/USER/NAME@REVISION/FILE. Raises DataError: the file cannot be read, or holds no
     usable row. HubError: it cannot be fetched.

@@ -39,11 +39,11 @@ def inspect(run_path: Path, line: int | None, cache_dir: Path) -> list[str]:
                     f"[bold]row {row.line}[/] ({side}): {len(encoded)} tokens, {trained} trained, the rest masked",
                     "".join(_token_markup(prompt, encoded)),
                 ]
-    raise DataError(f"{run_path}: row {line} is on no side of the split", hint="see prepare/rows.csv for every row")
+    raise DataError(f"{run_path}: row {line} is not in train, val or test", hint="prepare/rows.csv lists every row")
 
 
 def _token_markup(prompt: Prompt, encoded: Encoded) -> Iterator[str]:
-    """Runs of masked and of trained tokens as text; special tokens by name, so that EOS can be seen."""
+    """Stretches of masked and of trained tokens as text; special tokens by name, so that EOS is visible."""
     marked = [(token, label != IGNORED) for token, label in zip(encoded.input_ids, encoded.labels, strict=True)]
     for trained, group in itertools.groupby(marked, key=lambda pair: pair[1]):
         text = prompt.backend.decode([token for token, _ in group], skip_special_tokens=False)

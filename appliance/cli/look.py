@@ -12,7 +12,7 @@ from appliance.cli.options import USUAL_CACHE_DIR, CacheOption, JsonOption, RunD
 
 
 def status(runs_dir: RunsOption = Path("runs"), as_json: JsonOption = False) -> None:
-    """List the runs and how far each one is.
+    """List the runs and how far along each one is.
 
     appliance status
 
@@ -32,10 +32,12 @@ def status(runs_dir: RunsOption = Path("runs"), as_json: JsonOption = False) -> 
 
 def inspect(
     run_dir: RunDirArgument,
-    row: Annotated[int | None, typer.Option("--row", help="The row's line in the CSV; without it the first.")] = None,
+    row: Annotated[
+        int | None, typer.Option("--row", help="The row's line number in the CSV. Default: the first row.")
+    ] = None,
     cache_dir: CacheOption = USUAL_CACHE_DIR,
 ) -> None:
-    """Show a row as the model sees it: masked tokens dim, trained tokens bright, EOS visible.
+    """Show a row as the model sees it. Masked tokens are dim, trained tokens bright, EOS is visible.
 
     appliance inspect runs/demo
 
@@ -49,7 +51,7 @@ def inspect(
 
 
 def replay(run_dir: RunDirArgument, cache_dir: CacheOption = USUAL_CACHE_DIR, as_json: JsonOption = False) -> None:
-    """Look at a released run again, without training: every file's hash, every gate.
+    """Verify a released run without training. Recomputes every file's hash and every gate.
 
     appliance replay runs/demo
 
@@ -74,7 +76,7 @@ def replay(run_dir: RunDirArgument, cache_dir: CacheOption = USUAL_CACHE_DIR, as
 def doctor(
     runs_dir: RunsOption = Path("runs"), cache_dir: CacheOption = USUAL_CACHE_DIR, as_json: JsonOption = False
 ) -> None:
-    """Say what this machine has and what it lacks. Needs no recipe.
+    """Report what this machine has and lacks. Needs no recipe.
 
     appliance doctor
 

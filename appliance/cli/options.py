@@ -14,36 +14,34 @@ RecipeArgument = Annotated[
         envvar="APPLIANCE_RECIPE",
         show_default=False,
         help="A shipped recipe's name, a YAML file, or a run directory. "
-        "Without it data/recipe.yaml where that exists, else the recipe `default`.",
+        "Default: data/recipe.yaml if it exists, otherwise the recipe `default`.",
     ),
 ]
 RunDirOrNewest = Annotated[
-    Path | None, typer.Argument(metavar="[RUN_DIR]", help="A run directory; without it the newest run.")
+    Path | None, typer.Argument(metavar="[RUN_DIR]", help="A run directory. Default: the newest run.")
 ]
 RunDirArgument = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory, such as runs/demo.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set one field, for example train.epochs=1. May be repeated."),
 ]
-RedoOption = Annotated[
-    str | None, typer.Option("--redo", metavar="STAGE", help="Run this stage and all after it once more.")
-]
+RedoOption = Annotated[str | None, typer.Option("--redo", metavar="STAGE", help="Redo this stage and all later ones.")]
 RunsOption = Annotated[Path, typer.Option("--runs-dir", envvar="APPLIANCE_RUNS_DIR", help="Where run directories are.")]
 CacheOption = Annotated[
-    Path, typer.Option("--cache-dir", envvar="APPLIANCE_CACHE_DIR", help="Where models made here are kept.")
+    Path, typer.Option("--cache-dir", envvar="APPLIANCE_CACHE_DIR", help="Where models made on this machine are kept.")
 ]
 EvenIfWorseOption = Annotated[
-    bool, typer.Option("--even-if-worse", help="Release a model that the verdict speaks against; its card says so.")
+    bool, typer.Option("--even-if-worse", help="Release the model even if the verdict is `worse`; its card says so.")
 ]
 IntoExistingOption = Annotated[
-    bool, typer.Option("--into-existing", help="Publish to a repository that holds something else.")
+    bool, typer.Option("--into-existing", help="Publish to a repository that already holds something else.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 TokensOption = Annotated[
-    int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens; without it the recipe's.")
+    int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens. Default: the recipe's.")
 ]
 TemperatureOption = Annotated[
     float | None,
-    typer.Option("--temperature", min=0.0, help="0 takes the likeliest token; without it the recipe's sampling."),
+    typer.Option("--temperature", min=0.0, help="0 takes the likeliest token. Default: the recipe's sampling."),
 ]
 USUAL_CACHE_DIR = Path.home() / ".cache" / "finetune-appliance"

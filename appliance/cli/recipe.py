@@ -9,7 +9,7 @@ import typer
 
 from appliance.cli.options import JsonOption
 
-_RECIPE_HELP = """Look at recipes.
+_RECIPE_HELP = """List recipes and print them.
 
     appliance recipe list
 
@@ -19,7 +19,7 @@ recipe_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=_RECI
 
 @recipe_app.command("list")
 def recipe_list() -> None:
-    """List the recipes that come with the package, and what each needs.
+    """List the shipped recipes and what each needs.
 
     appliance recipe list
 
@@ -36,7 +36,7 @@ def recipe_list() -> None:
 def recipe_show(
     name: Annotated[str, typer.Argument(help="A shipped recipe's name, a file, or a run directory.")],
 ) -> None:
-    """Print a recipe, to edit a copy of it.
+    """Print a recipe, for example to edit a copy.
 
     appliance recipe show chatbot-cpu > my.yaml
 
@@ -49,7 +49,7 @@ def recipe_show(
 
 @recipe_app.command("schema")
 def recipe_schema(as_json: JsonOption = False) -> None:
-    """Print every field of a recipe with its meaning and default.
+    """Print every field, its meaning and default.
 
     appliance recipe schema
 

@@ -9,11 +9,13 @@ from typing import Annotated
 import typer
 
 RunDirs = Annotated[list[Path], typer.Argument(metavar="RUN_DIR…", help="One run, or several to compare.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 
 
 def report(run_dirs: RunDirs, as_json: JsonOption = False) -> None:
-    """Print the scores of a run, or of several on the same test rows; write report.html of each.
+    """Print the scores of one or several runs. Writes each run's report.html.
+
+    Several runs are compared on the same test rows.
 
     appliance report runs/demo
 

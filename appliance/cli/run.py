@@ -34,7 +34,7 @@ def run(
     runs_dir: RunsOption = Path("runs"),
     cache_dir: CacheOption = USUAL_CACHE_DIR,
 ) -> None:
-    """Run all stages of a recipe; what is done is skipped, what was stopped continues.
+    """Run all stages of a recipe. Finished stages are skipped; an interrupted one continues.
 
     appliance run demo
 
@@ -52,7 +52,7 @@ def demo(
     runs_dir: RunsOption = Path("runs"),
     cache_dir: CacheOption = USUAL_CACHE_DIR,
 ) -> None:
-    """Run the whole pipeline on a small model made on the spot: no GPU, no Hub, no data needed.
+    """Run the whole pipeline on a tiny model. It is made on the spot: no GPU, Hub or data needed.
 
     appliance demo
 
@@ -73,7 +73,7 @@ def stage_command(stage: str, what: str) -> Callable[..., None]:
 
     command.__doc__ = f"""{what}
 
-    Stages before it that are not done yet run first; a finished one is skipped.
+    Earlier stages that are not done yet run first; finished ones are skipped.
 
     appliance {stage} runs/demo
 
@@ -89,7 +89,7 @@ def check(
     cache_dir: CacheOption = USUAL_CACHE_DIR,
     as_json: JsonOption = False,
 ) -> None:
-    """Say whether a recipe can run here, or what a CSV holds. Trains nothing, fetches no weights.
+    """Check a recipe for this machine, or a CSV. Trains nothing, downloads no weights.
 
     appliance check chatbot-cpu --set data.csv=data/train.csv
 
@@ -103,7 +103,7 @@ def check(
         run_path, since = _run_path(source, set_, runs_dir), time.time()
         try:
             _run(source, set_, None, runs_dir, cache_dir, until="check", announce=False)
-        finally:  # also what was found before something refused
+        finally:  # also show what was found before a refusal
             findings = check_csv.check_table(run_path, since)
             if as_json:
                 console.result(json.dumps(findings, ensure_ascii=False, indent=2))
@@ -130,9 +130,9 @@ def publish(
     runs_dir: RunsOption = Path("runs"),
     cache_dir: CacheOption = USUAL_CACHE_DIR,
 ) -> None:
-    """Build the release, put it through the gates, upload it where publish.repo_id says so.
+    """Build the release and upload it. It has to pass the gates, and stays local unless publish.repo_id is set.
 
-    Stages before it that are not done yet run first. After a failed upload the same command continues.
+    Earlier stages that are not done yet run first. After a failed upload, the same command continues.
 
     appliance publish runs/demo
 
@@ -178,7 +178,8 @@ def _run(
 
     stages = STAGES[: STAGES.index(until) + 1]
     if redo is not None and redo not in stages:
-        raise RecipeError(f"--redo {redo}: expected a stage of this command", hint=f"one of {', '.join(stages)}")
+        hint = f"choose one of {', '.join(stages)}"
+        raise RecipeError(f"--redo {redo}: expected a stage that this command runs", hint=hint)
     resolved = resolve.load(source, overrides=set_ or [])
     run_dir = RunDir(_run_path(source, set_, runs_dir))
     pipeline_run.run(resolved, run_dir, cache_dir, redo=redo, until=until, **allowed)
@@ -188,7 +189,7 @@ def _run(
 
 
 def _run_path(source: str, set_: list[str] | None, runs_dir: Path) -> Path:
-    """The run directory itself where one is given, unless --set name=… asks for a new one beside it."""
+    """`source` itself if it is a run directory, unless --set name=… asks for a new one next to it."""
     from appliance.recipe import resolve
 
     path = Path(source).absolute() if source not in resolve.shipped() else runs_dir / "-"

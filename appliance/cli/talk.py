@@ -1,4 +1,4 @@
-"""`appliance chat` and `appliance ask`: the commands; `chat` holds what they do."""
+"""`appliance chat` and `appliance ask`: the commands; cli/chat.py does the work."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from appliance.cli.options import JsonOption, RunsOption, TemperatureOption, Tok
 
 
 def chat(
-    run_dir: Annotated[Path | None, typer.Argument(help="A run directory; without it the newest proven model.")] = None,
+    run_dir: Annotated[Path | None, typer.Argument(help="A run directory. Default: the newest proven model.")] = None,
     max_new_tokens: TokensOption = None,
     temperature: TemperatureOption = None,
     runs_dir: RunsOption = Path("runs"),
 ) -> None:
-    """Talk to the model that a run made. /new starts over, /quit or Ctrl-D ends.
+    """Chat with a run's model. /new starts over, /quit or Ctrl-D ends the chat.
 
-    Through a pipe: a question a line in, an answer a line out, its line breaks written as \\n.
+    Through a pipe: one question per line in, one answer per line out, with line breaks written as \\n.
 
     appliance chat
 
@@ -30,18 +30,20 @@ def chat(
 
 
 def ask(
-    words: Annotated[list[str], typer.Argument(metavar="[RUN_DIR] QUESTION", help="Without RUN_DIR the newest model.")],
-    input_: Annotated[str, typer.Option("--input", metavar="TEXT", help="Further context of the question.")] = "",
+    words: Annotated[
+        list[str], typer.Argument(metavar="[RUN_DIR] QUESTION", help="Without RUN_DIR: the newest proven model.")
+    ],
+    input_: Annotated[str, typer.Option("--input", metavar="TEXT", help="Further context for the question.")] = "",
     max_new_tokens: TokensOption = None,
     temperature: TemperatureOption = None,
     runs_dir: RunsOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """Ask the model that a run made one question.
+    """Ask a run's model one question.
 
-    appliance ask "How long does the delivery take?"
+    appliance ask "How long does delivery take?"
 
-    appliance ask runs/demo "How long does the delivery take?" --json
+    appliance ask runs/demo "How long does delivery take?" --json
     """
     from appliance.cli import chat as cli_chat
 

@@ -1,1 +1,1 @@
-"""What is looked at before hours are spent: GPU, Hub, disk; `appliance doctor`."""
+"""What is inspected before hours are spent: GPU, Hub, disk; `appliance doctor`."""

@@ -1,4 +1,4 @@
-"""What a run takes on its disk, by arithmetic on the base's files and config: before hours are spent on it.
+"""How much disk a run needs, computed from the base's files and config before hours are spent on it.
 
 Bytes throughout.
 """
@@ -16,14 +16,14 @@ from appliance.recipe.fields import TrainSection, TuningSection
 from appliance.rundir import directory as rundir_directory
 
 MARGIN = 1.1
-RESERVE_BYTES = device.OVERHEAD_BYTES // 2  # logs, pictures, the release's cards, what else uses the volume meanwhile
-# What one process of the proof leaves to the other: 60 MB at most of logits (weights/proof.py), 64 KiB of each merged
+RESERVE_BYTES = device.OVERHEAD_BYTES // 2  # logs, pictures, the release's cards, other users of the volume
+# What one process of the proof leaves for the other: at most 60 MB of logits (weights/proof.py), 64 KiB of each merged
 # tensor.
 PROOF_BYTES = 128 << 20
 
 
 class Base(Protocol):
-    """What the arithmetic takes of a base model: base_model/base.py has the one that runs use."""
+    """What the arithmetic needs from a base model; base_model/base.py has the one that runs use."""
 
     @property
     def weights_bytes(self) -> int: ...
@@ -37,17 +37,17 @@ class Base(Protocol):
 
 @dataclass(frozen=True)
 class Demand:
-    """The parts of what a run writes. The rehearsal's scratch is removed before any of them, and is less than they."""
+    """The parts of what a run writes. The rehearsal's scratch is smaller, and removed before any of them."""
 
     checkpoints: int
     trained: int  # the adapter, or the whole model, beside its checkpoints
     merged: int
-    release: int  # nothing where the file system has hard links
+    release: int  # nothing if the file system has hard links
     proof: int
-    download: int = 0  # of the base, where the Hub client's cache is on the same volume
+    download: int = 0  # of the base, if the Hub client's cache is on the same volume
 
     def of(self, stages: Collection[str]) -> Demand:
-        """What is left of it where only these stages are still to run."""
+        """What is left of it if only these stages are still to run."""
         rest = self if "train" in stages else replace(self, checkpoints=0, trained=0)
         rest = rest if "merge" in stages else replace(rest, merged=0, proof=0)
         return rest if "publish" in stages else replace(rest, release=0)
@@ -70,8 +70,8 @@ class Demand:
 def of_run(base: Base, tuning: TuningSection, train: TrainSection, *, has_hard_links: bool) -> Demand:
     """A whole run from training to the release.
 
-    One checkpoint more than are kept: the next is complete before the oldest goes. Of a base without a known shape the
-    adapters are unknown, count as nothing, and the reserve has to do.
+    One checkpoint more than are kept: the next is complete before the oldest is removed. If the base's shape is
+    unknown, its adapters count as nothing, and the reserve has to cover them.
     """
     weights, parameters, tokenizer = base.weights_bytes, base.parameters, 0
     if tuning.method == "full":
@@ -99,5 +99,5 @@ def with_margin(needed: int) -> int:
 
 
 def held_bytes(run_path: Path, stages: Collection[str] = ("train", "merge")) -> int:
-    """What the run directory holds already of what `of_run` counts, in the folders of these stages."""
+    """How much of what `of_run` counts is already in the run directory's folders of these stages."""
     return disk.size_of(*(run_path / name for name in ("train", "merge") if name in stages))

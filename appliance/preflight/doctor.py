@@ -1,7 +1,7 @@
 """What a machine has and lacks for fine-tuning, on the host and inside a container. Knows no recipe and no run.
 
-The links from the GPU to torch are looked at in turn, and the first that is missing is named with what mends it: the
-later ones fail because of it. No value of a variable that may hold a secret ever gets into a finding.
+The links from the GPU to torch are inspected in turn, and the first missing one is reported with its fix: the later
+ones fail because of it. No value of a variable that may hold a secret ever reaches a finding.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ OLDER_DRIVERS = (
 )
 CPU_MODE = "COMPOSE_FILE=compose.yaml:compose.cpu.yaml docker compose run --rm train"
 TOOLKIT = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
-# What CUDA says (torch's own sentence, else the runtime's, NVIDIA, "CUDA Runtime API", cudaError) -> what mends it.
+# What CUDA says (torch's own sentence, else the runtime's, NVIDIA, "CUDA Runtime API", cudaError) -> how to fix it.
 REASONS = {
-    "found no nvidia driver": "install the driver's library libcuda beside the kernel module; in a container, start it "
-    "with NVIDIA_DRIVER_CAPABILITIES=compute,utility",
-    "unsupported display driver": "reboot the host: its kernel module and its driver library are of two versions",
+    "found no nvidia driver": "install the driver's library libcuda, not only its kernel module; in a container, start "
+    "it with NVIDIA_DRIVER_CAPABILITIES=compute,utility",
+    "unsupported display driver": "reboot the host: its kernel module and its driver library have different versions",
     "not yet initialized": "sudo systemctl start nvidia-fabricmanager",
-    "no cuda gpus are available": "look whether nvidia-smi lists a GPU here, and whether its MIG mode has an instance",
+    "no cuda gpus are available": "see whether nvidia-smi lists a GPU here and, in MIG mode, an instance",
     "unknown error": "restart the container, or the host: a device node was lost while it ran",
 }
-# What the context of this very process takes before it holds any tensor: a few hundred MiB by card and CUDA version.
+# What this process's own context takes before it holds any tensor: some hundred MiB, by card and CUDA version.
 CONTEXT_BYTES = 600 << 20
 SHM_BYTES = 64 << 20  # Docker's default
 CACHES = ("HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "UNSLOTH_COMPILE_LOCATION")
@@ -57,7 +57,7 @@ def run(
     environ: Mapping[str, str] = os.environ,
     root: Path = Path("/"),
 ) -> list[Finding]:
-    """What this machine has for a run, without knowing the recipe. Imports torch where it is installed."""
+    """What this machine has for a run, without knowing the recipe. Imports torch if it is installed."""
     place = machine_place.place(root)
     findings, torch_loads = _packages(place)
     here, refusal = _device() if torch_loads else (None, "")
@@ -87,7 +87,7 @@ def _whereabouts(place: Place) -> list[Finding]:
     findings = [Finding("container", found, "", "ok")]
     if place.wsl:
         findings.append(
-            Finding("WSL", place.wsl, "", "ok", "the GPU's driver belongs to Windows: install none in here")
+            Finding("WSL", place.wsl, "", "ok", "the GPU's driver belongs to Windows: do not install one in here")
         )
     return findings
 
@@ -114,7 +114,7 @@ def _install(place: Place) -> str:
 
 
 def pins(place: Place) -> list[Finding]:
-    """What differs from the constraints that fit best: an image has those of all its variants. Nothing without any."""
+    """What differs from the constraints that fit best (an image has those of all its variants); nothing without any."""
     files = sorted(CHECKOUT.glob("constraints*.txt")) or sorted((place.root / "app").glob("constraints*.txt"))
     if not files:
         return []
@@ -127,8 +127,8 @@ def pins(place: Place) -> list[Finding]:
 
 
 def _differing(path: Path) -> list[str]:
-    """'name installed (pinned)' of each installed package that is not as pinned. A pin without +cpu takes any build."""
-    pins: dict[str, set[str]] = {}  # a name may stand twice, for two platforms
+    """'name installed (pinned)' for each installed package that differs. A pin without +cpu accepts any build."""
+    pins: dict[str, set[str]] = {}  # a name may occur twice, for two platforms
     for name, pinned in re.findall(r"^([\w.-]+)===?([^\s;#]+)", machine_place.read_text(path), re.MULTILINE):
         pins.setdefault(name, set()).add(pinned)
     differing = []
@@ -143,7 +143,7 @@ def _differing(path: Path) -> list[str]:
 
 
 def _device() -> tuple[Device | None, str]:
-    """The device, or why even that cannot be said. torch warns about what `_gpu` explains."""
+    """The device, or why it is unknown. torch warns about what `_gpu` explains."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -171,7 +171,7 @@ def _gpu(
     needed = f">= {oldest} for CUDA {cuda}" if oldest else ""
     if version and oldest and int(version.partition(".")[0]) < oldest:
         return [Finding("driver", version, needed, "fails", _newer_driver(place, oldest, version))]
-    driver = Finding("driver", version or ("of Windows" if through_windows else "cannot be read"), needed, "ok")
+    driver = Finding("driver", version or ("the Windows driver" if through_windows else "cannot be read"), needed, "ok")
     if not any((place.root / "dev" / node).exists() for node in NODES):
         return [driver, _no_nodes(place, version or "version unknown")]
     if not torch_loads:
@@ -190,13 +190,13 @@ def _cuda_of_torch() -> str | None:
 
 
 def _no_driver(place: Place) -> Finding:
-    fix = f"install driver {DRIVER} or newer on the host (sudo apt-get install nvidia-driver-{DRIVER}, or the "
+    fix = f"install driver {DRIVER} or newer on the host (sudo apt-get install nvidia-driver-{DRIVER}, or your "
     fix += "distribution's package)"
     if place.wsl:
         fix = f"install driver {DRIVER} or newer in Windows and run `wsl --shutdown` there"
     if place.wsl and place.container:  # the driver's only trace is the node, and only a container with a GPU has it
-        fix = f"see whether `docker compose run --rm --entrypoint nvidia-smi train` finds a GPU; else {fix}"
-    fix += f"; without a GPU the CPU mode works: {CPU_MODE}"
+        fix = f"see whether `docker compose run --rm --entrypoint nvidia-smi train` finds a GPU; if not, {fix}"
+    fix += f"; without a GPU, use the CPU mode: {CPU_MODE}"
     return Finding("driver", "no NVIDIA driver", f">= {DRIVER} to use a GPU", "warning", fix)
 
 
@@ -209,13 +209,13 @@ def _newer_driver(place: Place, oldest: int, version: str | None) -> str:
 
 
 def _no_nodes(place: Place, version: str) -> Finding:
-    if place.container:  # no failure: the service `doctor` asks for no GPU
-        found = f"the host has a driver ({version}), this container was given no GPU"
-        fix = "see whether a container can have it: docker compose run --rm --entrypoint nvidia-smi train; if that "
+    if place.container:  # not a failure: the service `doctor` asks for no GPU
+        found = f"the host has a driver ({version}), but this container was given no GPU"
+        fix = "see whether a container can get one: docker compose run --rm --entrypoint nvidia-smi train; if that "
         fix += 'answers `could not select device driver "nvidia"`, install the NVIDIA Container Toolkit and run: '
         return Finding("GPU", found, "", "ok", fix + TOOLKIT)
     fix = "sudo nvidia-modprobe -c 0 -u (or reboot, if the driver was just installed)"
-    return Finding("GPU", "the driver's module is loaded, /dev has no NVIDIA device", "/dev/nvidia0", "fails", fix)
+    return Finding("GPU", "the driver's module is loaded, but /dev has no NVIDIA device", "/dev/nvidia0", "fails", fix)
 
 
 def _refusal_of_cuda() -> str:
@@ -236,14 +236,14 @@ def _fix_of(reason: str, place: Place, environ: Mapping[str, str], oldest: int |
     if "too old" in reason:
         return _newer_driver(place, oldest or DRIVER, None)
     fix = next((fix for text, fix in REASONS.items() if text in reason.lower()), "")
-    return fix or "look whether nvidia-smi works here; if not, restart the container, then the host"
+    return fix or "see whether nvidia-smi works here; if not, restart the container, then the host"
 
 
 def _gpu_memory() -> Finding:
     """Memory of the card that other programs hold."""
     import torch
 
-    what, fix = "free GPU memory", "nvidia-smi names the programs that use it: end them, or use another card"
+    what, fix = "free GPU memory", "nvidia-smi lists the programs that use it: stop them, or use another card"
     try:
         free, total = torch.cuda.mem_get_info()
     except RuntimeError as error:
@@ -260,7 +260,7 @@ def _gpu_memory() -> Finding:
 
 
 def _computing(here: Device | None, gpu: list[Finding], cache_dir: Path) -> list[Finding]:
-    """What computes on the card, tried; without one that could, the compiler, which only a GPU's kernels need."""
+    """Try what computes on the card; without a usable card, only the compiler, which GPU kernels alone need."""
     if here and here.kind == "cuda" and not any(finding.verdict == "fails" for finding in gpu):
         return gpu_probe.findings(device.card(), cache_dir)
     compiler = preflight_gpu.compiler_finding()
@@ -268,7 +268,7 @@ def _computing(here: Device | None, gpu: list[Finding], cache_dir: Path) -> list
 
 
 def _room(place: Place, runs_dir: Path, cache_dir: Path) -> list[Finding]:
-    """Memory, cores, shared memory and disk, in the container's limits."""
+    """Memory, cores, shared memory and disk, within the container's limits."""
     memory = host_memory.memory_available_bytes(place.root)
     shm = place.root / "dev/shm"
     shm_fix = "raise shm_size in compose.yaml" if place.container else "sudo mount -o remount,size=1g /dev/shm"
@@ -283,7 +283,7 @@ def _room(place: Place, runs_dir: Path, cache_dir: Path) -> list[Finding]:
 
 def _disk(folder: Path, option: str) -> Finding:
     free = disk.free_disk_bytes(folder)
-    return _at_least(f"disk at {folder}", free, 2 << 30, f"free space, or choose {option}")
+    return _at_least(f"disk at {folder}", free, 2 << 30, f"free up space, or choose another {option}")
 
 
 def _at_least(what: str, found: int, needed: int, fix: str) -> Finding:
@@ -292,7 +292,7 @@ def _at_least(what: str, found: int, needed: int, fix: str) -> Finding:
 
 
 def caches(cache_dir: Path, place: Place, environ: Mapping[str, str]) -> Finding:
-    """The first cache that cannot be written: in a volume that another uid has begun, its folders are that uid's."""
+    """The first cache that cannot be written: in a volume that another uid used first, the folders are that uid's."""
     folders = [
         cache_dir,
         *(Path(environ[name]) for name in CACHES if environ.get(name)),
@@ -306,7 +306,7 @@ def _writable(folder: Path, place: Place, *, is_cache: bool = False) -> Finding:
     what, existing, owner = f"writing to {folder}", disk.nearest(folder), f"{os.getuid()}:{os.getgid()}"
     if not existing.is_dir():
         fix = f"choose another {'--cache-dir' if is_cache else '--runs-dir'}"
-        return Finding(what, f"{existing} is no folder", "possible", "fails", fix)
+        return Finding(what, f"{existing} is not a folder", "possible", "fails", fix)
     if disk.may_write(existing):
         return Finding(what, "possible", "", "ok")
     if os.statvfs(existing).f_flag & os.ST_RDONLY:
@@ -316,10 +316,10 @@ def _writable(folder: Path, place: Place, *, is_cache: bool = False) -> Finding:
         fix = f"sudo mkdir -p {folder.absolute()} && {fix}"
     if place.container:
         unshare = "podman unshare" if place.container == "podman" and place.host_uid else "sudo"
-        fix = f"on the host: {unshare} chown -R {owner} runs, and APP_UID and APP_GID in .env must be the caller's"
+        fix = f"on the host: {unshare} chown -R {owner} runs, and set APP_UID and APP_GID in .env to your own"
         fix += " (both 0 under rootless Docker and Podman)"
-        fix = "docker volume rm finetune-appliance_cache (it is made anew)" if is_cache else fix
-    return Finding(what, f"refused to {owner}", "possible", "fails", fix)
+        fix = "docker volume rm finetune-appliance_cache (it will be recreated)" if is_cache else fix
+    return Finding(what, f"denied to {owner}", "possible", "fails", fix)
 
 
 def _data(data_dir: Path) -> Finding:
@@ -329,7 +329,7 @@ def _data(data_dir: Path) -> Finding:
     nearest = disk.nearest(path)
     if nearest == path.absolute() or not os.access(nearest, os.X_OK):
         return Finding("data", f"{nearest} cannot be read", "readable", "fails", f"chmod a+rX {data_dir} {path}")
-    fix = "put it there (any other place: --set data.csv=PATH)"
+    fix = "put it there (or name another file: --set data.csv=PATH)"
     return Finding("data", f"no train.csv in {data_dir}/", "a CSV to train on", "warning", fix)
 
 
@@ -342,7 +342,7 @@ def _network(environ: Mapping[str, str]) -> list[Finding]:
 def _unsloth(environ: Mapping[str, str]) -> list[Finding]:
     if environ.get("UNSLOTH_ALLOW_CPU", "0") in ("", "0"):
         return []
-    found, fix = "set: it switches Unsloth's trainer off", "unset UNSLOTH_ALLOW_CPU"
+    found, fix = "set: it turns Unsloth's trainer off", "unset UNSLOTH_ALLOW_CPU"
     return [Finding("UNSLOTH_ALLOW_CPU", found, "not set", "warning", fix)]
 
 

@@ -16,7 +16,7 @@ from appliance.process.typed import cpu_instead
 
 
 def card_findings(found: Card) -> list[Finding]:
-    """Whether the installed torch and driver can use the card: what would else fail with the first kernel."""
+    """Whether the installed torch and driver can use the card: otherwise the first kernel would fail."""
     major, minor = found.capability
     which = f" ({found.chosen})" if found.chosen else ""
     here = f"{found.name}{which}, compute capability {major}.{minor}"
@@ -40,7 +40,7 @@ def card_findings(found: Card) -> list[Finding]:
 def compiler_finding() -> Finding:
     """Whether a C extension builds here: Triton compiles one for the driver when it is first used.
 
-    The compiler is looked for as Triton does (triton 3.7, runtime/build.py): CC, then gcc, then clang.
+    The compiler is found as Triton finds it (triton 3.7, runtime/build.py): CC, then gcc, then clang.
     """
     fix = "apt-get install gcc python3-dev (or your distribution's names for them), or set engine=transformers"
     what, needed = "C compiler", "one that builds a Python extension"
@@ -52,7 +52,7 @@ def compiler_finding() -> Finding:
             built = _build_extension(compiler, Path(folder))
     except (OSError, subprocess.TimeoutExpired) as error:
         if isinstance(error, OSError) and error.filename != compiler:  # no folder for temporary files
-            fix = "give it a writable /tmp of some hundred MiB (compose.yaml: tmpfs)"
+            fix = "provide a writable /tmp of a few hundred MiB (compose.yaml: tmpfs)"
             return Finding(what, f"cannot be tried: {error.strerror}", "a writable /tmp", "fails", fix)
         return Finding(what, f"{compiler} does not run: {error}", needed, "fails", fix)
     if built.returncode:
@@ -73,9 +73,9 @@ def _build_extension(compiler: str, folder: Path) -> subprocess.CompletedProcess
 
 
 def unusable_gpu(root: Path = Path("/")) -> Finding | None:
-    """A GPU that is here and that torch, built for CUDA, cannot use: a run would go on with the CPU, for days.
+    """A GPU that is here and that torch, built for CUDA, cannot use: a run would use the CPU instead, for days.
 
-    None as well where the CPU is meant: CUDA_VISIBLE_DEVICES is set and empty, or torch is the build for CPUs.
+    Also None if the CPU is intended: CUDA_VISIBLE_DEVICES is set and empty, or torch is the CPU build.
     """
     import torch
 
@@ -87,5 +87,5 @@ def unusable_gpu(root: Path = Path("/")) -> Finding | None:
     if driver and oldest and int(driver.partition(".")[0]) < oldest:
         fix = f"install driver {oldest} or newer, or a torch built for an older CUDA (`appliance doctor` says how)"
         return Finding("driver", driver, f">= {oldest} for CUDA {torch.version.cuda}", "fails", fix)
-    fix = f"`appliance doctor` says why; {cpu_instead()} in front of the command takes the CPU"
+    fix = f"`appliance doctor` says why; put {cpu_instead()} in front of the command to use the CPU"
     return Finding("GPU", "a device that torch cannot use", "a CUDA device", "fails", fix)

@@ -1,8 +1,8 @@
-"""Whether the GPU computes: one Triton kernel and one 4-bit round trip are tried before anything long is begun.
+"""Whether the GPU computes: one Triton kernel and one 4-bit round trip are tried before anything long starts.
 
-A driver, a torch and a card that fit each other are not yet enough: Triton needs libcuda, a C compiler, Python's
-headers and a folder that it may write and load from, bitsandbytes a library for this CUDA. Without them a run would end
-when Unsloth is imported or the base is loaded, with the words of a library.
+A driver, a torch and a card that match are not enough: Triton needs libcuda, a C compiler, Python's headers and a
+folder that it can write to and load from, and bitsandbytes a library for this CUDA. Without them a run would end when
+Unsloth is imported or the base is loaded, with a library's own error.
 
 What worked once is not tried again with the same card, driver, compiler and versions; what failed is.
 """
@@ -32,7 +32,7 @@ from appliance.rundir import directory as rundir_directory
 
 Part = Literal["triton", "bitsandbytes"]
 PARTS: tuple[Part, ...] = ("triton", "bitsandbytes")
-DEADLINE_SECONDS = 10  # for each part, its imports apart; a part compiles for a second or two when it is first run
+DEADLINE_SECONDS = 10  # for each part, without its imports; a part compiles for a second or two on its first run
 START_SECONDS = 180  # for the whole process: imports, slow from a cold disk, and all deadlines
 NAMES = {"device": "CUDA", "triton": "Triton", "bitsandbytes": "bitsandbytes"}
 NEEDED = {
@@ -47,49 +47,49 @@ WITHOUT = {
 }
 PINNED = "install what constraints.txt pins (docker compose build, or pip install -c constraints.txt '.[train]')"
 LIBCUDA = (
-    "Triton looks for libcuda.so.1 in the list of `/sbin/ldconfig -p`: install the driver's library and run `sudo "
+    "Triton looks for libcuda.so.1 in the output of `/sbin/ldconfig -p`: install the driver's library and run `sudo "
     "ldconfig`; in a container, start it with NVIDIA_DRIVER_CAPABILITIES=compute,utility; TRITON_LIBCUDA_PATH names "
     "its folder if it is elsewhere"
 )
 RESTART = "see whether nvidia-smi works here; if not, restart the container, then the host"
-# Pattern in what a part said (triton 3.7.1, bitsandbytes 0.50.2, CUDA) -> what to do, the most telling first.
+# Pattern in a part's output (triton 3.7.1, bitsandbytes 0.50.2, CUDA) -> what to do, the most specific first.
 # FOLDER: where Triton keeps what it compiles.
 CAUSES = (
     (
         r"gave no answer|did not end",
-        "see with nvidia-smi whether the card is busy or hangs, then run this again: what was compiled is kept; a card "
-        "that hangs needs its machine restarted",
+        "see with nvidia-smi whether the card is busy or hangs, then run this again: compiled kernels are kept; if the "
+        "card hangs, restart its machine",
     ),
-    (r"was killed by signal", f"`sudo dmesg | grep -i xid` names what the driver saw; {RESTART}"),
+    (r"was killed by signal", f"`sudo dmesg | grep -i xid` shows what the driver saw; {RESTART}"),
     (r"libcuda\.so|/sbin/ldconfig", LIBCUDA),
-    (r"Missing dependency", f"a library of CUDA does not load: {PINNED}"),
+    (r"Missing dependency", f"a CUDA library does not load: {PINNED}"),
     (
         r"(?i)cuda version mismatch|binary not found|CPU-only version of bitsandbytes|native library functionality",
-        f"this bitsandbytes has no library for this torch's CUDA CUDA_OF_TORCH: {PINNED}",
+        f"this bitsandbytes has no library for CUDA CUDA_OF_TORCH, which torch uses: {PINNED}",
     ),
     (
         r"busy or unavailable",
         "the card takes one program at a time: stop the other one, or run sudo nvidia-smi -c DEFAULT",
     ),
-    (r"(?i)out of memory", "nvidia-smi names the programs that hold the card's memory: end them, or use another card"),
-    (r"No space left", "free space in FOLDER, or let TRITON_CACHE_DIR name another folder"),
+    (r"(?i)out of memory", "nvidia-smi lists the programs that hold the card's memory: stop them, or use another card"),
+    (r"No space left", "free up space in FOLDER, or set TRITON_CACHE_DIR to another folder"),
     (
         r"failed to map segment|cannot apply additional memory protection",
-        "FOLDER is on a volume mounted noexec: mount it exec, or let TRITON_CACHE_DIR name a folder on another one",
+        "FOLDER is on a volume mounted noexec: mount it exec, or set TRITON_CACHE_DIR to a folder on another one",
     ),
     (
         r"PermissionError|Permission denied|Read-only file system",
-        "make FOLDER writable for user USER, or let TRITON_CACHE_DIR name a folder that is",
+        "make FOLDER writable for user USER, or set TRITON_CACHE_DIR to a folder that is",
     ),
-    (r"no kernel image|ptxas|PTXASError", f"it holds no code for this card: {PINNED}"),
+    (r"no kernel image|ptxas|PTXASError", f"it has no code for this card: {PINNED}"),
     (r"ModuleNotFoundError|ImportError", PINNED),
-    (r"wrong values", "restart the machine; if it comes again, see nvidia-smi -q -d ECC, and use another card"),
+    (r"wrong values", "restart the machine; if it happens again, see nvidia-smi -q -d ECC, and use another card"),
 )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one part went. `error`: what was seen, empty where it works. `log`: what it wrote on standard error."""
+    """How one part went. `error`: what was seen, empty if it works. `log`: what it wrote to standard error."""
 
     part: str
     error: str
@@ -98,11 +98,11 @@ class Outcome:
 
 
 def findings(found: Card, cache_dir: Path, parts: Collection[Part] = PARTS, *, device: str = "cuda") -> list[Finding]:
-    """One row a part; if Triton fails for want of a C compiler, the compiler's row instead.
+    """One row per part; if Triton fails for want of a C compiler, the compiler's row instead.
 
     Args:
-        found: the card that is used, which names what was tried before.
-        cache_dir: where that is remembered, and where Triton keeps what it compiles unless TRITON_CACHE_DIR says so.
+        found: the card in use; what worked before is remembered for it.
+        cache_dir: where that is remembered, and where Triton keeps what it compiles unless TRITON_CACHE_DIR is set.
         parts: what the run needs.
         device: "cpu" tries the same in Triton's interpreter.
     """
@@ -124,7 +124,7 @@ def findings(found: Card, cache_dir: Path, parts: Collection[Part] = PARTS, *, d
 
 
 def _environment(cache_dir: Path) -> dict[str, str]:
-    """As the run's own: what Triton compiles here is not compiled again there."""
+    """The run's own: what Triton compiles here is not compiled again there."""
     return {"TRITON_CACHE_DIR": str((cache_dir / "triton").absolute()), **child.child_environment()}
 
 
@@ -158,11 +158,11 @@ def _remember(path: Path, place: Mapping[str, Any], worked: Collection[str]) -> 
 
 
 def _run(device: str, parts: Collection[str], environ: Mapping[str, str]) -> list[Outcome]:
-    """The process, and what is known of every part afterwards, however it ended. Nothing is run for no parts."""
+    """Run the process; what is known of every part afterwards, however it ended. Without parts, nothing runs."""
     if not parts:
         return []
     command = [sys.executable, "-m", "appliance.preflight.gpu_probe_child", device, str(DEADLINE_SECONDS), *parts]
-    # What it writes goes to memory: it may be /tmp that is missing, and a compiler left behind would hold a pipe open.
+    # Its output goes to memory: /tmp may be what is missing, and a compiler left behind would hold a pipe open.
     with (
         os.fdopen(os.memfd_create("gpu_probe"), "w+b") as log,
         subprocess.Popen(
@@ -199,7 +199,7 @@ def _run(device: str, parts: Collection[str], environ: Mapping[str, str]) -> lis
 def _judged(outcome: Outcome, found: Card, environ: Mapping[str, str]) -> Finding:
     what, needed = NAMES[outcome.part], NEEDED[outcome.part]
     if not outcome.error:
-        return Finding(what, f"tried in {outcome.seconds:.1f} s, its values are the CPU's", "", "ok")
+        return Finding(what, f"tried in {outcome.seconds:.1f} s, its values match the CPU's", "", "ok")
     fix = _fix_of(outcome, found, environ)
     if outcome.part == "triton" and fix != LIBCUDA:
         compiler = gpu.compiler_finding()
@@ -209,7 +209,7 @@ def _judged(outcome: Outcome, found: Card, environ: Mapping[str, str]) -> Findin
 
 
 def _fix_of(outcome: Outcome, found: Card, environ: Mapping[str, str]) -> str:
-    """By the error itself, else by what was written beside it, as a linker's complaint is."""
+    """By the error itself, else by what was logged with it, such as a linker's complaint."""
     if outcome.part == "bitsandbytes" and environ.get("BNB_CUDA_VERSION"):
         return "unset BNB_CUDA_VERSION: bitsandbytes then takes its library for torch's own CUDA"
     for text in (outcome.error, outcome.log):
@@ -221,7 +221,7 @@ def _fix_of(outcome: Outcome, found: Card, environ: Mapping[str, str]) -> str:
 
 
 def _in_short(error: str) -> str:
-    """The first line that says something, of 200 characters at most: bitsandbytes begins with a picture."""
+    """The first meaningful line, at most 200 characters: bitsandbytes begins with ASCII art."""
     lines = [re.sub(r"[^\x20-\x7e]+", " ", line).strip() for line in error.splitlines()]
     told = next((line for line in lines if not re.fullmatch(r"[\w.]+:|", line)), error)
     return told if len(told) <= 200 else f"{told[:199]}…"

@@ -1,7 +1,7 @@
 """One Triton kernel and one 4-bit round trip on the device, in a process of its own: it may crash or hang.
 
-preflight/gpu_probe.py starts it and judges. One line of JSON for each part that came to an end: its name, what it took
-in seconds, and the error, empty where the values are those that the CPU computes.
+preflight/gpu_probe.py starts it and judges. One line of JSON for each part that finished: its name, how many seconds it
+took, and the error, empty if the values match those of the CPU.
 
 >>> python -m appliance.preflight.gpu_probe_child cuda 10 triton bitsandbytes     # or cpu, in Triton's interpreter
 {"part": "device", "seconds": 0.4, "error": ""}
@@ -23,10 +23,10 @@ from typing import Any, TextIO
 from appliance.process import child
 
 TIMEOUT = "Timeout (0:00:"  # how faulthandler begins what it writes when the deadline has passed
-MARK = "gpu probe: "  # begins the line on standard error before what belongs to the part named there
+MARK = "gpu probe: "  # starts a line on standard error: what follows belongs to the part named there
 NUMBERS = 4096
 # NF4 rounds a block of 64 numbers to 16 values between -1 and 1 times the block's largest (Dettmers et al. 2023, QLoRA,
-# appendix E). The widest gap is from -1 to -0.6961928, so that no number is off by more than half of it.
+# appendix E). The widest gap is from -1 to -0.6961928, so no number is off by more than half of it.
 NF4_BLOCK, NF4_WORST = 64, (1 - 0.6961928) / 2
 
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> None:
     """`arguments`: the device, "cuda" or "cpu", the seconds that a part may take, and the parts to try, of PARTS."""
     child.die_with_parent()
     messages = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no message
+    os.dup2(2, 1)  # what libraries print is not a message
     device, seconds, *parts = arguments
     deadline = float(seconds)
     if device == "cpu":
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
 def _tried(
     part: str, prepare: Callable[[], Callable[[str], None]], device: str, deadline: float, messages: TextIO
 ) -> bool:
-    """Imports without a deadline, runs with one in seconds, and says how it went; whether it went well."""
+    """Import without a deadline, run with one (in seconds), and report how it went; returns whether it went well."""
     began, error = time.monotonic(), ""
     sys.stderr.write(f"\n{MARK}{part}\n")
     sys.stderr.flush()
@@ -68,7 +68,7 @@ def _tried(
 
 
 def _open(device: str) -> Callable[[str], None]:
-    """A context on the device, which takes seconds where the driver has to wake the card: no part is to pay for it."""
+    """A context on the device, which takes seconds if the driver has to wake the card: no part should pay for it."""
     import torch
 
     torch.zeros(1, device=device)
@@ -119,7 +119,7 @@ def _bitsandbytes() -> Callable[[str], None]:
 
 
 def _refuse_wrong(seen: Any, wanted: Any, bound: Any) -> None:
-    """Raises ValueError: a number is off by more than its bound, or none at all."""
+    """Raises ValueError: a number is off by more than its bound, or is NaN."""
     wrong = ~((seen - wanted).abs() <= bound)
     if bool(wrong.any()):
         first = int(wrong.nonzero()[0])

@@ -1,6 +1,6 @@
-"""What `doctor` says of the Hub: where its client keeps things, whether there is a token, whether the Hub answers.
+"""What `doctor` says about the Hub: where its client keeps files, whether there is a token, whether the Hub answers.
 
-No token, name or address ever gets into a finding.
+No token, name or address ever reaches a finding.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ from appliance.hub import token as hub_token
 from appliance.hub.token import client_home, expanded
 from appliance.process import redact
 
-HUB_SECONDS = 3.0  # for the Hub's answer, all in all
+HUB_SECONDS = 3.0  # for the Hub's answer, in total
 
 
 def cache_dir(environ: Mapping[str, str]) -> Path:
-    """Where the Hub's client keeps what it fetches (huggingface_hub 1.33, constants.py)."""
+    """Where the Hub's client keeps what it downloads (huggingface_hub 1.33, constants.py)."""
     named = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
     return expanded(named) if named else client_home(environ) / "hub"
 
 
 def ask(token: str) -> Finding:
-    """Whether the Hub answers and takes the token, as far as it says so in HUB_SECONDS. Who the token's owner is, and
-    what the environment's addresses are, is not shown."""
+    """Whether the Hub answers and accepts the token, if it says so within HUB_SECONDS. The token's owner and the
+    environment's addresses are not shown."""
     what, having = "Hub", "with a token" if token else "without a token"
     said: list[str] = []
     asking = threading.Thread(target=lambda: said.append(_answer(token)), daemon=True)
-    asking.start()  # looking a name up knows no deadline of its own
+    asking.start()  # a name lookup has no deadline of its own
     asking.join(HUB_SECONDS)
     answer = said[0] if said else "no answer in time"
     if answer == "answers":
-        return Finding(what, f"answers, asked {having}", "", "ok")
+        return Finding(what, f"answers, {having}", "", "ok")
     if answer == "refuses":
-        return Finding(what, "answers, and does not accept the token", "a valid one", "warning", hub_token.GIVE_TOKEN)
+        return Finding(what, "answers, but does not accept the token", "a valid one", "warning", hub_token.GIVE_TOKEN)
     if answer == "offline":
         return Finding(what, f"not asked: HF_HUB_OFFLINE is set; {having}", "", "ok")
-    fix = "check the network and HF_ENDPOINT; what is in the cache works without"
-    return Finding(what, f"not reachable: {answer}; {having}", "only to fetch and to publish", "warning", fix)
+    fix = "check the network and HF_ENDPOINT; what is in the cache works without the Hub"
+    return Finding(what, f"not reachable: {answer}; {having}", "only to download and to publish", "warning", fix)
 
 
 def _answer(token: str) -> str:
-    """answers | refuses | offline, or what was in the way."""
+    """answers | refuses | offline, or what went wrong."""
     import httpx
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -62,5 +62,5 @@ def _answer(token: str) -> str:
         return "offline"
     except (HfHubHTTPError, httpx.HTTPError, HubError) as error:
         return redact.without_secrets(str(hub_errors.hub_error(error, again="")), [token])
-    except (httpx.InvalidURL, ImportError, ValueError, KeyError, TypeError):  # their words may hold an address
-        return "HF_ENDPOINT or a proxy is no Hub, or cannot be used"
+    except (httpx.InvalidURL, ImportError, ValueError, KeyError, TypeError):  # their messages may hold an address
+        return "HF_ENDPOINT or a proxy is not a Hub, or cannot be used"

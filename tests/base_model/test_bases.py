@@ -86,7 +86,7 @@ REFUSED: dict[str, tuple[Config, Config, list[str], list[str]]] = {
         {"architectures": ["MistralForCausalLM"], "compression_config": {"quant_method": "compressed-tensors"}},
         {},
         ["compressed-tensors (compression_config)"],
-        ["probably someone/Mistral-7B, or Mistral-7B of another publisher"],
+        ["probably someone/Mistral-7B, or Mistral-7B from another publisher"],
     ),
     "mlx-community/Llama-3.2-3B-Instruct-4bit": (
         LLAMA | {"quantization": {"group_size": 64, "bits": 4}},
@@ -103,7 +103,7 @@ REFUSED: dict[str, tuple[Config, Config, list[str], list[str]]] = {
     "someone/empty": (
         LLAMA | {"quantization_config": {}},
         {},
-        ["already quantised: a method without a name"],
+        ["already quantised: an unnamed method"],
         ["16-bit original"],
     ),
     # --- mixtures of experts
@@ -153,7 +153,7 @@ REFUSED: dict[str, tuple[Config, Config, list[str], list[str]]] = {
     "Qwen/Qwen2.5-VL-7B-Instruct": (
         _of("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl") | {"vision_config": {"depth": 32}},
         {},
-        ["multimodal: vision_config", "expected a model of text only"],
+        ["multimodal: vision_config", "expected a text-only model"],
         ["choose a text model, for example Qwen/Qwen2.5-7B-Instruct"],
     ),
     "google/gemma-3-4b-it": (
@@ -205,27 +205,27 @@ REFUSED: dict[str, tuple[Config, Config, list[str], list[str]]] = {
     "google-bert/bert-base-uncased": (
         _of("BertForMaskedLM", "bert"),
         {},
-        ["no causal language model: architectures = BertForMaskedLM", "expected an architecture ...ForCausalLM"],
+        ["is not a causal language model: architectures = BertForMaskedLM", "expected an architecture ...ForCausalLM"],
         ["continues text"],
     ),
     "google-t5/t5-small": (
         _of("T5ForConditionalGeneration", "t5") | {"is_encoder_decoder": True},
         {},
-        ["no causal language model: is_encoder_decoder, T5ForConditionalGeneration"],
+        ["is not a causal language model: is_encoder_decoder, T5ForConditionalGeneration"],
         ["continues text"],
     ),
     "someone/reward": (
         LLAMA | {"architectures": ["LlamaForSequenceClassification"]},
         {},
-        ["no causal language model: architectures = LlamaForSequenceClassification"],
+        ["is not a causal language model: architectures = LlamaForSequenceClassification"],
         ["continues text"],
     ),
-    # --- code of its own
+    # --- custom code
     "microsoft/Phi-3.5-mini-instruct": (
         {"architectures": ["Phi3ForCausalLM"], "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}},
         {},
-        ["wants to run code of its own (auto_map in config.json)"],
-        ["whose architecture transformers knows"],
+        ["needs custom code (auto_map in config.json)"],
+        ["whose architecture transformers supports"],
     ),
 }
 
@@ -264,7 +264,7 @@ def _hint(name: str, card: Config | None = None) -> str:
     ],
 )
 def test_the_name_of_a_quantised_copy_tells_the_original(suffix: str) -> None:
-    assert "probably unsloth/Qwen3-4B, or Qwen3-4B of another publisher;" in _hint(f"unsloth/Qwen3-4B-{suffix}")
+    assert "probably unsloth/Qwen3-4B, or Qwen3-4B from another publisher;" in _hint(f"unsloth/Qwen3-4B-{suffix}")
     assert "probably Qwen3-4B;" in _hint(f"/models/Qwen3-4B-{suffix}")  # a folder: no id can be told from its path
 
 
@@ -291,9 +291,9 @@ def test_the_card_is_believed_where_it_names_one_other_model(card: Config, said:
     [
         (["README.md", "Qwen3-4B-Q4_K_M.gguf"], ".gguf files are a quantised copy", "model.id: probably u/Qwen3-4B,"),
         (["bf16/x.GGUF"], ".gguf files are a quantised copy", "holds config.json and *.safetensors"),
-        (["adapter_config.json", "adapter_model.safetensors"], "is a LoRA adapter", "base model of the adapter"),
+        (["adapter_config.json", "adapter_model.safetensors"], "is a LoRA adapter", "adapter's base model"),
         (["model_index.json", "unet/config.json"], "is a diffusion pipeline", "choose a text model"),
-        (["params.json", "consolidated.safetensors"], "format of its maker's own code", "-hf"),
+        (["params.json", "consolidated.safetensors"], "in its maker's own format", "-hf"),
         (["merged/config.json"], "there is one in merged/", "give the folder that holds config.json"),
         ([], "not a transformers model", "give the folder that holds config.json"),
     ],

@@ -273,7 +273,7 @@ def test_check_then_prepare_then_inspect_then_status(appliance: Appliance, tmp_p
     assert "배 15?" not in out
     assert "사과 15?" in out
     code, _, err = appliance("inspect", run, "--row", 999)
-    assert (code, "row 999 is on no side" in err) == (3, True)
+    assert (code, "row 999 is not in train, val or test" in err) == (3, True)
 
     code, out, _ = appliance("status", "--json")
     rest = {"rehearse": "", "train": "", "evaluate": "", "merge": "", "publish": ""}
@@ -329,7 +329,7 @@ FAILURES = [
     ("run {shop} --set model.id=nobody/model", 5, "the base model nobody/model cannot be fetched"),
     ("run {shop} --set 'model.id=no body/model'", 5, "the base model no body/model cannot be fetched"),
     ("inspect {models}", 8, "no prepared rows here"),
-    ("ask {run}", 2, "no question was given"),
+    ("ask {run}", 2, "no question given"),
     ("ask {nosuchrun} '얼마?'", 8, "nosuchrun is not a run directory"),
     ("ask {run} '얼마?'", 8, "the stage `check` is not done"),
     ("ask '얼마?'", 8, "no runs in"),

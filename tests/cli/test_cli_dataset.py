@@ -158,7 +158,7 @@ def test_an_existing_csv_needs_force(appliance: Appliance, tmp_path: Path) -> No
     (tmp_path / "out.csv").write_text("mine")
     code, _, err = appliance("delimited", "in.txt", "out.csv")
     assert code == 3
-    assert err == "Error: out.csv exists already\nFix: name another file, or replace it with --force\n"
+    assert err == "Error: out.csv already exists\nFix: name another file, or replace it with --force\n"
     assert (tmp_path / "out.csv").read_text() == "mine"
     assert appliance("delimited", "in.txt", "out.csv", "--force")[0] == 0
     assert written(tmp_path) == ["in.txt", "out.csv", "out.csv.origin.json"]

@@ -182,7 +182,7 @@ def test_a_dry_run_counts_what_is_paid_for(appliance: Appliance, faq: Path) -> N
         options = ["paraphrase", faq, "out.csv", "--count", 2, "--concurrency", 1, *endpoint(server)]
         assert appliance(*options)[0] == 4
         code, stdout, _ = appliance(*options, "--dry-run")
-        assert "requests     16, at most 32; 5 are answered already" in stdout
+        assert "requests     16, at most 32; 5 already answered" in stdout
         assert len(server.asked) == 6
     assert code == 0
 
@@ -266,7 +266,7 @@ def test_a_run_that_was_killed_goes_on_without_asking_twice(appliance: Appliance
         assert KEY not in faq.with_name("out.csv.journal.jsonl").read_text(encoding="utf-8")
         code, _, stderr = appliance(*options)
     assert code == 0, stderr
-    assert "8 replies are in out.csv.journal.jsonl already" in stderr
+    assert "8 replies are already in out.csv.journal.jsonl" in stderr
     assert len(server.answered) == len(set(server.answered)) == 16
     assert len(server.asked) == 17
     assert len(read_csv(faq.with_name("out.csv"))) == 52

@@ -280,7 +280,7 @@ def test_nothing_stays_behind_after_a_failure(tmp_path: Path) -> None:
 def test_an_existing_file_stays_unless_forced(tmp_path: Path) -> None:
     out_path = tmp_path / "out.csv"
     out_path.write_text("mine")
-    with pytest.raises(SourceError, match="exists already"):
+    with pytest.raises(SourceError, match="already exists"):
         pairs.write(out_path, "test", [], {}, [Pair("가", "나")])
     with pytest.raises(SourceError, match="no pair of question and answer"):
         pairs.write(out_path, "test", [], {}, [], force=True)

@@ -181,7 +181,7 @@ def _without_weights(folder: Path) -> None:
         (lambda folder: _config(folder, num_local_experts=8), "my-model is a mixture of experts"),
         (_without_weights, "has no safetensors weights"),
         (lambda folder: _config(folder, quantization_config={"quant_method": "bitsandbytes"}), "is already quantised"),
-        (lambda folder: _config(folder, auto_map={"AutoModel": "x.Y"}), "wants to run code of its own (auto_map"),
+        (lambda folder: _config(folder, auto_map={"AutoModel": "x.Y"}), "needs custom code (auto_map"),
         (lambda folder: (folder / "config.json").write_text("{", encoding="utf-8"), "config.json is damaged"),
         (lambda folder: (folder / "config.json").write_text("[1]", encoding="utf-8"), "config.json is damaged"),
     ],

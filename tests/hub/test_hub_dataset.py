@@ -292,7 +292,7 @@ def test_a_csv_is_copied_with_the_commit_in_its_note(hub: LoopbackHub, tmp_path:
     assert note["inputs"][0]["sha256"] == hashlib.sha256(hub.commits[OLD]["train.csv"]).hexdigest()
     assert called(hub.url, tmp_path, "check", str(out)).returncode == 3  # two rows: too few to split, but read
     again = called("http://127.0.0.1:9", tmp_path, "dataset", "hub", address, str(out))
-    assert (again.returncode, "exists already" in again.stderr) == (3, True)
+    assert (again.returncode, "already exists" in again.stderr) == (3, True)
 
 
 def test_records_are_known_by_their_content(hub: LoopbackHub, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ DOCKER = {".dockerenv": ""}
 NODES = {"dev/nvidiactl": "", "dev/nvidia0": ""}
 WSL = {"proc/sys/kernel/osrelease": "6.6.87.2-microsoft-standard-WSL2\n"}
 CANARY = "hf_CANARYcanaryCANARYcanaryCANARYcanary"
-NO_DRIVER = f"nvidia-driver-580, or the distribution's package); without a GPU the CPU mode works: {doctor.CPU_MODE}"
+NO_DRIVER = f"nvidia-driver-580, or your distribution's package); without a GPU, use the CPU mode: {doctor.CPU_MODE}"
 Look = Callable[..., dict[str, Finding]]
 
 
@@ -114,7 +114,7 @@ CHAIN: dict[str, tuple[dict[str, str], str | None, str, str, str, str, str]] = {
     "old driver, no nodes": (driver("570.26"), "13.0", "", "driver", "fails", "570.26", "driver 580 or newer"),
     "in a container": (
         *(driver("580.65.06") | DOCKER, "13.0", "No NVIDIA driver", "GPU", "ok"),
-        "the host has a driver (580.65.06), this container was given no GPU",
+        "the host has a driver (580.65.06), but this container was given no GPU",
         "docker compose run --rm --entrypoint nvidia-smi train; if that answers `could not select device driver "
         f'"nvidia"`, install the NVIDIA Container Toolkit and run: {doctor.TOOLKIT}',
     ),
@@ -301,7 +301,10 @@ def test_each_cache_is_looked_at(look: Look, tmp_path: Path, monkeypatch: pytest
     environ = {"HF_HOME": str(hub.parent)}
     assert look(DOCKER)[f"writing to {cache}"].verdict == "ok"
     finding = look(DOCKER, environ)[f"writing to {hub}"]
-    assert (finding.verdict, finding.fix) == ("fails", "docker volume rm finetune-appliance_cache (it is made anew)")
+    assert (finding.verdict, finding.fix) == (
+        "fails",
+        "docker volume rm finetune-appliance_cache (it will be recreated)",
+    )
     assert f"writing to {cache}" not in look(DOCKER, environ)
 
 
@@ -406,11 +409,11 @@ def test_whether_the_hub_answers_and_takes_the_token(
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         hub.add_user("canary", hub.token)
-        assert (look()["Hub"].found, look()["Hub"].verdict) == ("answers, asked without a token", "ok")
+        assert (look()["Hub"].found, look()["Hub"].verdict) == ("answers, without a token", "ok")
         known = look(environ={"HF_TOKEN": hub.token})
-        assert (known["Hub"].found, known["Hub"].verdict) == ("answers, asked with a token", "ok")
+        assert (known["Hub"].found, known["Hub"].verdict) == ("answers, with a token", "ok")
         unknown = look(environ={"HF_TOKEN": CANARY})
-        assert (unknown["Hub"].found, unknown["Hub"].verdict) == ("answers, and does not accept the token", "warning")
+        assert (unknown["Hub"].found, unknown["Hub"].verdict) == ("answers, but does not accept the token", "warning")
         assert not re.search(f"canary|{hub.token}", repr([*known.values(), *unknown.values()]), re.IGNORECASE)
     for found in (look()["Hub"], look(environ={"HF_TOKEN": CANARY})["Hub"]):
         assert found.found.startswith("not reachable: the connection to the Hub broke")

@@ -80,7 +80,7 @@ def test_the_real_kernels_in_the_interpreter_and_what_is_remembered(
 ) -> None:
     found = gpu_probe.findings(L4, tmp_path, device="cpu")
     assert [(finding.what, finding.verdict) for finding in found] == [("Triton", "ok"), ("bitsandbytes", "ok")]
-    assert all(re.fullmatch(r"tried in \d+\.\d s, its values are the CPU's", finding.found) for finding in found)
+    assert all(re.fullmatch(r"tried in \d+\.\d s, its values match the CPU's", finding.found) for finding in found)
     (kept,) = (tmp_path / "gpu_probe").iterdir()
     assert json.loads(kept.read_text(encoding="utf-8"))["worked"] == ["bitsandbytes", "triton"]
 
@@ -190,14 +190,14 @@ FAULTS = {
         *("Permission denied", f"cache/triton writable for user {os.getuid()}:{os.getgid()}"),
     ),
     "read-only": ("raise OSError(30, 'Read-only file system')", "Read-only", "TRITON_CACHE_DIR"),
-    "full": ("raise OSError(28, 'No space left on device')", "No space left", "free space in "),
+    "full": ("raise OSError(28, 'No space left on device')", "No space left", "free up space in "),
     "noexec": (
         "raise ImportError('/cache/x.so: failed to map segment from shared object')",
         *("failed to map segment", "noexec"),
     ),
     "old Triton": ("raise RuntimeError('ptxas fatal : sm_130 is not defined')", "ptxas", "constraints.txt pins"),
     "none": ("raise ModuleNotFoundError(\"No module named 'triton'\")", "No module named", "constraints.txt pins"),
-    "memory": ("raise RuntimeError('CUDA out of memory.')", "out of memory", "nvidia-smi names the programs"),
+    "memory": ("raise RuntimeError('CUDA out of memory.')", "out of memory", "nvidia-smi lists the programs"),
     "unheard of": ("raise ValueError('odd')", "ValueError: odd", "constraints.txt pins"),
     "crash": ("import os\nos.kill(os.getpid(), 11)", "its process was killed by signal 11", "dmesg"),
     "exit": ("import os\nos._exit(3)", "its process ended with 3", "constraints.txt pins"),
@@ -257,7 +257,7 @@ def test_a_bitsandbytes_without_a_library_for_this_cuda(name: str, probe: Probe)
     (words,) = BITSANDBYTES[name]
     row = probe(bitsandbytes=f"raise RuntimeError({words!r})")["bitsandbytes"]
     assert row.verdict == "fails"
-    assert "this bitsandbytes has no library for this torch's CUDA 13.0" in row.fix
+    assert "this bitsandbytes has no library for CUDA 13.0" in row.fix
     assert row.fix.endswith("model.load_in_4bit=false and train.optimizer=adamw_torch, which need no bitsandbytes")
     assert row.found.isascii()
     assert len(row.found) > len("RuntimeError: ")
@@ -267,7 +267,7 @@ def test_other_faults_of_bitsandbytes(probe: Probe, monkeypatch: pytest.MonkeyPa
     words = ErrorHandlerMockBNBNativeLibrary("libcudart.so.13: cannot open shared object file").formatted_error
     row = probe(bitsandbytes=f"raise RuntimeError({words!r})")["bitsandbytes"]
     assert "Missing dependency: libcudart.so.13" in row.found
-    assert row.fix.startswith("a library of CUDA does not load")
+    assert row.fix.startswith("a CUDA library does not load")
     monkeypatch.setenv("BNB_CUDA_VERSION", "999")
     assert probe(bitsandbytes="raise RuntimeError('x')")["bitsandbytes"].fix.startswith("unset BNB_CUDA_VERSION")
 
@@ -301,7 +301,7 @@ def test_a_kernel_that_hangs_is_ended_with_what_it_started(
     rows = probe(triton=hangs)
     assert time.monotonic() - began < 30
     assert rows["Triton"].found == "its process gave no answer in 1 s"
-    assert "run this again: what was compiled is kept" in rows["Triton"].fix
+    assert "run this again: compiled kernels are kept" in rows["Triton"].fix
     assert rows["bitsandbytes"].found == "not tried: the process gave no answer in 1 s at Triton"
     stat = Path(f"/proc/{(tmp_path / 'pid').read_text(encoding='utf-8')}/stat")
     assert not stat.exists() or " Z " in stat.read_text(encoding="utf-8")

@@ -352,7 +352,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, base_dir: Path, monkeypa
     assert look(tmp_path, base_dir)["cache"].found == f"writing to {tmp_path / 'cache'}: possible"
     locked = [tmp_path]
     monkeypatch.setattr(disk, "may_write", lambda folder: folder not in locked)
-    with pytest.raises(EnvironmentUnavailable, match=r"cache: writing to .*cache: refused to"):
+    with pytest.raises(EnvironmentUnavailable, match=r"cache: writing to .*cache: denied to"):
         look(tmp_path, base_dir)
     (tmp_path / "hub").mkdir()
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))  # may hold all that is needed

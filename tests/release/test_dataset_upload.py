@@ -217,7 +217,7 @@ def test_questions_on_two_sides_are_said(shop: Shop) -> None:
     done = shop.upload("alice/torn")
     assert done.returncode == 0, done.stderr
     torn = files.read_json(shop.run / "prepare" / "leaks.json")["count"]
-    assert f"{torn} questions stand on two sides" in done.stderr
+    assert f"{torn} questions are on two sides" in done.stderr
     assert "appliance run" not in done.stdout
     card = (shop.run / "dataset" / "release" / "README.md").read_text(encoding="utf-8")
     assert f"{torn} questions stand on two sides" in card

@@ -241,7 +241,7 @@ def test_ask_answers_as_transformers_does(run_path: Path, capsys: pytest.Capture
     assert (told["question"], told["tokens"], told["stopped"]) == ("가격은?", len(ids), bool(ids[-1] == 2))
     assert told["answer"] == (expected if told["stopped"] else expected.rstrip("\ufffd"))
     assert not re.search(r"[\x7f-\x9f]", out)
-    assert ("cut after 60 tokens: --max-new-tokens allows more" in err) == (not told["stopped"])
+    assert ("cut off after 60 tokens: --max-new-tokens allows more" in err) == (not told["stopped"])
     ask(as_json=False)
     shown = capsys.readouterr().out
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", shown)
@@ -505,5 +505,5 @@ def test_ctrl_c_at_the_prompt_ends(terminal: Callable[[str], Terminal]) -> None:
     opened.until("you> ")
     time.sleep(0.5)  # Python does not wake up for a signal between showing the prompt and waiting for keys
     opened.type("\x03")
-    assert "Ctrl-D or /quit ends a chat as well" in opened.until("as well")
+    assert "Ctrl-D or /quit also ends a chat" in opened.until("ends a chat")
     assert opened.process.wait(30) == 130

@@ -209,7 +209,7 @@ def test_inspect_shows_a_row_of_each(appliance: Appliance, folder: Path) -> None
         assert "꽃집 1호점은 언제 여나요?" in out
         assert "8시</s>" in out
     code, _, err = appliance("inspect", folder / "finished", "--row", "8")  # the row without an answer
-    assert (code, "row 8 is on no side of the split" in err) == (3, True)
+    assert (code, "row 8 is not in train, val or test" in err) == (3, True)
 
 
 def test_replay_misses_the_weights_and_nothing_else(appliance: Appliance, folder: Path) -> None:

@@ -1,1 +1,1 @@
-"""`appliance dataset`: the commands that bring rows; the only place that meets datasets_src."""
+"""`appliance dataset`: the commands that bring in rows; the only package that imports datasets_src."""

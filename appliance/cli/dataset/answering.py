@@ -1,6 +1,6 @@
-"""Which model answers a generator: an endpoint or one on this machine. One of the command line's files.
+"""Which model answers a generator: an endpoint, or one on this machine.
 
-Only those meet `appliance` and `datasets_src` at once: the first knows models, the second prompts and replies.
+Only the command line imports both `appliance`, which knows models, and `datasets_src`, which knows prompts and replies.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Asking:
-    """Which model is to answer. Nothing is contacted or loaded before `backend` is called."""
+    """Which model answers. Nothing is contacted or loaded before `backend` is called."""
 
     local: str | None
     base_url: str | None
@@ -36,20 +36,20 @@ class Asking:
     def __post_init__(self) -> None:
         own = self.sampling.repetition_penalty != 1 or self.sampling.no_repeat_ngram_size
         if self.local is not None and (self.base_url or self.model):
-            raise RecipeError("--local asks a model on this machine, --base-url and --model an endpoint; expected one")
+            raise RecipeError("--local asks a local model, --base-url and --model ask an endpoint; expected one")
         if self.local is None and own:
-            raise RecipeError("--repetition-penalty and --no-repeat-ngram-size are for --local; endpoints know neither")
+            raise RecipeError("--repetition-penalty and --no-repeat-ngram-size apply to --local only, not an endpoint")
 
     def backend(self) -> tuple[Backend, dict[str, object], str]:
         """What answers, what its replies depend on, and its name. Raises ApplianceError."""
         if self.local is None:
-            require("openai", "which asks the endpoint")
+            require("openai", "which talks to the endpoint")
             endpoint = self._endpoint()
             return endpoint.answer, endpoint.asked_with(), f"{endpoint.model} at {endpoint.base_url}"
         return self._local_backend(self.local)
 
     def paid_for(self, out_path: Path, prompts: Sequence[str]) -> int | None:
-        """How many of these the journal can answer; None where that cannot be told without loading or asking."""
+        """How many of these the journal can answer; None if only loading or asking a model would tell."""
         from datasets_src.generators import journal
         from datasets_src.generators.endpoint import EndpointError
 
@@ -101,7 +101,7 @@ class Asking:
 
 
 def require(package: str, what: str, *, extra: str = "sources") -> None:
-    """Raises EnvironmentUnavailable with the line that installs the package, where it is missing."""
+    """Raises EnvironmentUnavailable: the package is missing; the hint is the command that installs it."""
     if importlib.util.find_spec(package) is None:
         hint = f"pip install -c constraints.txt '.[{extra}]'"
         raise EnvironmentUnavailable(f"the package {package}, {what}, is not installed", hint=hint)
@@ -109,7 +109,7 @@ def require(package: str, what: str, *, extra: str = "sources") -> None:
 
 @contextmanager
 def errors() -> Iterator[None]:
-    """A source's error as exit code 3, an endpoint's as 4: not the data, but what is outside of this program."""
+    """A source's error exits with 3; an endpoint's with 4, because the fault lies outside the data and the program."""
     from appliance.cli.dataset.sources import source_errors
     from datasets_src.generators.endpoint import EndpointError
 

@@ -1,7 +1,7 @@
-"""`appliance dataset paraphrase` and `self-instruct`: which model answers is handed to the generator here. No logic.
+"""`appliance dataset paraphrase` and `self-instruct`: hand the generator the model that answers. No logic.
 
-Both make OUT.csv at the end or not at all. What was answered lies in OUT.csv.journal.jsonl until then, and what was
-rejected in OUT.csv.rejected.csv afterwards.
+Both write OUT.csv at the end or not at all. Until then the replies are in OUT.csv.journal.jsonl; afterwards the
+rejected ones are in OUT.csv.rejected.csv.
 """
 
 from __future__ import annotations
@@ -23,46 +23,52 @@ if TYPE_CHECKING:
     from datasets_src.pairs import Dropped, Pair
 
 OutArgument = Annotated[
-    Path, typer.Argument(metavar="OUT.csv", help="The CSV to write; OUT.csv.rejected.csv and …origin.json beside it.")
+    Path,
+    typer.Argument(metavar="OUT.csv", help="The CSV to write; OUT.csv.rejected.csv and …origin.json go next to it."),
 ]
 BaseUrlOption = Annotated[
     str | None,
-    typer.Option("--base-url", metavar="URL", help="An OpenAI-compatible endpoint; else OPENAI_BASE_URL."),
+    typer.Option("--base-url", metavar="URL", help="An OpenAI-compatible endpoint. Default: OPENAI_BASE_URL."),
 ]
 ModelOption = Annotated[
-    str | None, typer.Option("--model", metavar="NAME", help="Its model; else OPENAI_MODEL. The key: OPENAI_API_KEY.")
+    str | None,
+    typer.Option(
+        "--model", metavar="NAME", help="The endpoint's model. Default: OPENAI_MODEL. The key: OPENAI_API_KEY."
+    ),
 ]
 LocalOption = Annotated[
     str | None,
     typer.Option(
-        "--local", metavar="MODEL", help="A model here instead: a folder, a run directory, a Hub id, or `demo`."
+        "--local", metavar="MODEL", help="A local model instead: a folder, a run directory, a Hub id, or `demo`."
     ),
 ]
 TemperatureOption = Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token.")]
 TopPOption = Annotated[
-    float, typer.Option("--top-p", min=0.01, max=1.0, help="Draw from the likeliest tokens of this share only.")
+    float,
+    typer.Option("--top-p", min=0.01, max=1.0, help="Sample from the likeliest tokens that make up this share."),
 ]
 PenaltyOption = Annotated[
     float,
-    typer.Option("--repetition-penalty", min=0.1, help="With --local: above 1, tokens that were there count less."),
+    typer.Option("--repetition-penalty", min=0.1, help="With --local: above 1 makes earlier tokens less likely."),
 ]
 NgramOption = Annotated[
-    int, typer.Option("--no-repeat-ngram-size", min=0, help="With --local: never so many tokens twice; 0 is off.")
+    int,
+    typer.Option("--no-repeat-ngram-size", min=0, help="With --local: repeat no sequence of this length; 0: off."),
 ]
 MaxTokensOption = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest reply; a longer one is rejected.")]
-ConcurrencyOption = Annotated[int, typer.Option("--concurrency", min=1, help="Requests to the endpoint at a time.")]
-TimeoutOption = Annotated[float, typer.Option("--timeout", min=1.0, help="Seconds that one attempt may take.")]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of the split, of the seeds shown, of a local model.")]
+ConcurrencyOption = Annotated[int, typer.Option("--concurrency", min=1, help="Requests in flight at a time.")]
+TimeoutOption = Annotated[float, typer.Option("--timeout", min=1.0, help="Seconds allowed per attempt.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="For the split, the seeds shown and a local model.")]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Show the first prompt and the number of requests; ask nothing.")
+    bool, typer.Option("--dry-run", help="Show the first prompt and the number of requests; send none.")
 ]
-KeepOption = Annotated[bool, typer.Option("--keep-journal", help="Do not remove the replies when OUT.csv is complete.")]
+KeepOption = Annotated[bool, typer.Option("--keep-journal", help="Keep the replies after OUT.csv is complete.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace OUT.csv if it exists.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 CacheOption = Annotated[
-    Path, typer.Option("--cache-dir", envvar="APPLIANCE_CACHE_DIR", help="Where models made here are kept.")
+    Path, typer.Option("--cache-dir", envvar="APPLIANCE_CACHE_DIR", help="Where models made on this machine are kept.")
 ]
-FractionOption = Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of the rows; as in the recipe.")]
+FractionOption = Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of the rows, as in the recipe.")]
 _CACHE = Path.home() / ".cache" / "finetune-appliance"
 
 
@@ -73,12 +79,14 @@ def register(app: typer.Typer) -> None:
 
 
 def paraphrase(
-    in_path: Annotated[Path, typer.Argument(metavar="IN.csv", help="Questions and answers.")],
+    in_path: Annotated[Path, typer.Argument(metavar="IN.csv", help="A CSV of questions and answers.")],
     out_path: OutArgument,
     count: Annotated[int, typer.Option("--count", min=1, help="Paraphrases of each question.")] = 10,
     question: Annotated[str | None, typer.Option("--question", metavar="COLUMN", help="The question's column.")] = None,
     answer: Annotated[str | None, typer.Option("--answer", metavar="COLUMN", help="The answer's column.")] = None,
-    input_: Annotated[str | None, typer.Option("--input", metavar="COLUMN", help="The further context's.")] = None,
+    input_: Annotated[
+        str | None, typer.Option("--input", metavar="COLUMN", help="The context's column, if any.")
+    ] = None,
     test_fraction: FractionOption = 0.1,
     val_fraction: FractionOption = 0.1,
     base_url: BaseUrlOption = None,
@@ -98,9 +106,9 @@ def paraphrase(
     as_json: JsonOption = False,
     cache_dir: CacheOption = _CACHE,
 ) -> None:
-    """Have a model word each question of the train side in other ways. Train on it with --set data.split=column.
+    """Have a model paraphrase the questions. Train on the result with --set data.split=column.
 
-    The rows are split first, as a run would split them; val and test stay as they are.
+    The rows are split first, as a run would split them: only train rows are paraphrased, val and test stay as they are.
 
     appliance dataset paraphrase data/faq.csv data/train.csv --count 10 --dry-run
 
@@ -109,7 +117,7 @@ def paraphrase(
     from datasets_src.generators import paraphrase as generators_paraphrase
 
     if test_fraction + val_fraction >= 1:
-        raise RecipeError("--test-fraction and --val-fraction leave no row to train on: together they reach 1")
+        raise RecipeError("--test-fraction and --val-fraction leave no rows to train on: together they reach 1")
     sampling = Sampling(temperature, top_p, repetition_penalty, no_repeat_ngram_size, seed)
     asking = Asking(local, base_url, model, sampling, max_tokens, concurrency, timeout, cache_dir)
     rows, unusable = _rows(in_path, {"instruction": question, "output": answer, "input": input_})
@@ -135,7 +143,7 @@ def paraphrase(
 
 def self_instruct(
     seeds_path: Annotated[
-        Path, typer.Argument(metavar="SEEDS", help="A text file, one seed sentence a line, or JSONL seed tasks.")
+        Path, typer.Argument(metavar="SEEDS", help="A text file with one seed sentence per line, or JSONL seed tasks.")
     ],
     out_path: OutArgument,
     count: Annotated[int, typer.Option("--count", min=1, help="Rows to make.")] = 500,
@@ -156,9 +164,9 @@ def self_instruct(
     as_json: JsonOption = False,
     cache_dir: CacheOption = _CACHE,
 ) -> None:
-    """Have a model invent instructions after the example of seeds, and answer them (Self-Instruct).
+    """Have a model invent rows from seeds. It writes similar instructions and answers them (Self-Instruct).
 
-    An instruction whose ROUGE-L with an earlier one reaches 0.7 is rejected. Seed tasks are JSON objects, one a line:
+    An instruction whose ROUGE-L with an earlier one reaches 0.7 is rejected. Seed tasks are JSON objects, one per line:
     {"instruction": "…", "instances": [{"input": "…", "output": "…"}]}.
 
     appliance dataset self-instruct seeds.txt data/raw_data.csv --count 500 --dry-run
@@ -198,7 +206,7 @@ class _Output:
     out_path: Path
     options: dict[str, object]
     read: int  # rows or seeds in the input
-    passed_on: int  # of these, how many are among the items; all others a model made
+    passed_on: int  # how many of these are among the items; a model made all the others
     force: bool
     keep_journal: bool
     as_json: bool
@@ -210,7 +218,7 @@ def _generate(
     make: Callable[[Ask], Iterator[Pair | Dropped]],
     tally: Any,
 ) -> None:
-    """Makes OUT.csv out of what `make` yields, with journal, progress and the list of what was rejected."""
+    """Make OUT.csv from what `make` yields, with a journal, progress and a list of what was rejected."""
     from appliance.cli.dataset import sources
     from appliance.process import console
     from datasets_src import pairs as datasets_src_pairs
@@ -231,11 +239,11 @@ def _generate(
                     steps.append(shown)
                     return paid.ask(prompts)
 
-            kept = f"; {paid.known} replies are in {journal_path} already" if paid.known else ""
+            kept = f"; {paid.known} replies are already in {journal_path}" if paid.known else ""
             console.say(f"asking {name}{kept}")
             try:
                 for item in make(ask):
-                    items.append(item)  # all of them before a file is begun: a kill leaves the journal, and no more
+                    items.append(item)  # all of them before any file is started: a kill leaves only the journal
             except SourceError:
                 if rejected := [item for item in items if isinstance(item, Rejected)]:
                     write_rejected(listed_path, rejected)
@@ -267,7 +275,7 @@ def _generate(
 
 
 def _rows(path: Path, columns: dict[str, str | None]) -> tuple[list[Pair], list[Dropped]]:
-    """The rows of a CSV with the group and the side that it gives them, and what cannot be a row."""
+    """The rows of a CSV with the group and side it gives them, and the lines that cannot be rows."""
     from appliance.process import console
     from appliance.rows import csv_file
     from datasets_src import pairs as datasets_src_pairs
@@ -305,7 +313,7 @@ def _splitter(test_fraction: float, val_fraction: float, seed: int) -> Callable[
 
 
 def _show_plan(first: str, fewest: int, most: int | None, paid: int | None, as_json: bool) -> None:
-    """What a dry run says. `paid`: of the requests known beforehand, those that the journal can answer."""
+    """Print a dry run's plan. `paid`: how many of the requests known beforehand the journal can answer."""
     from appliance.process import console
 
     if as_json:
@@ -313,5 +321,5 @@ def _show_plan(first: str, fewest: int, most: int | None, paid: int | None, as_j
         console.result(json.dumps(plan, ensure_ascii=False, indent=2))
         return
     bound = f", at most {most}" if most is not None else ", more as replies are rejected"
-    console.result(f"requests     {fewest}{bound}" + (f"; {paid} are answered already" if paid else ""))
+    console.result(f"requests     {fewest}{bound}" + (f"; {paid} already answered" if paid else ""))
     console.result(f"first prompt\n\n{first}")

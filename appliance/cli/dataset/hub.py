@@ -1,4 +1,4 @@
-"""`appliance dataset hub`: a file of a dataset on the Hub, fetched at a pinned commit, to a CSV. No logic here."""
+"""`appliance dataset hub`: a file of a Hub dataset, fetched at a pinned commit, as a CSV. No logic here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from appliance.errors import DataError
 if TYPE_CHECKING:
     from datasets_src.pairs import Dropped, Pair
 
-# First bytes of what `records` reads, after blanks and a BOM: Parquet, XLSX, old XLS (refused by name), JSON.
+# First bytes of what `records` reads, after whitespace and a BOM: Parquet, XLSX, old XLS (refused by name), JSON.
 _RECORDS = (b"PAR1", b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"{", b"[")
 
 
@@ -30,22 +30,22 @@ def hub(
         ),
     ],
     out_path: Annotated[
-        Path, typer.Argument(metavar="OUT.csv", help="The CSV to write; OUT.csv.origin.json beside it.")
+        Path, typer.Argument(metavar="OUT.csv", help="The CSV to write; OUT.csv.origin.json goes next to it.")
     ],
     question: Annotated[str | None, typer.Option("--question", metavar="FIELD", help="The question's column.")] = None,
     answer: Annotated[str | None, typer.Option("--answer", metavar="FIELD", help="The answer's column.")] = None,
     input_: Annotated[
-        str | None, typer.Option("--input", metavar="FIELD", help="The further context's column.")
+        str | None, typer.Option("--input", metavar="FIELD", help="The context's column, if any.")
     ] = None,
     group: Annotated[
-        str | None, typer.Option("--group", metavar="FIELD", help="Rows alike in this column share a `group`.")
+        str | None, typer.Option("--group", metavar="FIELD", help="Rows with the same value here share a `group`.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT.csv if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the origin note as JSON.")] = False,
 ) -> None:
-    """A file of a dataset on the Hub: CSV, JSON, JSONL, Parquet or XLSX. The note names the commit it was taken from.
+    """A file of a dataset on the Hub. CSV, JSON, JSONL, Parquet or XLSX; the origin note names its commit.
 
-    A private or gated dataset needs HF_TOKEN. A CSV needs no copy: data.csv in a recipe takes its hf:// address.
+    A private or gated dataset needs HF_TOKEN. A CSV need not be copied: data.csv in a recipe accepts its hf:// address.
 
     appliance dataset hub someone/faq/train.csv data/train.csv
 
@@ -56,7 +56,7 @@ def hub(
     from datasets_src.sources import records
 
     if out_path.exists() and not force:  # before the download
-        raise DataError(f"{out_path} exists already", hint="name another file, or replace it with --force")
+        raise DataError(f"{out_path} already exists", hint="name another file, or replace it with --force")
     file = DatasetFile.parse(address if address.startswith("hf:") else _long(address))
     path, commit = file.fetch()
     options = {"repo": file.repo, "file": file.file, "asked_revision": file.revision, "commit": commit}
@@ -72,7 +72,7 @@ def hub(
 
 
 def _long(address: str) -> str:
-    """hf://datasets/USER/NAME@REVISION/FILE of USER/NAME/FILE[@REVISION]; what is neither is refused when parsed."""
+    """The hf:// address for USER/NAME/FILE[@REVISION]; anything else is refused when it is parsed."""
     from urllib.parse import quote
 
     place, _, revision = address.partition("@")

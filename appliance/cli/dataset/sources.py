@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 dataset_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="""Make a CSV to train on from something else, with a note of where its rows came from.
+    help="""Make a CSV to train on from other data. A note next to it says where its rows came from.
 
     appliance dataset korquad KorQuAD_v1.0_dev.json data/train.csv
 
@@ -27,7 +27,7 @@ dataset_app = typer.Typer(
 
 InArgument = Annotated[Path, typer.Argument(metavar="IN", help="The file to read.")]
 OutArgument = Annotated[
-    Path, typer.Argument(metavar="OUT.csv", help="The CSV to write; OUT.csv.origin.json beside it.")
+    Path, typer.Argument(metavar="OUT.csv", help="The CSV to write; OUT.csv.origin.json goes next to it.")
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace OUT.csv if it exists.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the origin note as JSON.")]
@@ -42,12 +42,12 @@ def korquad(
         bool, typer.Option("--with-paragraph", help="Put the paragraph into `input`; its questions share a `group`.")
     ] = False,
     answer: Annotated[
-        Literal["first", "common"], typer.Option("--answer", help="Of several answers the first, or the commonest.")
+        Literal["first", "common"], typer.Option("--answer", help="Of several answers, the first or the most common.")
     ] = "first",
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """KorQuAD 1.0 or SQuAD 1.1 / 2.0 JSON: question and answer, without the paragraph unless asked for.
+    """KorQuAD 1.0 or SQuAD 1.1 / 2.0 JSON. Gives question and answer, the paragraph only if asked for.
 
     appliance dataset korquad KorQuAD_v1.0_dev.json data/train.csv
 
@@ -65,12 +65,16 @@ def korquad(
 def qa_text(
     in_path: InArgument,
     out_path: OutArgument,
-    question_marker: Annotated[str, typer.Option("--question-marker", metavar="TEXT")] = "<|question|>",
-    answer_marker: Annotated[str, typer.Option("--answer-marker", metavar="TEXT")] = "<|answer|>",
+    question_marker: Annotated[
+        str, typer.Option("--question-marker", metavar="TEXT", help="Starts a question.")
+    ] = "<|question|>",
+    answer_marker: Annotated[
+        str, typer.Option("--answer-marker", metavar="TEXT", help="Starts an answer.")
+    ] = "<|answer|>",
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Text in which markers begin each question and each answer; both may have several lines.
+    """Text with question and answer markers. A question or an answer may span several lines.
 
     appliance dataset qa-text dataset.txt data/train.csv
 
@@ -88,21 +92,21 @@ def delimited(
     in_path: InArgument,
     out_path: OutArgument,
     separator: Annotated[
-        str, typer.Option("--separator", metavar="TEXT", help=r"Stands between question and answer; \t is a tab.")
+        str, typer.Option("--separator", metavar="TEXT", help=r"Separates question and answer; \t is a tab.")
     ] = "|",
     pattern: Annotated[
         str | None,
         typer.Option(
             "--pattern",
             metavar="REGEX",
-            help="Instead: a regular expression to split at, or one for the whole line with the named groups "
+            help="Instead of a separator: a regular expression to split at, or one for the whole line with the groups "
             "question and answer.",
         ),
     ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    r"""Lines of `question|answer`. A line is split at its first separator.
+    r"""Lines of `question|answer`. Each line is split at its first separator.
 
     appliance dataset delimited qa.txt data/train.csv --separator "|"
 
@@ -124,21 +128,21 @@ def records(
     out_path: OutArgument,
     question: Annotated[str | None, typer.Option("--question", metavar="FIELD", help="The question's field.")] = None,
     answer: Annotated[str | None, typer.Option("--answer", metavar="FIELD", help="The answer's field.")] = None,
-    input_: Annotated[str | None, typer.Option("--input", metavar="FIELD", help="The further context's field.")] = None,
+    input_: Annotated[str | None, typer.Option("--input", metavar="FIELD", help="The context's field, if any.")] = None,
     group: Annotated[
-        str | None, typer.Option("--group", metavar="FIELD", help="Rows alike in this field share a `group`.")
+        str | None, typer.Option("--group", metavar="FIELD", help="Rows with the same value here share a `group`.")
     ] = None,
     turns: Annotated[
         Literal["all", "last"],
-        typer.Option("--turns", help="Of a chat: all before the last answer, or the last question only."),
+        typer.Option("--turns", help="Of a chat: everything before the last answer, or only the last question."),
     ] = "all",
     sheet: Annotated[
-        str | None, typer.Option("--sheet", metavar="NAME", help="Of a workbook; without it the first.")
+        str | None, typer.Option("--sheet", metavar="NAME", help="A workbook's sheet. Default: the first.")
     ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """JSON, JSONL, Parquet or XLSX with a question and an answer, an Alpaca task or a chat in each record.
+    """JSON, JSONL, Parquet or XLSX records. Each is a question and its answer, an Alpaca task or a chat.
 
     Usual field names are known (question/answer, instruction/input/output, prompt/completion, 질문/답변, messages).
 
@@ -166,7 +170,7 @@ def write(
     force: bool,
     as_json: bool,
 ) -> None:
-    """The pairs of a source as OUT.csv with its note, and what became of them on stdout."""
+    """Write a source's pairs to OUT.csv with its origin note; print what became of them."""
     from datasets_src import pairs as datasets_src_pairs
 
     with source_errors():
@@ -178,7 +182,7 @@ def write(
 
 @contextmanager
 def source_errors() -> Iterator[None]:
-    """A source's own error as the program's, with exit code 3."""
+    """Raise a source's own error as DataError, exit code 3."""
     from datasets_src.pairs import SourceError
 
     try:
@@ -188,7 +192,7 @@ def source_errors() -> Iterator[None]:
 
 
 def show(origin: Origin, out_path: Path, *, as_json: bool) -> None:
-    """What became of everything that was read, and where the files are: on stdout."""
+    """Print what became of everything that was read, and where the files are."""
     from appliance.process import console
     from datasets_src.pairs import origin_path
 

@@ -11,7 +11,7 @@ import typer
 
 from appliance.errors import HubError, RecipeError, RunDirError
 
-# What the Hub's refusals call the options of this command.
+# What the Hub's refusals call this command's options.
 _OPTIONS = {
     "publish.repo_id": "--repo-id",
     "publish.visibility=": "--visibility ",
@@ -25,21 +25,22 @@ def register(dataset_app: typer.Typer) -> None:
 
 
 def upload(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run that is prepared, such as runs/demo.")],
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A prepared run, such as runs/demo.")],
     repo_id: Annotated[
-        str, typer.Option("--repo-id", metavar="USER/NAME", help="The dataset repository; NAME for your own account.")
+        str,
+        typer.Option("--repo-id", metavar="USER/NAME", help="The dataset repository; NAME alone is in your account."),
     ],
     visibility: Annotated[
         Literal["private", "public"], typer.Option("--visibility", help="Who may see a new repository.")
     ] = "private",
     into_existing: Annotated[
-        bool, typer.Option("--into-existing", help="Upload to a repository that holds something else.")
+        bool, typer.Option("--into-existing", help="Upload to a repository that already holds something else.")
     ] = False,
 ) -> None:
-    """The rows of a prepared run to a dataset on the Hub, with the side of each, to train from there.
+    """Upload a prepared run's rows. They go to a dataset on the Hub, each with its side, to train from there.
 
-    Needs HF_TOKEN. No training is needed. train.csv, val.csv and test.csv go there, rows.csv with the rows of all
-    sides, and under data.split=notebook train_ds.csv and test_ds.csv.
+    Needs HF_TOKEN, but no training. Uploads train.csv, val.csv, test.csv and rows.csv (the rows of all sides), and
+    with data.split=notebook also train_ds.csv and test_ds.csv.
 
     appliance prepare runs/shop
 
@@ -64,7 +65,7 @@ def upload(
         record = run.record("prepare")
         if record is None or not run.is_done("prepare", record.inputs):
             raise RunDirError(
-                f"{run_dir} is not prepared: its rows are not read and split yet",
+                f"{run_dir} is not prepared: its rows have not been read and split yet",
                 hint=f"`appliance prepare {typed}` does that, without training",
             )
         recipe = resolve.load(str(run_dir), environ={}).recipe
@@ -87,8 +88,8 @@ def upload(
     console.result(f"files        {', '.join(rows.files)}")
     if rows.torn:
         console.say(
-            f"{rows.torn} questions stand on two sides, which data.split=column refuses: rows.csv cannot be trained on "
-            "as it is; data.split=group never parts a question",
+            f"{rows.torn} questions are on two sides, which data.split=column refuses: rows.csv cannot be trained on "
+            "as it is; data.split=group never puts a question on two sides",
             style="yellow",
         )
         return
