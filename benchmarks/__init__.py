@@ -1,1 +1,1 @@
-"""Figures that the README states, measured anew: `make bench`."""
+"""Measures the README's figures again: `make bench`."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.kogpt2`: the recipe kogpt2-cpu on four train rows, 20 epochs, in full and as a LoRA.
+"""`python -m benchmarks.kogpt2`: the recipe kogpt2-cpu on four train rows, 20 epochs, full fine-tuning and LoRA.
 
 The model has KoGPT2's shape (125 million parameters) and random weights: how long it takes, not what it learns.
 """
@@ -55,7 +55,7 @@ def _run(recipe: Resolved, folder: Path) -> dict[str, float]:
 
 
 def _base(folder: Path) -> Path:
-    """A GPT-2 of KoGPT2's shape whose tokens are single letters: as many a row as KoGPT2's are, or a few more."""
+    """A GPT-2 of KoGPT2's shape whose tokens are single letters: as many per row as KoGPT2 has, or a few more."""
     torch.manual_seed(0)
     GPT2LMHeadModel(GPT2Config(vocab_size=51200, bos_token_id=0, eos_token_id=1, pad_token_id=3)).save_pretrained(
         folder

@@ -1,1 +1,1 @@
-"""What only a GPU shows: Unsloth's rewritten trainer, 4 bits, memory, speed. Not collected where there is none."""
+"""What only a GPU shows: Unsloth's rewritten trainer, 4 bits, memory, speed. Not collected without one."""

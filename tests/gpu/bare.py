@@ -1,6 +1,6 @@
-"""A fine-tuning as an Unsloth notebook writes it, with nothing of ours: what the appliance's training is held against.
+"""Fine-tuning as an Unsloth notebook does it, without any of our code: the baseline for the appliance's training.
 
-Rows come encoded and in the order in which they are to be trained.
+Rows arrive encoded and in training order.
 
 >>> python -m tests.gpu.bare REQUEST.json     # written by tests/gpu/shapes.py, run_bare
 """
@@ -19,7 +19,7 @@ from typing import Any
 def main(request: dict[str, Any]) -> None:
     caches = {"UNSLOTH_COMPILE_LOCATION": "unsloth_compiled", "TRITON_CACHE_DIR": "triton"}
     for variable, name in (caches | {"TORCHINDUCTOR_CACHE_DIR": "torchinductor"}).items():
-        os.environ[variable] = str(Path(request["folder"]) / name)  # empty, as those of the run are
+        os.environ[variable] = str(Path(request["folder"]) / name)  # empty, like the run's
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
     cuda: Any = nullcontext()
     if request["pretend_cuda"]:

@@ -1,7 +1,7 @@
-"""What a card shows in its first minutes: the product's whole way on CUDA, its speed, its recoveries.
+"""The first minutes on a card: the product from end to end on CUDA, its speed, its recoveries.
 
-The most important part first, each within a time of its own, each recorded as soon as it ends: a run that is cut counts
-as far as it came. This process imports no torch; the parts (tests/gpu/parts.py) run in one beside it.
+The most important part comes first. Each has its own time limit and is recorded as soon as it ends, so a run that is
+cut short counts as far as it got. This process imports no torch; the parts (tests/gpu/parts.py) run in another one.
 
 >>> python -m tests.gpu.first --minutes 11 --out ./gpu-first
 """
@@ -25,14 +25,14 @@ from typing import Any, Literal
 from tests.gpu.worker import COMMAND, Died, OverTime, Setup, Worker
 
 COLUMNS = ("part", "seen", "claims that held", "seconds")
-TINY_PATIENCE = 4  # times as long under --tiny, whose machine may be busy with other tests
-END_SECONDS = 2.0  # kept back for killing a part and writing its record
+TINY_PATIENCE = 4  # times as long under --tiny, as the machine may be busy with other tests
+END_SECONDS = 2.0  # reserved for killing a part and writing its record
 
 
 @dataclass(frozen=True)
 class Part:
-    """`at_least`, `at_most`: seconds it needs to be worth beginning, and may take. `tiny_engine`: what trains in it
-    under --tiny, where each process with Unsloth costs minutes. `line`: measured name -> how a person reads it.
+    """`at_least`, `at_most`: seconds it needs to be worth starting, and may take. `tiny_engine`: its engine under
+    --tiny, where each process with Unsloth costs minutes. `line`: measured name -> how a person reads it.
     """
 
     name: str
@@ -48,7 +48,7 @@ RUN_LINE = {
     "tokens_per_second": "{:.0f} tokens/s",
     "mfu": "MFU {:.1%}",
     "peak_gib": "peak {:.2f} GiB",
-    "estimated_gib": "check said {:.2f} GiB",
+    "estimated_gib": "check estimated {:.2f} GiB",
     "proof_device": "proof on {}",
     "stage_seconds": "{}",
 }
@@ -78,7 +78,7 @@ PARTS = (
         "training in float16 with a scaled loss",
         25,
         90,
-        {"losses": "losses {}", "skipped_steps": "{} steps left out by the loss scale"},
+        {"losses": "losses {}", "skipped_steps": "{} steps skipped by the loss scale"},
         tiny_engine="unsloth",
     ),
     Part(
@@ -86,14 +86,14 @@ PARTS = (
         "recovery from running out of memory",
         25,
         120,
-        {"asked_rows": "{} rows asked", "fitting_rows": "{} fitted", "tries": "memory ran out {} times"},
+        {"asked_rows": "{} rows requested", "fitting_rows": "{} fitted", "tries": "memory ran out {} times"},
     ),
     Part(
         "resume",
-        "kill -9 in the middle of training, and the same command again",
+        "kill -9 in the middle of training, then the same command again",
         40,
         150,
-        {"killed_after": "killed after step {}", "continued_from": "continued from {}", "repeated": "{} steps again"},
+        {"killed_after": "killed after step {}", "continued_from": "continued from {}", "repeated": "{} repeated"},
     ),
     Part("transformers", "the other engine on the rows of `bare`", 60, 200, SPEED_LINE, engine="transformers"),
 )
@@ -101,7 +101,7 @@ PARTS = (
 
 @dataclass
 class Record:
-    """What is known of a part. `cut`: why it did not end by itself; `error`: what it raised."""
+    """What is known about a part. `cut`: why it did not end by itself; `error`: what it raised."""
 
     part: Part
     measured: dict[str, Any] = field(default_factory=dict)
@@ -150,7 +150,7 @@ class Stopped(Exception):
 
 
 class Stop:
-    """Remembers a signal; `check` raises it where nothing is half written."""
+    """Remembers a signal; `check` raises it when nothing is half written."""
 
     number: int | None = None
 
@@ -182,7 +182,7 @@ def run(
     command: Sequence[str] = COMMAND,
     say: Callable[[str], None] = _print,
 ) -> int:
-    """Runs the parts within so many seconds in all; the exit code: 0 only where all that ran held.
+    """Run the parts within `seconds` in total. Exit code 0 only if everything that ran held.
 
     Writes results.jsonl and results.md into `setup.out_dir`, a line after each part.
     """
@@ -208,7 +208,7 @@ def run(
 def _run_part(
     part: Part, setup: Setup, left: float, workers: dict[str, Worker], command: Sequence[str], stop: Stop
 ) -> Record:
-    """One part, in the worker of its engine, which is started where there is none and killed where it is cut."""
+    """Run one part in its engine's worker, which is started if there is none and killed if the part is cut."""
     record, began = Record(part), time.monotonic()
     if stop.number is not None or left < part.at_least or left <= 0:
         record.was_run, record.cut = False, f"{max(left, 0):.0f} s left" if stop.number is None else "stopped before"
@@ -222,12 +222,12 @@ def _run_part(
         for message in workers[engine].messages(part.name, seconds, stop.check):
             record.take(message)
     except OverTime:
-        record.cut = f"cut: over its {seconds:.0f} s"
+        record.cut = f"cut: over its limit of {seconds:.0f} s"
     except Stopped:
         record.cut = f"cut: stopped by {signal.Signals(stop.number or 0).name}"
     except Died as error:
         record.error = f"the process {error}; see {engine}.log"
-    if record.cut or record.error:  # also after an error: what it left half done is nothing to begin with
+    if record.cut or record.error:  # also after an error: no part should start from what it left half done
         for message in workers.pop(engine).end():
             record.take(message)
     record.seconds = time.monotonic() - began
@@ -235,7 +235,7 @@ def _run_part(
 
 
 def _append(path: Path, line: str) -> None:
-    """A whole line, on the disk when this returns."""
+    """Append a whole line; it is on the disk when this returns."""
     with path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
         file.flush()
@@ -250,9 +250,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=Path(default_out), help="results and logs (default: $OUT, gpu-first)"
     )
-    parser.add_argument("--only", nargs="+", metavar="PART", choices=names, help="these parts, in the usual order")
-    parser.add_argument("--list", action="store_true", help="name the parts and what each shows")
-    parser.add_argument("--tiny", action="store_true", help="shapes that a CPU runs: whether the parts work at all")
+    parser.add_argument(
+        "--only", nargs="+", metavar="PART", choices=names, help="run only these parts, in the usual order"
+    )
+    parser.add_argument("--list", action="store_true", help="list the parts and what each shows")
+    parser.add_argument("--tiny", action="store_true", help="shapes small enough for a CPU, to see that the parts work")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="a real tokenizer (default: the tests' own)")
     options = parser.parse_args(arguments)
     if options.list:

@@ -1,7 +1,7 @@
 """The parts of tests/gpu/first.py: what each does on the card, what it measures, what it claims.
 
 Import it after the engine. Rows and answers mean nothing here: weights are random. What counts is that every stage
-works on CUDA, how fast, in how much memory, and that what goes wrong is recovered from.
+works on CUDA, how fast, in how much memory, and that failures are recovered from.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from tests.helpers.engine_child import Request
 
 TIME_RATIO = 1.15  # of the median step, to a bare script's
 PEAK_RATIO = 1.25
-# Relative, of every step; as in tests/gpu/test_speed.py and test_contract.py, where their reasons stand.
+# Relative, of every step; as in tests/gpu/test_speed.py and test_contract.py, which give the reasons.
 LOSS_TOLERANCE, ENGINES_TOLERANCE = 0.02, 0.08
-REPEATED_TOLERANCE = 0.01  # of a step that is trained once more: sums on the card have no fixed order
-LEFT_BYTES = 5 * GIB // 2  # what `oom` leaves free: enough for the model and some rows, not for all that it asks
+REPEATED_TOLERANCE = 0.01  # of a step that is trained again: sums on the card have no fixed order
+LEFT_BYTES = 5 * GIB // 2  # what `oom` leaves free: enough for the model and some rows, not for all it requests
 BASES: dict[str, dict[str, Any]] = {
     "small": shapes.QWEN3_4B | shapes.SMALL,
     "qwen3-4b": shapes.QWEN3_4B,
     "llama-3-8b": shapes.LLAMA_3_8B,
 }
-# Triton's interpreter takes seconds for a row.
+# Triton's interpreter takes seconds per row.
 TINY_ROWS = {"micro_batch_size": 1, "gradient_accumulation_steps": 2}
 TINY_RECIPE = {f"train.{key}": value for key, value in TINY_ROWS.items()} | {
     "model.load_in_4bit": "false",
@@ -61,7 +61,7 @@ TINY_RECIPE = {f"train.{key}": value for key, value in TINY_ROWS.items()} | {
 
 
 def run(name: str, bench: Bench) -> None:
-    """The part called `name`; memory that earlier ones left behind is given back, and what stays is told."""
+    """Run the part called `name`. Memory left behind by earlier ones is freed first; what remains is recorded."""
     product.give_back_memory()
     if torch.cuda.is_available():
         bench.measured(held_from_before_gib=round(torch.cuda.memory_reserved() / GIB, 3))
@@ -116,7 +116,7 @@ def transformers(bench: Bench) -> None:
     ends = _train(bench, _compared(bench), "transformers", "engine=transformers")
     losses, of_bare = product.losses(bench.work_dir / "transformers"), bench.work_dir / "bare"
     bench.claim("the losses are finite", losses[-1], "finite", all(map(math.isfinite, losses)))
-    if (of_bare / "ends.json").is_file():  # the part `bare` has run
+    if (of_bare / "ends.json").is_file():  # if the part `bare` has run
         _compare_losses(bench, losses, product.losses(of_bare), ENGINES_TOLERANCE)
         _compare_times(bench, ends, files.read_json(of_bare / "ends.json"))
 
@@ -172,14 +172,14 @@ PARTS = {part.__name__: part for part in (starts, default, bare, ko8b, float16, 
 
 
 def _whole(bench: Bench, resolved: Resolved, *, until: str) -> None:
-    """A run of all stages up to `until`, and what must hold of it. Its folder goes: the next part wants the disk."""
+    """Run all stages up to `until` and claim what must hold. Removes the folder: the next part needs the disk."""
     run_path = bench.work_dir / resolved.recipe.name
     product.run(bench, resolved, run_path, until=until, judges=True)
     shutil.rmtree(run_path)
 
 
 def _resolved(bench: Bench, name: str, base: str, steps: int, *overrides: str, recipe: str = "default") -> Resolved:
-    """A shipped recipe with this base and so many steps, one evaluation before them and one after."""
+    """A shipped recipe with this base and number of steps, one evaluation before them and one after."""
     values: dict[str, Any] = {
         "name": name,
         "model.id": _base(bench, base),
@@ -188,7 +188,7 @@ def _resolved(bench: Bench, name: str, base: str, steps: int, *overrides: str, r
         "train.eval_every": steps,
         "evaluate.max_rows": 16,
         "evaluate.max_new_tokens": 24,
-        "publish.min_stop_rate": 0.0,  # random weights know no end
+        "publish.min_stop_rate": 0.0,  # random weights never stop
     }
     values |= TINY_RECIPE if bench.is_tiny else {}
     given = [f"{key}={value}" for key, value in values.items()]
@@ -196,7 +196,7 @@ def _resolved(bench: Bench, name: str, base: str, steps: int, *overrides: str, r
 
 
 def _setting(bench: Bench, base: str, steps: int) -> Setting:
-    """The training of the recipe `default`, for what is compared with a training that is not the product's."""
+    """The training of the recipe `default`, for comparisons with training outside the product."""
     chosen: dict[str, Any] = {"load_in_4bit": True}
     if bench.is_tiny:
         chosen = {"dtype": "float32", "optimizer": "adamw_torch", "pretend_cuda": True} | TINY_ROWS
@@ -204,12 +204,12 @@ def _setting(bench: Bench, base: str, steps: int) -> Setting:
 
 
 def _compared(bench: Bench) -> Setting:
-    """What `bare` and `transformers` train, without dropout: its random numbers are each engine's own."""
+    """What `bare` and `transformers` train, without dropout: each engine draws its own random numbers."""
     return _setting(bench, "qwen3-4b", 2 if bench.is_tiny else 15)
 
 
 def _train(bench: Bench, setting: Setting, name: str, *overrides: str) -> list[float]:
-    """The product's training in the run directory `name`; when its steps ended."""
+    """Train with the product in the run directory `name`; returns when each step ended."""
     recipe = setting.write_recipe(bench.work_dir / f"{name}.json")
     run_path = bench.work_dir / name
     with product.step_ends() as ends:
@@ -234,7 +234,7 @@ def _compare_times(bench: Bench, ends: list[float], others: list[float]) -> floa
 
 
 def _base(bench: Bench, name: str) -> Path:
-    """A base of this shape, made when it is first asked for; tiny ones are of the same family."""
+    """A base of this shape, made when first needed; tiny ones are of the same family."""
     folder = bench.work_dir / name
     if not (folder / "config.json").is_file():
         began, tokenizer = time.monotonic(), _tokenizer(bench, name)
@@ -246,17 +246,17 @@ def _base(bench: Bench, name: str) -> Path:
 
 
 def _tokenizer(bench: Bench, base: str) -> Any:
-    """The given one where the base's real vocabulary has room for it, else the tests' own."""
+    """The given one if the base's real vocabulary has room for it, otherwise the tests' own."""
     given = shapes.tokenizer_of(bench.tokenizer_dir)
     return given if base == "small" or len(given) <= BASES[base]["vocab_size"] else shapes.tokenizer_of(None)
 
 
 def _rows(bench: Bench, base: str, *, count: int = 400, longest: int = 700) -> Path:
-    """A CSV of rows of up to `longest` tokens of the base's tokenizer; tiny ones are a few rows of some letters."""
+    """A CSV of rows of up to `longest` tokens of the base's tokenizer; tiny ones are a few rows of a few letters."""
     path = bench.work_dir / f"{base}-{count}-{longest}.csv"
     if not path.is_file():
         between = " " if bench.tokenizer_dir else ""
-        shortest = 200  # over what the prompt's fixed text takes in any tokenizer
+        shortest = 200  # more than the prompt's fixed text takes in any tokenizer
         if bench.is_tiny:
             count, shortest, longest = 40, 7, 11
         tokenizer = _tokenizer(bench, base)
@@ -266,7 +266,7 @@ def _rows(bench: Bench, base: str, *, count: int = 400, longest: int = 700) -> P
 
 @contextmanager
 def _held_memory(*, leaving_bytes: int) -> Iterator[None]:
-    """The GPU's memory taken but for so many bytes."""
+    """Occupy the GPU's memory except for `leaving_bytes`."""
     free, _ = torch.cuda.mem_get_info()
     held = torch.empty(max(free - leaving_bytes, 0), dtype=torch.uint8, device="cuda")
     try:
@@ -278,7 +278,7 @@ def _held_memory(*, leaving_bytes: int) -> Iterator[None]:
 
 @contextmanager
 def _room_for(rows: int) -> Iterator[None]:
-    """A device, where there is none, that runs out of memory with more rows than that in a forward pass."""
+    """Imitate, without a GPU, one that runs out of memory if a forward pass has more than `rows` rows."""
     training_step = trainer.OrderedTrainer.training_step
 
     def crowded(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -295,7 +295,7 @@ def _room_for(rows: int) -> Iterator[None]:
 
 
 def _kill_in_training(bench: Bench, recipe: str, run_path: Path, *, after_step: int) -> int:
-    """Trains in a process of its own, killed by signal 9 once so many steps are recorded; what it ended with."""
+    """Train in a process of its own, killed by signal 9 after `after_step` recorded steps; its return code."""
     request = Request(
         engine=bench.engine,
         recipe=recipe,

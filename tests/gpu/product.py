@@ -1,4 +1,4 @@
-"""The product run in this process, stage by stage, and what is measured of it. Import it after the engine."""
+"""Runs the product in this process, stage by stage, and measures it. Import it after the engine."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ GIB = 1 << 30
 UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}  # of disk.human
 WARM_UP = 4  # steps in which kernels are compiled; not timed
 MEMORY_TOLERANCE = 0.25  # of check's estimate
-# What is copied out of a run directory: it is removed with its weights.
+# What is copied out of a run directory before it is removed with its weights.
 KEPT = ("*/stage.json", "*/table.json", "*/metrics.json*", "*/fit.json", "*/proof.json", "*/hub.json", "appliance.log")
 
 
 def run(bench: Bench, resolved: Resolved, run_path: Path, *, until: str, judges: bool = False) -> None:
-    """Each stage by a call of its own, so that what is known of it is told before the next begins.
+    """Run each stage by a call of its own, so that its results are recorded before the next one starts.
 
-    `judges`: claims what must hold of a whole run. Its memory is judged where there is a GPU.
+    `judges`: claim what must hold for a whole run; its memory is judged only on a GPU.
     """
     seconds = {}
     table: dict[str, str] = {}  # check's: what was looked at -> what it needs
     for stage in STAGES[: STAGES.index(until) + 1]:
-        if stage == "rehearse" and resolved.recipe.rehearse == "never":  # asked for by its name it would take place
+        if stage == "rehearse" and resolved.recipe.rehearse == "never":  # if asked for by name, it would run
             continue
         give_back_memory()
         try:
@@ -50,7 +50,7 @@ def run(bench: Bench, resolved: Resolved, run_path: Path, *, until: str, judges:
             _keep(run_path, bench.out_dir / run_path.name)
         seconds[stage] = files.read_json(run_path / stage / "stage.json")["seconds"]
         bench.measured(stage_seconds=", ".join(f"{name} {took:.0f} s" for name, took in seconds.items()))
-        if stage == "check":  # later ones look at fewer stages
+        if stage == "check":  # later checks look at fewer stages
             table = {row["what"]: row["needed"] for row in files.read_json(run_path / "check" / "table.json")}
             bench.measured(check_memory={what: needed for what, needed in table.items() if "memory" in what})
         if stage == "train":
@@ -60,7 +60,7 @@ def run(bench: Bench, resolved: Resolved, run_path: Path, *, until: str, judges:
 
 
 def _judge(bench: Bench, stage: str, run_path: Path, table: Mapping[str, str]) -> None:
-    """Claims of a stage that is done."""
+    """Claims about a finished stage."""
     if stage == "rehearse":
         found = {row["what"]: row for row in files.read_json(run_path / "rehearse" / "table.json")}
         bench.measured(rehearsed={what: row["found"] for what, row in found.items()})
@@ -83,7 +83,7 @@ def _judge(bench: Bench, stage: str, run_path: Path, table: Mapping[str, str]) -
     if stage == "publish":
         gates = files.read_json(run_path / "publish" / "hub.json")["gates"]
         broken = [gate["name"] for gate in gates if not gate["passed"] and gate["name"] != EVEN_IF_WORSE]
-        bench.claim("gates of the release that do not pass", broken, [], not broken)
+        bench.claim("gates of the release that fail", broken, [], not broken)
         there = (run_path / "publish" / "release" / "model" / "config.json").is_file()
         bench.claim("the release is there", there, True, there)
 
@@ -132,20 +132,20 @@ def step_ends() -> Iterator[list[float]]:
 
 
 def median_seconds(ends: list[float]) -> float:
-    """Of the steps after the warm-up; of the last one where there are no more."""
+    """Of the steps after the warm-up; of the last one if there are no more."""
     took = [end - begin for begin, end in itertools.pairwise(ends)]
     return statistics.median(took[WARM_UP:] or took[-1:])
 
 
 def flops_per_token(config: Mapping[str, Any], *, recomputes: bool) -> int:
-    """Floating-point operations of a LoRA step for each trained token, N the weights that a token is multiplied with.
+    """Floating-point operations of a LoRA step per trained token; N weights are multiplied with each token.
 
     2 N forward and 4 N backward, half of these for the weights' gradients (Kaplan et al. 2020, "Scaling Laws for Neural
-    Language Models", section 2.1), which frozen weights do not have; and 2 N where the forward pass is computed once
-    more (Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models", section 5). So 6 N
-    with recomputation, as many as a step on all weights is counted with (PaLM, Chowdhery et al. 2022, appendix B), 4 N
-    without. Attention scores, a few per cent at 500 tokens, and the adapters are left out; the head counts for every
-    token, though only those that are trained may be computed.
+    Language Models", section 2.1), which frozen weights do not have; and 2 N if the forward pass is computed again
+    (Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models", section 5). So 6 N with
+    recomputation, the usual count for a step on all weights (PaLM, Chowdhery et al. 2022, appendix B), 4 N without.
+    Attention scores, a few per cent at 500 tokens, and the adapters are left out; the head counts for every token,
+    though possibly only the trained ones are computed.
     """
     shape = memory.shape_of(config)
     assert shape is not None
@@ -154,7 +154,7 @@ def flops_per_token(config: Mapping[str, Any], *, recomputes: bool) -> int:
 
 
 def matmul_flops(size: int, times: int = 20) -> float:
-    """Floating-point operations a second of bfloat16 matrix products on the GPU; on a CPU of float32 ones."""
+    """Floating-point operations per second of bfloat16 matrix products on the GPU; of float32 ones on a CPU."""
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
 
@@ -174,12 +174,12 @@ def bytes_of(human: str) -> int:
     """The size that a text begins with, as disk.human writes it: '5.2 GiB (weights …)'. Raises ValueError."""
     match = re.match(r"(\d+(?:\.\d+)?) (B|[KMGT]iB)\b", human)
     if not match:
-        raise ValueError(f"no size in front of {human!r}")
+        raise ValueError(f"no size at the start of {human!r}")
     return int(float(match[1]) * UNITS[match[2]])
 
 
 def give_back_memory() -> None:
-    """What nothing refers to any more; the peak is counted from here on."""
+    """Free what nothing refers to any more; the peak is counted from here on."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -187,7 +187,7 @@ def give_back_memory() -> None:
 
 
 def _tell_training(bench: Bench, run_path: Path, resolved: Resolved) -> None:
-    """Speed and memory of a training that ended."""
+    """Record speed and memory of a finished training."""
     speeds = [line["tokens_per_second"] for line in steps(run_path).values()]
     speed = statistics.median(speeds[WARM_UP:] or speeds[-1:])
     config = files.read_json(Path(resolved.recipe.model.id) / "config.json")
@@ -204,7 +204,7 @@ def _tell_training(bench: Bench, run_path: Path, resolved: Resolved) -> None:
 
 
 def _keep(run_path: Path, folder: Path) -> None:
-    """The small files of a run that say how it went."""
+    """Copy the small files of a run that say how it went."""
     for pattern in KEPT:
         for path in run_path.glob(pattern):
             target = folder / path.relative_to(run_path)

@@ -90,7 +90,7 @@ SHARD_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained, and how. `pretend_cuda`: Unsloth is to run on a CPU (tests/helpers/unsloth_on_cpu.py)."""
+    """What is trained, and how. `pretend_cuda`: Unsloth runs on a CPU (tests/helpers/unsloth_on_cpu.py)."""
 
     base: Path
     csv: Path
@@ -120,7 +120,7 @@ class Setting:
         )
         recipe = {
             "name": "run",
-            "rehearse": "never",  # what is measured is the training alone
+            "rehearse": "never",  # only the training is measured
             "model": {"id": str(self.base), "load_in_4bit": self.load_in_4bit, "dtype": self.dtype},
             "data": {"csv": str(self.csv)},
             "tuning": {"r": self.r, "alpha": self.alpha, "dropout": self.dropout},
@@ -148,8 +148,8 @@ def random_base(folder: Path, config: dict[str, Any], tokenizer: Any, *, device:
     than the config has rows.
     """
     if len(tokenizer) > config["vocab_size"]:
-        raise ValueError(f"the tokenizer has {len(tokenizer)} ids, the config room for {config['vocab_size']}")
-    folder.mkdir(parents=True, exist_ok=True)  # one that was cut in the middle has no config.json
+        raise ValueError(f"the tokenizer has {len(tokenizer)} ids, the config has room for {config['vocab_size']}")
+    folder.mkdir(parents=True, exist_ok=True)  # an interrupted one has no config.json
     generator = torch.Generator(device).manual_seed(seed)
     shard: dict[str, torch.Tensor] = {}
     weight_map: dict[str, str] = {}
@@ -240,7 +240,7 @@ def encoded_rows(setting: Setting, run: Path) -> list[prompt_format.Encoded]:
 
 
 def micro_batches(setting: Setting, rows: list[prompt_format.Encoded]) -> Iterator[list[dict[str, list[int]]]]:
-    """The rows of each forward pass, in order and without end, as a training of ours is to deliver them."""
+    """The rows of each forward pass, in order and without end, as our training must deliver them."""
     rows_per_step = setting.micro_batch_size * setting.gradient_accumulation_steps
     sampler = row_order.EpochSampler([len(row) for row in rows], rows_per_step=rows_per_step, seed=setting.seed)
     epoch = 0
@@ -253,7 +253,7 @@ def micro_batches(setting: Setting, rows: list[prompt_format.Encoded]) -> Iterat
 
 
 def wanted_batches(setting: Setting, run: Path, count: int) -> list[dict[str, Any]]:
-    """What the model must have got in its first `count` forward passes."""
+    """What the model must have received in its first `count` forward passes."""
     pad = prompt_format.from_folder("alpaca", setting.base).pad_token_id
     passes = micro_batches(setting, encoded_rows(setting, run))
     collated = [prompt_batch.collate(next(passes), pad_token_id=pad) for _ in range(count)]
@@ -263,7 +263,7 @@ def wanted_batches(setting: Setting, run: Path, count: int) -> list[dict[str, An
 def run_engine(
     setting: Setting, engine: str, run: Path, *, until: str = "publish", name: str = "", **request: Any
 ) -> tuple[dict[str, Any], str]:
-    """(report, stdout) of tests/helpers/engine_child.py; `run` is the run directory, and what is noted lies beside
+    """(report, stdout) of tests/helpers/engine_child.py; `run` is the run directory, and what is noted lies next to
     it."""
     beside = run.parent / (name or run.name)
     wanted = Request(
@@ -282,7 +282,7 @@ def run_engine(
 def run_bare(setting: Setting, run: Path, folder: Path, *, in_process: bool = False) -> dict[str, Any]:
     """What tests/gpu/bare.py saw: the same rows in the same order as the finished training in `run`.
 
-    `in_process`: in this one, where Unsloth is imported already; time and memory mean nothing then.
+    `in_process`: in this one, where Unsloth is already imported; time and memory mean nothing then.
     """
     folder.mkdir()
     passes = micro_batches(setting, encoded_rows(setting, run))

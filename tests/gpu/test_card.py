@@ -26,7 +26,7 @@ def test_triton_and_bitsandbytes_compute_on_this_card(tmp_path: Path, monkeypatc
 
 
 def test_this_process_sees_one_card() -> None:
-    """In a process of its own: this one has asked CUDA before."""
+    """In a process of its own: this one has already asked CUDA."""
     code = """
 import torch
 from appliance.machine import device

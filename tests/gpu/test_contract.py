@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.timeout(900)]
 
 ENGINES = ("unsloth", "transformers")
 BATCHES_SEEN = 30  # 15 steps: into the second epoch
-# Relative, on losses. Both compute in bfloat16 (8 bits of mantissa) and round at different places, which training
+# Relative, on losses. Both compute in bfloat16 (8 bits of mantissa) and round in different places, which training
 # amplifies (float32 against bfloat16, on a CPU: 1.3 %); in 4 bits peft keeps norms and embeddings in float32 as well,
 # Unsloth in bfloat16.
 TOLERANCE = {False: 0.05, True: 0.08}
@@ -147,7 +147,7 @@ def test_an_adapter_of_one_is_evaluated_by_the_other(ran: Ran, trained_by: str, 
 
 
 def test_our_merge_is_unsloths_own(ran: Ran) -> None:
-    """Up to the last bit of few elements. In 4 bits there is nothing to compare: Unsloth merges when asked only."""
+    """Up to the last bit of a few elements. In 4 bits there is nothing to compare: Unsloth merges only when asked."""
     merged = ran.folder / "merged-by-unsloth" / "model.safetensors"
     assert merged.exists() != ran.setting.load_in_4bit
     if ran.setting.load_in_4bit:

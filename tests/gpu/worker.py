@@ -1,8 +1,8 @@
 """A process that runs parts of tests/gpu/parts.py one after the other, and the parent's side of it.
 
-One process for all parts of an engine: libraries are imported once, which takes half a minute where nothing is cached.
-What a part measures and claims is a line of JSON on standard output as soon as it is known, so that a part that is
-killed has not measured in vain. What libraries print goes to standard error. Imports nothing heavy by itself.
+One process for all parts of an engine: libraries are imported once, which takes half a minute if nothing is cached.
+What a part measures and claims is a line of JSON on standard output as soon as it is known, so that the results of a
+killed part are not lost. What libraries print goes to standard error. Imports nothing heavy by itself.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class OverTime(Exception):
 
 
 class Died(Exception):
-    """The worker ended in the middle of a part; how."""
+    """The worker ended in the middle of a part; the message says how."""
 
 
 class Worker:
@@ -62,18 +62,18 @@ class Worker:
                 stderr=log,
                 env={**os.environ, **QUIET, **child.of_this_process()},
                 cwd=ROOT,
-                start_new_session=True,  # a group of its own: it is killed with all that it has started
+                start_new_session=True,  # a group of its own: it is killed with everything it started
             )
         self._unread = b""
 
     def messages(self, part: str, seconds: float, check: Callable[[], None]) -> Iterator[dict[str, Any]]:
-        """What the part tells until it ends. `check` is called all the while; what it raises ends the wait.
+        """What the part reports until it ends. `check` is called all the while; what it raises ends the wait.
 
-        Raises OverTime after so many seconds, Died.
+        Raises OverTime: the part took longer than `seconds`. Died: the worker ended.
         """
         deadline = time.monotonic() + seconds
         assert self._process.stdin
-        with suppress(BrokenPipeError):  # it died before: its silence tells
+        with suppress(BrokenPipeError):  # it died earlier: its silence tells
             self._process.stdin.write(json.dumps({"part": part}).encode() + b"\n")
             self._process.stdin.flush()
         while True:
@@ -84,7 +84,7 @@ class Worker:
                 yield message
 
     def _lines(self, deadline: float, check: Callable[[], None]) -> list[bytes]:
-        """The complete lines of what came next, after at most POLL_SECONDS none."""
+        """The complete lines that came next; none after at most POLL_SECONDS."""
         assert self._process.stdout
         check()
         left = deadline - time.monotonic()
@@ -100,7 +100,7 @@ class Worker:
         return lines
 
     def end(self) -> list[dict[str, Any]]:
-        """Kills it with its whole process group; what it told before and nobody has read."""
+        """Kill it with its whole process group; returns what it reported that nobody has read."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -118,17 +118,17 @@ class Worker:
 
 @dataclass(frozen=True)
 class Bench:
-    """What a part works with, and where it tells what it sees."""
+    """What a part works with, and where it reports what it sees."""
 
     engine: str
-    is_tiny: bool  # shapes for a CPU; nothing is claimed of time and memory there
+    is_tiny: bool  # shapes for a CPU; nothing is claimed about time and memory there
     work_dir: Path
     out_dir: Path
     tokenizer_dir: Path | None
     tell: Callable[[Mapping[str, Any]], None]
 
     def measured(self, **values: Any) -> None:
-        """Figures by name, in JSON's types; units in the names."""
+        """Numbers by name, in JSON's types; units in the names."""
         self.tell({"measured": values})
 
     def claim(self, what: str, seen: Any, bound: Any, held: bool) -> None:
@@ -137,11 +137,11 @@ class Bench:
 
 
 def main(setup: Setup) -> None:
-    """Runs the parts that standard input names until it ends."""
+    """Run the parts that standard input names until it ends."""
     child.die_with_parent()
     asked, told = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a process that is started from here takes no request away
-    os.dup2(2, 1)  # what libraries print is no message
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a process started from here must not read a request
+    os.dup2(2, 1)  # what libraries print is not a message
 
     def tell(message: Mapping[str, Any]) -> None:
         print(json.dumps(message, default=str), file=told, flush=True)
@@ -172,7 +172,7 @@ def _imported(bench: Bench, stack: ExitStack) -> Callable[[str, Bench], None]:
     from appliance.machine import device
     from appliance.weights import proof
 
-    if bench.is_tiny and bench.engine != "unsloth":  # neither CUDA nor a rewritten library is in the way of a fork
+    if bench.is_tiny and bench.engine != "unsloth":  # neither CUDA nor a rewritten library prevents a fork
         from tests.helpers import warm
 
         proof.subprocess = warm  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
-"""Runs of the pipeline by one engine, in a process of its own, and what was seen on the way.
+"""Runs the pipeline with one engine in a process of its own, and records what it saw on the way.
 
-Unsloth rewrites the libraries that it finds, so no other engine may share its process; and it takes some twenty seconds
-to import, so that all its runs do.
+Unsloth rewrites the libraries that it finds, so no other engine may share its process; and it takes some twenty
+seconds to import, so all its runs share one.
 
 >>> python -m tests.helpers.engine_child REQUEST.json     # the fields of Request
 """
@@ -26,7 +26,7 @@ FULL = ("tuning.method=full", "tuning.r=16", "tuning.alpha=32", "tuning.dropout=
 
 @dataclass(frozen=True)
 class Request:
-    """What to do. The run directories are RUN and, trained by another engine before, THEN: it is only evaluated."""
+    """What to do. Run directories: RUN, and THEN, which another engine trained and which is only evaluated."""
 
     engine: str
     recipe: str
@@ -38,7 +38,7 @@ class Request:
     batches_seen: int = 4
     unsloth_merge: str = ""  # folder for Unsloth's own merge of the trained model
     then: str = ""
-    full: str = ""  # run directory of a full fine-tuning of the same recipe, until evaluated
+    full: str = ""  # run directory for full fine-tuning of the same recipe, up to evaluate
     overrides: tuple[str, ...] = ()  # of the recipe, for RUN alone
     stop_after: int = 0  # a SIGTERM comes in this step of RUN, and the same call continues
     no_memory: str = ""  # run directory of a training that runs out of memory in its second step
@@ -47,13 +47,13 @@ class Request:
 
 @dataclass
 class Report:
-    """What was seen. Batches, passes and bases of the first training of RUN itself, which follows its rehearsal."""
+    """What was seen. Batches, passes and bases are those of RUN's own first training, which follows its rehearsal."""
 
-    before_unsloth: list[str] = field(default_factory=list)  # of the libraries that Unsloth rewrites, already imported
-    importers: list[str] = field(default_factory=list)  # modules of ours that imported it
+    before_unsloth: list[str] = field(default_factory=list)  # libraries that Unsloth rewrites, if already imported
+    importers: list[str] = field(default_factory=list)  # our modules that imported it
     environment: dict[str, str | None] = field(default_factory=dict)
-    batches: list[dict[str, Any]] = field(default_factory=list)  # input ids, labels, mask as the model got them
-    bases: list[str] = field(default_factory=list)  # of our trainer, the nearest first
+    batches: list[dict[str, Any]] = field(default_factory=list)  # input ids, labels, mask as the model received them
+    bases: list[str] = field(default_factory=list)  # base classes of our trainer, the nearest first
     passes: list[dict[str, Any]] = field(default_factory=list)  # every forward of training and evaluation: see _noted
     overrides: dict[str, int] = field(default_factory=dict)  # how often each method of our trainer was called
     stopped: list[str] = field(default_factory=list)  # what was raised after the signal
@@ -62,7 +62,7 @@ class Report:
 
 
 class _Imports:
-    """Stands first on sys.meta_path and notes what is imported when Unsloth is."""
+    """Placed first on sys.meta_path; notes what is already imported when Unsloth is."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
@@ -106,7 +106,7 @@ def _run(request: Request, report: Report) -> None:
 
     trained: list[Any] = []
     load_engine = choose.load_engine
-    checkpointing: list[Any] = ["unsloth"]  # as on a card; in a cell, for the runs to come may do without
+    checkpointing: list[Any] = ["unsloth"]  # as on a card; in a list, because later runs may turn it off
 
     def watched(*args: Any) -> Any:
         engine = load_engine(*args)
@@ -157,7 +157,7 @@ def _run(request: Request, report: Report) -> None:
 
 
 def _watch(report: Report, request: Request) -> None:
-    """Notes what reaches the model in RUN's own training, and every call of a method of ours.
+    """Note what reaches the model in RUN's own training, and every call of our own methods.
 
     trl's trainer, rewritten or not, is behind us by then: this is where the appliance meets what it really runs on.
     """
@@ -213,12 +213,12 @@ def _noted(trainer: Any, model: Any, result: Any) -> dict[str, Any]:
         "step": trainer.state.global_step,
         "training": bool(model.training),
         "modules_in_training": sum(module.training for module in model.modules()),
-        "has_logits": isinstance(logits, torch.Tensor) and logits.numel() > 0,  # Unsloth puts in what is no tensor
+        "has_logits": isinstance(logits, torch.Tensor) and logits.numel() > 0,  # Unsloth puts a non-tensor there
     }
 
 
 def _unsloth_checkpoints() -> list[int]:
-    """Grows by one for each block whose activations Unsloth's own gradient checkpointing gives away."""
+    """Grows by one for each block whose activations Unsloth's own gradient checkpointing offloads."""
     from unsloth_zoo.gradient_checkpointing import UnslothCheckpointFunction
 
     forward, seen = UnslothCheckpointFunction.forward, list[int]()
@@ -233,7 +233,7 @@ def _unsloth_checkpoints() -> list[int]:
 
 @contextmanager
 def _no_memory_in_step(step: int) -> Iterator[None]:
-    """The first try of this step runs out of memory in its backward pass, as on a card that is too small."""
+    """Make this step's first try run out of memory in its backward pass, as on a card that is too small."""
     import torch
 
     from appliance.training.trainer import OrderedTrainer

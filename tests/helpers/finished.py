@@ -1,6 +1,6 @@
 """A finished run put together by hand, all but its stage `publish`: the real base, adapter and merge, invented scores.
 
-What the gates, the publisher and replay read, in two seconds instead of a training's thirty.
+It has what the gates, the publisher and replay read, and takes two seconds instead of a training's thirty.
 
 >>> run = finished_run(tmp_path / "run", base_dir)
 >>> run.publish()
@@ -45,7 +45,7 @@ class FinishedRun:
     base: base_model_base.Base
 
     def publish(self, *, even_if_worse: bool = False, **settings: Any) -> str:
-        """The stage as the pipeline calls it, from its folder to its stage.json."""
+        """Run the stage as the pipeline does, from its folder to its stage.json."""
         run_dir = RunDir(self.path)
         stage_dir = run_dir.begin("publish", {})
         summary = pipeline_publish.run(
@@ -69,7 +69,7 @@ class FinishedRun:
         return dict(files.read_json(self.path / "publish" / "hub.json"))
 
     def refused(self) -> set[str]:
-        """The names of the gates that hub.json says do not hold."""
+        """The names of the gates that fail according to hub.json."""
         return {gate["name"] for gate in self.hub_json()["gates"] if not gate["passed"]}
 
 

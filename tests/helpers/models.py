@@ -59,7 +59,7 @@ def tiny_base(
     model = AutoModelForCausalLM.from_config(_config(family, tied, hidden, layers, max(VOCAB, len(words))))
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() == 1:  # norms: ones would hide a norm that was left out
+            if parameter.dim() == 1:  # norms: ones would hide a missing norm
                 parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
         model.get_output_embeddings().weight.mul_(HEAD_STD / INIT_STD)
     model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size="60KB" if sharded else "5GB")
@@ -69,7 +69,7 @@ def tiny_base(
 
 
 def alpaca_tokenizer() -> PreTrainedTokenizerFast:
-    """As tiny_tokenizer, but the fixed text of the Alpaca format is as few tokens as may be."""
+    """As tiny_tokenizer, but the fixed text of the Alpaca format takes as few tokens as possible."""
     fixed = prompt_format.render(prompt_format.chat_template("alpaca"), prompt_format.user_message("\0")).split("\0")
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -86,7 +86,7 @@ def alpaca_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level, one token a byte, with <s>, </s> and <pad>: any text of any language round-trips."""
+    """Byte-level, one token per byte, with <s>, </s> and <pad>: any text of any language round-trips."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -168,7 +168,7 @@ def change_adapter(source: Path, folder: Path, change: Any) -> Path:
 
 
 def swap_layers(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Gives layer 0 the adapter tensors of layer 1 and the other way round."""
+    """Swap the adapter tensors of layers 0 and 1."""
     other = {"0": "1", "1": "0"}
     return {
         re.sub(r"(layers|h)\.([01])\.", lambda m: f"{m[1]}.{other[m[2]]}.", name): tensor

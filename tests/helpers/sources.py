@@ -1,4 +1,4 @@
-"""What the tests of the sources share: small input files, and the way of their rows through the project's reader."""
+"""Shared by the tests of the sources: small input files, and reading their rows with the project's reader."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from datasets_src.pairs import Dropped, Origin, Pair
 def made(
     folder: Path, items: Iterable[Pair | Dropped], extra: dict[str, Any] | None = None
 ) -> tuple[list[tuple[str, str, str]], Origin]:
-    """What the project's reader finds in the CSV that was written, and the origin note. Nothing may be rejected."""
+    """What the project's reader finds in the written CSV, and the origin note. Asserts that nothing is rejected."""
     out_path = folder / "out.csv"
     origin = pairs.write(out_path, "test", [], {}, items, extra=extra, force=True)
     assert origin.read == origin.written + sum(origin.dropped.values())

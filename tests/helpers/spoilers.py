@@ -1,4 +1,4 @@
-"""What may be wrong with a finished run: each function spoils one thing in its folder, or makes one that does."""
+"""What can be wrong with a finished run: each function breaks one thing in its folder, or returns one that does."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def measured(**changes: Any) -> Callable[[Path], None]:
 
 
 def another_adapter(path: Path) -> None:
-    """Another checkpoint's adapter in its place: one value differs."""
+    """As if it were another checkpoint's adapter: one value differs."""
     file = path / "train" / "adapter" / "adapter_model.safetensors"
     tensors = load_file(file)
     tensors[min(tensors)][0, 0] += 1
@@ -60,7 +60,7 @@ def widen_a_norm(path: Path) -> None:
 
 
 def record_again(path: Path) -> None:
-    """stage.json of merge, as if the stage had left what is there now."""
+    """Rewrite merge's stage.json as if the stage had left what is there now."""
     record = json.loads((path / "merge" / "stage.json").read_text())
     record["outputs"] = {
         file.relative_to(path / "merge").as_posix(): {"size": file.stat().st_size, "sha256": files.sha256_of(file)}

@@ -1,4 +1,4 @@
-"""Tiny tokenizers of many kinds, each made as a family of base models has it. No model, no network."""
+"""Tiny tokenizers of many kinds, each built like those of a family of base models. No model, no network."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def wrap(tokenizer: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
 
 
 def _no_bos() -> PreTrainedTokenizerFast:
-    """As Qwen's: a BOS-less tokenizer with EOS and pad apart."""
+    """Like Qwen's: no BOS, and separate EOS and pad."""
     return wrap(byte_level(["<|end|>", "<|pad|>"]), eos_token="<|end|>", pad_token="<|pad|>")
 
 
@@ -53,7 +53,7 @@ def _bos_named_but_not_added() -> PreTrainedTokenizerFast:
 
 
 def _bos_added() -> PreTrainedTokenizerFast:
-    """As Llama 3's and Gemma's: the post-processor puts BOS before every text."""
+    """Like Llama 3's and Gemma's: the post-processor puts BOS before every text."""
     tokenizer = with_bos(byte_level(["<s>", "</s>", "<pad>"]), "<s>")
     return wrap(tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
@@ -74,7 +74,7 @@ def _pad_is_eos() -> PreTrainedTokenizerFast:
 
 
 def _metaspace() -> PreTrainedTokenizerFast:
-    """As SentencePiece's: ▁ for a space and before the text, unknown characters as bytes, BOS added."""
+    """Like SentencePiece's: ▁ for a space and before the text, unknown characters as bytes, BOS added."""
     special = ["<unk>", "<s>", "</s>", "<pad>"]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
@@ -95,13 +95,13 @@ def _metaspace() -> PreTrainedTokenizerFast:
 
 
 def _gpt2() -> PreTrainedTokenizerFast:
-    """As GPT-2's: one special token for everything, and none for padding."""
+    """Like GPT-2's: one special token for everything, and none for padding."""
     end = "<|endoftext|>"
     return wrap(byte_level([end]), bos_token=end, eos_token=end, unk_token=end)
 
 
 def _bos_is_eos() -> PreTrainedTokenizerFast:
-    """As OPT's: the token that ends a text also begins every text."""
+    """Like OPT's: the token that ends a text also begins every text."""
     return wrap(with_bos(byte_level(["</s>", "<pad>"]), "</s>"), bos_token="</s>", eos_token="</s>", pad_token="<pad>")
 
 
@@ -118,7 +118,7 @@ KINDS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
 }
 ADD_BOS = {"bos added", "reserved for pad", "metaspace", "bos is eos"}
 
-# Chat templates in the manner of the families that instruct models come in.
+# Chat templates like those of the usual families of instruct models.
 CHATML = """
 {%- if messages[0].role != 'system' %}<|im_start|>system\n{{ {'말': '<한국어>'} | tojson }}<|im_end|>\n{% endif %}
 {%- for message in messages %}

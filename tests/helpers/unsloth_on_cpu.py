@@ -1,11 +1,11 @@
-"""Lets the real Unsloth run where there is no GPU, for tests with tiny models, its rewritten trainer included.
+"""Lets the real Unsloth run without a GPU, for tests with tiny models, its rewritten trainer included.
 
-Its Triton kernels run in Triton's interpreter, on CPU tensors. What is left are questions that it asks of torch.cuda,
+Its Triton kernels run in Triton's interpreter, on CPU tensors. What remains are the questions that it asks torch.cuda,
 answered here as a made-up Ampere card would, and tensors that it wants on "cuda", which are made on the CPU.
 UNSLOTH_ALLOW_CPU lets it import without a GPU, but also leaves trl's trainer as it is. Unsloth reads the variable for
-the one when its device modules load and for the other when `unsloth.models.rl` is imported, so it is cleared between.
+the former when its device modules load, for the latter when `unsloth.models.rl` is imported; it is cleared in between.
 Numbers are float32 or float16: the interpreter computes nonsense in bfloat16.
-Import this module before torch; use it in a process of its own: nothing of it can be taken back.
+Import this module before torch; use it in a process of its own: none of it can be undone.
 
 >>> with pretend_cuda():
 ...     import unsloth
@@ -53,7 +53,7 @@ class _Nothing:
 
 
 class _RewriteTheTrainer:
-    """Stands on sys.meta_path and finds nothing; when the module that rewrites trl is imported, lets it."""
+    """Placed on sys.meta_path, finds nothing; when the module that rewrites trl is imported, lets it rewrite."""
 
     def find_spec(self, name: str, *args: object) -> None:  # noqa: ARG002
         if name == "unsloth.models.rl":
@@ -65,7 +65,7 @@ class _CudaMeansCpu(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.device and args and isinstance(args[0], int):
-            return torch.device("cpu", args[0])  # Unsloth keeps tables by the device's index
+            return torch.device("cpu", args[0])  # Unsloth keeps tables by device index
         kwargs = {name: _on_cpu(value) for name, value in (kwargs or {}).items() if name != "pin_memory"}
         if isinstance(kwargs.get("device"), int):
             kwargs["device"] = "cpu"

@@ -1,4 +1,4 @@
-"""A stand-in Hub and a client process that does one upload after another: what tests of the upload share."""
+"""A stand-in Hub and a client process that does one upload after another, shared by the upload tests."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ for line in sys.stdin:
 
 @dataclass
 class Lane:
-    """`told`: all that the client said of its last upload."""
+    """`told`: everything the client reported about its last upload."""
 
     hub: LoopbackHub
     client: subprocess.Popen[str]
@@ -63,7 +63,7 @@ class Lane:
         return job | changes
 
     def publish(self, release: Path, repo_id: str, *, limits: Limits, **changes: Any) -> Pushed:
-        """As `upload.publish`, less the process of its own and its deadline."""
+        """As `upload.publish`, but without a process of its own and its deadline."""
         say = changes.pop("say", None)
         job = self.job(release, repo_id, limits=limits, **changes)
         assert self.client.stdin

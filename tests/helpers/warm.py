@@ -1,8 +1,7 @@
-"""Takes the place of `subprocess` in weights/proof.py: its processes as forks of one that has the libraries imported
-already.
+"""Replaces `subprocess` in weights/proof.py: forks of a process that has already imported the libraries.
 
 Real processes, without five seconds of imports each. `run` forks this process; a `Spare` is another one, for a process
-whose libraries are not what the proof is to see (Unsloth rewrites them). The tests of the proof and of the reload
+whose libraries the proof must not see (Unsloth rewrites them). The tests of the proof and of the reload
 themselves, and a run of the whole pipeline, start their processes as the product does.
 
 >>> python -m tests.helpers.warm     # a Spare's own process: a line of JSON in, an exit code out
@@ -31,11 +30,11 @@ from appliance.process import child
 def run(
     command: Sequence[str], *, stdout: IO[str], stderr: IO[str], env: Mapping[str, str], check: bool
 ) -> CompletedProcess[str]:
-    """`python -m module …`, whose words go to a file. Ended with this call, whatever ends it."""
+    """`python -m module …`, with its output in a file. It ends with this call, however that ends."""
     interpreter, flag, module, *arguments = command
     assert (interpreter, flag, stdout, check) == (sys.executable, "-m", stderr, False)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which pytest's workers have: they are idle
+        warnings.simplefilter("ignore", DeprecationWarning)  # about threads, which pytest's workers have: they are idle
         pid = os.fork()
     if pid == 0:
         _become(module, arguments, stdout.fileno(), env)
@@ -49,7 +48,7 @@ def run(
 
 
 class Spare:
-    """A process that imports the libraries meanwhile, and forks for every command."""
+    """A process that imports the libraries in the background, and forks for every command."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -82,7 +81,7 @@ def _serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         with Path(request["log"]).open("a", encoding="utf-8") as log:
-            env = {**request["env"], **child.of_this_process()}  # whose end is theirs
+            env = {**request["env"], **child.of_this_process()}  # they end with it
             done = run(request["command"], stdout=log, stderr=log, env=env, check=False)
         sys.stdout.write(f"{done.returncode}\n")
         sys.stdout.flush()
@@ -102,14 +101,14 @@ def _become(module: str, arguments: Sequence[str], log: int, env: Mapping[str, s
         os.environ.update(env)
         sys.argv = [module, *arguments]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # runpy: the module is imported already
+            warnings.simplefilter("ignore")  # runpy: the module is already imported
             runpy.run_module(module, run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as done:
         code = done.code if isinstance(done.code, int) else 1 if done.code else 0
     except BaseException:  # noqa: BLE001  as the interpreter would
         traceback.print_exc()
-    finally:  # never back into what this process was forked from
+    finally:  # never return into the code that forked this process
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

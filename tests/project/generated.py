@@ -1,7 +1,7 @@
 """The generated parts of README.md and docs/: the table of recipes, the table of fields, the help of every command.
 
     python -m tests.project.generated            # writes them; `make docs`
-    python -m tests.project.generated --check    # names what is stale, exit code 1
+    python -m tests.project.generated --check    # lists what is stale; then the exit code is 1
 
 A process of its own, because the help is laid out for a terminal and a home folder: 80 columns and /home/you.
 """

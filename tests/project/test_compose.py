@@ -21,7 +21,7 @@ SERVICES = {"train", "chat", "publish", "check", "doctor", "dataset", "appliance
 
 
 class Reset(str):
-    """A value that Compose is told to take away (`!reset`)."""
+    """A value that Compose removes (`!reset`)."""
 
 
 class Loader(yaml.SafeLoader):
@@ -47,7 +47,7 @@ def test_the_services(services: dict[str, dict[str, Any]]) -> None:
     for name in reserved:
         (device,) = services[name]["deploy"]["resources"]["reservations"]["devices"]
         assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
-    # one version of Compose starts without a GPU under `gpus: all`, and says nothing
+    # one version of Compose silently starts without a GPU under `gpus: all`
     assert not any("gpus" in service for service in services.values())
     for service in services.values():  # arguments append to the command that the entrypoint carries
         assert service["entrypoint"][0] == "appliance"

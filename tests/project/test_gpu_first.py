@@ -1,4 +1,4 @@
-"""`python -m tests.gpu.first`: its parts run here in small: no minute with a card is to be lost to a mistake in it."""
+"""`python -m tests.gpu.first`: a small run of its parts, so that no minute on a card is lost to a mistake."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def records(out_dir: Path) -> list[dict[str, Any]]:
 
 
 def is_alive(pid: int) -> bool:
-    """Not one that has ended and that nobody has asked how."""
+    """False for a zombie: ended, but nobody has collected its exit code."""
     state = place.read_text(Path(f"/proc/{pid}/stat")).rpartition(") ")[2]
     return bool(state) and state[0] not in "ZX"
 
@@ -97,7 +97,7 @@ def test_every_part_runs_in_small(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert list(found) == [part.name for part in first.PARTS]
     assert all(record["claims"] for record in found.values())
     assert capfd.readouterr().out.splitlines() == (tmp_path / "results.md").read_text(encoding="utf-8").splitlines()[2:]
-    # what the small ones are to go through as well
+    # what the small ones have to go through as well
     whole = found["default"]["measured"]
     assert set(whole["stage_seconds"].replace(",", "").split()) >= {"rehearse", "train", "merge", "publish"}
     assert whole["tokens_per_second"] > 0
@@ -138,7 +138,7 @@ def test_the_exit_code_is_1_where_something_did_not_hold(tmp_path: Path, name: s
 def test_a_part_over_its_time_is_killed_with_all_that_it_started_and_its_figures_are_kept(tmp_path: Path) -> None:
     code, (hung, after) = run(tmp_path, a_part("hangs", at_most=2), "fine")
     assert code == 1
-    assert (hung["outcome"], hung["cut"]) == ("cut", "cut: over its 2 s")
+    assert (hung["outcome"], hung["cut"]) == ("cut", "cut: over its limit of 2 s")
     wait_for(lambda: not is_alive(hung["measured"]["beside"]))
     assert not is_alive(hung["measured"]["process"])
     assert after["outcome"] == "held"
@@ -236,7 +236,7 @@ def test_memory_is_held_against_checks_estimate(peak_gib: float, held: bool) -> 
 def test_sizes_are_read_as_machine_writes_them() -> None:
     for count in (1, 1536, 5 << 20, 7 << 30):
         assert product.bytes_of(disk.human(count)) == count
-    with pytest.raises(ValueError, match="no size in front of 'some'"):
+    with pytest.raises(ValueError, match="no size at the start of 'some'"):
         product.bytes_of("some")
 
 
@@ -273,7 +273,7 @@ def test_transformers_finds_every_weight_of_a_random_base(
     assert model.config.eos_token_id == 2
     assert 0.01 < model.get_input_embeddings().weight.float().std() < 0.03
     small = wanted | {"vocab_size": 3}
-    with pytest.raises(ValueError, match="ids, the config room for 3"):
+    with pytest.raises(ValueError, match="ids, the config has room for 3"):
         shapes.random_base(tmp_path / "other", small, alpaca_tokenizer(), device="cpu")
 
 
@@ -303,7 +303,7 @@ def test_rows_are_as_long_as_asked(between: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("is_tiny", "outcome"), [(False, "cut"), (True, "held")])
 def test_tiny_parts_may_take_longer(tmp_path: Path, is_tiny: bool, outcome: str) -> None:
-    """A CPU that other tests use as well takes its time; a part that is cut there says nothing of the part."""
+    """A CPU that other tests use as well takes its time; a part that is cut off there proves nothing."""
     code, (record,) = run(tmp_path, a_part("slow", at_most=3), is_tiny=is_tiny)
     assert record["outcome"] == outcome
     assert code == int(outcome == "cut")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# What stands on which floor. A new package is placed here first.
+# Which package is on which floor. A new package is placed here first.
 FLOORS = {
     **dict.fromkeys(("errors", "findings"), 1),
     **dict.fromkeys(("process", "machine", "recipe", "prompt"), 2),
@@ -28,7 +28,7 @@ def module_of(path: Path) -> str:
 
 
 def imported(path: Path, modules: set[str]) -> Iterator[tuple[int, str]]:
-    """(line, module) of every import of ours in the file, also those in functions and under TYPE_CHECKING."""
+    """(line, module) of every import of our own code in the file, also in functions and under TYPE_CHECKING."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

@@ -1,4 +1,4 @@
-"""The wheel holds what the program needs, and nothing of the repository's rest."""
+"""The wheel holds what the program needs, and nothing else from the repository."""
 
 from __future__ import annotations
 

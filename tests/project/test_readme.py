@@ -26,11 +26,11 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 ALL_PAGES = [*PAGES, *sorted((ROOT / "docs" / "help").glob("*.md"))]
 MOST_LINES = {README: 250}
 MOST_LINES_BELOW_DOCS = 200
-# What a test cannot run without running itself, and where it is run instead.
+# What a test cannot run without running itself, and what runs it instead.
 RUN_BY_CI = {
     "make setup": "what .ci/run's `make test` begins with",
     "make test": ".ci/run",
-    "make test-image": ".ci/run, where there is an engine",
+    "make test-image": ".ci/run, if there is a container engine",
     "make demo": "its command, `appliance demo`, by tests/base_model/test_demo.py",
     "make docs": "its command by the test of generated parts below",
 }
@@ -140,7 +140,7 @@ def test_every_service_and_variable_exists() -> None:
 def test_the_command_line_takes_it(line: str) -> None:
     """Also what no test runs: the command and its options exist, and what is set is a field of the recipe.
 
-    A command's name without arguments is a mention, and taken as one.
+    A command's name without arguments counts as a mention.
     """
     words = shlex.split(re.split(r" [>|] ", line)[0])[1:]
     command: Any = typer.main.get_command(app)

@@ -1,4 +1,4 @@
-"""A stand-in of the Hugging Face Hub that tests start as a child process on a free loopback port.
+"""A stand-in for the Hugging Face Hub that tests start as a child process on a free loopback port.
 
     with loopback_hub.started(tmp_path) as hub:
         hub.fault("lose_reply", match="POST .*/commit/")
@@ -6,7 +6,7 @@
         assert hub.repo("alice/model")["commits"][-1]["files"]["model.safetensors"]["size"] == 8
 
 huggingface_hub reads HF_ENDPOINT when it is imported, so the client must live in a process of its own, started
-with `hub.environ`. Everything here speaks to the stand-in by HTTP: several processes may share one.
+with `hub.environ`. Everything here talks to the stand-in over HTTP: several processes may share one.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class Control:
     # what happens on it
 
     def log(self) -> list[dict[str, Any]]:
-        """All requests in the order of arrival: index, method, path, token (its name), status, bytes_in, bytes_out,
-        fault. Status 0: no reply, so far or for ever. Kept over restarts in hub-state/requests.jsonl."""
+        """All requests in order of arrival: index, method, path, token (its name), status, bytes_in, bytes_out,
+        fault. Status 0: no reply yet, or ever. Kept over restarts in hub-state/requests.jsonl."""
         return list(self._order("log", {}))
 
     def counts(self) -> dict[str, Any]:
@@ -87,18 +87,18 @@ class Control:
         return dict(self._order("counts", {}))
 
     def fault(self, kind: str, match: str = "", **how: Any) -> None:
-        """Orders a fault; kinds and arguments: `faults.Fault`. Also two kinds by name:
-        quota (403, as the Hub words a full one), stale (412, as after a commit by somebody else)."""
+        """Orders a fault; kinds and arguments: `faults.Fault`. Two more kinds by name:
+        quota (403, in the Hub's words for a full one), stale (412, as after a commit by somebody else)."""
         named: dict[str, dict[str, Any]] = {
             "quota": {"status": 403, "message": "Private repository storage limit reached, please upgrade your plan"},
             "stale": {"status": 412, "message": "A commit has happened since. Please refresh and try again."},
         }
         order = named.get(kind, {}) | {"kind": "status" if kind in named else kind, "match": match} | how
-        Fault(**order)  # a wrong order fails here, not over there
+        Fault(**order)  # a wrong order fails here, not in the stand-in
         self._order("faults", order)
 
     def clear_faults(self) -> None:
-        """Forgets all faults and ends what hangs."""
+        """Forget all faults and release what hangs."""
         self._order("clear", {})
 
     def wait_for(self, match: str, seconds: float = 20) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class LoopbackHub(Control):
 
     @property
     def environ(self) -> dict[str, str]:
-        """What a client's environment needs, to be laid over the rest."""
+        """What a client's environment needs, on top of the rest."""
         return {
             "HF_ENDPOINT": self.endpoint,
             "HF_HOME": str(self.tmp / "hf-home"),
@@ -149,7 +149,7 @@ class LoopbackHub(Control):
     # the process
 
     def start(self) -> None:
-        """Also after `stop`: on the same port, with everything that was stored; faults are forgotten."""
+        """Works after `stop` too: on the same port, with everything that was stored; faults are forgotten."""
         port = self.endpoint.rsplit(":", 1)[1] if self.endpoint else "0"
         command = [
             sys.executable,
@@ -177,7 +177,7 @@ class LoopbackHub(Control):
 
 @contextmanager
 def started(tmp: Path, *, user: str = "alice", xet: bool = False, **options: Any) -> Iterator[LoopbackHub]:
-    """A stand-in for the length of the block. `options`: see `hub.Options`."""
+    """A stand-in for the duration of the block. `options`: see `hub.Options`."""
     hub = LoopbackHub(tmp, user, xet, options)
     try:
         yield hub
@@ -186,12 +186,12 @@ def started(tmp: Path, *, user: str = "alice", xet: bool = False, **options: Any
 
 
 def new_token() -> str:
-    """A fresh one in the shape of the Hub's."""
+    """A new one in the shape of the Hub's."""
     return "hf_" + secrets.token_hex(17)
 
 
 def run_client(code: str, environ: Mapping[str, str], timeout: float = 120) -> tuple[int, str, str]:
-    """Runs Python code in a child process with the caller's environment, less what concerns the Hub, plus `environ`.
+    """Runs Python code in a child process with the caller's environment, without what concerns the Hub, plus `environ`.
 
     Returns its exit status, stdout and stderr.
     """

@@ -1,4 +1,4 @@
-"""Who may see, read and write what, and with which words the Hub refuses."""
+"""Who may see, read and write what, and how the Hub words a refusal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def holder(store: Store, request: Request) -> Holder | None:
 
 
 def visible(store: Store, request: Request, repo_type: str, repo_id: str) -> Repo:
-    """The repository, unless it is missing or hidden from this holder: the Hub does not tell which."""
+    """The repository, unless it is missing or hidden from this holder: the Hub does not say which."""
     who = holder(store, request)
     repo = store.repo(repo_type, repo_id)
     if repo is not None and (repo.visibility == "public" or (who is not None and _owns(who, repo.namespace))):
@@ -34,7 +34,7 @@ def visible(store: Store, request: Request, repo_type: str, repo_id: str) -> Rep
 
 
 def readable(store: Store, request: Request, repo_type: str, repo_id: str) -> Repo:
-    """As `visible`, and the content may be fetched: a gated repository wants the owner's consent."""
+    """As `visible`, and the content may be fetched: a gated repository needs the owner's consent."""
     repo = visible(store, request, repo_type, repo_id)
     if repo.gated:
         who = holder(store, request)

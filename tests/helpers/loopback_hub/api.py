@@ -1,4 +1,4 @@
-"""The endpoints that tell and manage: identity, repositories, listings, refs, downloads. Routes all others.
+"""The endpoints that report and manage: identity, repositories, listings, refs, downloads. Routes all others.
 
 Every function takes the request and returns the reply, or raises `Refusal`.
 """
@@ -162,7 +162,7 @@ def _change_ref(hub: Hub, request: Request, method: str, repo: Repo, kind: str, 
     return Reply.of({})
 
 
-# telling
+# reporting
 
 
 def _at(repo: Repo, revision: str) -> Commit:
@@ -306,7 +306,7 @@ def _refs(repo: Repo, request: Request) -> Reply:
 
 
 def _resolve(hub: Hub, request: Request, repo: Repo, revision: str, path: str) -> Reply:
-    """A small file itself; for one in LFS a redirect to storage by a signed link."""
+    """A small file itself; for one in LFS, a redirect to storage with a signed link."""
     commit = _at(repo, revision)
     file = commit.files.get(path)
     if file is None:

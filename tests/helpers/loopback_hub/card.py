@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.helpers.loopback_hub.wire import Reply
 
-# Some of the Hub's licence names; "other" needs a license_name beside it.
+# Some of the Hub's licence names; "other" also needs a license_name.
 LICENSES = {
     *("afl-3.0", "agpl-3.0", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0"),
     *("cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0", "gemma", "gpl-2.0"),
@@ -27,7 +27,7 @@ def reply(content: str) -> Reply:
 
 
 def front_matter(content: str) -> Any:
-    """What stands between the first two `---` lines; None where there is nothing, or nothing that YAML can read."""
+    """The text between the first two `---` lines, as YAML; None if there is nothing, or nothing that YAML can read."""
     import yaml
 
     match = re.match(r"\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", content, re.DOTALL)

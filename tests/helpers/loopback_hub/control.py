@@ -46,7 +46,7 @@ def answer(server: HubServer, request: Request) -> Reply:
 
 
 def _add_repo(server: HubServer, order: dict[str, Any]) -> str:
-    """A repository made behind the API's back, with a second commit where it has files. Returns its head."""
+    """A repository made behind the API's back, with a second commit if it has files. Returns its head."""
     files, author = order.pop("files"), order["id"].split("/")[0]
     repo = server.hub.store.create(Repo(**order), author)
     if files:
@@ -55,7 +55,7 @@ def _add_repo(server: HubServer, order: dict[str, Any]) -> str:
 
 
 def _push(server: HubServer, repo: Repo, order: dict[str, Any]) -> str:
-    """A commit by another hand. `files`: path -> base64, or null to delete; *.safetensors go to LFS."""
+    """A commit by somebody else. `files`: path -> base64, or null to delete; *.safetensors go to LFS."""
     store, files = server.hub.store, dict(repo.commits[repo.branches["main"]].files)
     for path, encoded in order["files"].items():
         if encoded is None:

@@ -14,18 +14,18 @@ class Fault:
     """One order to fail.
 
     When: on requests whose "METHOD /path?query" `match` finds, from number `at` on (the log's `index`) if given,
-    skipping the first `nth` - 1 of them, and then `times` times (0: for good). The client sends up to five LFS
-    files at a time: for numbers that are the same in every run, upload with one thread or one such file.
+    skipping the first `nth` - 1 of them, and then `times` times (0: always). The client sends up to five LFS
+    files at a time: for the same numbers in every run, upload with one thread or one such file.
 
     What, by `kind`:
     status      reply `status` with `headers`, X-Error-Message `message`; nothing is done unless `executed`
     drop        abort the connection after `request_bytes` of the body; or, with `response_bytes`, do what was
-                asked and abort after so many bytes of the reply's body
+                asked and abort after that many bytes of the reply's body
     lose_reply  do what was asked, then abort without a byte of reply
-    delay       wait `seconds`, then go on as usual
+    delay       wait `seconds`, then continue as usual
     hang        wait until released (or `seconds`, if given), then abort; what was asked is done first if `executed`
     revoke      revoke the token `token_name` (default: the request's own) after `request_bytes` of the body
-    throttle    read and send at `rate` bytes a second
+    throttle    read and send at `rate` bytes per second
     flip        invert one byte in the middle of the body, of the reply's if `response`
     """
 
@@ -65,7 +65,7 @@ class Faults:
             self._all.append(fault)
 
     def clear(self) -> None:
-        """Forgets every fault and lets hanging requests go."""
+        """Forget every fault and release hanging requests."""
         with self._lock:
             faults, self._all = self._all, []
         for fault in faults:

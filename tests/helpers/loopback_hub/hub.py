@@ -1,4 +1,4 @@
-"""What the endpoints are given besides the request: the store, the options, the Hub's own address."""
+"""What the endpoints get besides the request: the store, the options, the Hub's own address."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Options:
     """How this Hub behaves. Sizes in bytes."""
 
     regular_limit: int = 10_000_000  # a larger file goes to LFS whatever its name
-    multipart_over: int = 1 << 40  # a larger LFS object is asked for in parts
+    multipart_over: int = 1 << 40  # a larger LFS object is requested in parts
     part_bytes: int = 100_000
-    page_size: int = 1000  # files to a page of the tree
+    page_size: int = 1000  # files per page of the tree
     storage_host: str = ""  # where downloads from LFS are sent; "" is the Hub's own name
     xet_dir: str = ""  # the folder that hf_xet writes to; "" answers 404 to xet
 

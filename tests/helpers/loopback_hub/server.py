@@ -1,4 +1,4 @@
-"""The HTTP side: reads requests, meets them with their fault, logs them, sends replies, obeys /_control/.
+"""The HTTP side: reads requests, applies their fault, logs them, sends replies, obeys /_control/.
 
 A log line holds the name of a token, never the token, and no signature of a storage link.
 """
@@ -30,7 +30,7 @@ class _Abort(Exception):
 
 
 class Log:
-    """Every request but those of /_control/, in the order of arrival; a line goes to requests.jsonl when it ends."""
+    """Every request but those of /_control/, in order of arrival; a line goes to requests.jsonl when it ends."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -39,7 +39,7 @@ class Log:
         self.entries: list[dict[str, Any]] = sorted(map(json.loads, lines), key=lambda entry: int(entry["index"]))
 
     def begin(self, method: str, target: str, token_name: str | None) -> dict[str, Any]:
-        """`status` 0 is a request without a reply, so far or for ever."""
+        """`status` 0 is a request without a reply yet, or ever."""
         path = re.sub(r"(X-Amz-Signature=)[^&]*", r"\1***", target)
         with self._lock:
             entry = {"index": len(self.entries), "method": method, "path": path, "token": token_name}
@@ -79,7 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(control.answer(self.server, request))
             return
         if self.path == "/api/agent-harnesses":
-            # Asked for once by some processes and not by others: left out, so that request numbers stay the same.
+            # Requested once by some processes and not by others: left out, so that request numbers stay the same.
             self._send(Refusal(404, "not here").reply())
             return
         store = self.server.hub.store
@@ -194,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(head + body)
 
     def _abort(self) -> None:
-        """Closes with SO_LINGER 0, which sends a reset instead of an orderly end."""
+        """Closes with SO_LINGER 0, which sends a reset instead of an orderly close."""
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         os.close(self.connection.detach())  # past the references that rfile and wfile hold

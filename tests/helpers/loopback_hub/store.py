@@ -1,7 +1,7 @@
 """What the stand-in keeps on disk: repositories with their commits, file contents by hash, token holders.
 
 A token is stored as its sha256 only. Every change of a repository is one atomic rename, so a stand-in that is
-killed comes back with the last whole state. Knows nothing of HTTP.
+killed comes back with the last complete state. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GITATTRIBUTES = "".join(f"*.{ending} filter=lfs diff=lfs merge=lfs -text\n" for 
 
 @dataclass(frozen=True)
 class File:
-    """`oid` is the git blob id: of the content, or of the pointer where the content lies in LFS."""
+    """`oid` is the git blob id: of the content, or of the pointer if the content is in LFS."""
 
     oid: str
     size: int
@@ -52,7 +52,7 @@ class Repo:
     type: str  # one of TYPES
     visibility: str = "private"
     gated: str | bool = False
-    granted: list[str] = field(default_factory=list)  # users whom the owner let into a gated repository
+    granted: list[str] = field(default_factory=list)  # users whom the owner admitted to a gated repository
     created_at: str = ""
     commits: dict[str, Commit] = field(default_factory=dict)  # in the order they were made
     branches: dict[str, str] = field(default_factory=dict)
@@ -126,7 +126,7 @@ class Store:
             self._save_holders()
 
     def token_name(self, token: str) -> str | None:
-        """Of a revoked token too: it is what the log shows."""
+        """Works for a revoked token too: it is what the log shows."""
         holder = self._holders.get(_token_key(token))
         return holder.token_name if holder else None
 

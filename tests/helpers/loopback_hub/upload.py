@@ -1,4 +1,4 @@
-"""The way of a file into a repository: preupload, LFS batch, storage, verify, commit."""
+"""How a file gets into a repository: preupload, LFS batch, storage, verify, commit."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def preupload(hub: Hub, request: Request, repo: Repo, revision: str) -> Reply:
 
 
 def batch(hub: Hub, request: Request, repo: Repo) -> Reply:
-    """An object without `actions` is stored already. Storage links carry their right as a signature."""
+    """An object without `actions` is already stored. Storage links carry their permission as a signature."""
     asked = request.json()
     told: list[dict[str, Any]] = []
     for item in asked["objects"]:
@@ -103,7 +103,7 @@ def verify(hub: Hub, request: Request) -> Reply:
 
 
 def commit(hub: Hub, request: Request, repo: Repo, user: str, revision: str) -> Reply:
-    """All lines or none: the commit is made after the last line was found good."""
+    """All lines or none: the commit is made only after the last line has passed."""
     lines = [json.loads(line) for line in request.body.splitlines() if line.strip()]
     if not lines or lines[0].get("key") != "header":
         raise Refusal(400, "the first line must be the header")
@@ -156,7 +156,7 @@ def _apply(hub: Hub, files: dict[str, File], key: str, value: dict[str, Any]) ->
 
 
 def _stored(hub: Hub, path: str, sha256: str, size: int | None) -> File:
-    """The LFS object that a commit names; what came by xet is read back and kept like the others first."""
+    """The LFS object that a commit names; what came through xet is first read back and kept like the others."""
     stored = hub.store.lfs_path(sha256)
     if not stored.exists() and hub.options.xet_dir and size is not None:
         content = xet.read_back(Path(hub.options.xet_dir), sha256, size)
@@ -212,13 +212,13 @@ def _text(hub: Hub, files: dict[str, File], path: str) -> str:
 
 
 def _matches(path: str, patterns: list[str]) -> bool:
-    """A pattern without a slash is one for the file's name, in any folder."""
+    """A pattern without a slash matches the file's name in any folder."""
     name = path.rsplit("/", 1)[-1]
     return any(fnmatch(path if "/" in pattern else name, pattern.lstrip("/")) for pattern in patterns)
 
 
 def _is_binary(sample: bytes) -> bool:
-    """A NUL byte, or no UTF-8; the sample may end inside a character of up to four bytes."""
+    """A NUL byte, or invalid UTF-8; the sample may end inside a character of up to four bytes."""
     if b"\0" in sample:
         return True
     try:

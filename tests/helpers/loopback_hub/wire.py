@@ -25,7 +25,7 @@ class Request:
 
     @property
     def segments(self) -> list[str]:
-        """The path split first and decoded then: an encoded slash stays inside its segment."""
+        """The path, split first and decoded afterwards: an encoded slash stays inside its segment."""
         return [unquote(segment) for segment in self.path.strip("/").split("/")]
 
     @property
@@ -76,7 +76,7 @@ class Refusal(Exception):
 
 
 def sign(key: bytes, what: str) -> str:
-    """The right to one upload or download, as storage links carry it: their requests bear no token."""
+    """The right to one upload or download, as storage links carry it: their requests carry no token."""
     return hmac.new(key, what.encode(), hashlib.sha256).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Uploads by xet on one machine: hf_xet writes to a local folder, and this reads its files back.
+"""Uploads through xet on one machine: hf_xet writes to a local folder, and this reads its files back.
 
 The `local://` address of hf_xet is undocumented and for tests only. One client process at a time may write there.
 """
@@ -22,7 +22,7 @@ _VERIFIED, _HAS_SHA256 = 1 << 31, 1 << 30
 
 
 def token_reply(folder: Path) -> Reply:
-    """Where to write, in the body and again in the headers: the client reads the one or the other."""
+    """Where to write, in the body and again in the headers: the client reads one or the other."""
     folder.mkdir(parents=True, exist_ok=True)
     url, expires, token = f"local://{folder.resolve()}", int(time.time()) + 3600, "xet-loopback"
     headers = {"X-Xet-Cas-Url": url, "X-Xet-Token-Expiration": str(expires), "X-Xet-Access-Token": token}
@@ -30,7 +30,7 @@ def token_reply(folder: Path) -> Reply:
 
 
 def read_back(folder: Path, sha256: str, size: int) -> bytes | None:
-    """The content of the file with this sha256, None where xet holds no such file or not its whole content."""
+    """The content of the file with this sha256, None if xet holds no such file or only part of its content."""
     found = [
         xet_hash for shard in folder.rglob("xorbs/shards/*.mdb") for xet_hash, own in _files(shard) if own == sha256
     ]
