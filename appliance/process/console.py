@@ -26,6 +26,7 @@ from appliance.process import redact, signals
 from appliance.process.typed import as_typed
 
 _log = logging.getLogger("appliance")
+_UNBOUNDED = 1 << 16  # columns: more than any cell has
 
 
 class _Screen(io.TextIOBase):
@@ -99,16 +100,47 @@ def printable(text: str) -> str:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, to_stdout: bool = False) -> None:
-    """A table for people; wide characters are measured, not counted."""
+    """A table for people; wide characters are measured, not counted.
+
+    If it is wider than the terminal, columns move closer, and each `fix` goes below what was `found`: next to it, both
+    would be too narrow to read or to copy.
+    """
+    console = _stdout if to_stdout else _stderr
+    drawn = _drawn(title, columns, rows)
+    if console.measure(drawn, options=console.options.update(max_width=_UNBOUNDED)).maximum > console.width:
+        drawn = _drawn(title, *_fixes_below(columns, rows))
+        drawn.collapse_padding = True
+        for column in drawn.columns:
+            if column.header != "found" and "found" in columns:  # the longest text gets what is left
+                column.max_width = console.width // 4
+    console.print(drawn, soft_wrap=False)
+    for row in rows:
+        _log.info("%s: %s", title or columns[0], " | ".join(row))
+
+
+def _drawn(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     drawn = Table(title=title or None, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for column in columns:
         drawn.add_column(column, overflow="fold")
     for row in rows:
         drawn.add_row(*(printable_markup(as_typed(cell)) for cell in row))
-    console = _stdout if to_stdout else _stderr
-    console.print(drawn, soft_wrap=False)
+    return drawn
+
+
+def _fixes_below(
+    columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    """The table without its column `fix`, whose cells end those of `found`; other tables as they are."""
+    if not {"found", "fix"} <= set(columns):
+        return columns, rows
+    found, fix = columns.index("found"), columns.index("fix")
+    moved = []
     for row in rows:
-        _log.info("%s: %s", title or columns[0], " | ".join(row))
+        cells = list(row)
+        if cells[fix]:
+            cells[found] += f"\n→ {cells[fix]}"
+        moved.append(cells[:fix] + cells[fix + 1 :])
+    return [*columns[:fix], *columns[fix + 1 :]], moved
 
 
 def error(message: str, hint: str) -> None:

@@ -278,9 +278,9 @@ def test_a_run_that_was_killed_goes_on_without_asking_twice(appliance: Appliance
         (["--base-url", "http://h/v1"], 4, "no model is named"),
         ([], 4, "no endpoint is named"),
         (["--local", "demo", "--model", "m"], 2, "expected one"),
-        (["--base-url", "http://h/v1", "--model", "m", "--repetition-penalty", "1.2"], 2, "are for --local"),
+        (["--base-url", "http://h/v1", "--model", "m", "--repetition-penalty", "1.2"], 2, "apply to --local only"),
         (["--local", "nowhere/at/all"], 2, "--local nowhere/at/all: expected a run directory"),
-        (["--test-fraction", "0.6", "--val-fraction", "0.4"], 2, "leave no row to train on"),
+        (["--test-fraction", "0.6", "--val-fraction", "0.4"], 2, "leave no rows to train on"),
         (["--count", "0"], 2, "--count"),
     ],
 )

@@ -79,6 +79,34 @@ def test_a_long_cell_is_folded_not_cut(capsys: pytest.CaptureFixture[str]) -> No
     assert max(map(len, out.splitlines())) <= 160
 
 
+def on_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> io.StringIO:
+    written = io.StringIO()
+    monkeypatch.setattr(console, "_stdout", Console(file=written, width=width))
+    return written
+
+
+def test_a_table_that_is_too_wide_has_its_fixes_below_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = ("what", "found", "needed", "verdict", "fix")
+    rows = [("driver", "no NVIDIA driver", "", "warning", "install driver 580"), ("memory", "9 GiB", "4 GiB", "ok", "")]
+    narrow = on_terminal(monkeypatch, 50)
+    console.table("", columns, rows, to_stdout=True)
+    lines = [line.split() for line in narrow.getvalue().splitlines()]
+    assert lines[0] == ["what", "found", "needed", "verdict"]
+    assert lines[2] == ["→", "install", "driver", "580"]
+    assert lines[3] == ["memory", "9", "GiB", "4", "GiB", "ok"]
+    wide = on_terminal(monkeypatch, 90)
+    console.table("", columns, rows, to_stdout=True)
+    assert wide.getvalue().splitlines()[0].split() == list(columns)
+
+
+def test_columns_move_closer_before_a_word_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = ("prepare", "rehearse", "evaluate")
+    for width, between in ((30, "  "), (25, " ")):
+        written = on_terminal(monkeypatch, width)
+        console.table("", columns, [("done",) * 3], to_stdout=True)
+        assert written.getvalue().splitlines()[0].rstrip() == between.join(columns)
+
+
 # --- progress
 
 

@@ -138,7 +138,7 @@ def test_the_missing_stage_is_named(tmp_path: Path, base_dir: Path, named: bool)
 
 def test_an_unproven_or_changed_model_is_refused(tmp_path: Path, base_dir: Path) -> None:
     refused = make_run(tmp_path / "refused", base_dir, passed=False)
-    with pytest.raises(RunDirError, match="`passed` true in proof") as caught:
+    with pytest.raises(RunDirError, match="`passed: true` in proof") as caught:
         chat.find_run(refused, tmp_path)
     assert f"appliance run {refused} --redo merge" in caught.value.hint
     changed = make_run(tmp_path / "changed", base_dir)
