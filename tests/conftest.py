@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
+os.environ["HF_TOKEN_PATH"] = os.devnull  # what `hf auth login` saved on this machine is not for tests
 
 import pytest  # after the environment: torch reads OMP_NUM_THREADS when it is imported
 
-from appliance.process import signals
+from appliance.process import redact, signals
 
 # Without an NVIDIA device they are not collected: skipped tests would look as if something was left out here.
 collect_ignore = [] if Path("/dev/nvidiactl").exists() else ["gpu"]
@@ -29,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
-        if name.startswith("APPLIANCE_") or name in ("HF_TOKEN", "HF_ENDPOINT"):
+        if name.startswith("APPLIANCE_") or name in (*redact.HUB_TOKEN_VARIABLES, "HF_ENDPOINT"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("APPLIANCE_CACHE_DIR", str(tmp_path / "cache"))
     signals.forget()  # what another test sent itself

@@ -10,8 +10,8 @@ from appliance.base_model import tunable
 from appliance.base_model.base import Base
 from appliance.errors import EnvironmentUnavailable, RecipeError
 from appliance.hub import download
+from appliance.hub.cache import Source
 from appliance.hub.dataset_file import without_asking
-from appliance.hub.repository import Source
 from appliance.hub.token import token
 from appliance.process import console
 from appliance.weights import model_files
@@ -73,7 +73,7 @@ def _source(model_id: str, revision: str | None) -> Source:
 
 def _find_on_hub(model_id: str, revision: str | None, cache_dir: Path) -> Base:
     source = _source(model_id, revision)
-    snapshot = download.find(source, cache_dir)
+    snapshot = download.snapshot_of(source, cache_dir)
     console.say(f"base model {model_id} at commit {snapshot.commit}{without_asking(snapshot)}")
     folder = download.obtain(source, snapshot, [name for name in model_files.JUDGED_FILES if name in snapshot.files])
     return Base(folder, model_id, snapshot.commit, _license(folder), snapshot)

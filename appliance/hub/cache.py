@@ -1,13 +1,13 @@
-"""What the Hub client's cache holds of one commit, and whether it is what the Hub says it is. Needs no network.
+"""What the Hub client's cache holds of one commit, and whether it matches the Hub. Needs no network.
 
-The client never looks at a cached file again. Here every file is compared with the Hub's own hashes: the sha256 of
-files in LFS, git's blob hash of the others. They are recorded below the appliance's cache directory, in `verified/`,
-with the size, time of change and inode of what was found right: such a file is not read again. A bit that the disk
-itself flipped changes none of the three; who removes that folder has everything read again.
+The client never checks a cached file again. Here every file is compared with the Hub's own hashes: the sha256 of files
+in LFS, git's blob hash of the others. They are recorded below the appliance's cache directory, in `verified/`, with the
+size, modification time and inode of each file that matched: such a file is not read again. A bit flipped by the disk
+itself changes none of the three; if you remove that folder, everything is read again.
 
 >>> snapshot = Snapshot.recorded("someone/base", "model", commit, cache_dir)
 >>> snapshot.wrong(["model.safetensors"])
-{'model.safetensors': 'its sha256 is not the one on the Hub'}
+{'model.safetensors': "its sha256 differs from the Hub's"}
 """
 
 from __future__ import annotations
@@ -29,34 +29,49 @@ from appliance.process import console
 from appliance.process import files as process_files
 
 RepoType = Literal["model", "dataset"]
-Stamp = tuple[int, int, int]  # size in bytes, time of change in ns, inode
-_TOLD_FROM_BYTES = 1 << 28  # reading less takes no time worth a message
+Stamp = tuple[int, int, int]  # size in bytes, modification time in ns, inode
+_SHOWN_FROM_BYTES = 1 << 28  # reading less is too quick for a message
 _THREADS = 4
 
 
 @dataclass(frozen=True)
+class Source:
+    """A repository as the user named it. `revision`: a commit, tag or branch; None is the newest commit."""
+
+    repo_id: str
+    repo_type: RepoType
+    revision: str | None
+    token: str | None
+    hint: str  # what to do if the Hub refuses
+
+    @property
+    def what(self) -> str:
+        return f"the {'base model' if self.repo_type == 'model' else 'dataset'} {self.repo_id}"
+
+
+@dataclass(frozen=True)
 class Expected:
-    """What the Hub says of a file. A hash that it does not tell is None; a mirror may tell neither."""
+    """What the Hub lists for a file. A hash that it does not list is None; a mirror may list neither."""
 
     size: int | None
     sha256: str | None = None
     git_sha1: str | None = None
 
     def fault(self, path: Path) -> str:
-        """What is wrong with the file at `path`, which is read; nothing is the empty text."""
+        """What is wrong with the file at `path`, which is read; the empty string if nothing."""
         size = path.stat().st_size
         if self.size is not None and size != self.size:
             return f"it has {size} bytes; on the Hub {path.name} has {self.size}"
         if self.sha256 is not None:
-            return "" if process_files.sha256_of(path) == self.sha256 else "its sha256 is not the one on the Hub"
+            return "" if process_files.sha256_of(path) == self.sha256 else "its sha256 differs from the Hub's"
         if self.git_sha1 is not None:
-            return "" if _git_sha1(path) == self.git_sha1 else "its hash is not the one on the Hub"
+            return "" if _git_sha1(path) == self.git_sha1 else "its hash differs from the Hub's"
         return ""
 
 
 @dataclass
 class Snapshot:
-    """One commit of a repository, its files' names and hashes, and which of them were found right in the cache."""
+    """One commit of a repository, its files' names and hashes, and which of them match in the cache."""
 
     repo_id: str
     repo_type: RepoType
@@ -73,9 +88,9 @@ class Snapshot:
 
     @classmethod
     def recorded(cls, repo_id: str, repo_type: RepoType, commit: str, cache_dir: Path) -> Snapshot | None:
-        """What is known of the commit without the Hub; None where it never was fetched on this machine.
+        """What is known of the commit without the Hub; None if it was never fetched on this machine.
 
-        Where only the Hub client fetched it (`hf download`), the list of hashes that the client keeps is taken.
+        If only the Hub client fetched it (`hf download`), the list of hashes that the client keeps is used.
         """
         found = cls(repo_id, repo_type, commit, {}, cache_dir, is_recorded=True)
         with suppress(OSError, ValueError, TypeError, KeyError):  # a damaged record is as good as none
@@ -102,7 +117,7 @@ class Snapshot:
 
     @property
     def blobs_dir(self) -> Path:
-        """Where the files lie under their hashes; those of `dir` are links into it."""
+        """Where the files are, named by their hashes; those of `dir` are links into it."""
         return self._repo_dir / "blobs"
 
     def known_commits(self) -> list[str]:
@@ -112,13 +127,13 @@ class Snapshot:
         return [commit for commit in commits if (self._repo_dir / "snapshots" / commit).is_dir()]
 
     def bytes_of(self, names: Iterable[str]) -> int:
-        """Size of the files, as the Hub tells it."""
+        """Size of the files, as listed by the Hub."""
         return sum(self.files[name].size or 0 for name in names)
 
     def wrong(self, names: Iterable[str]) -> dict[str, str]:
-        """Those of the files that are not in the cache as they are on the Hub, and why; an absent one has no reason.
+        """Those of the files that are not in the cache as they are on the Hub, and why; the empty string if absent.
 
-        Reads what was not read before, or has changed since; remembers what is right.
+        Reads what was not read before, or has changed since; remembers what matches.
         """
         faults, unread = {}, {}
         for name in names:
@@ -128,11 +143,11 @@ class Snapshot:
                 if self._right.get(name) != stamp:
                     unread[name] = stamp
             else:
-                faults[name] = "it is a link to nothing" if path.is_symlink() else ""
+                faults[name] = "it is a broken link" if path.is_symlink() else ""
         size = sum(stamp[0] for stamp in unread.values())
-        if size >= _TOLD_FROM_BYTES:
+        if size >= _SHOWN_FROM_BYTES:
             console.say(f"reading {disk.human(size)} of {self.repo_id} to compare it with the Hub's hashes")
-        with ThreadPoolExecutor(_THREADS) as pool:  # hashlib lets other threads work meanwhile
+        with ThreadPoolExecutor(_THREADS) as pool:  # hashlib releases the GIL
             found = pool.map(lambda name: self.files[name].fault(self.dir / name), unread)
             for (name, stamp), fault in zip(unread.items(), found, strict=True):
                 if fault:
@@ -153,7 +168,7 @@ class Snapshot:
         process_files.write_json(self._record_path, record)
 
     def remove(self, name: str) -> None:
-        """Takes a file out of the cache: its link, and the blob where that is one of this repository."""
+        """Removes a file from the cache: its link, and the blob if it belongs to this repository."""
         path = self.dir / name
         blob = path.parent / path.readlink() if path.is_symlink() else path
         path.unlink(missing_ok=True)
@@ -162,22 +177,22 @@ class Snapshot:
         self._right.pop(name, None)
 
     def leftovers(self) -> set[Path]:
-        """What downloads have begun and not ended, those under way included."""
+        """Unfinished downloads, including those in progress."""
         return set(self.blobs_dir.glob("*.incomplete"))
 
     def remove_leftovers(self, is_dead: Callable[[Path], bool]) -> int:
-        """Removes those that nobody writes to any more; the bytes that this frees.
+        """Removes unfinished downloads that nobody writes to any more; returns the bytes that this frees.
 
-        The client makes a name for every try, and continues none of another process. It holds a lock of the blob while
-        it writes: where that is free, no process does. Some network file systems grant every lock; so `is_dead` must
-        hold as well, see `untouched_for`.
+        The client uses a new name for every try, and continues none of another process. It locks the blob while it
+        writes, so nobody does if that lock is free. Some network file systems grant every lock; so `is_dead` must be
+        true as well, see `untouched_for`.
         """
         freed = 0
         for path in self.leftovers():
             if not is_dead(path):
                 continue
             blob = re.sub(r"(\.[0-9a-f]{8})?\.incomplete$", "", path.name)
-            with suppress(OSError):  # it is locked, or gone already
+            with suppress(OSError):  # it is locked, or already gone
                 if _is_free(self._repo_dir.parent / ".locks" / self._name / f"{blob}.lock"):
                     size = path.stat().st_size
                     path.unlink()
@@ -200,7 +215,7 @@ class Snapshot:
 
 
 def untouched_for(seconds: float) -> Callable[[Path], bool]:
-    """Whether nothing was written to a file for so long: a download that is silent for so long is ended anyway."""
+    """Whether a file was not written to for so long: a download that is silent for so long is ended anyway."""
     return lambda path: time.time() - _changed(path) > seconds
 
 
@@ -212,18 +227,18 @@ def _stamp(path: Path) -> Stamp:
 def _changed(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except OSError:  # gone meanwhile
+    except OSError:  # it was just removed
         return time.time()
 
 
 def _git_sha1(path: Path) -> str:
-    """The hash that git gives a file's content."""
+    """Git's blob hash of the file."""
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def _is_free(lock: Path) -> bool:
-    """Whether no process holds the lock. Raises OSError where the file system has none."""
+    """Whether no process holds the lock. Raises OSError if the file system has no locks."""
     try:
         with lock.open("rb+") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
 """How this program talks to the Hub: a deadline for each call, few retries, no secret in any message.
 
-huggingface_hub waits for ever by default, retries some calls and not others, and puts signed links into its messages.
-Its client is replaced here by one that retries all calls by one rule. Knows nothing of repositories and releases.
+huggingface_hub waits forever by default, retries some calls and not others, and puts signed links into its messages.
+Its client is replaced here by one that retries all calls by one rule. Knows nothing about repositories and releases.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Any
 
 import httpx
 
-from appliance.errors import HubError
-from appliance.hub.errors import TRANSIENT, gave_up
+from appliance.hub import errors as hub_errors
+from appliance.hub.errors import TRANSIENT, Retry, Unreachable
 from appliance.process import redact
 
 _log = logging.getLogger(__name__)
-_log.addHandler(logging.NullHandler())  # a command without a log file would write every try to the screen
+_log.addHandler(logging.NullHandler())  # without a log file every try would be written to the screen
 _MOST_OF_ONE_CALL = 24  # the client itself repeats some calls without a bound
 
 
@@ -35,8 +35,8 @@ class Limits:
     """What talking to the Hub may cost. `pace` scales all waits between tries, so that tests need not wait."""
 
     connect_seconds: float = 20.0
-    silence_seconds: float = 120.0  # nothing was sent or received; a commit of many files takes the Hub a minute
-    stall_seconds: float = 300.0  # the process that uploads shows no sign of life
+    silence_seconds: float = 120.0  # with nothing sent or received; a commit of many files takes the Hub a minute
+    stall_seconds: float = 300.0  # without a sign of life from the process that uploads or downloads
     tries: int = 5
     patience_seconds: float = 180.0  # the longest Retry-After that is obeyed
     threads: int = 4  # files sent at once
@@ -44,7 +44,7 @@ class Limits:
 
 
 class Meter:
-    """What a session has sent so far, and what failed. Outlives the client, which the library may close and remake."""
+    """What a session has sent so far, and what failed. Outlives the client, which the library may close and replace."""
 
     def __init__(self, limits: Limits, on_sign: Callable[[], None]) -> None:
         self.limits = limits
@@ -56,17 +56,17 @@ class Meter:
         self._failures: Counter[str] = Counter()
 
     def begin(self, call: str) -> None:
-        """Raises HubError: this very call was made too often."""
+        """Raises Unreachable: this very call was made too often."""
         with self._lock:
             self.requests += 1
             self._calls[call] += 1
             too_often = self._calls[call] > _MOST_OF_ONE_CALL
         self.on_sign()
         if too_often:
-            raise HubError(f"{redact.without_secrets(call)} was answered {_MOST_OF_ONE_CALL} times without an end")
+            raise Unreachable(f"{redact.without_secrets(call)} was repeated {_MOST_OF_ONE_CALL} times without success")
 
     def failed(self, call: str) -> int:
-        """How often this call has failed, now included."""
+        """How often this call has failed, including this time."""
         with self._lock:
             self._failures[call] += 1
             return self._failures[call]
@@ -106,16 +106,16 @@ def opened(limits: Limits, on_sign: Callable[[], None] = lambda: None) -> Iterat
 
 @lru_cache
 def _certificates() -> ssl.SSLContext:
-    """Read once: that takes longer than most calls."""
+    """Read once, since that takes longer than most calls."""
     return httpx.create_ssl_context()
 
 
 class _Client(httpx.Client):
-    """Sends again what failed in passing.
+    """Repeats calls after transient failures.
 
     Two kinds of calls are left to their callers: a commit, whose reply may have been lost after it was executed, and
-    the body of a file, which only the library can rewind. It does so for each failure that it is shown; the last one
-    is a HubError, which it does not repeat.
+    the body of a file, which only the library can rewind. The library repeats those after each failure that it sees;
+    the last failure reaches it as an Unreachable, which it does not repeat.
     """
 
     def __init__(self, meter: Meter, **settings: Any) -> None:
@@ -134,7 +134,9 @@ class _Client(httpx.Client):
             error, response = None, None
             try:
                 response = super().send(request, **how)
-            except (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError) as caught:
+            except httpx.TransportError as caught:
+                if hub_errors.failure_of(caught).retry is Retry.NEVER:
+                    raise
                 error = caught
             if response is not None and response.status_code not in TRANSIENT:
                 return response
@@ -144,17 +146,17 @@ class _Client(httpx.Client):
             _log.warning("%s: %s (try %d)", call, repr(error) if error else response, tries)
             wait = asked_wait(response) if response is not None else None
             if tries >= self._meter.limits.tries or (wait or 0) > self._meter.limits.patience_seconds:
-                raise gave_up(error, response, tries, wait) from error
+                raise hub_errors.gave_up(_failure(error, response), tries, wait) from error
             if can_repeat:
                 if response is not None:
-                    response.close()  # one that is streamed would keep its connection
+                    response.close()  # a streamed one would keep its connection
                 self._meter.wait(2.0 ** (tries - 1) if wait is None else wait)
                 continue
             self._meter.wait(wait or 0)
-            if response is not None:  # the wait is over: the library is not to wait once more
+            if response is not None:  # the wait is over: the library should not wait again
                 for name in ("retry-after", "ratelimit"):
                     response.headers.pop(name, None)
-            # After a ConnectError the library closes the client, under the hands of the other files' threads.
+            # After a ConnectError the library closes the client while threads are still sending other files with it.
             shown = httpx.ReadError(str(error), request=request) if isinstance(error, httpx.ConnectError) else error
             return _reply(shown, response)
 
@@ -176,6 +178,20 @@ def _reply(error: httpx.TransportError | None, response: httpx.Response | None) 
         assert error is not None
         raise error
     return response
+
+
+def _failure(error: httpx.TransportError | None, response: httpx.Response | None) -> hub_errors.Failure:
+    if response is not None:
+        return hub_errors.of_status(response.status_code)
+    assert error is not None
+    return hub_errors.failure_of(error)
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE is set: the library then sends nothing."""
+    from huggingface_hub import constants
+
+    return constants.is_offline_mode()
 
 
 def is_commit(request: httpx.Request) -> bool:

@@ -11,8 +11,7 @@ from urllib.parse import unquote
 
 from appliance.errors import HubError, RecipeError
 from appliance.hub import download
-from appliance.hub.cache import Snapshot
-from appliance.hub.repository import Source
+from appliance.hub.cache import Snapshot, Source
 from appliance.hub.token import token
 from appliance.process import console
 
@@ -29,15 +28,15 @@ class DatasetFile:
 
     @classmethod
     def parse(cls, text: str) -> DatasetFile:
-        """From hf://datasets/USER/NAME[@REVISION]/FILE. Raises RecipeError: it is no such address."""
-        # As in huggingface_hub's own file system: a slash in a revision is written %2F, but for these two kinds.
+        """From hf://datasets/USER/NAME[@REVISION]/FILE. Raises RecipeError: it is not such an address."""
+        # As in huggingface_hub's own file system: a slash in a revision is written %2F, except in these two kinds.
         revision = r"@(refs/(?:convert|pr)/[^/]+|[^/]+)"
         found = re.fullmatch(rf"hf://datasets/([^/@]+/[^/@]+)(?:{revision})?/([^/].*)", text.strip())
         if found is None:
             raise RecipeError(
-                f"{text!r} is no file of a dataset on the Hub; expected hf://datasets/USER/NAME@REVISION/FILE",
-                hint="open the file on the Hub: its address holds user, name and file; without @REVISION the newest "
-                "commit is taken, and kept for the run",
+                f"{text!r} is not a file of a dataset on the Hub; expected hf://datasets/USER/NAME@REVISION/FILE",
+                hint="open the file on the Hub: its address shows user, name and file; without @REVISION the newest "
+                "commit is used, and kept for the run",
             )
         return cls(found[1], unquote(found[2]) if found[2] else None, found[3])
 
@@ -45,15 +44,15 @@ class DatasetFile:
         return f"{DATASET_SCHEME}{self.repo}{f'@{self.revision}' if self.revision else ''}/{self.file}"
 
     def fetch(self, cache_dir: Path | None = None) -> tuple[Path, str]:
-        """Where the file is on this machine, downloaded if need be, and the commit it is of.
+        """Where the file is on this machine, downloaded if necessary, and its commit.
 
-        A commit that was fetched before needs no network. What was checked is remembered in `cache_dir`. Raises
-        HubError: no such dataset, revision or file, no right to it, no network, or the file arrives damaged.
-        EnvironmentUnavailable: the cache cannot be written, or is full.
+        A commit that was fetched before needs no network. What was checked is recorded in `cache_dir`. Raises
+        HubError: no such dataset, revision or file, no access to it, no network, or the file arrives damaged.
+        EnvironmentUnavailable: the cache cannot be written, or its disk is full.
         """
-        hint = "check the name and the network; a private or gated dataset needs HF_TOKEN of somebody who may read it"
+        hint = "check the name and the network; a private or gated dataset needs the HF_TOKEN of someone with access"
         source = Source(self.repo, "dataset", self.revision, token(), hint)
-        snapshot = download.find(source, cache_dir or _usual_cache_dir())
+        snapshot = download.snapshot_of(source, cache_dir or _usual_cache_dir())
         if self.file not in snapshot.files:
             raise HubError(
                 f"the dataset {self.repo} has no file {self.file} at commit {snapshot.commit}",
@@ -64,16 +63,16 @@ class DatasetFile:
 
 
 def without_asking(snapshot: Snapshot) -> str:
-    return ", which was fetched before: the Hub is not asked" if snapshot.is_recorded else ""
+    return ", fetched before: the Hub is not asked" if snapshot.is_recorded else ""
 
 
 def _usual_cache_dir() -> Path:
-    """Where the command line keeps the cache unless told otherwise."""
+    """Where the command line keeps the cache by default."""
     return Path(os.environ.get("APPLIANCE_CACHE_DIR") or Path.home() / ".cache" / "finetune-appliance")
 
 
 def _there_is(files: Collection[str]) -> str:
-    """The files of a dataset, those that can hold rows first."""
+    """The files of a dataset, those that may hold rows first."""
     ranked = sorted(files, key=lambda name: (not name.endswith((".csv", ".tsv", ".json", ".jsonl", ".parquet")), name))
     rest = f" and {len(ranked) - 20} more" if len(ranked) > 20 else ""
     return f"it has {', '.join(ranked[:20])}{rest}" if ranked else "it has no files"

@@ -1,10 +1,10 @@
-"""Brings pinned files of the Hub into the client's cache, by a child process that can be ended when it stands still.
+"""Downloads pinned files from the Hub into the client's cache, in a child process that is ended when it stalls.
 
-All of the transfer is done by `python -m appliance.hub.download_child`: name resolution and the native code of xet obey
+The whole transfer is done by `python -m appliance.hub.download_child`: name resolution and the native code of xet obey
 no timeout, but a process can be killed; and huggingface_hub reads HF_HUB_DISABLE_XET only when it is imported. What
-arrived is compared with the Hub's hashes, see `cache`. Knows nothing of models, runs and recipes.
+arrived is compared with the Hub's hashes, see `cache`. Knows nothing about models, runs and recipes.
 
-The token goes to the child through its standard input, into no file and no list of processes.
+The token goes to the child through its standard input, so that no file and no list of processes shows it.
 """
 
 from __future__ import annotations
@@ -25,27 +25,25 @@ from typing import IO, Any
 from appliance.errors import EnvironmentUnavailable, HubError
 from appliance.hub import client
 from appliance.hub import errors as hub_errors
-from appliance.hub.cache import Expected, Snapshot, untouched_for
+from appliance.hub.cache import Expected, Snapshot, Source, untouched_for
 from appliance.hub.client import Limits
-from appliance.hub.repository import Source
 from appliance.machine import disk
 from appliance.process import child, console, redact
 
-# Plain HTTP that falls silent is resumed inside the child, long before the watchdog ends it.
+# A silent plain HTTP connection is resumed inside the child, long before the watchdog ends the process.
 LIMITS = Limits(silence_seconds=30.0, stall_seconds=120.0)
-_ASKING = Limits(connect_seconds=10.0, silence_seconds=30.0, tries=3)  # somebody waits for the answer
-_TRIES = 3  # child processes for one fetch, the first of them with xet
-_FETCHES = 2  # of a file that does not arrive as it is on the Hub
+_ASKING = Limits(connect_seconds=10.0, silence_seconds=30.0, tries=3)  # somebody is waiting for the answer
+_TRIES = 3  # child processes for one fetch, of which the first uses xet
+_FETCHES = 2  # of a file that arrives other than it is on the Hub
 _SHOWN_FROM_BYTES = 1 << 26
-_SECRETS = ("HF_TOKEN", "HF_TOKEN_FILE", "HUGGING_FACE_HUB_TOKEN")
 _log = logging.getLogger(__name__)
 
 
-def find(source: Source, cache_dir: Path) -> Snapshot:
+def snapshot_of(source: Source, cache_dir: Path) -> Snapshot:
     """The commit that `source` means, with the names and hashes of its files.
 
-    A full commit that was fetched before needs no network. Otherwise the Hub is asked, always: with a dead Hub or a
-    bad token the client itself would silently take what is cached. Raises HubError.
+    A full commit that was fetched before needs no network. Otherwise the Hub is always asked: with a dead Hub or a
+    bad token the client itself would silently use what is cached. Raises HubError.
     """
     repo_id, repo_type, revision = source.repo_id, source.repo_type, source.revision
     if revision and re.fullmatch("[0-9a-f]{40}", revision):
@@ -68,14 +66,14 @@ def find(source: Source, cache_dir: Path) -> Snapshot:
         refusal = hub_errors.fetch_error(error, source)
         cached = Snapshot(repo_id, repo_type, "", {}, cache_dir).known_commits()
         if cached and revision is None and repo_type == "model":
-            refusal.hint += f"; or take the commit in the cache: --set model.revision={cached[0]}"
+            refusal.hint += f"; or use the commit in the cache: --set model.revision={cached[0]}"
         raise refusal from error
 
 
 def obtain(source: Source, snapshot: Snapshot, names: Collection[str], limits: Limits = LIMITS) -> Path:
-    """The folder in which the files `names` of the snapshot lie, each as it is on the Hub.
+    """The folder that holds the files `names` of the snapshot, each as it is on the Hub.
 
-    What is damaged in the cache is named, removed and fetched again. Raises HubError: the Hub refuses or cannot be
+    Damaged files in the cache are named, removed and fetched again. Raises HubError: the Hub refuses or cannot be
     reached, or a file arrived damaged twice. EnvironmentUnavailable: no room, or the cache cannot be written.
     """
     wrong: dict[str, str] = {}
@@ -88,22 +86,22 @@ def obtain(source: Source, snapshot: Snapshot, names: Collection[str], limits: L
                 return snapshot.dir
             damaged = [name for name, why in wrong.items() if why]
             for name in damaged:
-                console.say(f"{name} of {source.what} is damaged in the cache and removed: {wrong[name]}")
+                console.say(f"{name} of {source.what} is damaged in the cache and was removed: {wrong[name]}")
                 snapshot.remove(name)
             if fetches < _FETCHES:
                 _fetch(source, snapshot, sorted(wrong), damaged, limits)
     name, why = next(iter(wrong.items()))
     raise HubError(
         f"{name} of {source.what} arrived damaged {_FETCHES} times: {why or 'it is not there'}",
-        hint="something changes it on its way: check HF_ENDPOINT and HTTPS_PROXY; the same command tries again",
+        hint="something changes it on the way: check HF_ENDPOINT and HTTPS_PROXY; the same command tries again",
     )
 
 
 def _fetch(source: Source, snapshot: Snapshot, names: Sequence[str], damaged: Sequence[str], limits: Limits) -> None:
-    """Every file of `names` is in the cache then, as it arrived. `damaged`: never to be taken from a store of xet's."""
+    """Afterwards every file of `names` is in the cache, as it arrived. `damaged`: not to take from xet's store."""
     from huggingface_hub import constants
 
-    if constants.is_offline_mode():
+    if client.is_offline():
         raise HubError(
             f"{len(names)} files of {source.what} are not in the cache, such as {names[0]}, and HF_HUB_OFFLINE is set",
             hint="unset it until they are here",
@@ -118,7 +116,7 @@ def _fetch(source: Source, snapshot: Snapshot, names: Sequence[str], damaged: Se
         needs_xet = any((snapshot.files[name].size or 0) > constants.MAX_HTTP_DOWNLOAD_SIZE for name in left)
         without_xet = attempt > 0 and not needs_xet
         if reason:
-            console.say(f"{source.what}: {reason}; once more{', without xet' if without_xet else ''}")
+            console.say(f"{source.what}: {reason}; trying again{', without xet' if without_xet else ''}")
             time.sleep(2.0**attempt * limits.pace)
         job = {
             "source": asdict(source),
@@ -151,11 +149,11 @@ def _refuse_full_disk(source: Source, snapshot: Snapshot, names: Collection[str]
 
 
 def _run_child(job: dict[str, Any], snapshot: Snapshot, limits: Limits, *, without_xet: bool) -> str:
-    """Lets a child do the job and watches it. Empty when it is done, else why it may be tried again.
+    """Lets a child do the job and watches it. Empty once it is done, otherwise why it may be tried again.
 
-    Raises HubError, EnvironmentUnavailable: trying again does not help.
+    Raises HubError, EnvironmentUnavailable: trying again would not help.
     """
-    environ = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+    environ = redact.without_hub_token(os.environ)
     environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     if without_xet:
         environ["HF_HUB_DISABLE_XET"] = "1"
@@ -164,13 +162,13 @@ def _run_child(job: dict[str, Any], snapshot: Snapshot, limits: Limits, *, witho
         threading.Thread(target=_listen, args=(process.stdout, messages), daemon=True).start()
         threading.Thread(target=_overhear, args=(process.stderr, job["source"]["token"]), daemon=True).start()
         with _Watch(snapshot, job["files"], limits) as watch:
-            while not watch.stands_still():
+            while not watch.is_stalled():
                 try:
                     line = messages.get(timeout=min(0.5, limits.stall_seconds / 10))
                 except queue.Empty:
                     continue
                 if line is None:
-                    return f"the download's process ended with {process.wait()}"
+                    return f"the download process exited with {process.wait()}"
                 said = json.loads(line)
                 watch.sign()
                 if "error" in said:
@@ -178,11 +176,11 @@ def _run_child(job: dict[str, Any], snapshot: Snapshot, limits: Limits, *, witho
                 if "done" in said:
                     watch.is_done()
                     return ""
-        return f"the download stood still for {limits.stall_seconds:.0f} s"
+        return f"the download stalled for {limits.stall_seconds:.0f} s"
 
 
-def _again_or_raise(kind: str, message: str, hint: str, may_pass: bool) -> str:
-    if may_pass:
+def _again_or_raise(kind: str, message: str, hint: str, can_retry: bool) -> str:
+    if can_retry:
         return message
     raise (
         EnvironmentUnavailable(message, hint=hint) if kind == "EnvironmentUnavailable" else HubError(message, hint=hint)
@@ -190,7 +188,7 @@ def _again_or_raise(kind: str, message: str, hint: str, may_pass: bool) -> str:
 
 
 class _Watch:
-    """Whether something arrives, seen from outside: files in the cache change, or the child gives a sign of life."""
+    """Whether anything arrives, as seen from outside: files in the cache change, or the child gives a sign of life."""
 
     def __init__(self, snapshot: Snapshot, names: Sequence[str], limits: Limits) -> None:
         self._snapshot, self._limits = snapshot, limits
@@ -214,7 +212,7 @@ class _Watch:
     def sign(self) -> None:
         self._last = time.monotonic()
 
-    def stands_still(self) -> bool:
+    def is_stalled(self) -> bool:
         files = self._files()
         if files != self._seen:
             self._seen = files
@@ -231,7 +229,7 @@ class _Watch:
     def _files(self) -> dict[str, tuple[int, int]]:
         """Name -> bytes on disk, time of change; xet may reserve a file's whole length before it writes."""
         found = {}
-        with suppress(FileNotFoundError):  # no folder yet, or a file that was renamed this very moment
+        with suppress(FileNotFoundError):  # no folder yet, or a file that was just renamed
             for entry in os.scandir(self._snapshot.blobs_dir):
                 with suppress(FileNotFoundError):
                     seen = entry.stat()
@@ -241,14 +239,14 @@ class _Watch:
 
 def _listen(stream: IO[bytes], messages: queue.Queue[bytes | None]) -> None:
     """The child's messages, a line each; None when there are no more."""
-    with suppress(ValueError):  # closed under our hands: nobody listens any more
+    with suppress(ValueError):  # closed in the meantime: nobody listens any more
         for line in stream:
             messages.put(line)
     messages.put(None)
 
 
 def _overhear(stream: IO[bytes], token: str | None) -> None:
-    """What the child writes on stderr belongs into the log."""
+    """What the child writes to stderr goes into the log."""
     with suppress(ValueError):
         for line in stream:
             _log.info("%s", redact.without_secrets(line.decode(errors="replace").rstrip("\n"), [token or ""]))
@@ -265,5 +263,5 @@ def _writing(source: Source) -> Iterator[None]:
 def _save(snapshot: Snapshot) -> None:
     try:
         snapshot.save()
-    except OSError as error:  # it costs another reading of the files, no more
+    except OSError as error:  # the only cost: the files are read again next time
         _log.warning("what was checked cannot be recorded: %s", error)

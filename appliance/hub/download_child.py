@@ -1,4 +1,4 @@
-"""The process that fetches files of the Hub into the client's cache. Started by `download`; checks no content."""
+"""The process that downloads files from the Hub into the client's cache. Started by `download`; checks no content."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import httpx
 
 from appliance.hub import client
 from appliance.hub import errors as hub_errors
+from appliance.hub.cache import Source
 from appliance.hub.client import Limits
-from appliance.hub.repository import Source
+from appliance.hub.errors import Retry
 from appliance.process import child
 from appliance.process.child import Tell
 
@@ -21,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 def serve(line: str, tell: Tell) -> None:
-    """Fetches what `line` asks for, in this process, and tells how it goes: signs of life, then done or an error."""
+    """Downloads what `line` asks for, in this process, and reports: signs of life, then done or an error."""
     job = json.loads(line)
     source, limits = Source(**job["source"]), Limits(**job["limits"])
     sign = child.seldom(lambda: tell({}))
@@ -39,7 +40,7 @@ def serve(line: str, tell: Tell) -> None:
             tqdm_class=signalling_bar(sign),
         )
 
-    passing: BaseException | None = None
+    transient: BaseException | None = None
     with client.opened(limits, on_sign=sign), ThreadPoolExecutor(limits.threads) as pool:
         _mend_bodies(sign)
         for future in as_completed([pool.submit(fetch, name) for name in job["files"]]):
@@ -47,23 +48,24 @@ def serve(line: str, tell: Tell) -> None:
                 future.result()
             except hub_errors.EXPECTED as error:
                 _log.info("a file failed", exc_info=error)
-                if not hub_errors.may_pass(error):  # the parent ends this process, and the other files with it
+                # A lasting failure: the parent ends this process, and the other files with it.
+                if hub_errors.failure_of(error).retry is not Retry.SAME:
                     tell(_failure(error, source))
                     return
-                passing = error  # the others go on: what is complete need not be fetched again
-        tell(_failure(passing, source) if passing else {"done": True})
+                transient = error  # the others go on: complete files need not be fetched again
+        tell(_failure(transient, source) if transient else {"done": True})
 
 
 def _failure(error: BaseException, source: Source) -> dict[str, Any]:
-    told = hub_errors.fetch_error(error, source)
-    may_pass = hub_errors.may_pass(error)
-    message = str(told).removeprefix(f"{source.what} cannot be fetched: ") if may_pass else str(told)
-    return {"error": {"kind": type(told).__name__, "message": message, "hint": told.hint, "may_pass": may_pass}}
+    shown = hub_errors.fetch_error(error, source)
+    can_retry = hub_errors.failure_of(error).retry is Retry.SAME
+    message = str(shown).removeprefix(f"{source.what} cannot be fetched: ") if can_retry else str(shown)
+    return {"error": {"kind": type(shown).__name__, "message": message, "hint": shown.hint, "can_retry": can_retry}}
 
 
 def signalling_bar(sign: Callable[[], None]) -> type[Any]:
-    """A progress bar that draws nothing and gives a sign of life for what xet receives: its bodies are not seen here,
-    and it keeps up to 64 MB back before it writes."""
+    """A progress bar that draws nothing and gives a sign of life for what xet receives: its bodies do not pass through
+    this client, and it holds back up to 64 MB before it writes."""
     from huggingface_hub.utils.tqdm import tqdm
 
     class Bar(tqdm):
@@ -80,9 +82,9 @@ def signalling_bar(sign: Callable[[], None]) -> type[Any]:
 
 
 def _mend_bodies(sign: Callable[[], None]) -> None:
-    """Every piece that arrives is a sign of life: the client holds 10 MiB back before it writes.
+    """Every piece that arrives is a sign of life: the client holds back 10 MiB before it writes.
 
-    And a reset in the middle is told as an early end: after that the client goes on where it was, by Range.
+    And a reset in the middle is shown to the client as an early end, after which it continues there, by Range.
     """
     from huggingface_hub import get_session
 

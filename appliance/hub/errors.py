@@ -1,171 +1,247 @@
-"""What a failure of the Hub means: one line for people, what to do, and whether trying again may help.
+"""What a failure of the Hub means: one line for people, what to do about it, and whether to try again.
 
-Knows the exceptions of huggingface_hub and httpx; starts no request.
+One table says it for all: the client, downloads, uploads and the checks before a run read their words from it. Knows
+the exceptions of huggingface_hub and httpx; sends no request.
 """
 
 from __future__ import annotations
 
 import errno
 import re
-from typing import Any
+from dataclasses import dataclass, replace
+from enum import Enum, auto
 
 import httpx
 
 from appliance.errors import ApplianceError, EnvironmentUnavailable, HubError
-from appliance.hub import token as hub_token
-from appliance.hub.repository import Source
+from appliance.hub.cache import Source
 from appliance.hub.token import TOKENS_PAGE, WRITE_ORG, WRITE_OWN
 from appliance.process import redact, typed
 
-TRANSIENT = (408, 429, 500, 502, 503, 504)
+TRANSIENT = (408, 429, 500, 502, 503, 504)  # statuses after which the same request may succeed
+# What talking to the Hub may raise; HfHubHTTPError is an OSError or an httpx.HTTPError, hf_xet's are RuntimeErrors.
+EXPECTED = (OSError, RuntimeError, ValueError, httpx.HTTPError, HubError)
+_NETWORK = "check the network and HF_ENDPOINT"
 
 
-def gave_up(
-    error: httpx.TransportError | None, response: httpx.Response | None, tries: int, wait: float | None
-) -> HubError:
-    times = f"{tries} times" if tries > 1 else "once"
-    if error is not None:
-        return HubError(f"{_unreachable(error)} ({times})", hint="check the network and HF_ENDPOINT")
-    assert response is not None
-    if response.status_code == 429:
-        until = f"; it asks for {wait:.0f} s of patience" if wait else ""
-        return HubError(f"the Hub answered 429, too many requests, {times}{until}", hint="wait a while")
-    return HubError(f"the Hub answered {response.status_code} {times}: it has trouble", hint="wait a while")
+class Unreachable(HubError):
+    """There is no network, or the Hub is having problems: it has refused nothing."""
 
 
-def _unreachable(error: httpx.TransportError) -> str:
-    if isinstance(error, httpx.TimeoutException):
-        return "the Hub did not answer in time"
-    return f"the connection to the Hub broke: {str(error) or type(error).__name__}"
+class Kind(Enum):
+    OFFLINE = auto()
+    TIMEOUT = auto()
+    CONNECTION = auto()
+    UNSENDABLE = auto()
+    TOKEN = auto()
+    FORBIDDEN = auto()
+    NO_ROOM = auto()
+    GATED = auto()
+    NO_REPOSITORY = auto()
+    NO_REVISION = auto()
+    NO_FILE = auto()
+    CONFLICT = auto()
+    TOO_MANY = auto()
+    SERVER = auto()
+    STATUS = auto()  # any other status
+    TRANSFER = auto()  # hf_xet failed, or a file came in another size than announced
+    GAVE_UP = auto()  # the client, after its last try
+    OTHER = auto()
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether the same call may succeed a little later."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if isinstance(error, HfHubHTTPError):
-        return error.response.status_code in (*TRANSIENT, 409, 412)
-    return isinstance(error, (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError))
+class Retry(Enum):
+    NEVER = auto()
+    SAME = auto()  # the same call may succeed a little later
+    REREAD = auto()  # it may succeed after the repository has been read again
 
 
-def hub_error(error: BaseException, *, again: str) -> HubError:
-    """What went wrong, in one line, and what mends it. `again`: what the user then does; neither holds a secret."""
-    from huggingface_hub.errors import HfHubHTTPError
+@dataclass(frozen=True)
+class Failure:
+    """What happened, in one line, and what to do. An empty hint: the caller knows better."""
 
+    kind: Kind
+    message: str
+    hint: str
+    retry: Retry
+
+
+# {it}: the repository; {who}: whose request it was; {words}: the Hub's own; {detail}: the exception's own.
+_TABLE = {
+    Kind.OFFLINE: ("HF_HUB_OFFLINE is set", "unset it", Retry.NEVER),
+    Kind.TIMEOUT: ("the Hub did not answer in time", _NETWORK, Retry.SAME),
+    Kind.CONNECTION: ("the connection to the Hub broke: {detail}", _NETWORK, Retry.SAME),
+    Kind.UNSENDABLE: (
+        "the request cannot be sent: {detail}",
+        "check HF_ENDPOINT, HTTP_PROXY, HTTPS_PROXY and the token",
+        Retry.NEVER,
+    ),
+    Kind.TOKEN: (
+        "the Hub does not accept the token ({status}){words}",
+        f"it was revoked or mistyped: create a new one at {TOKENS_PAGE} and set HF_TOKEN to it (public models and "
+        "datasets also work without a token)",
+        Retry.NEVER,
+    ),
+    Kind.FORBIDDEN: (
+        "the token does not permit this ({status}){words}",
+        f"at {TOKENS_PAGE} create a token of type Write, or a fine-grained one with {WRITE_OWN} or {WRITE_ORG}",
+        Retry.NEVER,
+    ),
+    Kind.NO_ROOM: (
+        "this account has no room left on the Hub ({status}){words}",
+        "free space on the Hub, or change the plan",
+        Retry.NEVER,
+    ),
+    Kind.GATED: (
+        "{it} is gated, and {who} has not been granted access",
+        "accept its terms on its page, as the token's owner",
+        Retry.NEVER,
+    ),
+    Kind.NO_REPOSITORY: ("{it} does not exist, or is hidden from {who}", "check USER/NAME", Retry.NEVER),
+    Kind.NO_REVISION: ("{it} has no revision {revision}", "check the revision", Retry.NEVER),
+    Kind.NO_FILE: ("{it} does not have this file ({status}){words}", "", Retry.NEVER),
+    Kind.CONFLICT: ("the Hub reports a conflict ({status}){words}", "", Retry.REREAD),
+    Kind.TOO_MANY: ("too many requests ({status})", "wait a while", Retry.SAME),
+    Kind.SERVER: ("the Hub is having problems ({status}){words}", "wait a while", Retry.SAME),
+    Kind.STATUS: ("the Hub answered {status}{words}", "", Retry.NEVER),
+    Kind.TRANSFER: ("{detail}", "", Retry.SAME),
+    Kind.OTHER: ("{detail}", "", Retry.NEVER),
+}
+_ABOUT_THE_SOURCE = (Kind.GATED, Kind.NO_REPOSITORY, Kind.NO_REVISION, Kind.NO_FILE)  # its own hint says more
+_QUOTA_WORDS = re.compile(r"(?i)quota|storage|limit|exceed|billing")
+
+
+def failure_of(error: BaseException, it: str = "the repository", revision: str | None = None) -> Failure:
+    """What `error`, or the first known one of its causes, means. `it`: what the message calls the repository."""
     causes = [error]
     while following := causes[-1].__cause__ or causes[-1].__context__:
         causes.append(following)
     for cause in causes:
-        if isinstance(cause, HubError):
-            return HubError(redact.without_secrets(str(cause)), hint=_then(cause.hint, again))
-        if isinstance(cause, HfHubHTTPError):
-            said, hint = _refusal(cause.response.status_code, _server_words(cause))
-            return HubError(redact.without_secrets(said), hint=_then(hint, again))
-        if isinstance(cause, httpx.TransportError):
-            return HubError(
-                redact.without_secrets(_unreachable(cause)), hint=_then("check the network and HF_ENDPOINT", again)
-            )
-    if native := re.search(r"HTTP status \w+ error \((\d{3})", str(error)):  # xet's own words for a refusal
-        said, hint = _refusal(int(native[1]), "")
-        return HubError(redact.without_secrets(said), hint=_then(hint, again))
+        if known := _known(cause, it, revision):
+            return known
     words = "; ".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
-    return HubError(redact.without_secrets(words)[:300], hint=_then("", again))
+    if native := re.search(r"HTTP status \w+ error \((\d{3})", words):  # hf_xet's words for a refusal
+        return replace(of_status(int(native[1]), it=it), retry=Retry.SAME)  # plain HTTP may get through
+    is_short = isinstance(error, OSError) and error.errno is None and "Consistency check" in words
+    kind = Kind.TRANSFER if is_short or isinstance(error, RuntimeError) else Kind.OTHER
+    return _row(kind, detail=words[:300])
 
 
-def _refusal(status: int, said: str) -> tuple[str, str]:
-    """What the Hub's answer means, and what mends it. `said`: the Hub's own words, or nothing."""
-    if status == 401:
-        return (
-            f"the Hub does not accept the token (401){said}",
-            f"it was revoked or mistyped: make one at {TOKENS_PAGE} and put it into HF_TOKEN",
-        )
-    if status in (402, 413, 507) or (status == 403 and re.search(r"(?i)quota|storage|limit|exceed|billing", said)):
-        return f"the Hub takes no more from this account ({status}){said}", "make room on the Hub, or change the plan"
-    if status == 403:
-        return (
-            f"the token may not do this (403){said}",
-            f"at {TOKENS_PAGE} make a token of type Write, or a fine-grained one with {WRITE_OWN} or {WRITE_ORG}",
-        )
-    if status == 404:
-        return f"the Hub knows no such repository, or hides it from this token (404){said}", "check USER/NAME"
-    if status == 429:
-        return "the Hub answered 429, too many requests", "wait a while"
-    if status >= 500:
-        return f"the Hub answered {status}: it has trouble{said}", "wait a while"
-    return f"the Hub answered {status}{said}", ""
+def of_status(status: int, words: str = "", it: str = "the repository", who: str = "this token") -> Failure:
+    """What an answer with this status means. `words`: the Hub's own, or nothing."""
+    if status in (402, 413, 507) or (status == 403 and _QUOTA_WORDS.search(words)):
+        kind = Kind.NO_ROOM
+    elif status == 429:
+        kind = Kind.TOO_MANY
+    elif status >= 500 or status in TRANSIENT:
+        kind = Kind.SERVER
+    else:
+        by_status = {401: Kind.TOKEN, 403: Kind.FORBIDDEN, 404: Kind.NO_REPOSITORY}
+        kind = by_status.get(status, Kind.CONFLICT if status in (409, 412) else Kind.STATUS)
+    found = _row(kind, status=status, words=f": {words}" if words else "", it=it, who=who)
+    return found if status in TRANSIENT or kind is not Kind.SERVER else replace(found, retry=Retry.NEVER)
 
 
-def _server_words(error: Any) -> str:
-    words = (error.server_message or error.response.headers.get("x-error-message") or "").strip()
-    return f": {words.splitlines()[0]}" if words else ""
+def _known(error: BaseException, it: str, revision: str | None) -> Failure | None:
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    detail = str(error) or type(error).__name__
+    if isinstance(error, HubError):  # our own, worded already
+        kind = Kind.GAVE_UP if isinstance(error, Unreachable) else Kind.OTHER
+        return Failure(kind, redact.without_secrets(str(error)), error.hint, Retry.NEVER)
+    if isinstance(error, OfflineModeIsEnabled):
+        return _row(Kind.OFFLINE)
+    if isinstance(error, HfHubHTTPError):
+        return _of_answer(error, it, revision)
+    if isinstance(error, (httpx.LocalProtocolError, httpx.UnsupportedProtocol)):
+        return _row(Kind.UNSENDABLE, detail=detail)
+    if isinstance(error, httpx.TimeoutException):
+        return _row(Kind.TIMEOUT)
+    if isinstance(error, (httpx.TransportError, ConnectionError)):
+        return _row(Kind.CONNECTION, detail=detail)
+    return None
 
 
-def _then(hint: str, again: str) -> str:
-    return f"{hint}; then {again}" if hint and again else hint or again
-
-
-# What fetching may raise; the client's HfHubHTTPError is an OSError or an httpx.HTTPError, hf_xet's a RuntimeError.
-EXPECTED = (OSError, RuntimeError, ValueError, httpx.HTTPError, HubError)
-
-
-def fetch_error(error: BaseException, source: Source) -> ApplianceError:
-    """What went wrong while `source` was fetched: a HubError, or EnvironmentUnavailable where it is this machine."""
+def _of_answer(error: BaseException, it: str, revision: str | None) -> Failure:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
-        OfflineModeIsEnabled,
+        RemoteEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
-    number = error.errno if isinstance(error, OSError) and not isinstance(error, HfHubHTTPError) else None
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return _unwritable_cache(error)
-    if number in (errno.ENOSPC, errno.EDQUOT):
+    assert isinstance(error, HfHubHTTPError)
+    status = error.response.status_code
+    had_token = "authorization" in error.response.request.headers
+    who = "this token" if had_token else "a request without a token"
+    said = (error.server_message or error.response.headers.get("x-error-message") or "").strip()
+    words = said.splitlines()[0] if said else ""
+    if isinstance(error, GatedRepoError):
+        return _row(Kind.GATED, it=it, who=who)
+    if isinstance(error, RevisionNotFoundError):
+        return _row(Kind.NO_REVISION, it=it, revision=revision)
+    if isinstance(error, RemoteEntryNotFoundError):
+        return _row(Kind.NO_FILE, it=it, status=status, words=f": {words}" if words else "")
+    # Without a token the Hub answers 401 for what is private or missing; with one, a missing repository is a 404.
+    if isinstance(error, RepositoryNotFoundError) and not (status == 401 and had_token):
+        return _row(Kind.NO_REPOSITORY, it=it, who=who)
+    return of_status(status, words, it, who)
+
+
+def _row(kind: Kind, **facts: object) -> Failure:
+    message, hint, retry = _TABLE[kind]
+    return Failure(kind, redact.without_secrets(message.format(**facts)), hint, retry)
+
+
+def gave_up(failure: Failure, tries: int, wait: float | None) -> Unreachable:
+    """The client's error after its last try. `wait`: the seconds for which the Hub asked."""
+    times = f"tried {tries} times" if tries > 1 else "tried once"
+    asked = f"; the Hub asks to wait {wait:.0f} s" if wait else ""
+    return Unreachable(f"{failure.message}, {times}{asked}", hint=failure.hint)
+
+
+def hub_error(error: BaseException, *, again: str) -> HubError:
+    """What went wrong, in one line, and what to do; neither holds a secret. `again`: how the user then continues.
+
+    It is an Unreachable if the Hub has refused nothing.
+    """
+    failure = failure_of(error)
+    is_outage = failure.kind in (Kind.GAVE_UP, Kind.OFFLINE) or failure.retry is Retry.SAME
+    kind = Unreachable if is_outage else HubError
+    hint = f"{failure.hint}; then {again}" if failure.hint and again else failure.hint or again
+    return kind(failure.message, hint=hint)
+
+
+def fetch_error(error: BaseException, source: Source) -> ApplianceError:
+    """What went wrong while `source` was fetched: a HubError, or EnvironmentUnavailable if the fault is here."""
+    if local := _local_failure(error, source):
+        return local
+    failure = failure_of(error, "it", source.revision)
+    if failure.kind is Kind.OFFLINE:
+        hint = f"{failure.hint} until the files are here; {source.hint}"
+    elif failure.kind in _ABOUT_THE_SOURCE or not failure.hint:
+        hint = source.hint
+    else:
+        hint = f"{failure.hint}; the same command continues"
+    message = f"{source.what} cannot be fetched: {failure.message}"
+    return HubError(redact.without_secrets(message, [source.token or ""]), hint=hint)
+
+
+def _local_failure(error: BaseException, source: Source) -> EnvironmentUnavailable | None:
+    """The cache's disk, which is full or not this user's."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if not isinstance(error, OSError) or isinstance(error, HfHubHTTPError):
+        return None
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        hint = "give that folder to this user, or set HF_HOME to another folder"
+        if typed.is_in_compose():  # the folders of a volume belong to the uid that first wrote to it
+            hint = "docker volume rm finetune-appliance_cache (it is rebuilt), or set the previous APP_UID in .env"
+        where = f"{error.filename}: {error.strerror}"
+        return EnvironmentUnavailable(f"the model cache cannot be written: {where}", hint=hint)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return EnvironmentUnavailable(
             f"{source.what} cannot be fetched: the disk of the cache is full",
-            hint="free space, or let HF_HOME name a folder on another disk; complete files are kept",
+            hint="free space, or set HF_HOME to a folder on another disk; complete files are kept",
         )
-    reason, hint = (str(error) or repr(error)).splitlines()[0], source.hint
-    if isinstance(error, GatedRepoError):
-        reason = "it is gated: its terms must be accepted on its page, by the owner of HF_TOKEN"
-    elif isinstance(error, RepositoryNotFoundError):
-        reason = f"there is none of that name, or it is private and {_caller(source)} may not see it"
-    elif isinstance(error, RevisionNotFoundError):
-        reason = f"it has no revision {source.revision}"
-    elif isinstance(error, HfHubHTTPError) and error.response.status_code == 401:
-        reason = "the Hub does not accept the token (401)"
-        hint = f"it was revoked or mistyped: make one at {hub_token.TOKENS_PAGE} and put it into HF_TOKEN, or unset it"
-    elif isinstance(error, OfflineModeIsEnabled):
-        reason, hint = "HF_HUB_OFFLINE is set", f"unset it until the files are here; {source.hint}"
-    elif isinstance(error, HubError) and error.hint:
-        hint = f"{error.hint}; the same command continues"
-    return HubError(
-        redact.without_secrets(f"{source.what} cannot be fetched: {reason}", [source.token or ""]), hint=hint
-    )
-
-
-def may_pass(error: BaseException) -> bool:
-    """Whether another try, without xet, may succeed. What the session itself has given up may not."""
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    if isinstance(error, (HubError, OfflineModeIsEnabled)):
-        return False
-    if isinstance(error, HfHubHTTPError):
-        return error.response.status_code in TRANSIENT
-    # hf_xet raises a RuntimeError or ConnectionError; a file of another size than announced is a bare OSError.
-    is_short = isinstance(error, OSError) and error.errno is None and "Consistency check" in str(error)
-    return is_short or isinstance(error, (httpx.TransportError, ConnectionError, RuntimeError))
-
-
-def _caller(source: Source) -> str:
-    return "the owner of HF_TOKEN" if source.token else "a caller without HF_TOKEN"
-
-
-def _unwritable_cache(error: BaseException) -> EnvironmentUnavailable:
-    """In a volume that another uid has begun, its folders are that uid's."""
-    assert isinstance(error, OSError)
-    hint = "give that folder to this user, or let HF_HOME name another"
-    if typed.is_in_compose():
-        hint = "docker volume rm finetune-appliance_cache (it is made anew), or the APP_UID of before in .env"
-    return EnvironmentUnavailable(f"the model cache cannot be written: {error.filename}: {error.strerror}", hint=hint)
+    return None

@@ -1,11 +1,12 @@
-"""Whether a run may end on the Hub, asked before the first minute of training: token, namespace, repositories, base.
+"""Whether a run may be published on the Hub, asked before training: token, namespace, repositories, base.
 
-Writes nothing on the Hub. What it finds are rows of check's table; every one that fails says what mends it.
+Writes nothing on the Hub. Its findings are rows of check's table; each that fails says how to fix it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +17,8 @@ from appliance.findings import Finding
 from appliance.hub import client, repository
 from appliance.hub import errors as hub_errors
 from appliance.hub.client import Limits
+from appliance.hub.errors import Kind
 from appliance.hub.token import GIVE_TOKEN, READ_GATED, TOKENS_PAGE, WRITE_ORG, WRITE_OWN
-
-
-class Unreachable(HubError):
-    """No network, or the Hub has trouble: it refused nothing."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +27,12 @@ class Account:
 
     name: str
     role: str  # read | write | fineGrained, or what else the Hub says
-    organisations: Mapping[str, str]  # name -> role in it, empty where the Hub does not say
+    organisations: Mapping[str, str]  # name -> role in it, empty if the Hub does not say
     scopes: Mapping[tuple[str, str], tuple[str, ...]]
     reads_gated: bool
 
 
-def look(
+def findings(
     repo_ids: Mapping[str, str],
     visibility: str,
     into_existing: bool,
@@ -44,59 +42,63 @@ def look(
 ) -> list[Finding]:
     """What stands in the way of publishing. `repo_ids`: USER/NAME or NAME -> model | dataset; `base`: id and revision.
 
-    Raises Unreachable: the Hub cannot be asked now. HubError: it refuses to answer.
+    Raises errors.Unreachable: the Hub cannot be asked now. HubError: it refuses to answer.
     """
-    from huggingface_hub import get_token
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    token = token or get_token()
     if not token:
         return [Finding("Hub token", "none", "one that may write", "fails", GIVE_TOKEN)]
-    try:
-        with client.opened(limits):
-            account = whoami(token)
-            if account is None:
-                return [Finding("Hub token", "not accepted by the Hub", "a valid one", "fails", GIVE_TOKEN)]
-            findings = [Finding("Hub token", f"{account.name}, {_kind(account.role)}", "", "ok")]
-            for repo_id, repo_type in repo_ids.items():
-                full_id = repo_id if "/" in repo_id else f"{account.name}/{repo_id}"
-                findings.append(_repository(full_id, repo_type, account, visibility, into_existing, token))
-            if base:
-                findings.append(_base(*base, account, token))
-            return findings
-    except OfflineModeIsEnabled:
-        raise _offline() from None
-    except (HfHubHTTPError, httpx.HTTPError, HubError) as error:
-        said = hub_errors.hub_error(error, again="the same command continues")
-        refused = isinstance(error, (httpx.LocalProtocolError, httpx.UnsupportedProtocol))  # nothing went out
-        refused |= isinstance(error, HfHubHTTPError) and error.response.status_code not in hub_errors.TRANSIENT
-        raise (said if refused else Unreachable(str(said), hint=said.hint)) from None
+    with _asking(limits):
+        account = whoami(token)
+        if account is None:
+            return [Finding("Hub token", "not accepted by the Hub", "a valid one", "fails", GIVE_TOKEN)]
+        found = [Finding("Hub token", f"{account.name}, {_kind(account.role)}", "", "ok")]
+        for repo_id, repo_type in repo_ids.items():
+            full_id = repo_id if "/" in repo_id else f"{account.name}/{repo_id}"
+            found.append(_repository(full_id, repo_type, account, visibility, into_existing, token))
+        if base:
+            found.append(_base(*base, account, token))
+        return found
 
 
 def owner(token: str | None, limits: Limits = Limits()) -> str:  # noqa: B008 - frozen
     """The user whose token this is. Raises HubError: none, not accepted, or the Hub cannot be reached."""
-    from huggingface_hub import get_token
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    token = token or get_token()
-    try:
-        with client.opened(limits):
-            account = whoami(token) if token else None
-    except OfflineModeIsEnabled:
-        raise _offline() from None
-    except (HfHubHTTPError, httpx.HTTPError, HubError) as error:
-        raise hub_errors.hub_error(error, again="the same command continues") from None
+    with _asking(limits):
+        account = whoami(token) if token else None
     if account is None:
         raise HubError("there is no token that the Hub accepts", hint=GIVE_TOKEN)
     return account.name
 
 
-def _offline() -> Unreachable:
-    return Unreachable("HF_HUB_OFFLINE is set", hint="unset it; then the same command continues")
+def is_accepted(token: str, limits: Limits) -> bool:
+    """Whether the Hub accepts the token; without one, True if the Hub answers at all.
+
+    Raises HubError, also if HF_ENDPOINT or a proxy leads to something that is not a Hub; its message shows no address.
+    """
+    from huggingface_hub import constants, get_session
+
+    with _asking(limits):
+        try:
+            if token:
+                return whoami(token) is not None
+            get_session().get(f"{constants.ENDPOINT}/api/whoami-v2")  # whatever the answer
+            return True
+        except (httpx.InvalidURL, ValueError, KeyError, TypeError):  # their texts may hold an address
+            raise HubError("HF_ENDPOINT or a proxy is not a Hub, or cannot be used") from None
+
+
+@contextmanager
+def _asking(limits: Limits) -> Iterator[None]:
+    """Within the block, this program's client is used, and failures become HubErrors."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        with client.opened(limits):
+            yield
+    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, HubError) as error:
+        raise hub_errors.hub_error(error, again="the same command continues") from None
 
 
 def refuse(findings: Sequence[Finding]) -> None:
-    """Raises HubError where a finding of `look` fails: exit code 5."""
+    """Raises HubError if one of the `findings` fails: exit code 5."""
     failed = [finding for finding in findings if finding.verdict == "fails"]
     if failed:
         raise HubError(
@@ -106,25 +108,25 @@ def refuse(findings: Sequence[Finding]) -> None:
 
 
 def whoami(token: str) -> Account | None:
-    """The token's account; None where the Hub does not know the token."""
+    """The token's account; None if the Hub does not accept the token."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        said: dict[str, Any] = HfApi(token=token).whoami()
+        answer: dict[str, Any] = HfApi(token=token).whoami()
     except HfHubHTTPError as error:
-        if error.response.status_code == 401:
+        if hub_errors.failure_of(error).kind is Kind.TOKEN:
             return None
         raise
-    access = said.get("auth", {}).get("accessToken", {})
+    access = answer.get("auth", {}).get("accessToken", {})
     fine = access.get("fineGrained") or {}
     scopes = {
         (scope["entity"].get("type", ""), scope["entity"].get("name", "")): tuple(scope.get("permissions", ()))
         for scope in fine.get("scoped", [])
     }
-    organisations = {org["name"]: org.get("roleInOrg") or "" for org in said.get("orgs", [])}
+    organisations = {org["name"]: org.get("roleInOrg") or "" for org in answer.get("orgs", [])}
     return Account(
-        said["name"], access.get("role", "unknown"), organisations, scopes, bool(fine.get("canReadGatedRepos"))
+        answer["name"], access.get("role", "unknown"), organisations, scopes, bool(fine.get("canReadGatedRepos"))
     )
 
 
@@ -139,14 +141,14 @@ def _repository(
     obstacle = _cannot_write(repo_id, repo_type, account)
     if obstacle:
         return Finding(
-            what, f"{repo_id}: {obstacle[0]}", "a repository that this token may write", "fails", obstacle[1]
+            what, f"{repo_id}: {obstacle[0]}", "a repository that this token may write to", "fails", obstacle[1]
         )
     found = repository.read(repo_id, repo_type, token)
     if found is None:
         return _new(what, repo_id, visibility, account)
     if not _may_write(repo_id, repo_type, token):
-        fix = f"at {TOKENS_PAGE} let the token write {repo_id}, or choose another publish.repo_id"
-        return Finding(what, f"{repo_id}: this token may not write it", "write access", "fails", fix)
+        fix = f"at {TOKENS_PAGE} give the token write access to {repo_id}, or choose another publish.repo_id"
+        return Finding(what, f"{repo_id}: this token may not write to it", "write access", "fails", fix)
     try:
         found.refuse(visibility, into_existing)
     except HubError as error:
@@ -159,17 +161,17 @@ def _repository(
 
 
 def _new(what: str, repo_id: str, visibility: str, account: Account) -> Finding:
-    """A repository that is still to be made, in a namespace that the token may write."""
+    """A repository that is still to be created, in a namespace that the token may write to."""
     namespace = repo_id.split("/")[0]
     kind = "user" if namespace == account.name else "org"
     if account.role == "fineGrained" and "repo.write" not in account.scopes.get((kind, namespace), ()):
-        fix = f"edit the token at {TOKENS_PAGE} and tick {_box(namespace, account)}, or make {repo_id} on the Hub first"
-        return Finding(what, f"{repo_id}: this token may not make repositories in {namespace}", "", "fails", fix)
+        fix = f"edit the token at {TOKENS_PAGE} and tick {_box(namespace, account)}, or first create {repo_id} there"
+        return Finding(what, f"{repo_id}: this token may not create repositories in {namespace}", "", "fails", fix)
     return Finding(what, f"{repo_id}: new, will be {visibility}", "", "ok")
 
 
 def _cannot_write(repo_id: str, repo_type: str, account: Account) -> tuple[str, str] | None:
-    """Why the token may not write there, as far as the token itself says, and what mends it."""
+    """Why the token may not write there, as far as the token itself tells, and how to fix that."""
     namespace = repo_id.split("/")[0]
     if account.role == "read":
         return "the token is read-only", GIVE_TOKEN
@@ -177,11 +179,11 @@ def _cannot_write(repo_id: str, repo_type: str, account: Account) -> tuple[str, 
         places = ", ".join([account.name, *account.organisations])
         return (
             f"{namespace} is neither {account.name} nor an organisation of that account",
-            f"set publish.repo_id to one of {places} and a name, such as {account.name}/{repo_id.split('/')[1]}",
+            f"begin publish.repo_id with one of {places}, for example {account.name}/{repo_id.split('/')[1]}",
         )
     if account.organisations.get(namespace) == "read":
         return (
-            f"{account.name} may only read in {namespace}",
+            f"{account.name} may only read {namespace}",
             f"ask an admin of {namespace} for the role `write` or `contributor`, or publish as {account.name}/…",
         )
     if account.role == "fineGrained":
@@ -189,7 +191,7 @@ def _cannot_write(repo_id: str, repo_type: str, account: Account) -> tuple[str, 
         rights = {*account.scopes.get((kind, namespace), ()), *account.scopes.get((repo_type, repo_id), ())}
         if "repo.write" not in rights:
             return (
-                f"the fine-grained token may not write in {namespace}",
+                f"the fine-grained token may not write to {namespace}",
                 f"edit the token at {TOKENS_PAGE} and tick {_box(namespace, account)}",
             )
     return None
@@ -200,7 +202,7 @@ def _box(namespace: str, account: Account) -> str:
 
 
 def _may_write(repo_id: str, repo_type: str, token: str) -> bool:
-    """Asks the Hub itself. One that does not know the question leaves it to the upload."""
+    """Asks the Hub itself. If it does not know the question, the upload will show."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -214,25 +216,25 @@ def _may_write(repo_id: str, repo_type: str, token: str) -> bool:
 
 
 def _base(base_id: str, revision: str | None, account: Account, token: str) -> Finding:
-    """Whether this token can fetch the base's files: their list alone is public, for gated models too."""
+    """Whether this token can fetch the base's files: the list of them is public even for a gated model."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi(token=token)
     try:
         info = api.model_info(base_id, revision=revision)
         if info.gated:
             api.auth_check(base_id)
-    except GatedRepoError:
+    except HfHubHTTPError as error:
+        failure = hub_errors.failure_of(error, base_id, revision)
+        fixes = {
+            Kind.GATED: f"request access at https://huggingface.co/{base_id} as {account.name}, and wait for it",
+            Kind.NO_REVISION: "correct model.revision: a branch, a tag or a commit",
+            Kind.NO_REPOSITORY: "check model.id; a private base needs a token that may read it",
+        }
         if account.role == "fineGrained" and not account.reads_gated:
-            fix = f"edit the token at {TOKENS_PAGE} and tick {READ_GATED}"
-        else:
-            fix = f"ask for access at https://huggingface.co/{base_id} as {account.name}, and wait until it is granted"
-        return Finding("base on the Hub", f"{base_id} is gated, and this token may not read it", "", "fails", fix)
-    except RevisionNotFoundError:
-        fix = "correct model.revision: a branch, a tag or a commit"
-        return Finding("base on the Hub", f"{base_id} has no revision {revision}", "", "fails", fix)
-    except RepositoryNotFoundError:
-        fix = "check model.id; a private base needs a token that may read it"
-        return Finding("base on the Hub", f"{base_id} does not exist, or is hidden from this token", "", "fails", fix)
+            fixes[Kind.GATED] = f"edit the token at {TOKENS_PAGE} and tick {READ_GATED}"
+        if failure.kind not in fixes:
+            raise
+        return Finding("base on the Hub", failure.message, "", "fails", fixes[failure.kind])
     return Finding("base on the Hub", f"{base_id}, {'gated, readable' if info.gated else 'open'}", "", "ok")

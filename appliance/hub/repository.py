@@ -1,8 +1,8 @@
-"""What a repository on the Hub holds, whose it is, and whether a release may go there. Sends nothing.
+"""What a repository on the Hub holds, whose it is, and whether a release may go there. Writes nothing there.
 
-A repository is this program's when `appliance.json` is in it: a list, written by each upload, of the files that the
-upload brought, with their hashes. A file that is not on the list, or that was changed since, is foreign: it is never
-deleted, and never written over without --into-existing.
+A repository is this program's if `appliance.json` is in it: a list, written by each upload, of the files that the
+upload brought, with their hashes. A file that is not on the list, or has been changed since, is foreign: it is never
+deleted, and never overwritten without --into-existing.
 """
 
 from __future__ import annotations
@@ -15,23 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import HubError
-from appliance.hub.cache import RepoType
-
-
-@dataclass(frozen=True)
-class Source:
-    """A repository as the user named it. `revision`: a commit, tag or branch; None is the newest commit."""
-
-    repo_id: str
-    repo_type: RepoType
-    revision: str | None
-    token: str | None
-    hint: str  # what may mend a refusal
-
-    @property
-    def what(self) -> str:
-        return f"the {'base model' if self.repo_type == 'model' else 'dataset'} {self.repo_id}"
-
+from appliance.hub import errors as hub_errors
+from appliance.hub.errors import Kind
 
 MARKER = "appliance.json"
 _MADE_BY = "finetune-appliance"
@@ -40,7 +25,7 @@ _FROM_THE_HUB = ".gitattributes"  # each repository begins with one
 
 @dataclass(frozen=True)
 class Content:
-    """A local file. `git_sha1` is git's name for it: the Hub tells that of small files, sha256 of large ones."""
+    """A local file. `git_sha1` is git's blob hash, which the Hub lists for small files; for large ones sha256."""
 
     size: int
     sha256: str
@@ -70,7 +55,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository at one commit. `brought`: what earlier uploads put there; None without the list."""
+    """A repository at one commit. `brought`: what earlier uploads put there; None if it has no such list."""
 
     repo_id: str
     commit: str | None
@@ -80,7 +65,7 @@ class Repository:
 
     @property
     def foreign(self) -> list[str]:
-        """Files that this program did not bring, or that somebody changed since."""
+        """Files that this program did not bring, or that somebody has changed since."""
         brought = self.brought or {}
         own = (MARKER, _FROM_THE_HUB) if self.brought is not None else (_FROM_THE_HUB,)
         return [
@@ -90,7 +75,7 @@ class Repository:
         ]
 
     def missing(self, release: Mapping[str, Content]) -> list[str]:
-        """Files of the release that are not there, or not with this content."""
+        """Files of the release that are not there, or have other content there."""
         return [path for path, content in release.items() if not self._has(path, content)]
 
     def outdated(self, release: Mapping[str, Content]) -> list[str]:
@@ -98,10 +83,10 @@ class Repository:
         return [path for path in self.brought or {} if path in self.files and path not in {*release, *self.foreign}]
 
     def refuse(self, visibility: str, into_existing: bool, release: Mapping[str, Content] | None = None) -> None:
-        """Raises HubError: the repository is public against the recipe, or holds what is not ours to change."""
+        """Raises HubError: the repository is public but the recipe wants it private, or it holds what is not ours."""
         if not self.is_private and visibility != "public":
             raise HubError(
-                f"{self.repo_id} is public on the Hub, and publish.visibility is {visibility}",
+                f"{self.repo_id} is public on the Hub, but publish.visibility is {visibility}",
                 hint="choose another publish.repo_id, make that repository private in its settings on the Hub, or set "
                 "publish.visibility=public",
             )
@@ -111,35 +96,35 @@ class Repository:
             raise HubError(
                 f"{self.repo_id} holds files that this program did not put there: {_some(self.foreign)}",
                 hint="choose another publish.repo_id, or add --into-existing: then files of the same name are "
-                "written over, and all others stay",
+                "overwritten, and all others stay",
             )
         changed = [path for path in self.foreign if release and path in release and not self._has(path, release[path])]
         if changed:
             raise HubError(
                 f"{self.repo_id}: changed on the Hub since this program wrote it: {_some(changed)}",
-                hint="add --into-existing to write over it, or choose another publish.repo_id",
+                hint="add --into-existing to overwrite it, or choose another publish.repo_id",
             )
 
     def _has(self, path: str, content: Content) -> bool:
         return path in self.files and self.files[path].is_same_as(content)
 
 
-def read(repo_id: str, repo_type: str, token: str | None, revision: str | None = None) -> Repository | None:
-    """The repository at `revision`, or at the head of main; None where there is none that this token can see.
+def read(repo_id: str, repo_type: str, token: str, revision: str | None = None) -> Repository | None:
+    """The repository at `revision`, or at the head of main; None if there is none that this token can see.
 
-    Raises what huggingface_hub raises for all other troubles.
+    Raises what huggingface_hub raises for every other failure.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.hf_api import RepoFile
 
     api = HfApi(token=token)
     try:
         info = api.repo_info(repo_id, repo_type=repo_type, revision=revision)
-    except RepositoryNotFoundError as error:
-        if error.response.status_code == 401:  # the library's guess: with a token, what is missing is a 404
-            raise
-        return None
+    except HfHubHTTPError as error:
+        if hub_errors.failure_of(error).kind is Kind.NO_REPOSITORY:
+            return None
+        raise
     if info.sha is None:
         return Repository(repo_id, None, bool(info.private), {}, None)
     tree = api.list_repo_tree(repo_id, recursive=True, revision=info.sha, repo_type=repo_type)
@@ -153,17 +138,16 @@ def read(repo_id: str, repo_type: str, token: str | None, revision: str | None =
 
 
 def marker_of(release: Mapping[str, Content]) -> bytes:
-    """The list of what an upload brings. The same release gives the same bytes, so that nothing new is committed."""
+    """The list of what an upload brings. The same release gives the same bytes, so there is nothing new to commit."""
     files = {path: vars(content) for path, content in sorted(release.items())}
     return (json.dumps({"made_by": _MADE_BY, "files": files}, ensure_ascii=False, indent=1) + "\n").encode()
 
 
-def _brought(repo_id: str, repo_type: str, token: str | None, commit: str) -> dict[str, Content] | None:
-    from huggingface_hub import get_session, get_token, hf_hub_url, hf_raise_for_status
+def _brought(repo_id: str, repo_type: str, token: str, commit: str) -> dict[str, Content] | None:
+    from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
 
     url = hf_hub_url(repo_id, MARKER, repo_type=repo_type, revision=commit)
-    access = token or get_token()
-    response = get_session().get(url, headers={"authorization": f"Bearer {access}"} if access else {})
+    response = get_session().get(url, headers={"authorization": f"Bearer {token}"})
     hf_raise_for_status(response)
     try:
         said: Any = json.loads(response.content)

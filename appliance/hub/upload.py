@@ -1,12 +1,12 @@
-"""Brings a release to the Hub through a child process that can be ended when it stands still.
+"""Uploads a release to the Hub in a child process that is ended when it stalls.
 
-All talking is done by `python -m appliance.hub.upload_child`. That is the only way to a deadline for each call:
-name resolution, a reply that trickles in, and the native code of xet obey no timeout, but a process can be killed. It
-also lets the upload choose its transfer (huggingface_hub reads HF_HUB_DISABLE_XET once, when it is imported): plain
-HTTP, whose tries and deadlines are ours, unless the user sets HF_HUB_DISABLE_XET=0.
+The whole upload is done by `python -m appliance.hub.upload_child`. Only so does every call have a deadline: name
+resolution, a reply that trickles in, and the native code of xet obey no timeout, but a process can be killed. It also
+lets the upload choose its transfer (huggingface_hub reads HF_HUB_DISABLE_XET once, when it is imported): plain HTTP,
+with our own retries and deadlines, unless the user sets HF_HUB_DISABLE_XET=0.
 
-Knows nothing of runs and recipes. The token goes to the child through its standard input, into no file and no list of
-processes.
+Knows nothing about runs and recipes. The token goes to the child through its standard input, so that no file and no
+list of processes shows it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from appliance.process import child, console, redact
 _log = logging.getLogger(__name__)
 RepoType = Literal["model", "dataset"]
 Visibility = Literal["private", "public"]
-_SECRETS = ("HF_TOKEN", "HF_TOKEN_FILE", "HUGGING_FACE_HUB_TOKEN")
 
 
 def publish(
@@ -50,11 +49,11 @@ def publish(
     say: Callable[[str], None] = console.say,
     limits: Limits = Limits(),  # noqa: B008 - frozen
 ) -> Pushed:
-    """Makes main of `repo_id` equal to the files of `folder`, which are those of `expected` (path: size, sha256).
+    """Makes main of `repo_id` equal to the files of `folder`, which must be those of `expected` (path: size, sha256).
 
-    Run again after any failure: only what is missing is sent, and what is there already makes no commit. `repo_id`
-    without USER/ goes to the token's user. `allowed`: whether a file may be published, by its path in the folder;
-    another that lies there by accident is refused. `again` says in a message's hint how the user continues.
+    After any failure it can be called again: only what is missing is sent, and there is no commit if nothing is.
+    `repo_id` without USER/ goes to the token's user. `allowed`: whether a file may be published, by its path in the
+    folder; any other file there is refused. `again`: how the user continues, for the hint of an error.
 
     Raises RunDirError: the folder is not what `expected` says. HubError: the Hub refuses, cannot be reached, or holds
     something else.
@@ -71,7 +70,7 @@ def publish(
         "limits": asdict(limits),
         "again": again,
     }
-    environ = {name: value for name, value in os.environ.items() if name not in _SECRETS} | {
+    environ = redact.without_hub_token(os.environ) | {
         "HF_HUB_DISABLE_XET": os.environ.get("HF_HUB_DISABLE_XET") or "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "0",  # the bars are xet's only signs of life
@@ -84,25 +83,26 @@ def publish(
 def contents(
     folder: Path, repo_type: RepoType, expected: Mapping[str, tuple[int, str]], allowed: Callable[[str], bool]
 ) -> dict[str, Content]:
-    """The files of the release. Raises RunDirError: others than expected, or such as may not be published."""
+    """The files of the release. Raises RunDirError: they are not the expected ones, or may not be published."""
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    hint = "build the release anew with --redo publish"
+    hint = "rebuild the release with --redo publish"
     if found != set(expected):
-        raise RunDirError(f"{folder}: {', '.join(sorted(found ^ set(expected)))}: not what was released", hint=hint)
+        differing = ", ".join(sorted(found ^ set(expected)))
+        raise RunDirError(f"{folder}: the release and its record differ: {differing}", hint=hint)
     for path in sorted(found):
         if not allowed(path):
             raise RunDirError(f"{folder / path} is not allowed in a {repo_type} repository", hint=hint)
     release = {path: Content.of(folder / path) for path in sorted(found)}
     for path, content in release.items():
         if (content.size, content.sha256) != tuple(expected[path]):
-            raise RunDirError(f"{folder / path} was changed after it was proven", hint=hint)
+            raise RunDirError(f"{folder / path} was changed after it was checked", hint=hint)
     return release
 
 
 def _follow(
     process: subprocess.Popen[bytes], token: str | None, stall_seconds: float, again: str, say: Callable[[str], None]
 ) -> Pushed:
-    """Passes on what the child says until it is done. Raises HubError, also where it falls silent or dies."""
+    """Passes on the child's messages until it is done. Raises HubError, also if it stalls or dies."""
     signs: queue.Queue[bytes | None] = queue.Queue()
     words: deque[bytes] = deque(maxlen=20)
     listeners = [
@@ -116,17 +116,17 @@ def _follow(
             line = signs.get(timeout=stall_seconds)
         except queue.Empty:
             raise HubError(
-                f"the upload stood still for {stall_seconds:.0f} s and was ended",
+                f"the upload stalled for {stall_seconds:.0f} s and was ended",
                 hint=f"everything local is kept; check the network; then {again}",
             ) from None
         if line is None:
             code = process.wait()
             _log.error(
-                "the upload's process: %s",
+                "the upload process: %s",
                 redact.without_secrets(b"".join(words).decode(errors="replace"), [token or ""]),
             )
             raise HubError(
-                f"the upload's process ended with {code}, without a word",
+                f"the upload process exited with {code} and no message",
                 hint=f"everything local is kept; see the log; then {again}",
             )
         said = json.loads(line) if line else {}
@@ -150,7 +150,7 @@ def _listen(stream: IO[bytes], signs: queue.Queue[bytes | None]) -> None:
 
 
 def _overhear(stream: IO[bytes], signs: queue.Queue[bytes | None], words: deque[bytes]) -> None:
-    """What the child writes on stderr are bars, which end no line: a sign of life, and its last words if it dies."""
+    """The child's stderr: progress bars without line ends, as signs of life; and its last output if it dies."""
     while block := os.read(stream.fileno(), 1 << 16):
         words.append(block)
         signs.put(b"")

@@ -1,9 +1,9 @@
-"""The process that talks to the Hub: one commit for each release, or none; what arrived is compared with what was sent.
+"""The process that uploads to the Hub: one commit for each release, or none; what arrived is compared with the release.
 
-One loop is all of it: read the head of main, compare it with the release, commit what differs on that very head. So a
-second call finds nothing to do, a lost reply is recognised by what is there, and a head that moved is looked at anew.
+It is one loop: read the head of main, compare it with the release, commit what differs on top of that head. So a second
+call finds nothing to do, a lost reply is recognised by what is there, and a head that moved is read again.
 
-Started by `upload.publish`; knows nothing of runs and recipes.
+Started by `upload.publish`; knows nothing about runs and recipes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from appliance.hub import client, repository
 from appliance.hub import errors as hub_errors
 from appliance.hub import token as hub_token
 from appliance.hub.client import Limits
+from appliance.hub.errors import Kind, Retry
 from appliance.hub.repository import MARKER, Content, Repository
 from appliance.machine import disk
 from appliance.process import child, redact
@@ -32,7 +33,7 @@ _COMMITS = 4  # tries to commit: the head moved, or the reply was lost
 
 @dataclass(frozen=True)
 class Pushed:
-    """What is on the Hub now. `was_new`: this call made the commit; else all of it was there already."""
+    """What is on the Hub now. `was_new`: this call made the commit; otherwise everything was there already."""
 
     repo_id: str
     commit_oid: str
@@ -40,19 +41,19 @@ class Pushed:
     visibility: Literal["private", "public"]
     files: dict[str, dict[str, Any]]  # path -> {"size": bytes, "sha256": hex}, as found on the Hub
     was_new: bool
-    bytes_sent: int  # of files; with xet their whole size, whatever it had to send of them
+    bytes_sent: int  # of files; with xet their whole size, however little it had to send
     requests: int
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What `publish` wants, in the child. `release` holds the marker as well."""
+    """What `publish` wants, in the child process. `marker`: the list that goes with the files of `release`."""
 
     folder: Path
     repo_id: str
     repo_type: str
     visibility: Literal["private", "public"]
-    token: str | None
+    token: str
     into_existing: bool
     message: str
     release: dict[str, Content]
@@ -62,13 +63,14 @@ class _Job:
 
 
 def serve(line: str, tell: Tell) -> None:
-    """Does the job that `line` holds, in this process, and tells how it goes: say, sign, log, then pushed or error."""
-    said = json.loads(line)
-    files = {path: Content(**content) for path, content in said.pop("release").items()}
-    limits, folder = Limits(**said.pop("limits")), Path(said.pop("folder"))
-    job = _Job(release=files, marker=repository.marker_of(files), limits=limits, folder=folder, **said)
+    """Does the job in `line`, in this process, and reports: say, log and signs of life, then pushed or error."""
+    asked = json.loads(line)
+    files = {path: Content(**content) for path, content in asked.pop("release").items()}
+    limits, folder = Limits(**asked.pop("limits")), Path(asked.pop("folder"))
+    asked["token"] = asked["token"] or ""
+    job = _Job(release=files, marker=repository.marker_of(files), limits=limits, folder=folder, **asked)
     handler = _Teller(tell)
-    handler.addFilter(redact.Filter([job.token or ""]))
+    handler.addFilter(redact.Filter([job.token]))
     logging.getLogger().addHandler(handler)
     logging.getLogger().setLevel(logging.INFO)
     try:
@@ -77,14 +79,14 @@ def serve(line: str, tell: Tell) -> None:
         _log.info("the upload failed", exc_info=error)
         trouble = hub_errors.hub_error(error, again=job.again)
         where = "" if str(trouble).startswith(job.repo_id) else f"{job.repo_id}: "
-        what = redact.without_secrets(f"{where}{trouble}", [job.token or ""])
+        what = redact.without_secrets(f"{where}{trouble}", [job.token])
         tell({"error": [what, f"everything local is kept; {trouble.hint}"]})
     finally:
         logging.getLogger().removeHandler(handler)
 
 
 class _Teller(logging.Handler):
-    """Hands log records to the parent process, whose log file they belong into."""
+    """Hands log records to the parent process, which has the log file."""
 
     def __init__(self, tell: Tell) -> None:
         super().__init__()
@@ -95,9 +97,7 @@ class _Teller(logging.Handler):
 
 
 def _push(job: _Job, tell: Tell) -> Pushed:
-    from huggingface_hub import get_token
-
-    if not (job.token or get_token()):
+    if not job.token:
         raise HubError("there is no token for the Hub", hint=hub_token.GIVE_TOKEN)
     with client.opened(job.limits, on_sign=child.seldom(lambda: tell({}))) as meter:
         job = _named(job)
@@ -106,13 +106,13 @@ def _push(job: _Job, tell: Tell) -> Pushed:
         for attempt in range(_COMMITS):
             if attempt:
                 meter.wait(_wait_after(error, attempt, job.limits))
-                remote = _read(job)  # also where the reply was lost: then nothing is missing any more
+                remote = _read(job)  # if only the reply was lost, nothing is missing any more
             remote.refuse(job.visibility, job.into_existing, job.release)
             if not _is_complete(remote, job):
                 try:
                     remote = _commit(job, remote, tell)
                 except (OSError, httpx.HTTPError) as caught:
-                    if not hub_errors.is_transient(caught):
+                    if hub_errors.failure_of(caught).retry is Retry.NEVER:
                         raise
                     error = caught
                     _log.info("commit, try %d", attempt + 1, exc_info=caught)
@@ -135,13 +135,14 @@ def _read(job: _Job, revision: str | None = None) -> Repository:
     found = repository.read(job.repo_id, job.repo_type, job.token, revision)
     if found is None:
         raise HubError(
-            "the repository is gone from the Hub, or hidden from this token", hint=f"see {hub_token.TOKENS_PAGE}"
+            "the repository has disappeared from the Hub, or is hidden from this token",
+            hint=f"check the repository there, and the token at {hub_token.TOKENS_PAGE}",
         )
     return found
 
 
 def _existing_or_new(job: _Job, tell: Tell) -> Repository:
-    """Looked for first: asking to create a repository that exists says nothing of who can see it."""
+    """Looked for first: asking to create a repository that exists does not tell who can see it."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -151,7 +152,8 @@ def _existing_or_new(job: _Job, tell: Tell) -> Repository:
             HfApi(token=job.token).create_repo(job.repo_id, repo_type=job.repo_type, visibility=job.visibility)
             tell({"say": f"created the {job.visibility} {job.repo_type} repository {job.repo_id}"})
         except HfHubHTTPError as error:
-            if error.response.status_code != 409:  # it exists: made by a call whose reply was lost, or by somebody
+            # It exists: created by a call whose reply was lost, or by somebody else.
+            if hub_errors.failure_of(error).kind is not Kind.CONFLICT:
                 raise
         found = _read(job)
     return found
@@ -166,7 +168,7 @@ def _marker_differs(remote: Repository, job: _Job) -> bool:
 
 
 def _commit(job: _Job, remote: Repository, tell: Tell) -> Repository:
-    """One commit on the head that was read; the repository after it, found as wanted."""
+    """One commit on the head that was read; returns the repository after it, checked against the release."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi(token=job.token)
@@ -185,9 +187,9 @@ def _commit(job: _Job, remote: Repository, tell: Tell) -> Repository:
         repo_type=job.repo_type,
         num_threads=job.limits.threads,
         free_memory=False,
-        gitignore_content="# Without this, what a .gitignore there names is left out in silence.",
+        gitignore_content="# Without this, whatever a .gitignore there names is silently left out.",
     )
-    # Sending may have taken hours: who can see the repository may have changed.
+    # Sending may have taken hours, and the repository's visibility may have changed.
     now = api.repo_info(job.repo_id, repo_type=job.repo_type)
     replace(remote, is_private=bool(now.private)).refuse(job.visibility, job.into_existing, job.release)
     done = api.create_commit(
@@ -201,12 +203,12 @@ def _commit(job: _Job, remote: Repository, tell: Tell) -> Repository:
     if not _is_complete(after, job):
         raise HubError(
             f"commit {done.oid} does not hold what was sent: "
-            f"{', '.join(after.missing(job.release)) or 'files of before are still there'}",
+            f"{', '.join(after.missing(job.release)) or 'files of an earlier release are still there'}",
             hint="look at the repository on the Hub",
         )
     if not after.is_private and job.visibility == "private":
         raise HubError(
-            f"it was made public while the release was sent: everybody can see commit {done.oid}",
+            f"it was made public during the upload: everybody can see commit {done.oid}",
             hint="make it private in its settings on the Hub",
         )
     return after
@@ -230,7 +232,7 @@ def _pushed(job: _Job, remote: Repository, *, was_new: bool, meter: client.Meter
 
 
 def _wait_after(error: BaseException | None, attempt: int, limits: Limits) -> float:
-    """Seconds. Raises the error again where the Hub asks for more patience than there is."""
+    """Seconds. Raises the error again if the Hub asks for a longer wait than the limit."""
     from huggingface_hub.errors import HfHubHTTPError
 
     asked = client.asked_wait(error.response) if isinstance(error, HfHubHTTPError) else None

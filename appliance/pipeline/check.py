@@ -14,6 +14,7 @@ from appliance.errors import DataError, EnvironmentUnavailable
 from appliance.findings import Finding
 from appliance.hub import client, permissions
 from appliance.hub import token as hub_token
+from appliance.hub.errors import Unreachable
 from appliance.machine import device as machine_device
 from appliance.machine import disk, host_memory, packages
 from appliance.machine import place as machine_place
@@ -145,7 +146,7 @@ def _hub_findings(
     """Whether what is to be published may be: asked now, not after hours of training.
 
     Where this call does not publish, or hours are spent on the run already, a Hub that cannot be asked is a warning:
-    nothing is gained by waiting for it. Raises permissions.Unreachable else.
+    nothing is gained by waiting for it. Otherwise raises Unreachable.
     """
     repositories = publish.repositories(has_adapter=tuning.method == "lora")
     is_published = (run_path / "publish" / "stage.json").is_file() and "publish" not in again
@@ -156,10 +157,10 @@ def _hub_findings(
     can_wait = todo is not None and ("publish" not in todo or _has_trained(run_path, again))
     limits = BRIEFLY if can_wait else client.Limits()
     try:
-        return permissions.look(
+        return permissions.findings(
             dict(repositories.values()), publish.visibility, into_existing, base, hub_token.token(), limits
         )
-    except permissions.Unreachable as error:
+    except Unreachable as error:
         if not can_wait:
             raise
         return [Finding("Hub", f"not reachable: {error}", "", "warning", "publish needs it")]

@@ -136,7 +136,7 @@ def expected_files(files: Mapping[str, Mapping[str, Any]], inside: str = "") -> 
 
 def secrets() -> tuple[str, ...]:
     """Every secret that this process could have written somewhere."""
-    return leak_scan.secrets_of(os.environ, hub_token.token(), hub_token.saved_token(os.environ))
+    return leak_scan.secrets_of(os.environ, *hub_token.every_token())
 
 
 def private(run_path: Path, base_dir: Path | None, published: Sequence[str]) -> leak_scan.Private:

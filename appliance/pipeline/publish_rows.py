@@ -34,7 +34,7 @@ def upload_rows(
     token = hub_token.token()
     if "/" not in repo_id:
         repo_id = f"{permissions.owner(token)}/{repo_id}"
-    permissions.refuse(permissions.look({repo_id: "dataset"}, visibility, into_existing, None, token))
+    permissions.refuse(permissions.findings({repo_id: "dataset"}, visibility, into_existing, None, token))
     base = process_files.read_json(run_path / "run.json")["base"]
     with process_files.atomic_dir(folder / "release") as release:
         rows = dataset.build(release, run_path, name=name, repo=repo_id)

@@ -61,7 +61,7 @@ def run(
     place = machine_place.place(root)
     findings, torch_loads = _packages(place)
     here, refusal = _device() if torch_loads else (None, "")
-    token = hub_token.find_token(environ)
+    token = hub_token.token_finding(environ)
     gpu = _gpu(place, environ, here, refusal, torch_loads)
     return [
         *findings,

@@ -12,7 +12,6 @@ from pathlib import Path
 from appliance.errors import HubError
 from appliance.findings import Finding
 from appliance.hub import client, permissions
-from appliance.hub import errors as hub_errors
 from appliance.hub import token as hub_token
 from appliance.hub.token import client_home, expanded
 from appliance.process import redact
@@ -27,14 +26,14 @@ def cache_dir(environ: Mapping[str, str]) -> Path:
 
 
 def ask(token: str) -> Finding:
-    """Whether the Hub answers and accepts the token, if it says so within HUB_SECONDS. The token's owner and the
-    environment's addresses are not shown."""
+    """Whether the Hub answers and accepts the token, as far as it says within HUB_SECONDS. Shows neither the token's
+    owner nor the environment's addresses."""
     what, having = "Hub", "with a token" if token else "without a token"
-    said: list[str] = []
-    asking = threading.Thread(target=lambda: said.append(_answer(token)), daemon=True)
-    asking.start()  # a name lookup has no deadline of its own
+    answers: list[str] = []
+    asking = threading.Thread(target=lambda: answers.append(_answer(token)), daemon=True)
+    asking.start()  # name resolution has no deadline of its own
     asking.join(HUB_SECONDS)
-    answer = said[0] if said else "no answer in time"
+    answer = answers[0] if answers else "no answer in time"
     if answer == "answers":
         return Finding(what, f"answers, {having}", "", "ok")
     if answer == "refuses":
@@ -47,20 +46,12 @@ def ask(token: str) -> Finding:
 
 def _answer(token: str) -> str:
     """answers | refuses | offline, or what went wrong."""
-    import httpx
-    from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-    from huggingface_hub.utils._http import get_session
-
+    limits = client.Limits(connect_seconds=HUB_SECONDS, silence_seconds=HUB_SECONDS, tries=1)
     try:
-        with client.opened(client.Limits(connect_seconds=HUB_SECONDS, silence_seconds=HUB_SECONDS, tries=1)):
-            if token:
-                return "answers" if permissions.whoami(token) else "refuses"
-            get_session().get(f"{constants.ENDPOINT}/api/whoami-v2")  # any reply is one
-            return "answers"
-    except OfflineModeIsEnabled:
-        return "offline"
-    except (HfHubHTTPError, httpx.HTTPError, HubError) as error:
-        return redact.without_secrets(str(hub_errors.hub_error(error, again="")), [token])
-    except (httpx.InvalidURL, ImportError, ValueError, KeyError, TypeError):  # their messages may hold an address
-        return "HF_ENDPOINT or a proxy is not a Hub, or cannot be used"
+        if client.is_offline():
+            return "offline"
+        return "answers" if permissions.is_accepted(token, limits) else "refuses"
+    except HubError as error:
+        return redact.without_secrets(str(error), [token])
+    except ImportError:  # a broken installation, which has a row of its own
+        return "its client cannot be imported"

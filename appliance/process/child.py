@@ -19,15 +19,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from appliance.process import redact
+
 
 def child_environment() -> dict[str, str]:
     """This process's variables for one that needs neither network nor token, and has to fit beside little else."""
-    secrets = ("HF_TOKEN", "HF_TOKEN_FILE", "HUGGING_FACE_HUB_TOKEN")
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
     # glibc raises this threshold by itself (mallopt(3)) and then keeps freed weights in its heap: rounding a model
     # weight by weight took 2.2 to 2.6 models, and takes 1.5, of which a third is the file's pages while it is loaded.
     quiet |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
-    return {**{k: v for k, v in os.environ.items() if k not in secrets}, **quiet, **of_this_process()}
+    return {**redact.without_hub_token(os.environ), **quiet, **of_this_process()}
 
 
 Tell = Callable[[dict[str, Any]], None]

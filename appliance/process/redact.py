@@ -10,7 +10,7 @@ import getpass
 import logging
 import re
 import socket
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 
 # Names that every machine of a kind has; none of them says whose it is.
@@ -23,10 +23,17 @@ _COMMON = frozenset(
         *("base", "model", "train", "trainer", "tokenizer", "transformers", "alpaca", "lora", "adapter", "main"),
     )
 )
+# The variables that hold a Hub token or name its file, in order of precedence. No other place lists them.
+HUB_TOKEN_VARIABLES = ("HF_TOKEN", "HF_TOKEN_FILE", "HUGGING_FACE_HUB_TOKEN")
 _SHORTEST_NAME = 4
 HOME_FOLDER = re.compile(
     r"(?<![\w.~])(?:/home/[^/\s\"'`:,;)\]}>\\]+|/Users/[^/\s\"'`:,;)\]}>\\]+|/root(?![\w.-])(?=/|\b))"
 )
+
+
+def without_hub_token(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables for a child process that needs no Hub token, or is given it in another way."""
+    return {name: value for name, value in environ.items() if name not in HUB_TOKEN_VARIABLES}
 
 
 @lru_cache

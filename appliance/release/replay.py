@@ -157,7 +157,7 @@ def _gates(run_path: Path, record: dict[str, Any], recipe: Recipe) -> Iterator[G
     again += gates.of_cleanliness(
         release,
         run_path,
-        secrets=leak_scan.secrets_of(os.environ, hub_token.token(), hub_token.saved_token(os.environ)),
+        secrets=leak_scan.secrets_of(os.environ, *hub_token.every_token()),
         private=leak_scan.Private(redact.names_here(), (str(run_path.absolute()),), "\n".join([*names, *cards])),
         shown=publish.examples,
     )

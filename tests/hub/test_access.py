@@ -28,7 +28,7 @@ from appliance.errors import HubError
 from appliance.hub.client import Limits
 for line in sys.stdin:
     try:
-        found = permissions.look(**json.loads(line), limits=Limits(1, 1, tries=2, pace=0.01))
+        found = permissions.findings(**json.loads(line), limits=Limits(1, 1, tries=2, pace=0.01))
         said = [asdict(finding) for finding in found]
     except HubError as error:
         said = [str(error), error.hint]
@@ -144,9 +144,9 @@ def test_a_token_that_only_reads(looker: Looker) -> None:
         ("alice/shop", ["alice"], None, ""),
         ("acme/shop", ["acme"], None, ""),
         ("alice/there", ["alice/there"], None, ""),
-        ("alice/shop", ["acme"], "the fine-grained token may not write in alice", hub_token.WRITE_OWN),
-        ("acme/shop", ["alice"], "the fine-grained token may not write in acme", hub_token.WRITE_ORG + " for acme"),
-        ("alice/shop", ["alice/shop"], "this token may not make repositories in alice", hub_token.WRITE_OWN),
+        ("alice/shop", ["acme"], "the fine-grained token may not write to alice", hub_token.WRITE_OWN),
+        ("acme/shop", ["alice"], "the fine-grained token may not write to acme", hub_token.WRITE_ORG + " for acme"),
+        ("alice/shop", ["alice/shop"], "this token may not create repositories in alice", hub_token.WRITE_OWN),
     ],
 )
 def test_what_a_fine_grained_token_may_do(
@@ -176,7 +176,7 @@ def test_an_organisation_where_one_only_reads() -> None:
     assert permissions._cannot_write("open/x", "model", account) is None
     said = permissions._cannot_write("acme/x", "model", account)
     assert said
-    assert said[0] == "alice may only read in acme"
+    assert said[0] == "alice may only read acme"
 
 
 def test_a_repository_that_exists(looker: Looker) -> None:
@@ -190,7 +190,7 @@ def test_a_public_repository(looker: Looker) -> None:
     looker.hub.add_repo("alice/public", private=False)
     found = only(looker.look("alice/public", into_existing=True), "Hub repository")
     assert found.verdict == "fails"
-    assert found.found == "alice/public is public on the Hub, and publish.visibility is private"
+    assert found.found == "alice/public is public on the Hub, but publish.visibility is private"
     assert "publish.visibility=public" in found.fix
     assert only(looker.look("alice/public", visibility="public"), "Hub repository").verdict == "ok"
 
@@ -208,7 +208,7 @@ def test_the_hub_itself_is_asked_whether_the_token_may_write(looker: Looker) -> 
     looker.hub.add_repo("acme/closed")
     looker.hub.fault("status", match="auth-check/write", status=403, times=1)
     found = only(looker.look("acme/closed"), "Hub repository")
-    assert (found.found, found.verdict) == ("acme/closed: this token may not write it", "fails")
+    assert (found.found, found.verdict) == ("acme/closed: this token may not write to it", "fails")
     looker.hub.fault("status", match="auth-check/write", status=404, times=1)  # a Hub without that call
     assert only(looker.look("acme/closed"), "Hub repository").verdict == "ok"
 
@@ -230,7 +230,7 @@ def test_an_open_base(looker: Looker) -> None:
 def test_a_gated_base(looker: Looker) -> None:
     looker.hub.add_repo("meta/gated", private=False, gated="manual", granted=["carol"])
     found = only(looker.look(base=["meta/gated", None]), "base on the Hub")
-    assert (found.found, found.verdict) == ("meta/gated is gated, and this token may not read it", "fails")
+    assert (found.found, found.verdict) == ("meta/gated is gated, and this token has not been granted access", "fails")
     assert "https://huggingface.co/meta/gated as alice" in found.fix
     looker.hub.add_repo("meta/granted", private=False, gated="manual", granted=["alice"])
     assert only(looker.look(base=["meta/granted", None]), "base on the Hub").found == "meta/granted, gated, readable"
@@ -270,10 +270,10 @@ def test_a_base_that_is_not_there(base: list[str | None], seen: str, looker: Loo
 @pytest.mark.parametrize(
     ("fault", "seen"),
     [
-        ({"kind": "hang", "times": 0}, "the Hub did not answer in time (2 times)"),
+        ({"kind": "hang", "times": 0}, "the Hub did not answer in time, tried 2 times"),
         ({"kind": "drop", "times": 0}, "the connection to the Hub broke"),
-        ({"kind": "status", "status": 503, "times": 0}, "the Hub answered 503 2 times"),
-        ({"kind": "status", "status": 429, "times": 0}, "the Hub answered 429, too many requests, 2 times"),
+        ({"kind": "status", "status": 503, "times": 0}, "the Hub is having problems (503), tried 2 times"),
+        ({"kind": "status", "status": 429, "times": 0}, "too many requests (429), tried 2 times"),
     ],
 )
 def test_a_hub_in_trouble_is_named(fault: dict[str, Any], seen: str, looker: Looker) -> None:

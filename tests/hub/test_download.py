@@ -30,9 +30,8 @@ from appliance.base_model import find as base_model_find
 from appliance.errors import EnvironmentUnavailable, HubError
 from appliance.hub import dataset_file, download, download_child
 from appliance.hub import errors as hub_errors
-from appliance.hub.cache import Expected, Snapshot, untouched_for
+from appliance.hub.cache import Expected, Snapshot, Source, untouched_for
 from appliance.hub.client import Limits
-from appliance.hub.repository import Source
 from appliance.machine import disk
 from appliance.process import files
 from tests.helpers import loopback_hub
@@ -177,7 +176,11 @@ def test_a_body_that_breaks_off_is_continued_where_it_was(
 @pytest.mark.parametrize(
     ("fault", "most", "seen"),
     [
-        ({"kind": "status", "status": 503}, 3, "the base model maker/base cannot be fetched: the Hub answered 503"),
+        (
+            {"kind": "status", "status": 503},
+            3,
+            "the base model maker/base cannot be fetched: the Hub is having problems (503)",
+        ),
         ({"kind": "flip", "response": True}, 2, "model.safetensors of the base model maker/base arrived damaged 2"),
         ({"kind": "drop", "response_bytes": 0}, 6, "the base model maker/base cannot be fetched: "),
         ({"kind": "status", "status": 404}, 1, "the base model maker/base cannot be fetched: "),
@@ -220,7 +223,7 @@ def test_a_transfer_that_stands_still_is_ended_and_tried_again_without_xet(
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "0")
     web.fault("hang", match=GET_WEIGHTS)
     got(None, tmp_path)
-    assert "the download stood still for 4 s; once more, without xet" in capsys.readouterr().err
+    assert "the download stalled for 4 s; trying again, without xet" in capsys.readouterr().err
     *_, stalled, again = started
     assert stalled["env"]["HF_HUB_DISABLE_XET"] == "0"
     assert again["env"]["HF_HUB_DISABLE_XET"] == "1"
@@ -257,7 +260,9 @@ def test_a_hub_in_trouble_is_no_reason_to_take_what_is_cached(
     status: int, web: LoopbackHub, cached: base_model_base.Base, tmp_path: Path
 ) -> None:
     web.fault("status", match="GET /api/models", status=status, times=0)
-    with pytest.raises(HubError, match=f"cannot be fetched: the Hub answered {status} 3 times") as caught:
+    with pytest.raises(
+        HubError, match=rf"cannot be fetched: the Hub is having problems \({status}\), tried 3 times"
+    ) as caught:
         got(None, tmp_path)
     assert f"--set model.revision={cached.revision}" in caught.value.hint
 
@@ -273,7 +278,7 @@ def test_a_bad_token_is_told_and_never_shown(tmp_path: Path, monkeypatch: pytest
 def test_a_gated_base_is_told_when_its_files_are_refused(web: LoopbackHub, tmp_path: Path) -> None:
     """Its names and hashes everybody may read."""
     web.add_repo("maker/gated", private=False, gated="manual", files=FILES)
-    with pytest.raises(HubError, match="it is gated: its terms must be accepted"):
+    with pytest.raises(HubError, match="it is gated, and this token has not been granted access"):
         base_model_find.resolve("maker/gated", None, tmp_path / "cache")
 
 
@@ -299,8 +304,8 @@ def _dangle(path: Path) -> None:
     ("spoil", "why"),
     [
         (_truncate, "it has 5 bytes; on the Hub"),
-        (_flip, "is not the one on the Hub"),
-        (_dangle, "it is a link to nothing"),
+        (_flip, "differs from the Hub's"),
+        (_dangle, "it is a broken link"),
         (Path.unlink, ""),
     ],
 )

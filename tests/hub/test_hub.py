@@ -11,7 +11,18 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from appliance.base_model import demo
 from appliance.base_model import find as base_model_find
@@ -21,8 +32,9 @@ from appliance.errors import ApplianceError, EnvironmentUnavailable, HubError, R
 from appliance.hub import download
 from appliance.hub import errors as hub_errors
 from appliance.hub import token as hub_token
-from appliance.hub.cache import Expected, Snapshot
-from appliance.hub.repository import Source
+from appliance.hub.cache import Expected, Snapshot, Source
+from appliance.hub.errors import Kind, Retry
+from appliance.process import child, redact
 
 CONFIG = {"model_type": "llama", "max_position_embeddings": 512, "dtype": "bfloat16"}
 
@@ -241,10 +253,10 @@ class FakeHub:
     def __init__(self, folder: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.files = folder, files
         self.asked: list[set[str]] = []
-        monkeypatch.setattr(download, "find", self.find)
+        monkeypatch.setattr(download, "snapshot_of", self.snapshot_of)
         monkeypatch.setattr(download, "obtain", self.obtain)
 
-    def find(self, source: Source, cache_dir: Path) -> Snapshot:
+    def snapshot_of(self, source: Source, cache_dir: Path) -> Snapshot:
         assert (source.repo_id.count("/"), source.repo_type) == (1, "model")
         self.revision = source.revision
         files = {name: Expected(len(text)) for name, text in self.files.items()}
@@ -325,16 +337,112 @@ def test_a_cache_of_another_user_is_no_fault_of_the_hub(monkeypatch: pytest.Monk
 # --- the token
 
 
-def test_the_token_comes_from_the_environment_or_a_mounted_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("environ", "token"),
+    [
+        (
+            {"HF_TOKEN": " hf_direct\n", "HF_TOKEN_FILE": "FOLDER/token", "HUGGING_FACE_HUB_TOKEN": "hf_old"},
+            "hf_direct",
+        ),
+        ({"HF_TOKEN": "", "HF_TOKEN_FILE": "FOLDER/token", "HUGGING_FACE_HUB_TOKEN": "hf_old"}, "hf_from_file"),
+        ({"HF_TOKEN_FILE": os.devnull, "HUGGING_FACE_HUB_TOKEN": "hf_old"}, "hf_old"),
+        ({"HF_TOKEN_FILE": os.devnull}, None),  # what compose mounts if no file is named
+        ({}, None),
+    ],
+)
+def test_where_the_token_comes_from(
+    environ: dict[str, str], token: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run, doctor and the search for leaks agree, and no child process inherits it."""
     (tmp_path / "token").write_text(" hf_from_file\n", encoding="utf-8")
-    file = {"HF_TOKEN_FILE": str(tmp_path / "token")}
-    assert hub_token.token({"HF_TOKEN": "hf_direct", **file}) == "hf_direct"
-    assert hub_token.token({"HF_TOKEN": "", **file}) == "hf_from_file"
-    assert hub_token.token({"HF_TOKEN_FILE": os.devnull}) is None  # what compose mounts where none is named
-    assert hub_token.token({}) is None
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value.replace("FOLDER", str(tmp_path)))
+    assert hub_token.token() == token
+    assert hub_token.token_finding(os.environ)[1] == (token or "")
+    values = {value.strip() for value in environ.values() if value.strip().startswith("hf_")}
+    assert {*values, *filter(None, [token])} <= set(hub_token.every_token())
+    assert not set(redact.HUB_TOKEN_VARIABLES) & child.child_environment().keys()
+    assert set(environ) <= set(redact.HUB_TOKEN_VARIABLES)
+
+
+def test_the_token_of_a_login_is_the_last_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "token").write_text("hf_saved", encoding="utf-8")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    assert (hub_token.token(), hub_token.token_finding(os.environ)[1]) == ("hf_saved", "hf_saved")
+    monkeypatch.setenv("HF_TOKEN", "hf_direct")
+    assert hub_token.token() == "hf_direct"
+    assert {"hf_direct", "hf_saved"} <= set(hub_token.every_token())
+
+
+def test_a_token_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN_FILE", str(tmp_path / "hf_secret"))
     with pytest.raises(EnvironmentUnavailable, match="HF_TOKEN_FILE cannot be read: No such file") as caught:
-        hub_token.token({"HF_TOKEN_FILE": str(tmp_path / "hf_secret")})
+        hub_token.token()
     assert "hf_secret" not in str(caught.value) + caught.value.hint  # people put the token itself there
+
+
+# --- what a failure is called
+
+
+def _answer(status: int, kind: type[HfHubHTTPError] = HfHubHTTPError, token: str | None = "hf_x") -> HfHubHTTPError:
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    request = httpx.Request("GET", "https://hub/api", headers=headers)
+    return kind("x", response=httpx.Response(status, request=request))
+
+
+def _wrapped(error: Exception) -> Exception:
+    """As the library does when a file is not in the cache."""
+    outer = LocalEntryNotFoundError("an error happened while trying to locate the file on the Hub")
+    outer.__cause__ = error
+    return outer
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "retry"),
+    [
+        (OfflineModeIsEnabled("offline"), Kind.OFFLINE, Retry.NEVER),
+        (httpx.ReadTimeout("slow"), Kind.TIMEOUT, Retry.SAME),
+        (httpx.ProxyError("503 Service Unavailable"), Kind.CONNECTION, Retry.SAME),
+        (ConnectionResetError("reset"), Kind.CONNECTION, Retry.SAME),
+        (httpx.UnsupportedProtocol("no scheme"), Kind.UNSENDABLE, Retry.NEVER),
+        (_answer(401), Kind.TOKEN, Retry.NEVER),
+        (_answer(401, RepositoryNotFoundError), Kind.TOKEN, Retry.NEVER),  # the library's guess
+        (_answer(401, RepositoryNotFoundError, token=None), Kind.NO_REPOSITORY, Retry.NEVER),
+        (_answer(403), Kind.FORBIDDEN, Retry.NEVER),
+        (_answer(403, GatedRepoError), Kind.GATED, Retry.NEVER),
+        (_answer(404), Kind.NO_REPOSITORY, Retry.NEVER),
+        (_answer(404, RevisionNotFoundError), Kind.NO_REVISION, Retry.NEVER),
+        (_answer(404, RemoteEntryNotFoundError), Kind.NO_FILE, Retry.NEVER),
+        (_answer(412), Kind.CONFLICT, Retry.REREAD),
+        (_answer(413), Kind.NO_ROOM, Retry.NEVER),
+        (_answer(418), Kind.STATUS, Retry.NEVER),
+        (_answer(429), Kind.TOO_MANY, Retry.SAME),
+        (_answer(501), Kind.SERVER, Retry.NEVER),
+        (_answer(503), Kind.SERVER, Retry.SAME),
+        (_wrapped(_answer(503)), Kind.SERVER, Retry.SAME),
+        (RuntimeError("HTTP status client error (403 Forbidden) for url"), Kind.FORBIDDEN, Retry.SAME),  # without xet
+        (RuntimeError("channel closed"), Kind.TRANSFER, Retry.SAME),
+        (OSError("Consistency check failed"), Kind.TRANSFER, Retry.SAME),
+        (hub_errors.Unreachable("gave up"), Kind.GAVE_UP, Retry.NEVER),
+        (ValueError("odd"), Kind.OTHER, Retry.NEVER),
+    ],
+)
+def test_one_table_names_every_failure(error: Exception, kind: Kind, retry: Retry) -> None:
+    failure = hub_errors.failure_of(error)
+    assert (failure.kind, failure.retry) == (kind, retry)
+    source = Source("a/Good", "model", "v1", None, "check the name")
+    fetching = hub_errors.fetch_error(error, source)
+    assert "{" not in failure.message + str(fetching)
+    assert failure.message in str(hub_errors.hub_error(error, again="go on"))
+    assert str(fetching).startswith("the base model a/Good cannot be fetched: ")
+    assert fetching.hint
+    is_outage = retry is Retry.SAME or kind in (Kind.OFFLINE, Kind.GAVE_UP)
+    assert isinstance(hub_errors.hub_error(error, again="go on"), hub_errors.Unreachable) == is_outage
+
+
+def test_every_kind_has_its_row() -> None:
+    assert hub_errors._TABLE.keys() == set(Kind) - {Kind.GAVE_UP}
 
 
 # --- the demo

@@ -175,8 +175,8 @@ def test_a_file_is_fetched_at_a_pinned_commit_and_then_needs_no_network(hub: Loo
     ("address", "seen", "hint"),
     [
         ("hf://datasets/shop/secret/train.csv",
-         "the dataset shop/secret cannot be fetched: there is none of that name, or it is private and a caller without "
-         "HF_TOKEN may not see it", "a private or gated dataset needs HF_TOKEN"),
+         "the dataset shop/secret cannot be fetched: it does not exist, or is hidden from a request without a token",
+         "a private or gated dataset needs the HF_TOKEN"),
         ("hf://datasets/shop/faq@v9/train.csv",
          "the dataset shop/faq cannot be fetched: it has no revision v9", "check the name"),
         ("hf://datasets/shop/faq/test.csv", f"the dataset shop/faq has no file test.csv at commit {NEW}",
@@ -196,7 +196,7 @@ def test_what_the_hub_refuses_is_exit_5_with_the_way_on(
 def test_a_private_dataset_is_fetched_with_a_token_that_is_never_shown(hub: LoopbackHub, tmp_path: Path) -> None:
     wrong = called(hub.url, tmp_path, "hf://datasets/shop/secret/train.csv", HF_TOKEN="hf_wrong")
     assert wrong.returncode == 5
-    assert "the owner of HF_TOKEN may not see it" in wrong.stdout
+    assert "the Hub does not accept the token (401)" in wrong.stdout
     (tmp_path / "token").write_text(TOKEN, encoding="utf-8")
     done = called(hub.url, tmp_path, "hf://datasets/shop/secret/train.csv", HF_TOKEN_FILE=str(tmp_path / "token"))
     assert (done.returncode, done.stdout.split()[-1]) == (0, NEW)

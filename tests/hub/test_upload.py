@@ -153,7 +153,7 @@ def test_the_release_must_be_what_was_proven(spoil: Callable[[Path], object], la
 def test_a_public_repository_is_refused(lane: Lane, hub: LoopbackHub, release: Path) -> None:
     before = hub.add_repo("alice/open", private=False)
     for into_existing in (False, True):
-        with pytest.raises(HubError, match=r"^alice/open is public on the Hub, and publish\.visibility is private"):
+        with pytest.raises(HubError, match=r"^alice/open is public on the Hub, but publish\.visibility is private"):
             publish(lane, release, "alice/open", into_existing=into_existing)
     assert head(hub, "alice/open")["id"] == before
     assert publish(lane, release, "alice/open", visibility="public").visibility == "public"
@@ -287,14 +287,14 @@ def test_retry_after_is_obeyed_and_has_a_bound(lane: Lane, hub: LoopbackHub, rel
     publish(lane, release, "alice/wait", limits=Limits(pace=0.02))
     assert time.monotonic() - began > 2.0
     hub.fault("status", match="GET /api/models/alice/wait", status=429, headers={"Retry-After": "9000"}, times=0)
-    with pytest.raises(HubError, match="429, too many requests, once; it asks for 9000 s of patience"):
+    with pytest.raises(HubError, match=r"too many requests \(429\), tried once; the Hub asks to wait 9000 s"):
         publish(lane, release, "alice/wait")
 
 
 @pytest.mark.parametrize(
     ("fault", "seen", "fix"),
     [
-        ({"kind": "quota"}, "takes no more from this account (403): Private repository storage limit", "make room"),
+        ({"kind": "quota"}, "no room left on the Hub (403): Private repository storage limit", "free space"),
         (
             {"kind": "status", "status": 401, "message": "Invalid credentials in Authorization header"},
             "does not accept the token",
@@ -302,10 +302,10 @@ def test_retry_after_is_obeyed_and_has_a_bound(lane: Lane, hub: LoopbackHub, rel
         ),
         (
             {"kind": "status", "status": 403, "message": "Forbidden: you must use a write token"},
-            "the token may not do this",
+            "the token does not permit this",
             "Write",
         ),
-        ({"kind": "status", "status": 503, "times": 0}, "answered 503", "wait a while"),
+        ({"kind": "status", "status": 503, "times": 0}, "having problems (503), tried", "wait a while"),
         ({"kind": "drop", "times": 0}, "the connection to the Hub broke", "check the network"),
     ],
 )

@@ -98,7 +98,7 @@ def test_native_code_that_hangs_is_ended(release: Path, tmp_path: Path, monkeypa
         use(hub, monkeypatch)
         hub.fault("hang", match="xet-write-token", times=0)
         began = time.monotonic()
-        with pytest.raises(HubError, match="stood still for 3 s and was ended") as caught:
+        with pytest.raises(HubError, match="stalled for 3 s and was ended") as caught:
             publish(hub, release, "alice/stuck", limits=Limits(stall_seconds=3))
         assert time.monotonic() - began < 20
         assert AGAIN in caught.value.hint
@@ -106,7 +106,9 @@ def test_native_code_that_hangs_is_ended(release: Path, tmp_path: Path, monkeypa
         assert publish(hub, release, "alice/stuck").was_new
 
 
-@pytest.mark.parametrize(("status", "seen"), [(401, "does not accept the token"), (403, "the token may not do this")])
+@pytest.mark.parametrize(
+    ("status", "seen"), [(401, "does not accept the token"), (403, "the token does not permit this")]
+)
 def test_a_refusal_in_native_code_is_told_like_any_other(
     status: int, seen: str, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,7 +193,7 @@ def test_the_token_is_in_no_list_of_processes(hub: LoopbackHub, release: Path) -
 
 def test_an_uploads_process_that_dies_is_told(hub: LoopbackHub, release: Path) -> None:
     """Killed for memory, say: nothing is known of what it did, and the next call finds out."""
-    with pytest.raises(HubError, match="the upload's process ended with -9, without a word") as caught:
+    with pytest.raises(HubError, match="the upload process exited with -9 and no message") as caught:
         publish(hub, release, "alice/killed", say=_kill)
     assert AGAIN in caught.value.hint
     assert publish(hub, release, "alice/killed").was_new

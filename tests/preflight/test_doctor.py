@@ -361,6 +361,7 @@ def test_the_csv(look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ({"HF_TOKEN": CANARY[3:]}, "warning", "set in HF_TOKEN, and does not look like one"),
         ({"HF_TOKEN_FILE": "FOLDER/token"}, "ok", "set in HF_TOKEN_FILE, FOLDER/token"),
         ({"HF_TOKEN_FILE": "FOLDER/odd"}, "warning", "set in HF_TOKEN_FILE, FOLDER/odd, and does not look like one"),
+        ({"HF_TOKEN_FILE": "FOLDER/binary"}, "warning", "FOLDER/binary: it is not a text file"),
         ({"HF_TOKEN_FILE": "/dev/null"}, "ok", "not set"),
         ({"HF_TOKEN_FILE": "/dev/null", "HUGGING_FACE_HUB_TOKEN": CANARY}, "ok", "set in HUGGING_FACE_HUB_TOKEN"),
         ({"HF_TOKEN_FILE": "FOLDER/none"}, "warning", "FOLDER/none: No such file or directory"),
@@ -372,7 +373,8 @@ def test_the_token_is_never_shown(
     environ: dict[str, str], verdict: str, found: str, look: Look, tmp_path: Path
 ) -> None:
     (tmp_path / "token").write_text(CANARY + "\n", encoding="utf-8")
-    (tmp_path / "odd").write_bytes(b"\xff" + CANARY[3:].encode())
+    (tmp_path / "odd").write_text(CANARY[3:], encoding="utf-8")
+    (tmp_path / "binary").write_bytes(b"\xff" + CANARY[3:].encode())
     findings = look(environ={name: value.replace("FOLDER", str(tmp_path)) for name, value in environ.items()})
     assert findings["Hub token"].verdict == verdict
     assert found.replace("FOLDER", str(tmp_path)) in findings["Hub token"].found

@@ -19,6 +19,7 @@ from appliance.engines import memory
 from appliance.errors import EnvironmentUnavailable, HubError
 from appliance.findings import Finding
 from appliance.hub import client, permissions
+from appliance.hub.errors import Unreachable
 from appliance.machine import device, disk, host_memory, packages
 from appliance.machine.device import Device
 from appliance.pipeline import check, merge
@@ -209,14 +210,14 @@ def no_hub(error: HubError, monkeypatch: pytest.MonkeyPatch) -> list[client.Limi
         asked.append(arguments[-1])
         raise error
 
-    monkeypatch.setattr(permissions, "look", look)
+    monkeypatch.setattr(permissions, "findings", look)
     return asked
 
 
 def test_a_hub_that_cannot_be_asked_stops_only_what_has_not_begun(
     tmp_path: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, publish = no_hub(permissions.Unreachable("no network"), monkeypatch), PublishSection(repo_id="alice/shop")
+    asked, publish = no_hub(Unreachable("no network"), monkeypatch), PublishSection(repo_id="alice/shop")
     for todo in (STAGES, None):  # a new run; `appliance check`
         with pytest.raises(HubError, match="no network"):
             look(tmp_path, base_dir, publish=publish, todo=todo)
@@ -243,10 +244,10 @@ def test_a_refusal_of_the_hub_stops_what_has_begun_as_well(
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "stage.json").touch()
     publish, refusal = PublishSection(repo_id="alice/shop"), Finding("Hub repository", "public", "", "fails", "mend it")
-    monkeypatch.setattr(permissions, "look", lambda *_: [refusal])
+    monkeypatch.setattr(permissions, "findings", lambda *_: [refusal])
     with pytest.raises(HubError, match="Hub repository: public"):
         look(tmp_path, base_dir, publish=publish, todo=["train"])
-    no_hub(HubError("the token may not do this (403)"), monkeypatch)
+    no_hub(HubError("the token does not permit this (403)"), monkeypatch)
     with pytest.raises(HubError, match="403"):
         look(tmp_path, base_dir, publish=publish, todo=["train"])
 
@@ -260,17 +261,17 @@ def test_what_unreachable_means(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(permissions, "whoami", fail)
         with pytest.raises(HubError) as caught:
-            permissions.look({"a/b": "model"}, "private", False, None, "hf_x")
+            permissions.findings({"a/b": "model"}, "private", False, None, "hf_x")
         return caught.value
 
     def answer(status: int) -> HfHubHTTPError:
         return HfHubHTTPError("x", response=httpx.Response(status, request=httpx.Request("GET", "https://hub/api")))
 
-    for error in (httpx.ConnectError("refused"), HubError("gave up"), OfflineModeIsEnabled("offline"), answer(503)):
-        assert isinstance(ask(error), permissions.Unreachable), error
+    for error in (httpx.ConnectError("refused"), Unreachable("gave up"), OfflineModeIsEnabled("offline"), answer(503)):
+        assert isinstance(ask(error), Unreachable), error
     unsendable = httpx.LocalProtocolError("Illegal header value"), httpx.UnsupportedProtocol("no scheme")
     for refusal in (*(answer(status) for status in (401, 403, 404)), *unsendable):
-        assert not isinstance(ask(refusal), permissions.Unreachable), refusal
+        assert not isinstance(ask(refusal), Unreachable), refusal
 
 
 def test_without_hard_links_the_release_is_a_copy(

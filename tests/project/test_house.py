@@ -106,6 +106,61 @@ def test_no_circles() -> None:
     assert not (found := circles()), "\n".join(found)
 
 
+def users_of(library: str, root: Path = ROOT) -> list[str]:
+    """The modules of the appliance that import the library, wherever in the file."""
+    found = []
+    for path in sorted((root / "appliance").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            found += [str(path.relative_to(root)) for name in names if name.split(".")[0] == library]
+    return found
+
+
+def texts_in(path: Path) -> set[str]:
+    """The string literals of a module, without its docstrings and comments."""
+    return {
+        node.value
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+
+
+def test_only_hub_imports_the_client_library() -> None:
+    users = users_of("huggingface_hub")
+    assert users
+    assert not [path for path in users if not path.startswith("appliance/hub/")]
+
+
+def test_one_place_lists_the_variables_with_the_token() -> None:
+    paths = (ROOT / "appliance").rglob("*.py")
+    listed = [str(path.relative_to(ROOT)) for path in paths if "HUGGING_FACE_HUB_TOKEN" in texts_in(path)]
+    assert listed == ["appliance/process/redact.py"]
+
+
+def test_one_place_finds_the_token() -> None:
+    """No other module asks the library for it or reads its variable."""
+    for path in (ROOT / "appliance").rglob("*.py"):
+        names = {
+            alias.name
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
+        if path != ROOT / "appliance" / "hub" / "token.py":
+            assert "get_token" not in names, path
+        if path != ROOT / "appliance" / "process" / "redact.py":
+            assert "HF_TOKEN" not in texts_in(path), path
+
+
+def test_one_place_names_the_failures_of_the_hub() -> None:
+    """Others catch HfHubHTTPError and ask errors.failure_of, not the library's many kinds."""
+    kinds = ("RepositoryNotFoundError", "GatedRepoError", "RevisionNotFoundError", "RemoteEntryNotFoundError")
+    paths = (ROOT / "appliance").rglob("*.py")
+    users = [str(path.relative_to(ROOT)) for path in paths if any(k in path.read_text(encoding="utf-8") for k in kinds)]
+    assert users == ["appliance/hub/errors.py"]
+
+
 @pytest.mark.parametrize(
     ("path", "line", "why"),
     [
