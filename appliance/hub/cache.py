@@ -95,7 +95,7 @@ class Snapshot:
         found = cls(repo_id, repo_type, commit, {}, cache_dir, is_recorded=True)
         with suppress(OSError, ValueError, TypeError, KeyError):  # a damaged record is as good as none
             record = process_files.read_json(found._record_path)
-            found.files.update({name: Expected(**told) for name, told in record["files"].items()})
+            found.files.update({name: Expected(**entry) for name, entry in record["files"].items()})
             found._right.update({name: (int(a), int(b), int(c)) for name, (a, b, c) in record["right"].items()})
             found.__post_init__()
             return found
@@ -105,8 +105,8 @@ class Snapshot:
         if tree is None:
             return None
         files = {
-            name: Expected(told.size, told.lfs_sha256, None if told.lfs_sha256 else told.blob_id)
-            for name, told in tree.items()
+            name: Expected(entry.size, entry.lfs_sha256, None if entry.lfs_sha256 else entry.blob_id)
+            for name, entry in tree.items()
         }
         return cls(repo_id, repo_type, commit, files, cache_dir, is_recorded=True)
 

@@ -169,11 +169,11 @@ def _run_child(job: dict[str, Any], snapshot: Snapshot, limits: Limits, *, witho
                     continue
                 if line is None:
                     return f"the download process exited with {process.wait()}"
-                said = json.loads(line)
+                message = json.loads(line)
                 watch.sign()
-                if "error" in said:
-                    return _again_or_raise(**said["error"])
-                if "done" in said:
+                if "error" in message:
+                    return _again_or_raise(**message["error"])
+                if "done" in message:
                     watch.is_done()
                     return ""
         return f"the download stalled for {limits.stall_seconds:.0f} s"

@@ -19,6 +19,7 @@ from appliance.process import child
 from appliance.process.child import Tell
 
 _log = logging.getLogger(__name__)
+_RETRIED = (Retry.SAME, Retry.WITHOUT_XET)  # by the parent, in a new process without xet
 
 
 def serve(line: str, tell: Tell) -> None:
@@ -49,7 +50,7 @@ def serve(line: str, tell: Tell) -> None:
             except hub_errors.EXPECTED as error:
                 _log.info("a file failed", exc_info=error)
                 # A lasting failure: the parent ends this process, and the other files with it.
-                if hub_errors.failure_of(error).retry is not Retry.SAME:
+                if hub_errors.failure_of(error).retry not in _RETRIED:
                     tell(_failure(error, source))
                     return
                 transient = error  # the others go on: complete files need not be fetched again
@@ -58,7 +59,7 @@ def serve(line: str, tell: Tell) -> None:
 
 def _failure(error: BaseException, source: Source) -> dict[str, Any]:
     shown = hub_errors.fetch_error(error, source)
-    can_retry = hub_errors.failure_of(error).retry is Retry.SAME
+    can_retry = hub_errors.failure_of(error).retry in _RETRIED
     message = str(shown).removeprefix(f"{source.what} cannot be fetched: ") if can_retry else str(shown)
     return {"error": {"kind": type(shown).__name__, "message": message, "hint": shown.hint, "can_retry": can_retry}}
 

@@ -1,6 +1,6 @@
 """What a failure of the Hub means: one line for people, what to do about it, and whether to try again.
 
-One table says it for all: the client, downloads, uploads and the checks before a run read their words from it. Knows
+One table holds this for the client, downloads, uploads and the checks before a run. Knows
 the exceptions of huggingface_hub and httpx; sends no request.
 """
 
@@ -53,6 +53,7 @@ class Retry(Enum):
     NEVER = auto()
     SAME = auto()  # the same call may succeed a little later
     REREAD = auto()  # it may succeed after the repository has been read again
+    WITHOUT_XET = auto()  # it may succeed over plain HTTP
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ _TABLE = {
     Kind.TOO_MANY: ("too many requests ({status})", "wait a while", Retry.SAME),
     Kind.SERVER: ("the Hub is having problems ({status}){words}", "wait a while", Retry.SAME),
     Kind.STATUS: ("the Hub answered {status}{words}", "", Retry.NEVER),
-    Kind.TRANSFER: ("{detail}", "", Retry.SAME),
+    Kind.TRANSFER: ("{detail}", "", Retry.WITHOUT_XET),
     Kind.OTHER: ("{detail}", "", Retry.NEVER),
 }
 _ABOUT_THE_SOURCE = (Kind.GATED, Kind.NO_REPOSITORY, Kind.NO_REVISION, Kind.NO_FILE)  # its own hint says more
@@ -112,18 +113,24 @@ _QUOTA_WORDS = re.compile(r"(?i)quota|storage|limit|exceed|billing")
 
 def failure_of(error: BaseException, it: str = "the repository", revision: str | None = None) -> Failure:
     """What `error`, or the first known one of its causes, means. `it`: what the message calls the repository."""
+    text = _one_line(error)
+    # hf_xet's own way to report a status; its errors are ConnectionErrors and RuntimeErrors.
+    if native := re.search(r"HTTP status \w+ error \((\d{3})", text):
+        return replace(of_status(int(native[1]), it=it), retry=Retry.WITHOUT_XET)
     causes = [error]
     while following := causes[-1].__cause__ or causes[-1].__context__:
         causes.append(following)
     for cause in causes:
         if known := _known(cause, it, revision):
             return known
-    words = "; ".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
-    if native := re.search(r"HTTP status \w+ error \((\d{3})", words):  # hf_xet's words for a refusal
-        return replace(of_status(int(native[1]), it=it), retry=Retry.SAME)  # plain HTTP may get through
-    is_short = isinstance(error, OSError) and error.errno is None and "Consistency check" in words
+    is_short = isinstance(error, OSError) and error.errno is None and "Consistency check" in text
     kind = Kind.TRANSFER if is_short or isinstance(error, RuntimeError) else Kind.OTHER
-    return _row(kind, detail=words[:300])
+    return _row(kind, detail=text)
+
+
+def _one_line(error: BaseException) -> str:
+    """The exception's text, or its class if it has none; at most 300 characters."""
+    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())[:300] or type(error).__name__
 
 
 def of_status(status: int, words: str = "", it: str = "the repository", who: str = "this token") -> Failure:
@@ -144,7 +151,7 @@ def of_status(status: int, words: str = "", it: str = "the repository", who: str
 def _known(error: BaseException, it: str, revision: str | None) -> Failure | None:
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    detail = str(error) or type(error).__name__
+    detail = _one_line(error)
     if isinstance(error, HubError):  # our own, worded already
         kind = Kind.GAVE_UP if isinstance(error, Unreachable) else Kind.OTHER
         return Failure(kind, redact.without_secrets(str(error)), error.hint, Retry.NEVER)
@@ -174,8 +181,8 @@ def _of_answer(error: BaseException, it: str, revision: str | None) -> Failure:
     status = error.response.status_code
     had_token = "authorization" in error.response.request.headers
     who = "this token" if had_token else "a request without a token"
-    said = (error.server_message or error.response.headers.get("x-error-message") or "").strip()
-    words = said.splitlines()[0] if said else ""
+    lines = (error.server_message or error.response.headers.get("x-error-message") or "").strip().splitlines()
+    words = lines[0] if lines else ""
     if isinstance(error, GatedRepoError):
         return _row(Kind.GATED, it=it, who=who)
     if isinstance(error, RevisionNotFoundError):

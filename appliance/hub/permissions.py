@@ -171,7 +171,7 @@ def _new(what: str, repo_id: str, visibility: str, account: Account) -> Finding:
 
 
 def _cannot_write(repo_id: str, repo_type: str, account: Account) -> tuple[str, str] | None:
-    """Why the token may not write there, as far as the token itself tells, and how to fix that."""
+    """Why the token may not write there, as far as the token's own record shows, and how to fix it."""
     namespace = repo_id.split("/")[0]
     if account.role == "read":
         return "the token is read-only", GIVE_TOKEN

@@ -150,10 +150,10 @@ def _brought(repo_id: str, repo_type: str, token: str, commit: str) -> dict[str,
     response = get_session().get(url, headers={"authorization": f"Bearer {token}"})
     hf_raise_for_status(response)
     try:
-        said: Any = json.loads(response.content)
-        if said["made_by"] != _MADE_BY:
+        listed: Any = json.loads(response.content)
+        if listed["made_by"] != _MADE_BY:
             return None
-        return {path: Content(**content) for path, content in said["files"].items()}
+        return {path: Content(**content) for path, content in listed["files"].items()}
     except (ValueError, TypeError, KeyError, AttributeError):
         return None  # somebody else's file of that name
 

@@ -104,10 +104,10 @@ def _follow(
 ) -> Pushed:
     """Passes on the child's messages until it is done. Raises HubError, also if it stalls or dies."""
     signs: queue.Queue[bytes | None] = queue.Queue()
-    words: deque[bytes] = deque(maxlen=20)
+    tail: deque[bytes] = deque(maxlen=20)
     listeners = [
         threading.Thread(target=_listen, args=(process.stdout, signs), daemon=True),
-        threading.Thread(target=_overhear, args=(process.stderr, signs, words), daemon=True),
+        threading.Thread(target=_overhear, args=(process.stderr, signs, tail), daemon=True),
     ]
     for listener in listeners:
         listener.start()
@@ -123,23 +123,23 @@ def _follow(
             code = process.wait()
             _log.error(
                 "the upload process: %s",
-                redact.without_secrets(b"".join(words).decode(errors="replace"), [token or ""]),
+                redact.without_secrets(b"".join(tail).decode(errors="replace"), [token or ""]),
             )
             raise HubError(
                 f"the upload process exited with {code} and no message",
                 hint=f"everything local is kept; see the log; then {again}",
             )
-        said = json.loads(line) if line else {}
-        if "say" in said:
-            say(said["say"])
-        elif "log" in said:
-            name, level, text = said["log"]
+        message = json.loads(line) if line else {}
+        if "say" in message:
+            say(message["say"])
+        elif "log" in message:
+            name, level, text = message["log"]
             logging.getLogger(name).log(level, "%s", text)
-        elif "error" in said:
-            message, hint = said["error"]
-            raise HubError(message, hint=hint)
-        elif "pushed" in said:
-            return Pushed(**said["pushed"])
+        elif "error" in message:
+            text, hint = message["error"]
+            raise HubError(text, hint=hint)
+        elif "pushed" in message:
+            return Pushed(**message["pushed"])
 
 
 def _listen(stream: IO[bytes], signs: queue.Queue[bytes | None]) -> None:
@@ -149,8 +149,8 @@ def _listen(stream: IO[bytes], signs: queue.Queue[bytes | None]) -> None:
     signs.put(None)
 
 
-def _overhear(stream: IO[bytes], signs: queue.Queue[bytes | None], words: deque[bytes]) -> None:
+def _overhear(stream: IO[bytes], signs: queue.Queue[bytes | None], tail: deque[bytes]) -> None:
     """The child's stderr: progress bars without line ends, as signs of life; and its last output if it dies."""
     while block := os.read(stream.fileno(), 1 << 16):
-        words.append(block)
+        tail.append(block)
         signs.put(b"")

@@ -112,7 +112,7 @@ def _push(job: _Job, tell: Tell) -> Pushed:
                 try:
                     remote = _commit(job, remote, tell)
                 except (OSError, httpx.HTTPError) as caught:
-                    if hub_errors.failure_of(caught).retry is Retry.NEVER:
+                    if hub_errors.failure_of(caught).retry not in (Retry.SAME, Retry.REREAD):
                         raise
                     error = caught
                     _log.info("commit, try %d", attempt + 1, exc_info=caught)

@@ -421,9 +421,10 @@ def _wrapped(error: Exception) -> Exception:
         (_answer(501), Kind.SERVER, Retry.NEVER),
         (_answer(503), Kind.SERVER, Retry.SAME),
         (_wrapped(_answer(503)), Kind.SERVER, Retry.SAME),
-        (RuntimeError("HTTP status client error (403 Forbidden) for url"), Kind.FORBIDDEN, Retry.SAME),  # without xet
-        (RuntimeError("channel closed"), Kind.TRANSFER, Retry.SAME),
-        (OSError("Consistency check failed"), Kind.TRANSFER, Retry.SAME),
+        (RuntimeError("HTTP status client error (403 Forbidden) for url"), Kind.FORBIDDEN, Retry.WITHOUT_XET),
+        (ConnectionError("HTTP status client error (401 Unauthorized)"), Kind.TOKEN, Retry.WITHOUT_XET),
+        (RuntimeError("channel closed"), Kind.TRANSFER, Retry.WITHOUT_XET),
+        (OSError("Consistency check failed"), Kind.TRANSFER, Retry.WITHOUT_XET),
         (hub_errors.Unreachable("gave up"), Kind.GAVE_UP, Retry.NEVER),
         (ValueError("odd"), Kind.OTHER, Retry.NEVER),
     ],
