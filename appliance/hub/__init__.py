@@ -1,1 +1,1 @@
-"""The only importer of huggingface_hub: client, cache, token, errors, down and up."""
+"""The only importer of huggingface_hub: client, cache, token, errors, downloads and uploads."""

@@ -159,7 +159,7 @@ def test_the_same_again_commits_nothing(shop: Shop, hub: LoopbackHub) -> None:
 @pytest.mark.parametrize(
     ("private", "files", "said", "flags"),
     [
-        (False, {}, "alice/{} is public on the Hub, and --visibility is private", ("--visibility", "public")),
+        (False, {}, "alice/{} is public on the Hub, but --visibility is private", ("--visibility", "public")),
         (True, {"other.txt": "mine"}, "alice/{} holds files that this program did not put there", ("--into-existing",)),
     ],
 )

@@ -74,7 +74,7 @@ def test_a_run_is_made_without_a_network_once_the_base_is_here(base_dir: Path, t
     done = appliance(environ, "run", str(run))
     assert done.returncode == 0, done.stderr
     assert not tries.exists(), tries.read_text(encoding="utf-8")
-    assert f"at commit {commit}, which was fetched before: the Hub is not asked" in done.stderr
+    assert f"at commit {commit}, fetched before: the Hub is not asked" in done.stderr
     assert [stage for stage in STAGES if not (run / stage / "stage.json").is_file()] == []
     assert files.read_json(run / "merge" / "proof.json")["passed"]
     assert (run / "publish" / "release" / "model" / "model.safetensors").is_file()
