@@ -1,1 +1,1 @@
-"""Where rows come from: every source or generator ends as one canonical CSV. Knows no model."""
+"""Where rows come from: every source or generator produces one canonical CSV. Knows no model."""

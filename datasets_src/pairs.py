@@ -1,7 +1,7 @@
 """What every source and generator shares: a pair, a drop, the canonical CSV and its origin note.
 
-A source turns a file into a stream of `Pair` and `Dropped`; `write` makes one CSV of it, all or nothing, and a note
-beside it that says where the rows came from and what became of everything that was read. Knows no format of a source.
+A source turns a file into a stream of `Pair` and `Dropped`; `write` makes that one CSV, all or nothing, and a note
+next to it on where the rows came from and what became of everything that was read. Knows no source's format.
 
     write(Path("train.csv"), "korquad", [path], {"with_paragraph": False}, korquad.pairs(path))
 """
@@ -23,19 +23,19 @@ from typing import Any
 
 EMPTY_QUESTION = "empty question"
 EMPTY_ANSWER = "empty answer"
-NUL = "holds a NUL character"
-SURROGATE = "holds half a character (a lone surrogate)"
+NUL = "contains a NUL character"
+SURROGATE = "contains half a character (a lone surrogate)"
 _COLUMNS = ("instruction", "input", "output", "group", "side")
-_NEEDED = 3  # of the columns these are always written, the others once a row has one
+_NEEDED = 3  # columns that are always written; the others are, once a row has one
 _EXAMPLES = 5  # places named in the origin note for each reason
-# Readers of CSV bound a line (ours: 16 Mi characters, counted after quotes were doubled).
+# CSV readers limit the length of a line (ours: 16 Mi characters, counted after quotes are doubled).
 _MAX_CHARACTERS = 1 << 22
 _CHUNK = 1 << 20  # bytes
 _NEVER_WRITTEN = re.compile("[\\0\ud800-\udfff]")
 
 
 class SourceError(Exception):
-    """A source cannot be used. `message`: where, what was seen, what was expected. `hint`: what mends it."""
+    """A source cannot be used. `message`: where, what was seen, what was expected. `hint`: how to fix it."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -44,7 +44,7 @@ class SourceError(Exception):
 
 @dataclass(frozen=True)
 class Pair:
-    """One row to write. Rows with the same `group` belong on one side of a split; `side` names a side, where known."""
+    """One row to write. Rows with the same `group` belong on one side of a split; `side` names it, if known."""
 
     instruction: str
     output: str
@@ -55,7 +55,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Dropped:
-    """One thing that was read and becomes no row. `reason`: a short constant text, so that reasons can be counted."""
+    """One item that was read but becomes no row. `reason`: a short constant text, so that reasons can be counted."""
 
     where: str  # "line 17"
     reason: str
@@ -65,8 +65,8 @@ class Dropped:
 class Origin:
     """Where a CSV came from: the content of OUT.csv.origin.json.
 
-    Of a source, read == written + everything dropped. Of a generator `read` is what it found in its input, and `made`
-    what a model added to that, whether written or dropped.
+    For a source, read == written + everything dropped. For a generator, `read` counts what it found in its input, and
+    `made` what a model added to that, whether written or dropped.
     """
 
     source: str
@@ -84,12 +84,12 @@ class Origin:
 
 
 def origin_path(out_path: Path) -> Path:
-    """Where the origin note of a CSV lies: beside it."""
+    """The path of a CSV's origin note: next to it."""
     return out_path.with_name(out_path.name + ".origin.json")
 
 
 def usable(where: str, pair: Pair) -> Pair | Dropped:
-    """The pair, or why it can be no row of a CSV."""
+    """The pair, or why it cannot be a row of a CSV."""
     if not pair.instruction.strip():
         return Dropped(where, EMPTY_QUESTION)
     if not pair.output.strip():
@@ -114,12 +114,12 @@ def write(
     read: int | None = None,
     made: int = 0,
 ) -> Origin:
-    """Writes the pairs as a CSV to `out_path` (UTF-8, LF) and the origin note beside it; returns the note.
+    """Writes the pairs as a CSV to `out_path` (UTF-8, LF) and the origin note next to it; returns the note.
 
     Both appear complete at the end, or not at all. `extra` is read at the end, so a source may count into it on the
-    way. `force` replaces an existing file. `read` is how much was read, where that is not the number of items, and
-    `made` how many of the items a model made. Raises SourceError: an input is no file, OUT exists or cannot be, or no
-    pair was found; and whatever `items` raises.
+    way. `force` replaces an existing file. `read` is how much was read, if that is not the number of items, and `made`
+    how many of the items a model made. Raises SourceError: an input is not a file, `out_path` exists or cannot be
+    written, or no pair was found; and whatever `items` raises.
     """
     require_free(out_path, inputs, force)
     described = [_described(path) for path in inputs]
@@ -132,7 +132,7 @@ def write(
         assert found == written + sum(dropped.values())
         if not written:
             raise SourceError(
-                f"{', '.join(map(str, inputs)) or source}: no pair of question and answer; {_summary(found, examples)}",
+                f"{', '.join(map(str, inputs)) or source}: no question-answer pair; {_summary(found, examples)}",
                 hint="compare the file with the example in --help" if inputs else "",
             )
         origin = Origin(
@@ -151,7 +151,7 @@ def write(
             _to_disk(stream)
         temporary_note.replace(note)
         temporary.replace(out_path)  # last: there is no CSV without its note
-    except BaseException:  # also a signal: nothing stays behind
+    except BaseException:  # a signal too: nothing is left behind
         temporary.unlink(missing_ok=True)
         temporary_note.unlink(missing_ok=True)
         if not note_was_there and not out_path.exists():
@@ -169,7 +169,7 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
         stream = path.open("rb")
     except FileNotFoundError as error:
         raise SourceError(
-            f"there is no file {path}", hint="look at the path (in the container, the folder data/ is /data)"
+            f"there is no file {path}", hint="check the path (in the container, the folder data/ is /data)"
         ) from error
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}") from error
@@ -178,7 +178,7 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
 
 
 def require_free(out_path: Path, inputs: Sequence[Path], force: bool) -> None:
-    """Raises SourceError where `write` could not write. Asked beforehand by what costs money or hours."""
+    """Raises SourceError if `write` could not write. Called beforehand by whatever costs money or hours."""
     if out_path.is_dir():
         raise SourceError(f"{out_path} is a folder; expected the name of the CSV to write")
     if not out_path.parent.is_dir():
@@ -233,14 +233,14 @@ def _write_rows(path: Path, items: Iterable[Pair | Dropped]) -> tuple[int, int, 
 
 
 def _row_writer(stream: Any) -> Callable[[Sequence[str]], object]:
-    # Before Python 3.13 csv leaves a lone CR unquoted where LF ends the rows; every reader would end the row there.
+    # Before Python 3.13, csv leaves a lone CR unquoted if LF ends the rows; every reader would end the row there.
     plain = csv.writer(stream, lineterminator="\n").writerow
     quoted = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL).writerow
     return lambda cells: (quoted if any("\r" in cell for cell in cells) else plain)(cells)
 
 
 def _widen(path: Path, width: int) -> None:
-    """Gives the CSV written so far its further columns. Happens at most twice, mostly before the first row."""
+    """Adds columns to the CSV written so far. Happens at most twice, usually before the first row."""
     narrow = path.with_name(path.name + ".narrow")
     try:
         path.replace(narrow)

@@ -1,4 +1,4 @@
-"""The device that a model runs on: the CUDA card or the CPU, and what it can compute in."""
+"""The device that a model runs on, the CUDA card or the CPU, and the types it can compute in."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ OVERFLOW_IN_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text"})
 
 @dataclass(frozen=True)
 class Card:
-    """What CUDA says of a GPU and of the installed torch."""
+    """What CUDA reports about a GPU and about the installed torch."""
 
     name: str
     capability: tuple[int, int]
     memory_bytes: int
     kernels: tuple[str, ...]  # torch.cuda.get_arch_list(): "sm_80" for machine code, "compute_90" for PTX
     cuda: str  # version that torch was built for, "13.0"
-    driver: str | None  # "580.65.06"; None where it cannot be read
+    driver: str | None  # "580.65.06"; None if it cannot be read
     chosen: str = ""  # which of several it is and why, for people
 
     @property
     def dtype(self) -> CardDType:
-        """bfloat16 from Ampere (8.0) on; before it the hardware multiplies float16 only."""
+        """bfloat16 from Ampere (8.0) on; earlier hardware multiplies float16 only."""
         return "bfloat16" if self.capability >= (8, 0) else "float16"
 
 
 def has_kernels(card: Card) -> bool:
-    """Whether torch brings code for this card.
+    """Whether torch ships code for this card.
 
     Machine code runs on cards of the same major capability and at least its minor one; PTX on any later card (NVIDIA,
     "CUDA C++ Programming Guide", binary and PTX compatibility).
@@ -64,7 +64,7 @@ def oldest_driver(card: Card) -> int | None:
 
 
 def driver_is_old(card: Card) -> bool:
-    """Whether the driver is older than the installed torch needs. A driver that cannot be read is given the benefit."""
+    """Whether the driver is older than the installed torch needs; no if its version cannot be read."""
     oldest = oldest_driver(card)
     return card.driver is not None and oldest is not None and int(card.driver.partition(".")[0]) < oldest
 
@@ -75,7 +75,7 @@ def overflows(model_type: str, dtype: str) -> bool:
 
 
 DType = Literal["float32", "bfloat16", "float16"]
-# Over the weights themselves: activations, optimizer states of the adapters, the CUDA context, the interpreter.
+# On top of the weights: activations, optimizer states of the adapters, the CUDA context, the interpreter.
 OVERHEAD_BYTES = 1 << 30
 
 
@@ -90,7 +90,7 @@ class Device:
     capability: tuple[int, int] | None = None  # of a CUDA device
 
     def compute_dtype(self, wanted: str) -> str:
-        """The type of computation for the recipe's `model.dtype`."""
+        """The compute type for the recipe's `model.dtype`."""
         return self.dtype if wanted == "auto" else wanted
 
 
@@ -122,7 +122,7 @@ def card() -> Card:
 
 
 def has_nvidia_node(root: Path) -> bool:
-    """NVIDIA's control node; in WSL the node that leads to Windows, which other makers' cards have as well."""
+    """Whether NVIDIA's control node exists; in WSL, the node to Windows, which other makers' cards have as well."""
     in_wsl = (root / "dev" / "dxg").exists() and (root / "usr" / "lib" / "wsl" / "lib" / "libcuda.so.1").exists()
     return in_wsl or (root / "dev" / "nvidiactl").exists()
 

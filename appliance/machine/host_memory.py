@@ -18,7 +18,7 @@ def memory_limit_bytes(root: Path = Path("/")) -> int:
 
 
 def memory_available_bytes(root: Path = Path("/")) -> int:
-    """Host memory that is free now for this process: the machine's, or what its cgroups leave where that is less."""
+    """Host memory that this process could take now: what is free, or what its cgroups leave if that is less."""
     free = int(psutil.virtual_memory().available)
     return min([free, memory_limit_bytes(root), *(left for _, left in memory(root))])
 
@@ -26,10 +26,10 @@ def memory_available_bytes(root: Path = Path("/")) -> int:
 def memory(root: Path) -> Iterator[tuple[int, int]]:
     """(limit, what is left of it) of each memory cgroup that this process is in and that has a limit.
 
-    A limit binds all cgroups below, so each one up to the hierarchy's root is looked at (Linux, "Control Group v2",
+    A limit binds all cgroups below it, so each one up to the hierarchy's root is read (Linux, "Control Group v2",
     memory.max; "Memory Resource Controller" for v1). In a namespace of its own a container sees itself as that root;
-    without one its path is the host's, of which only some levels may be mounted here. Pages of files that nobody used
-    lately are given back under pressure, so they count as left.
+    without one its path is the host's, of which only some levels may be mounted here. File pages that were not used
+    lately are reclaimed under pressure, so they count as left.
     """
     v1, v2 = root / "sys/fs/cgroup/memory", root / "sys/fs/cgroup"
     own = {v1: PurePosixPath("/"), v2: PurePosixPath("/")}

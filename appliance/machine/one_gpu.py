@@ -1,10 +1,10 @@
-"""Exactly one GPU, whatever is visible: the one with most free memory, or the first that CUDA_VISIBLE_DEVICES names.
+"""Exactly one GPU, whatever is visible: that with the most free memory, or the first in CUDA_VISIBLE_DEVICES.
 
-CUDA reads that variable when a process first asks it anything, so it is narrowed to one card before that; child
-processes inherit it. nvidia-smi is asked, since torch tells no card's free memory without starting CUDA on it. What it
-names are UUIDs: its own numbers follow the PCI bus, CUDA's by default the cards' speed (CUDA_DEVICE_ORDER).
+CUDA reads that variable when a process first uses it, so it is narrowed to one card before that; child processes
+inherit it. nvidia-smi is asked because torch cannot report a card's free memory without starting CUDA on it. Cards are
+named by UUID: nvidia-smi numbers them by PCI bus, CUDA by default by speed (CUDA_DEVICE_ORDER).
 
-A resumed run chooses again: nothing that a run keeps depends on which card it was.
+A resumed run chooses again: nothing that a run keeps depends on which card it used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SMI_SECONDS = 30  # without persistence mode the driver starts every card first
 
 @dataclass(frozen=True)
 class Gpu:
-    """A card as nvidia-smi lists it. `free_mib` None: it cannot tell, as with memory shared with the CPU."""
+    """A card as nvidia-smi lists it. `free_mib` None: not reported, as for memory shared with the CPU."""
 
     index: int
     uuid: str
@@ -36,7 +36,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Choice:
-    """`visible`: what CUDA_VISIBLE_DEVICES is to hold; None: it stays as it is. `reason`: for people, or empty."""
+    """`visible`: the new value of CUDA_VISIBLE_DEVICES; None: it stays as it is. `reason`: for people, or empty."""
 
     visible: str | None
     reason: str
@@ -46,7 +46,7 @@ _made: Choice | None = None  # by this process
 
 
 def narrow(*, has_gpu: bool) -> None:
-    """Narrows CUDA_VISIBLE_DEVICES to one card. Call it before anything of this process asks CUDA.
+    """Narrows CUDA_VISIBLE_DEVICES to one card. Call it before anything in this process uses CUDA.
 
     `has_gpu`: whether there are signs of one, for hosts without nvidia-smi.
     """
@@ -69,7 +69,7 @@ def chosen(device_count: int) -> str:
 
 
 def choose(named: str | None, *, has_gpu: bool) -> Choice:
-    """The choice if CUDA_VISIBLE_DEVICES is `named`; None: it is not set, and nvidia-smi is asked."""
+    """The choice if CUDA_VISIBLE_DEVICES is `named`; None: it is not set, so nvidia-smi is asked."""
     if named is not None:
         first, *others = (name.strip() for name in named.split(","))
         if first in HIDES_ALL:
@@ -89,7 +89,7 @@ def _freest(gpus: list[Gpu]) -> Choice:
     usable = [gpu for gpu in gpus if gpu.is_whole and not gpu.is_prohibited]
     if not gpus or (len(gpus) == 1 and usable):
         return Choice(None, "")
-    if not usable:  # nvidia-smi tells no free memory of instances
+    if not usable:  # nvidia-smi reports no free memory for instances
         instances = f"the first MIG instance CUDA finds; {VARIABLE}=MIG-… names another"
         return Choice("0", instances if any(not gpu.is_whole for gpu in gpus) else "the first one CUDA finds")
     freest = max(usable, key=lambda gpu: -1 if gpu.free_mib is None else gpu.free_mib)
@@ -98,7 +98,7 @@ def _freest(gpus: list[Gpu]) -> Choice:
     if len(usable) == 1:
         reason += ", the only usable one: the others are split by MIG or prohibit compute"
     elif free_is_known:
-        reason += ", the one with most free memory"
+        reason += ", the one with the most free memory"
     return Choice(freest.uuid, reason)
 
 
@@ -114,17 +114,17 @@ def _listed() -> list[Gpu]:
 
 
 def _parsed(line: str) -> Gpu:
-    """'1, GPU-5ac3…, 22563, Disabled, Default'; [N/A] where a card has no such thing."""
+    """'1, GPU-5ac3…, 22563, Disabled, Default'; [N/A] if a card has no such property."""
     index, uuid, free, mig, mode = (part.strip() for part in line.split(","))
     return Gpu(int(index), uuid, int(free) if free.isdigit() else None, mig != "Enabled", mode == "Prohibited")
 
 
 def _said(error: Exception) -> str:
     if isinstance(error, subprocess.TimeoutExpired):
-        return f"nvidia-smi gave no answer in {SMI_SECONDS} s"
+        return f"nvidia-smi did not answer within {SMI_SECONDS} s"
     if isinstance(error, subprocess.CalledProcessError):
         words = (str(error.stdout) + str(error.stderr)).strip().splitlines()
-        return f"nvidia-smi fails: {words[0] if words else error.returncode}"
+        return f"nvidia-smi failed: {words[0] if words else error.returncode}"
     return (
         "nvidia-smi is not installed"
         if isinstance(error, OSError)
@@ -136,13 +136,13 @@ def _said(error: Exception) -> str:
 
 
 def keep_to_one(arguments: Any) -> Any:
-    """transformers' TrainingArguments, with one GPU at most however many torch sees.
+    """transformers' TrainingArguments, with at most one GPU however many torch sees.
 
     They count every visible card (transformers 5.17.0, training_args.py, _setup_devices), and the Trainer multiplies
     its batch by their number. Setting `_n_gpu` afterwards is how its own Trainer turns that off (training/trainer.py,
     __init__, "Force n_gpu to 1 to avoid DataParallel").
     """
-    arguments.device  # noqa: B018  counts them; a count made later would be another one
+    arguments.device  # noqa: B018  counts them now; counted later, they would replace the number set below
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 
@@ -155,5 +155,5 @@ def refuse_several(n_gpu: int, model: Any) -> None:
         raise EnvironmentUnavailable(
             f"training: the trainer would use {n_gpu if n_gpu > 1 else 'several'} GPUs at once, expected one: the rows "
             "of a step would not be the ones recorded for it",
-            hint=f"let it see one only: {VARIABLE}=0 in front of the command",
+            hint=f"let it see only one: put {VARIABLE}=0 in front of the command",
         )

@@ -15,11 +15,11 @@ class Place:
     root: Path
     container: Literal["", "docker", "podman"]
     host_uid: int  # of uid 0 here; not 0 inside a user namespace
-    wsl: str  # the kernel's name where it is Windows' Subsystem for Linux
+    wsl: str  # the kernel's name if it is that of the Windows Subsystem for Linux
 
 
 def place(root: Path = Path("/")) -> Place:
-    """Container, user namespace and WSL, from the traces that they leave."""
+    """Container, user namespace and WSL, from the traces they leave."""
     cgroup = read_text(root / "proc/1/cgroup") + read_text(root / "proc/self/cgroup")
     container: Literal["", "docker", "podman"] = ""
     if (root / "run/.containerenv").exists() or re.search(r"/libpod[-_/]", cgroup):
@@ -33,7 +33,7 @@ def place(root: Path = Path("/")) -> Place:
 
 
 def read_text(path: Path) -> str:
-    """The file's text; nothing where it cannot be read."""
+    """The file's text; empty if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

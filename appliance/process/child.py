@@ -1,8 +1,8 @@
-"""A child process that does one job and tells how it goes: what hub/upload_child.py and hub/download_child.py share,
-and their parents start.
+"""A child process that does one job and reports on it: what hub/upload_child.py and hub/download_child.py share with
+the parents that start them.
 
-The job is one line of JSON on standard input, so that a token in it is in no list of processes and in no file. What the
-child tells is one JSON object a line on standard output; what libraries print goes to standard error.
+The job is one line of JSON on standard input, so that a token in it appears in no process list and no file. The child
+reports by one JSON object per line on standard output; what libraries print goes to standard error.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from appliance.process import redact
 
 
 def child_environment() -> dict[str, str]:
-    """This process's variables for one that needs neither network nor token, and has to fit beside little else."""
+    """This process's variables, for a child that needs neither network nor token and has to spare memory."""
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
     # glibc raises this threshold by itself (mallopt(3)) and then keeps freed weights in its heap: rounding a model
-    # weight by weight took 2.2 to 2.6 models, and takes 1.5, of which a third is the file's pages while it is loaded.
+    # weight by weight took 2.2 to 2.6 times its size; it now takes 1.5, a third of which is the file's pages in memory.
     quiet |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
     return {**redact.without_hub_token(os.environ), **quiet, **of_this_process()}
 
@@ -37,12 +37,12 @@ _PARENT = "FINETUNE_PARENT_PROCESS"
 
 
 def of_this_process() -> dict[str, str]:
-    """The variable by which a child knows its parent."""
+    """The variable that tells a child who its parent is."""
     return {_PARENT: str(os.getpid())}
 
 
 def die_with_parent() -> None:
-    """The kernel ends this child process when its parent dies, by kill -9 too: else a rerun would meet it at work."""
+    """Has the kernel end this child when its parent dies, even by kill -9: a rerun would otherwise find it at work."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.environ.get(_PARENT, str(os.getppid())) != str(os.getppid()):  # it died while this process was starting
         os._exit(128 + signal.SIGKILL)
@@ -50,7 +50,7 @@ def die_with_parent() -> None:
 
 @contextmanager
 def started(module: str, job: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """`python -m module` with its job handed over; ended at the end of the block, whatever happened in it."""
+    """`python -m module`, given its job; ended at the end of the block, whatever happened in it."""
     # A session of its own: the terminal's Ctrl-C is for this process, which then ends the child.
     with subprocess.Popen(
         [sys.executable, "-m", module],
@@ -62,7 +62,7 @@ def started(module: str, job: Mapping[str, Any], environ: Mapping[str, str]) -> 
     ) as child:
         try:
             assert child.stdin
-            with suppress(BrokenPipeError):  # it died at once, which its silence tells
+            with suppress(BrokenPipeError):  # it died at once; its silence will show that
                 child.stdin.write(json.dumps(job).encode() + b"\n")
                 child.stdin.close()
             yield child
@@ -71,10 +71,10 @@ def started(module: str, job: Mapping[str, Any], environ: Mapping[str, str]) -> 
 
 
 def main(serve: Callable[[str, Tell], None]) -> None:
-    """The child: does the job that stands on standard input."""
+    """The child: does the job that it reads from standard input."""
     die_with_parent()
     messages = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no message
+    os.dup2(2, 1)  # what libraries print is not a message
     lock = threading.Lock()
 
     def tell(message: dict[str, Any]) -> None:
@@ -85,7 +85,7 @@ def main(serve: Callable[[str, Tell], None]) -> None:
 
 
 def seldom(act: Callable[[], None], seconds: float = 0.5) -> Callable[[], None]:
-    """`act`, at most once in so many seconds."""
+    """`act`, but at most once every `seconds`."""
     last = 0.0
 
     def sign() -> None:

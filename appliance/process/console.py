@@ -1,4 +1,4 @@
-"""All output: results on stdout, progress and messages on stderr, everything else into the run's log file.
+"""All output: results on stdout, progress and messages on stderr, everything else in the run's log file.
 
 With a terminal: colours and live progress bars. Without one: plain lines, nothing redrawn.
 """
@@ -32,7 +32,7 @@ _UNBOUNDED = 1 << 16  # columns: more than any cell has
 class _Screen(io.TextIOBase):
     """sys.stderr, whatever it is at the time.
 
-    Where nobody is there to read it (a closed terminal, a pipe whose other end has died) the work goes on unseen: a
+    If nobody is left to read it (a closed terminal, a pipe whose other end has died), the work goes on unseen: a
     checkpoint matters more than its message.
     """
 
@@ -44,12 +44,12 @@ class _Screen(io.TextIOBase):
             self._stream.flush()
         except OSError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, 2)  # the interpreter writes there once more when it ends
+            os.dup2(nowhere, 2)  # the interpreter writes there once more on exit
             os.close(nowhere)
         return len(text)
 
     def flush(self) -> None:
-        """Each write is one already."""
+        """Nothing to do: every write flushes."""
 
     def isatty(self) -> bool:
         return self._stream.isatty()
@@ -59,7 +59,7 @@ class _Screen(io.TextIOBase):
 
     @property
     def _stream(self) -> IO[str]:
-        """While a bar is drawn, rich puts a proxy in place of sys.stderr, which would come back here."""
+        """While a bar is drawn, rich replaces sys.stderr with a proxy, which would lead back here."""
         return cast(IO[str], getattr(sys.stderr, "rich_proxied_file", sys.stderr))
 
 
@@ -75,7 +75,7 @@ _stdout = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sy
 
 
 def say(text: str, *, style: str = "") -> None:
-    """A message on stderr and in the log file. Control characters of the user's data never reach the terminal."""
+    """A message on stderr and in the log file. Control characters in the user's data never reach the terminal."""
     _stderr.print(printable(text), style=style or None, markup=False)
     _log.info("%s", text)
 
@@ -144,7 +144,7 @@ def _fixes_below(
 
 
 def error(message: str, hint: str) -> None:
-    """An expected failure: what is wrong, and what mends it."""
+    """An expected failure: what is wrong, and how to fix it."""
     hint = as_typed(hint)
     _stderr.print(f"[bold red]Error:[/] {printable_markup(message)}")
     if hint:
@@ -152,14 +152,14 @@ def error(message: str, hint: str) -> None:
 
 
 class _Redacting(logging.Formatter):
-    """A log may be sent to somebody with a question: home folders, names and tokens never get into it."""
+    """A log may be sent to somebody who helps: home folders, names and tokens never get into it."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact.redact(super().format(record), redact.names_here())
 
 
 class _LogFile(logging.FileHandler):
-    """On a full disk the log has a gap; logging itself would print a traceback for every line."""
+    """On a full disk the log has a gap; the base class would print a traceback for every line."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exception(), OSError):
@@ -170,7 +170,7 @@ class _LogFile(logging.FileHandler):
 def log_file(path: Path) -> Iterator[None]:
     """Everything that any library logs or warns about goes to `path` (appended) while the block runs.
 
-    An exception that is no expected failure leaves its traceback there, and a note that says so.
+    An unexpected exception leaves its traceback there, and gets a note that says so.
     """
     handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -196,13 +196,13 @@ def log_file(path: Path) -> Iterator[None]:
 
 @contextmanager
 def prints_to_log() -> Iterator[None]:
-    """What libraries print while the block runs goes to the log: on stdout belong results only. Unsloth prints."""
+    """What libraries print while the block runs goes to the log: stdout is for results only. Unsloth prints."""
     with redirect_stdout(_LogLines()):
         yield
 
 
 class _LogLines(io.TextIOBase):
-    """Lines that are written here are logged."""
+    """Logs the lines written to it."""
 
     def __init__(self) -> None:
         self._begun = ""
@@ -215,7 +215,7 @@ class _LogLines(io.TextIOBase):
 
 
 def quiet_libraries() -> None:
-    """Call once transformers is imported: its handlers and bars write to stderr on their own; the log file has all."""
+    """Call once transformers is imported: its handlers and bars write to stderr themselves; the log gets everything."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -255,7 +255,7 @@ class Steps:
         self._bar.stop()
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """`count` more are done; `note` stands beside the bar, for example the loss."""
+        """`count` more are done; `note` is shown next to the bar, for example the loss."""
         self.reach(self._done + count, note)
 
     def reach(self, done: int, note: str = "") -> None:

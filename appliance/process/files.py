@@ -19,7 +19,7 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path`; after the block it is on disk under `path`, complete, or not at all."""
+    """Yields a temporary path next to `path`; after the block the file is on disk at `path`, complete or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -47,7 +47,7 @@ def atomic_dir(path: Path) -> Iterator[Path]:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """`target` as a hard link to `source` where the file system has them, else as a copy."""
+    """`target` as a hard link to `source` if the file system has them, else as a copy."""
     try:
         os.link(source, target)
     except OSError:

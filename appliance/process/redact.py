@@ -1,4 +1,4 @@
-"""Takes secrets out of text: tokens, Authorization headers, the query of links. Knows patterns, no library and no file.
+"""Removes secrets from text: tokens, Authorization headers, the query of links. Knows patterns, no library and no file.
 
 >>> without_secrets("PUT https://cdn.example/a?X-Signature=abc failed for Bearer hf_abcdefghijklmnopqrstuv")
 'PUT https://cdn.example/a?… failed for Bearer …'
@@ -13,7 +13,7 @@ import socket
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 
-# Names that every machine of a kind has; none of them says whose it is.
+# Names that many machines have; none of them tells whose machine it is.
 _COMMON = frozenset(
     (
         *("root", "user", "users", "admin", "administrator", "guest", "nobody", "daemon", "default", "home", "work"),
@@ -38,7 +38,7 @@ def without_hub_token(environ: Mapping[str, str]) -> dict[str, str]:
 
 @lru_cache
 def names_here() -> tuple[str, ...]:
-    """The names of this user and host that tell something about them."""
+    """The names of this user and host that could identify them."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # a uid without a name, as containers have
@@ -48,7 +48,7 @@ def names_here() -> tuple[str, ...]:
 
 
 def telling(names: Iterable[str]) -> tuple[str, ...]:
-    """Those names that are no common word and long enough to be no accident."""
+    """Those names that are not common words and are too long to occur by accident."""
     return tuple(sorted({n for n in names if len(n) >= _SHORTEST_NAME and n.lower() not in _COMMON}))
 
 
@@ -65,7 +65,7 @@ def whole_word(name: str) -> re.Pattern[str]:
 
 
 _SECRETS = (
-    # The links that a Hub hands out for storage carry the right to use them in their query.
+    # The storage links that a Hub hands out carry their access rights in the query.
     (re.compile(r"(https?://[^\s?'\"<>\\]+)\?[^\s'\"<>\\]+"), r"\1?…"),
     (re.compile(r"(https?://)[^\s/@'\"]+@"), r"\1…@"),
     (re.compile(r"(?i)\b(bearer|basic)\s+(?!…)[\w.~+/=-]+"), r"\1 …"),
@@ -75,7 +75,7 @@ _SECRETS = (
 
 
 def without_secrets(value: str, secrets: Collection[str] = ()) -> str:
-    """`value` without the given secrets and without what looks like one."""
+    """`value` without the given secrets and without anything that looks like one."""
     for secret in secrets:
         value = value.replace(secret, "…") if secret else value
     for pattern, instead in _SECRETS:
@@ -84,7 +84,7 @@ def without_secrets(value: str, secrets: Collection[str] = ()) -> str:
 
 
 class Filter(logging.Filter):
-    """On a handler: no secret is written, whichever library logs it, in a message or a traceback."""
+    """For a handler: no secret is written, whichever library logs it, in a message or a traceback."""
 
     def __init__(self, secrets: Collection[str] = ()) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""A signal as an exception, raised again where it was lost on its way up.
+"""A signal as an exception, raised again if it was lost on its way up.
 
-Python runs a signal's handler between any two instructions: also in a destructor or another of the interpreter's
-callbacks, where an exception is printed and forgotten.
+Python may run a signal's handler between any two instructions, even in a destructor or another callback of the
+interpreter, where an exception is printed and forgotten.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def install() -> None:
 
 
 def end_at_once() -> None:
-    """From here on they end the process: what was to be saved is saved."""
+    """From here on they end the process at once: everything worth saving has been saved."""
     _set(lambda number, _: os._exit(128 + number))
 
 
@@ -35,14 +35,14 @@ def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
 
 
 def check() -> None:
-    """Raises Interrupted where a signal came and the work goes on all the same. In the main thread only, as signals
-    do: others end what they have begun, such as a reply that is paid for."""
+    """Raises Interrupted if a signal came but its exception was lost. In the main thread only, like signals themselves:
+    other threads finish what they have begun, such as a reply that is paid for."""
     if _arrived and threading.current_thread() is threading.main_thread():
         _raise(_arrived[-1])
 
 
 def forget() -> None:
-    """What came before is done with."""
+    """Forgets the signals so far: they have been dealt with."""
     _arrived.clear()
 
 

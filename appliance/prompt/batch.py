@@ -1,4 +1,7 @@
-"""Rows as one padded batch."""
+"""Rows as one padded batch.
+
+Shapes, here and elsewhere: B rows, T tokens, P prompt tokens, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ IGNORED = -100  # torch's cross entropy skips labels of this value
 def collate(rows: Sequence[Mapping[str, Sequence[int]]], *, pad_token_id: int) -> dict[str, torch.Tensor]:
     """Pads rows of `input_ids` and `labels` on the right to the longest: int64 tensors of shape (B, T).
 
-    Padding has attention mask 0 and label -100: it is neither seen nor trained.
+    Padding has attention mask 0 and label -100: it is neither attended to nor trained on.
     """
     import torch
 

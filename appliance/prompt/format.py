@@ -1,8 +1,8 @@
 """The prompt format: text, BOS, EOS, labels, chat template, parsing of answers. Owned here and nowhere else.
 
 A format *is* its chat template (the texts: prompt/templates.py): training and evaluation render the very Jinja text
-that is released with the tokenizer, so that the ids of all three are the same by construction. Pure: knows tokenizers,
-no model, no file of ours.
+that is released with the tokenizer, so that all three produce the same ids by construction. Pure: knows tokenizers, but
+no model and no file of ours.
 
 >>> print(render(chat_template("alpaca"), user_message("가격은?")))
 Below is an instruction that describes a task. Write a response that appropriately completes the request.
@@ -51,7 +51,7 @@ from appliance.prompt.templates import user_message as user_message
 class Encoded:
     """One row as token ids, the first `prompt_tokens` of them the prompt.
 
-    `labels` has the length of `input_ids`; -100 marks what is not trained.
+    `labels` is as long as `input_ids`; -100 marks what is not trained on.
     """
 
     input_ids: list[int]
@@ -67,9 +67,9 @@ class Prompt:
     """A format bound to one tokenizer: turns rows into ids and ids into answers.
 
     `backend` is the `tokenizers.Tokenizer` that transformers itself calls. `eos_token` ends an answer: it is trained,
-    and generation stops at it; under `chat` it may be another (<|im_end|>) than the tokenizer's own `eos_token`, which
+    and generation stops at it; under `chat` it may differ (<|im_end|>) from the tokenizer's own `eos_token`, which
     templates write and which is `tokenizer_eos`. `pad_token` None: padding is `pad_token_id` only, and the tokenizer
-    has to stay without a pad token. `chat_template` is the template to release.
+    must stay without a pad token. `chat_template` is the template to release.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Prompt:
 
     @cached_property
     def adds_bos(self) -> bool:
-        """Whether this tokenizer puts BOS before plain text. Then, and only then, prompts of ours carry it."""
+        """Whether this tokenizer puts BOS before plain text. If so, and only then, our prompts have it too."""
         return adds_bos(self.backend, self.bos_token)
 
     @cached_property
@@ -94,7 +94,7 @@ class Prompt:
         return found
 
     def text(self, messages: Sequence[Message]) -> str:
-        """The prompt up to where the answer begins, with BOS where the template writes it.
+        """The prompt up to where the answer begins, with BOS if the template writes it.
 
         Raises DataError: the conversation has a role, or an order of roles, that the format does not know.
         """
@@ -115,8 +115,8 @@ class Prompt:
     def encode(self, instruction: str, input_text: str, output: str, *, loss_on: str = "answer") -> Encoded:
         """Prompt masked (unless `loss_on` is "all"), answer and exactly one EOS trained.
 
-        Prompt and answer are tokenized apart: no merge can cross the boundary, so the prompt's ids are those of
-        inference. Raises DataError: a cell holds a special token of this tokenizer, or a marker of the format.
+        Prompt and answer are tokenized separately: no merge can cross the boundary, so the prompt's ids are those of
+        inference. Raises DataError: a cell contains a special token of this tokenizer, or a marker of the format.
         """
         self._refuse_markers(instruction, input_text, output)
         prompt = self.prompt_ids(user_message(instruction, input_text))
@@ -126,14 +126,14 @@ class Prompt:
         ids = [*prompt, *answer, self.eos_token_id]
         masked = [IGNORED] * len(prompt)
         if loss_on == "all":
-            # A chat template ends the user's turn like an answer: trained there too, EOS would not be trained once.
-            # And nothing predicts the first token: as a label it would only be counted, and thin out the mean loss.
+            # A chat template ends the user's turn like an answer: trained there too, EOS would be trained twice.
+            # And nothing predicts the first token: as a label it would only be counted, and dilute the mean loss.
             masked[1:] = [IGNORED if token == self.eos_token_id else token for token in prompt[1:]]
         return Encoded(ids, masked + ids[len(prompt) :], len(prompt))
 
     @cached_property
     def _commands(self) -> dict[int, str]:
-        """Tokens that no cell may hold: special ones, and what else of the added ones the template itself writes."""
+        """Tokens that no cell may contain: special ones, and other added ones that the template itself writes."""
         added = dict(self.backend.get_added_tokens_decoder())
         fixed = {i for i in self.prompt_ids(user_message("x", "x")) if i in added}
         written = {i for i in fixed if BRACKETED.fullmatch(added[i].content)} | {self.eos_token_id}
@@ -154,12 +154,14 @@ class Prompt:
                 own[token] -= 1
                 if own[token] < 0:
                     found = self._commands[token]
-                    raise DataError(f"holds the special token {found!r}, which would be read as a command, not as text")
+                    raise DataError(
+                        f"contains the special token {found!r}, which would be read as a command, not as text"
+                    )
 
     def _refuse_markers(self, *cells: str) -> None:
         for marker in MARKERS.get(self.name, ()):
             if any(marker in cell for cell in cells):
-                raise DataError(f"holds {marker!r}, which the prompt format {self.name} writes itself")
+                raise DataError(f"contains {marker!r}, which the prompt format {self.name} writes itself")
 
     def cut(self, encoded: Encoded, max_seq_length: int) -> Encoded:
         """The row with its answer shortened to fit `max_seq_length` tokens, EOS put back at the end.
@@ -179,14 +181,14 @@ class Prompt:
         ids = list(ids)
         if self.eos_token_id in ids:
             ids = ids[: ids.index(self.eos_token_id)]
-        ids = [token for token in ids if token != self.pad_token_id]  # a byte that pads is no special token
+        ids = [token for token in ids if token != self.pad_token_id]  # a byte used as padding is not special
         return str(self.backend.decode(ids, skip_special_tokens=True)).strip()
 
 
 def from_folder(name: str, model_dir: Path) -> Prompt:
     """The format `name` for the tokenizer in `model_dir`, from its tokenizer.json: no torch, no transformers needed.
 
-    Raises EnvironmentUnavailable: no tokenizer.json there, no EOS, nothing fit for padding. RecipeError: see `bind`.
+    Raises EnvironmentUnavailable: no tokenizer.json there, no EOS, nothing usable as padding. RecipeError: see `bind`.
     """
     path = model_dir / "tokenizer.json"
     if not path.is_file():
@@ -195,7 +197,7 @@ def from_folder(name: str, model_dir: Path) -> Prompt:
             hint="convert it once: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
         )
     config: dict[str, Any] = {}
-    for name_of_file in ("special_tokens_map.json", "tokenizer_config.json"):  # the second is the newer home of both
+    for name_of_file in ("special_tokens_map.json", "tokenizer_config.json"):  # newer versions use the second
         if (model_dir / name_of_file).is_file():
             config |= json.loads((model_dir / name_of_file).read_text(encoding="utf-8"))
     if (model_dir / "chat_template.jinja").is_file():
@@ -227,10 +229,10 @@ def bind(
     *,
     own_template: str | None = None,
 ) -> Prompt:
-    """A Prompt with padding that is never EOS. `own_template`: the base's chat template, which `chat` takes.
+    """A Prompt with padding that is never EOS. `own_template`: the base's chat template, which `chat` uses.
 
-    Raises EnvironmentUnavailable: no EOS, nothing fit for padding. RecipeError: `chat`, and the base's chat template is
-    missing or cannot be trained under.
+    Raises EnvironmentUnavailable: no EOS, nothing usable as padding. RecipeError: the format is `chat`, and the base's
+    chat template is missing or cannot be trained with.
     """
     if eos_token is None or backend.token_to_id(eos_token) is None:
         raise EnvironmentUnavailable(

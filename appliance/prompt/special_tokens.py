@@ -10,15 +10,15 @@ from tokenizers import Tokenizer
 
 from appliance.errors import EnvironmentUnavailable, RecipeError
 
-BRACKETED = re.compile(r"[<\[].*[>\]]", re.DOTALL)  # how tokens that are commands are spelt
+BRACKETED = re.compile(r"[<\[].*[>\]]", re.DOTALL)  # how control tokens are spelt
 
 
 def required_template(own_template: str | None) -> str:
     if own_template:
         return own_template
     raise RecipeError(
-        "prompt: chat takes the base's own chat template, and this base has none (it is no instruct model)",
-        hint="set prompt: alpaca (or alpaca_oneline, korean_qa, qa_tokens), or take the base's instruct model",
+        "prompt: chat uses the base's own chat template, and this base has none (it is not an instruct model)",
+        hint="set prompt: alpaca (or alpaca_oneline, korean_qa, qa_tokens), or use the base's instruct model",
     )
 
 
@@ -27,7 +27,7 @@ def adds_bos(backend: Tokenizer, bos_token: str | None) -> bool:
 
 
 def find_end_token(backend: Tokenizer, tail: str, eos_token: str) -> str:
-    """The token with which the template ends an answer: its own end of turn, or EOS where it writes none."""
+    """The token with which the template ends an answer: its own end of turn, or EOS if it writes none."""
     written = tail.lstrip()
     if not written:
         return eos_token
@@ -35,15 +35,15 @@ def find_end_token(backend: Tokenizer, tail: str, eos_token: str) -> str:
     found = max((token for token in [*added, eos_token] if token and written.startswith(token)), key=len, default=None)
     if found is None:
         raise RecipeError(
-            f"prompt: chat: the base's chat template ends an answer with {written[:40]!r}, which is no single token of "
-            "its tokenizer: a model could not be trained to stop there",
+            f"prompt: chat: the base's chat template ends an answer with {written[:40]!r}, which is not a single token "
+            "of its tokenizer: a model could not learn to stop there",
             hint="set prompt: alpaca (or alpaca_oneline, korean_qa, qa_tokens)",
         )
     return found
 
 
 def find_lead(backend: Tokenizer, lead: str) -> str:
-    """What to put before an answer that is tokenized alone: nothing for a tokenizer that puts a space there itself."""
+    """What to put before an answer that is tokenized alone: nothing if the tokenizer adds a space there itself."""
 
     def ids(text: str) -> list[int]:
         return list(backend.encode(text, add_special_tokens=False).ids)
@@ -51,7 +51,7 @@ def find_lead(backend: Tokenizer, lead: str) -> str:
     return "" if lead == " " and ids(":") + ids("a") == ids(": a") else lead
 
 
-# Names under which tokenizers reserve ids that no text produces; taken in this order.
+# Names under which tokenizers reserve ids that no text produces; tried in this order.
 _RESERVED = (r"pad", r"reserved|unused", r"unk", r"endoftext|mask|sep|cls")
 _NEVER_IN_UTF_8 = (*range(0xFF, 0xF4, -1), 0xC1, 0xC0)
 
@@ -59,10 +59,10 @@ _NEVER_IN_UTF_8 = (*range(0xFF, 0xF4, -1), 0xC1, 0xC0)
 def find_padding(
     backend: Tokenizer, pad_token: str | None, taken: set[str | None], template: str
 ) -> tuple[str | None, int]:
-    """(text, id) of what can stand for padding: the pad token, a reserved token, a byte that no text holds.
+    """(text, id) of what can serve as padding: the pad token, a reserved token, or a byte that no text contains.
 
-    The vocabulary is never enlarged for it. The byte has an id and no text (GPT-2's token for 0xFF is spelt ÿ): as the
-    tokenizer's pad token its spelling would be cut out of ordinary texts.
+    The vocabulary is never enlarged for it. The byte has an id but no text (GPT-2's token for 0xFF is spelt ÿ): as the
+    tokenizer's pad token, its spelling would be cut out of ordinary text.
     """
     if pad_token is not None and pad_token not in taken and (known := backend.token_to_id(pad_token)) is not None:
         return pad_token, known
@@ -76,13 +76,13 @@ def find_padding(
         if token in vocabulary and backend.decode([vocabulary[token]]) == "\ufffd":
             return None, vocabulary[token]
     raise EnvironmentUnavailable(
-        "this tokenizer has no pad token other than EOS, and no reserved token or unused byte to stand in for it",
+        "this tokenizer has no pad token other than EOS, and no reserved token or unused byte to use instead",
         hint="padding with EOS would teach the model never to stop; choose a base model with a pad or reserved token",
     )
 
 
 def _byte_tokens() -> Iterator[str]:
-    """Spellings of bytes that UTF-8 never holds: byte-level (these bytes stand for themselves) and byte fallback."""
+    """Spellings of bytes that never occur in UTF-8: byte-level (each spelt as itself) and byte fallback."""
     for byte in _NEVER_IN_UTF_8:
         yield from (chr(byte), f"<0x{byte:02X}>")
 
@@ -93,12 +93,12 @@ def eos_ids(declared: int | list[int] | None) -> list[int]:
 
 
 def token_text(token: Any) -> str | None:
-    """The text of a special token in tokenizer_config.json, where it stands plain or as an object."""
+    """The text of a special token in tokenizer_config.json, which stores it as plain text or as an object."""
     return str(token["content"]) if isinstance(token, dict) else token
 
 
 def default_template(templates: Any) -> str | None:
-    """The chat template that transformers takes by default, where there may be several: by name, or as a list."""
+    """The chat template that transformers uses by default; there may be several, by name or as a list."""
     if isinstance(templates, list):
         templates = {one["name"]: one["template"] for one in templates}
     return templates.get("default") if isinstance(templates, dict) else templates

@@ -23,7 +23,7 @@ ROWS_PER_BATCH = 64  # collated at a time
 def stops(
     rows: Iterable[Mapping[str, Any]], collate: Callable[[list[Any]], Mapping[str, Any]], prompt: prompt_format.Prompt
 ) -> tuple[list[Gate], list[int]]:
-    """Whether the collated train rows teach to stop: the gates, and the indexes of rows that break one.
+    """Whether the collated train rows teach a model to stop: the gates, and the indexes of rows that fail one.
 
     `rows` and `collate` are those that the trainer gets. One pass, ROWS_PER_BATCH rows in memory.
     """
@@ -41,18 +41,18 @@ def stops(
     meanings = {
         "eos_is_the_last_label": "train rows whose last trained label is not EOS, or is not the row's last token",
         "eos_is_trained_once": "train rows that train EOS more than once, or never",
-        "padding_is_not_trained": "train rows whose padding is seen or trained, or whose labels are not their tokens",
-        "bos_as_at_inference": f"train rows with another number of BOS than the {begins_with} of an inference prompt",
+        "padding_is_not_trained": "train rows whose padding is seen or trained, or whose labels differ from the tokens",
+        "bos_as_at_inference": f"train rows without exactly the {begins_with} BOS tokens of an inference prompt",
     }
     gates = [Gate(name, faults[name] == 0, faults[name], 0, f"{of} ({count} rows)") for name, of in meanings.items()]
     pad, eos = prompt.pad_token_id, prompt.eos_token_id
-    return [*gates, Gate("pad_is_not_eos", pad != eos, pad, f"not {eos}", "id of the padding; EOS must be another")], (
+    return [*gates, Gate("pad_is_not_eos", pad != eos, pad, f"not {eos}", "id of the padding; it must not be EOS")], (
         broken
     )
 
 
 def refuse_rows(gates: Sequence[Gate], broken: Sequence[int], lines: Callable[[], Sequence[int]], path: Path) -> None:
-    """Raises GateRefused where a gate of `stops` does not hold; `lines()`: the CSV line of each row."""
+    """Raises GateRefused if a gate of `stops` failed; `lines()`: the CSV line of each row."""
     failed = [gate for gate in gates if not gate.passed]
     if not failed:
         return
@@ -65,15 +65,15 @@ def refuse_rows(gates: Sequence[Gate], broken: Sequence[int], lines: Callable[[]
         f"{path}: a model trained on this would not learn to stop: "
         + "; ".join(gate.sentence() for gate in failed)
         + where,
-        hint="nothing was trained. Another base model may have a tokenizer that fits; on the same base this is a bug "
-        "to report, with the rows named here",
+        hint="nothing was trained. Another base model may have a tokenizer that works; for this one, please report a "
+        "bug with the rows named here",
     )
 
 
 def _faults(
     batch: Mapping[str, np.ndarray[Any, Any]], prompt: prompt_format.Prompt, begins_with: int
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Which rows (B,) of one collated batch (B, T) break which gate."""
+    """Which rows (B,) of one collated batch (B, T) fail which gate."""
     import numpy as np
 
     ids, labels, seen = batch["input_ids"], batch["labels"], batch["attention_mask"] == 1
@@ -84,7 +84,7 @@ def _faults(
     row = np.arange(len(ids))
     ends = trained.any(1) & (labels[row, last_trained] == eos) & (last_trained == last_seen)
     bos = prompt.backend.token_to_id(prompt.bos_token) if prompt.bos_token else None
-    # where BOS and EOS are one token (GPT-2), those at the row's start are BOS and the one at its end is not
+    # if BOS and EOS are the same token (GPT-2), those at the row's start are BOS and the one at its end is not
     same = bos == eos
     bos_seen = ((ids == bos) & seen).sum(1) - int(same) if bos is not None else np.zeros(len(ids))
     eos_trained = (labels[:, begins_with if same else 0 :] == eos).sum(1)

@@ -1,4 +1,4 @@
-"""The texts of the prompt formats: chat templates of ours in Jinja, and what has to be known about a base's own.
+"""The texts of the prompt formats: our own chat templates in Jinja, and what must be known about a base's own.
 
 Renders as transformers renders chat templates. Knows messages and text; no token ids, no tokenizer, no file.
 
@@ -27,11 +27,11 @@ from appliance.errors import DataError, RecipeError
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
-# A row's input travels inside the user message behind this, in every format, and our templates write it their own way:
-# a server that passes on nothing but the message's content then still sends the trained prompt.
+# In every format, a row's input follows this marker inside the user message, and our templates write it their own way:
+# a server that passes on only the message's content still sends the trained prompt.
 INPUT_MARKER = "\n\n### Input:\n"
 
-# What all our formats share. System text is put before the question it belongs to; <<between>> stands between turns.
+# What all our formats share. System text is put before the question it belongs to.
 _SKELETON = r"""
 {%- set state = namespace(lead='', first=true) -%}
 {{- bos_token -}}
@@ -53,7 +53,7 @@ _SKELETON = r"""
 """.strip()
 
 # The wording of Stanford Alpaca (tatsu-lab/stanford_alpaca, train.py PROMPT_DICT), which most Alpaca-tuned models were
-# trained on. Which preamble follows from the marker of the input.
+# trained on. The input marker decides between the two preambles.
 _PREAMBLE = r"""
 {%- if state.first and '<<marker>>' in content -%}
 {{- 'Below is an instruction that describes a task, paired with an input that provides further context. ' -}}
@@ -75,8 +75,8 @@ def _filled(text: str, **parts: str) -> str:
     return text
 
 
-# In `alpaca_oneline` and `korean_qa` the space between marker and answer belongs to the answer: a prompt that ends in a
-# space ends in a token that the words after it, which carry their space themselves, never follow in ordinary text.
+# In `alpaca_oneline` and `korean_qa` the space between marker and answer belongs to the answer: a prompt that ended in
+# a space would end in a token that words, which bring their own space, never follow in ordinary text.
 _TEMPLATES = {
     "alpaca": _filled(
         _SKELETON,
@@ -108,18 +108,18 @@ _TEMPLATES = {
     ),
 }
 
-# Texts that look like commands and in a cell are a mistake, such as two questions that were never taken apart.
+# Texts that look like commands and are a mistake in a cell, such as two questions that were never separated.
 MARKERS = {"qa_tokens": ("<|question|>", "<|answer|>")}
 
 
 def chat_template(name: str) -> str:
-    """The Jinja chat template of the format `name`; where it writes BOS, a line `{{- bos_token -}}` says so.
+    """The Jinja chat template of the format `name`; it writes BOS by the line `{{- bos_token -}}`.
 
     Raises RecipeError: `chat`, whose template is the base's own (`Prompt.chat_template`, or `sketch` for people).
     """
     if name == "chat":
         raise RecipeError(
-            "prompt: chat has no template of its own: it is the base's", hint="bind it to a tokenizer of the base first"
+            "prompt: chat has no template of its own: it uses the base's", hint="bind it to the base's tokenizer first"
         )
     return _TEMPLATES[name]
 
@@ -131,7 +131,7 @@ def user_message(instruction: str, input_text: str = "") -> list[Message]:
 
 
 def sketch(name: str, messages: Sequence[Message]) -> str:
-    """The prompt for people, where no tokenizer is at hand; for `chat`, whose text only the base knows, its outline."""
+    """The prompt as shown to people without a tokenizer; for `chat`, whose text only the base knows, an outline."""
     if name != "chat":
         return render(chat_template(name), messages)
     turns = [*((message["role"], message["content"] + "\n") for message in messages), ("assistant", "")]
@@ -160,13 +160,13 @@ def render(
     except TemplateError as error:
         raise DataError(
             f"this conversation does not fit the prompt format: {error}",
-            hint="where it is the system text, write it at the beginning of the question",
+            hint="if the system text is the problem, put it at the beginning of the question",
         ) from error
 
 
 @dataclass(frozen=True)
 class Frame:
-    """How a template writes an answer: what stands between the prompt and it (white space), and what follows it."""
+    """What a template writes around an answer: the whitespace between prompt and answer, and what follows it."""
 
     lead: str
     tail: str
@@ -177,9 +177,9 @@ _QUESTION, _ANSWER = "\x00", "\x01"  # no template writes these
 
 
 def frame(template: str, *, bos_token: str | None, eos_token: str) -> Frame:
-    """What the template puts around an answer, seen by rendering a question, and the same question answered.
+    """What the template puts around an answer, found by rendering a question without and with its answer.
 
-    Raises RecipeError: the answer does not simply continue the prompt, so that no training could agree with it.
+    Raises RecipeError: the answer does not simply continue the prompt, so training could not match inference.
     """
     asked = user_message(_QUESTION)
     answered = [*asked, {"role": "assistant", "content": _ANSWER}]
@@ -188,31 +188,31 @@ def frame(template: str, *, bos_token: str | None, eos_token: str) -> Frame:
         whole = render(template, answered, bos_token=bos_token, eos_token=eos_token, answer_follows=False)
     except DataError as error:
         raise RecipeError(
-            f"prompt: chat: the base's chat template does not take a question as text: {error}", hint=_CHOOSE
+            f"prompt: chat: the base's chat template does not accept a question as text: {error}", hint=_CHOOSE
         ) from error
     lead, found, tail = whole.removeprefix(prompt).partition(_ANSWER)
     if _QUESTION not in prompt or not whole.startswith(prompt) or not found or lead.strip():
         raise RecipeError(
-            f"prompt: chat: under the base's chat template a prompt ends in {prompt[-40:]!r}, and an answer stands "
-            f"after {whole.partition(_ANSWER)[0][-40:]!r}; expected the answer right after the prompt",
-            hint=f"this is so where a model writes thoughts or channels first; {_CHOOSE}",
+            f"prompt: chat: in the base's chat template a prompt ends in {prompt[-40:]!r}, but an answer follows "
+            f"{whole.partition(_ANSWER)[0][-40:]!r}; expected the answer right after the prompt",
+            hint=f"this happens if a model writes thoughts or channels first; {_CHOOSE}",
         )
     if bos_token and prompt.startswith(bos_token * 2):
         raise RecipeError(f"prompt: chat: the base's chat template writes {bos_token} twice", hint=_CHOOSE)
     return Frame(lead, tail)
 
 
-# The date that Llama 3.2's template falls back to where a server has no clock.
+# The date that Llama 3.2's template falls back to if a server has no clock.
 _TODAY = date(2024, 7, 26)
 _NO_THOUGHTS = "{% set enable_thinking = false %}"
 
 
 def pinned(template: str) -> str:
-    """A base's own template with what would change under a trained model held fast.
+    """A base's own template with everything fixed that would otherwise change after training.
 
-    The date becomes a fixed one: prompts would differ from day to day, and always from the trained ones. Thinking is
-    off where the template has that switch (Qwen3, GLM 4.5, …): the rows hold answers, not thoughts.
-    Raises RecipeError: it asks for the date in a way that cannot be fixed.
+    The date becomes a constant: otherwise prompts would differ from day to day, and always from the trained ones.
+    Thinking is off if the template has that switch (Qwen3, GLM 4.5, …): the rows contain answers, not thoughts.
+    Raises RecipeError: the template asks for the date in a way that cannot be fixed.
     """
     fixed = re.sub(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", lambda call: json.dumps(_pinned_date(call[2])), template)
     if re.search(r"strftime_now\s*\(", fixed):

@@ -1,8 +1,8 @@
-"""A base's own tokenizer as its files mean it: transformers' reading, and where that goes wrong tokenizer.json itself.
+"""A base's own tokenizer as its files intend it: read by transformers or, where that goes wrong, from tokenizer.json.
 
-A folder that names no tokenizer class gets the class of its architecture, which may rebuild the vocabulary by other
-rules: KoGPT2's Korean then encodes to nothing, and its EOS becomes a new token beyond the embeddings. Knows tokenizer
-files and config.json; no model, no prompt format.
+For a folder that names no tokenizer class, transformers takes that of the architecture, which may rebuild the
+vocabulary by other rules: KoGPT2's Korean then encodes to nothing, and its EOS becomes a new token beyond
+the embeddings. Knows tokenizer files and config.json; no model, no prompt format.
 
 >>> load(base_dir).eos_token
 '</s>'
@@ -24,7 +24,7 @@ _NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 def load(base_dir: Path) -> Any:
     """The transformers tokenizer of a base, with the special tokens that its files name; nothing is ever added.
 
-    Raises EnvironmentUnavailable: its EOS has no embedding, so that the model could neither read nor write it.
+    Raises EnvironmentUnavailable: its EOS has no embedding, so the model could neither read nor write it.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -41,16 +41,16 @@ def load(base_dir: Path) -> Any:
     embeddings = _json(base_dir / "config.json").get("vocab_size")
     if tokenizer.eos_token_id is not None and embeddings and tokenizer.eos_token_id >= embeddings:
         raise EnvironmentUnavailable(
-            f"{base_dir}: EOS {tokenizer.eos_token!r} has the id {tokenizer.eos_token_id}, and the model has "
+            f"{base_dir}: EOS {tokenizer.eos_token!r} has the id {tokenizer.eos_token_id}, but the model has only "
             f"{embeddings} embeddings",
-            hint="name the EOS of the vocabulary in its tokenizer_config.json: eos_token, and tokenizer_class: "
+            hint="in its tokenizer_config.json, set eos_token to the EOS of the vocabulary and tokenizer_class to "
             "PreTrainedTokenizerFast",
         )
     return tokenizer
 
 
 def from_ids(base_dir: Path, backend: Tokenizer) -> dict[str, str]:
-    """EOS and padding by the ids that config.json gives them: the last word where no tokenizer file names them."""
+    """EOS and padding by the ids that config.json gives them: the last resort if no tokenizer file names them."""
     config = _json(base_dir / "config.json")
     ids = {name: config.get(f"{name}_id") for name in ("eos_token", "pad_token")}
     texts = {name: backend.id_to_token(found) for name, found in ids.items() if isinstance(found, int)}

@@ -36,7 +36,7 @@ class Entry:
 
 
 def entries() -> list[Entry]:
-    """All shipped recipes, by name. Raises RecipeError: one says nothing of what it needs."""
+    """All shipped recipes, by name. Raises RecipeError: a header does not say what its recipe needs."""
     return [entry(path) for path in shipped().values()]
 
 
@@ -60,12 +60,12 @@ def entry(path: Path) -> Entry:
         return Entry(path.stem, headline(path), notes["Choose it"], notes["VRAM"], notes["Time"], notes["Data"])
     except KeyError as error:
         raise RecipeError(
-            f"{path}: its header has no `# {error.args[0]}: …`", hint="`appliance recipe show demo` has them all"
+            f"{path}: its header has no `# {error.args[0]}: …`", hint="`appliance recipe show demo` shows all of them"
         ) from error
 
 
 def markdown() -> str:
-    """The table of README."""
+    """README's table."""
     rows = [
         "| recipe | what it is for | choose it when | VRAM | time | data |",
         "|---|---|---|---|---|---|",

@@ -1,8 +1,8 @@
 """Run directories of earlier versions: recipes that lack today's newest fields, or were resolved with other defaults.
 
-A run keeps the defaults it began with. A field added later takes, in such a run, the value that does what the program
-did without the field, and with that value it is left out of fingerprints. So an upgrade neither refuses a finished run
-nor changes how a stopped one continues.
+A run keeps the defaults it began with. In such a run, a field added later gets the value that does what the program did
+without the field, and with that value it is left out of fingerprints. So an upgrade neither refuses a finished run nor
+changes how a stopped one continues.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from appliance.recipe.fields import Recipe
 from appliance.recipe.resolve import Resolved
 
 # Field added after version 0.1 -> its value in a run that began without it. Every new recipe field needs an entry: the
-# value that does what the program did before, whatever the default for new runs is.
+# value that does what the program did before, whatever the default for new runs.
 BEFORE: dict[str, Any] = {"train.val_rows": None}
 ORIGIN = "as before this field"  # of such a value, in recipe.yaml
 
 
 def as_begun(resolved: Resolved, recipe_path: Path) -> Resolved:
-    """`resolved` with the defaults of the run whose recipe.yaml is `recipe_path`; as it is where there is none.
+    """`resolved` with the defaults of the run whose recipe.yaml is `recipe_path`; unchanged if there is none.
 
     Applies only to fields left at their default both now and then. Raises RecipeError: recipe.yaml is not readable.
     RunDirError: a default from then is no longer valid for its field.
@@ -57,7 +57,7 @@ def as_begun(resolved: Resolved, recipe_path: Path) -> Resolved:
 
 
 def without_younger(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`values`, nested or with dotted keys, without younger fields whose value is that of a run before them."""
+    """`values`, nested or with dotted keys, without later fields whose value is the one that earlier runs get."""
     kept = {}
     for key, value in values.items():
         path = f"{prefix}{key}"

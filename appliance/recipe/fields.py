@@ -15,21 +15,21 @@ Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 
 
-# Output heads and embeddings by their usual names. The loss of trl bypasses a tuned head, and where a base ties the two
-# a merge would change both.
+# Output heads and embeddings by their usual names. trl's loss bypasses a tuned head, and if a base ties the two, a
+# merge would change both.
 HEAD_AND_EMBEDDINGS = frozenset({"lm_head", "embed_out", "embed_tokens", "embed_in", "wte", "wpe"})
 
 
 class Section(BaseModel):
-    # defaults are validated too: `3` and the `3.0` that a run directory gives back must have one fingerprint
+    # defaults are validated too: `3` and the `3.0` that a run directory gives back must have the same fingerprint
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False, protected_namespaces=()
     )
 
 
 class ModelSection(Section):
-    id: str = Field(min_length=1, description="Base model: a Hub id, a local folder, or `demo` (made on the spot).")
-    revision: str | None = Field(None, description="Commit, tag or branch on the Hub; null pins today's newest commit.")
+    id: str = Field(min_length=1, description="Base model: a Hub id, a local folder, or `demo` (built on the spot).")
+    revision: str | None = Field(None, description="Commit, tag or branch on the Hub; null pins the newest commit.")
     max_seq_length: Literal["auto"] | Annotated[int, Field(ge=8)] = Field(
         "auto", description="Longest row in tokens; auto takes the smallest multiple of 64 that fits all rows."
     )
@@ -37,41 +37,41 @@ class ModelSection(Section):
         True, description="Train on the base quantised to 4 bits (QLoRA): a third of the memory."
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Type of computation; auto decides by device: float32 on a CPU, 16 bits on a GPU."
+        "auto", description="Compute type; auto decides by device: float32 on a CPU, 16 bits on a GPU."
     )
 
 
 class Columns(Section):
     instruction: str = Field("instruction", description="Name of the column that holds the question.")
     input: str | None = Field(
-        "input", description="Name of the column that holds further context; it may be missing. null: read none."
+        "input", description="Name of the column that holds further context; it may be missing. null: ignore it."
     )
-    output: str = Field("output", description="Name of the column that holds the wanted answer.")
+    output: str = Field("output", description="Name of the column that holds the answer to learn.")
 
 
 class DataSection(Section):
     csv: str = Field(
-        min_length=1, description="Path of the CSV, or `demo`; hf://datasets/USER/NAME@REVISION/FILE fetches it."
+        min_length=1, description="Path to the CSV, or `demo`; hf://datasets/USER/NAME@REVISION/FILE downloads it."
     )
     columns: Columns = Columns()
     encoding: str | None = Field(None, description="Encoding of the CSV, such as cp949; null detects it.")
     quoting: Literal["double", "backslash", "literal"] | None = Field(
         None,
-        description="double: a quote in a quoted cell is written twice. backslash: it has one before it. literal: "
-        "quotes are text like any other. null detects it.",
+        description="double: a quote in a quoted cell is written twice. backslash: it is escaped with a backslash. "
+        "literal: quotes are plain text. null detects it.",
     )
     normalize: Literal["none", "nfc"] = Field(
-        "none", description="nfc: composed letters (a Mac's Hangul comes apart otherwise). none: text as typed."
+        "none", description="nfc: compose letters (a Mac may store Hangul decomposed). none: text as typed."
     )
     test_fraction: Fraction = Field(0.1, description="Share of the rows that is scored once, at the end.")
     val_fraction: Fraction = Field(
-        0.1, description="Share of all rows that steers early stopping (under `split: notebook`: of what test left)."
+        0.1, description="Share of all rows that steers early stopping (`split: notebook`: of the rows without test)."
     )
     group_by: str | None = Field(None, description="Column whose equal values must stay on one side of the split.")
     split: Literal["group", "notebook", "column"] = Field(
         "group",
-        description="group: equal questions never part. notebook: scikit-learn's train_test_split, leaks and all. "
-        "column: each row's side stands in a column `side`; the fractions play no part.",
+        description="group: equal questions stay together. notebook: scikit-learn's train_test_split, leaks and all. "
+        "column: each row's side is in a column `side`; the fractions are ignored.",
     )
     on_bad_row: Literal["refuse", "drop"] = Field("refuse", description="What to do with a row that cannot be used.")
     on_too_long: Literal["refuse", "drop", "cut"] = Field(
@@ -81,7 +81,7 @@ class DataSection(Section):
 
 class TuningSection(Section):
     method: Literal["lora", "full"] = Field(
-        "lora", description="lora: low-rank adapters beside frozen weights. full: every weight; many times the memory."
+        "lora", description="lora: low-rank adapters on frozen weights. full: every weight, for many times the memory."
     )
     r: Positive = Field(16, description="Rank of the adapters: higher learns more and takes more memory.")
     alpha: Positive = Field(32, description="Scale of the adapters; the delta is multiplied by alpha / r.")
@@ -90,7 +90,7 @@ class TuningSection(Section):
         "all-linear", description="Which linear layers get an adapter: all but the output head, or a list of names."
     )
     rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead of alpha / r.")
-    dora: bool = Field(False, description="Train the length of each weight row apart from its direction.")
+    dora: bool = Field(False, description="Train the length of each weight row separately from its direction (DoRA).")
 
     @model_validator(mode="after")
     def _full_has_no_adapter(self) -> TuningSection:
@@ -98,7 +98,7 @@ class TuningSection(Section):
             defaults = {name: field.default for name, field in type(self).model_fields.items() if name != "method"}
             changed = [name for name, default in defaults.items() if getattr(self, name) != default]
             if changed:
-                raise ValueError(f"tuning.{', tuning.'.join(changed)}: of no effect with method: full; leave it out")
+                raise ValueError(f"tuning.{', tuning.'.join(changed)}: no effect with method: full; leave it out")
         return self
 
     @model_validator(mode="after")
@@ -106,14 +106,14 @@ class TuningSection(Section):
         named = [name for name in self.target_modules if name.rpartition(".")[2] in HEAD_AND_EMBEDDINGS]
         if isinstance(self.target_modules, list) and named:
             raise ValueError(
-                f"tuning.target_modules: {', '.join(named)} cannot be tuned here: name linear layers of the blocks"
+                f"tuning.target_modules: {', '.join(named)} cannot be tuned here; name linear layers of the blocks"
             )
         return self
 
 
 class TrainSection(Section):
     epochs: Annotated[float, Field(gt=0)] = Field(3, description="Passes over the train rows.")
-    max_steps: Positive | None = Field(None, description="Stop after this many steps, whatever the epochs say.")
+    max_steps: Positive | None = Field(None, description="Stop after this many steps, regardless of epochs.")
     micro_batch_size: Positive = Field(2, description="Rows per forward pass.")
     gradient_accumulation_steps: Positive = Field(4, description="Forward passes per step.")
     learning_rate: Annotated[float, Field(gt=0)] = Field(2e-4, description="Peak learning rate.")
@@ -126,18 +126,18 @@ class TrainSection(Section):
     eval_every: Literal["auto"] | Positive = Field(
         "auto",
         description="Steps between evaluations on val; each also saves a checkpoint. auto: about 20 evaluations, at "
-        "least 20 steps apart, in at most 15 % of the training time.",
+        "least 20 steps apart, taking at most 15 % of the training time.",
     )
     val_rows: Positive | None = Field(
         512,
-        description="Val rows to evaluate on while training, at most: a random choice of whole groups. Under "
-        "eval_every: auto a short training takes fewer. null: all of them.",
+        description="At most this many val rows, a random choice of whole groups, are evaluated on during training. "
+        "With eval_every: auto, a short training uses fewer. null: all of them.",
     )
     patience: Positive = Field(3, description="Evaluations without a better val loss before training stops.")
-    min_delta: Annotated[float, Field(ge=0)] = Field(0.001, description="By how much the val loss must fall to count.")
-    loss_on: Literal["answer", "all"] = Field("answer", description="Train the answer only, or the prompt as well.")
+    min_delta: Annotated[float, Field(ge=0)] = Field(0.001, description="How far the val loss must fall to count.")
+    loss_on: Literal["answer", "all"] = Field("answer", description="Train on the answer only, or the prompt as well.")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
-        123, description="Seed of the split, the adapters, the order, the dropout."
+        123, description="Seed of the split, the adapter weights, the row order and the dropout."
     )
     report_to: Literal["none"] = Field("none", description="Metrics stay in the run directory.")
 
@@ -151,42 +151,42 @@ class SamplingSection(Section):
     """How answers to extra prompts are drawn; temperature 0 takes the likeliest token each time."""
 
     temperature: Annotated[float, Field(ge=0.0)] = Field(
-        0.0, description="0: the likeliest token each time. More: drawn, with a chance that train.seed fixes."
+        0.0, description="0: the likeliest token each time. Above 0: sampled, reproducibly through train.seed."
     )
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        1.0, description="Draw from the likeliest tokens that together reach this probability."
+        1.0, description="Sample from the likeliest tokens that together reach this probability."
     )
     repetition_penalty: Annotated[float, Field(gt=0.0)] = Field(
-        1.0, description="Over 1: tokens that stand in the prompt or the answer already become less likely."
+        1.0, description="Above 1: tokens already in the prompt or the answer become less likely."
     )
     no_repeat_ngram_size: Annotated[int, Field(ge=0)] = Field(
-        0, description="No run of so many tokens comes twice; 0 allows any."
+        0, description="No sequence of this many tokens is repeated; 0 allows any."
     )
     scored: bool = Field(
-        False, description="Answer the test rows in this way too; false: greedily, so that no score hangs on chance."
+        False, description="Answer the test rows this way too; false: greedily, so that no score depends on chance."
     )
 
 
 class EvaluateSection(Section):
-    max_rows: Positive = Field(200, description="Test rows to answer; more rows make a narrower interval.")
-    max_new_tokens: Positive = Field(256, description="Tokens after which an answer that did not stop is cut.")
-    stop: list[Annotated[str, Field(min_length=1)]] = Field([], description="Texts that end an answer, beside EOS.")
+    max_rows: Positive = Field(200, description="Test rows to answer; more rows narrow the interval.")
+    max_new_tokens: Positive = Field(256, description="Tokens after which an answer that has not stopped is cut.")
+    stop: list[Annotated[str, Field(min_length=1)]] = Field([], description="Texts that end an answer, besides EOS.")
     primary: Literal["exact_match", "f1", "rouge_l", "chrf"] = Field(
         "f1", description="The metric that decides the verdict."
     )
     extra_prompts: str | list[Annotated[str, Field(min_length=1)]] = Field(
         [],
-        description="Questions of your own, a list or a text file with one a line: both models answer them, "
+        description="Your own questions, as a list or a text file with one per line: both models answer them, "
         "side by side in extra_answers.csv and report.html; nothing is scored.",
     )
     train_questions: Annotated[int, Field(ge=0)] = Field(
-        0, description="Ask so many questions of the train side beside extra_prompts: what was learnt by heart."
+        0, description="Also ask this many train questions, next to extra_prompts, to see what was learnt by heart."
     )
     sampling: SamplingSection = SamplingSection()
     other_answers: str | None = Field(
         None,
-        description="CSV with the columns row or question, and answer: another model's answers to the test rows, "
-        "scored in the same table.",
+        description="CSV of another model's answers to the test rows, scored in the same table. Columns: row or "
+        "question, and answer.",
     )
 
 
@@ -194,22 +194,22 @@ class PublishSection(Section):
     repo_id: str | None = Field(
         None,
         description="USER/NAME on the Hub for the merged model; the adapter goes to USER/NAME-adapter, the rows to "
-        "USER/NAME-dataset. null ends with the release folder.",
+        "USER/NAME-dataset. null stops at the release folder.",
     )
     visibility: Literal["private", "public"] = Field("private", description="Who may see the repository.")
     adapter: bool = Field(True, description="Release the adapter (method: lora).")
     merged: bool = Field(True, description="Release the merged 16-bit model.")
     examples: bool = Field(True, description="Show side-by-side answers from the test rows in the model card.")
     dataset: bool = Field(
-        False, description="Release the rows too: train, val and test as CSV. They are yours to give."
+        False, description="Release the rows too: train, val and test as CSV. Only if they are yours to give."
     )
     require_improvement: bool = Field(False, description="Refuse to release unless the verdict is `better`.")
     min_stop_rate: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
-        0.8, description="Refuse to release a model that ends fewer of its answers by itself; 0 accepts any."
+        0.8, description="Refuse to release a model that ends a smaller share of its answers itself; 0 accepts any."
     )
 
     def repositories(self, *, has_adapter: bool) -> dict[str, tuple[str, Literal["model", "dataset"]]]:
-        """Part of the release -> the repository it goes to, and its type. Nothing without `repo_id`."""
+        """Part of the release -> the repository it goes to, and its type. Empty without `repo_id`."""
         if self.repo_id is None:
             return {}
         found: dict[str, tuple[str, Literal["model", "dataset"]]] = {}
@@ -234,7 +234,7 @@ class Recipe(Section):
     name: str = Field(pattern=r"^[\w][\w.-]*$", description="Name of the run: its folder under the runs directory.")
     engine: Literal["auto", "unsloth", "transformers"] = Field(
         "auto",
-        description="Library that loads the model; auto takes Unsloth where there is CUDA and it knows the base.",
+        description="Library that loads the model; auto takes Unsloth if there is CUDA and it knows the base.",
     )
     model: ModelSection
     data: DataSection
@@ -243,8 +243,8 @@ class Recipe(Section):
     )
     rehearse: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="Try a few steps of everything that follows, before training: auto before a long one, and on an "
-        "untested architecture.",
+        description="Try a few steps of everything that follows before training. auto: only before a long training or "
+        "on an untested architecture.",
     )
     tuning: TuningSection = TuningSection()
     train: TrainSection = TrainSection()
@@ -262,7 +262,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _sides_leave_room(self) -> Recipe:
         if self.data.split == "group" and self.data.test_fraction + self.data.val_fraction >= 0.9:
-            raise ValueError("data.test_fraction + data.val_fraction leave under a tenth of the rows to train on")
+            raise ValueError("data.test_fraction + data.val_fraction leave less than a tenth of the rows to train on")
         return self
 
 

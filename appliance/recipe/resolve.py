@@ -1,7 +1,7 @@
 """YAML + environment + --set -> one Recipe, and where each value came from.
 
 Precedence: default < recipe file < APPLIANCE_TRAIN__EPOCHS=1 < --set train.epochs=1; an empty variable means unset.
-Everything that is wrong is said at once, with the nearest name beside an unknown one. Knows no stage.
+All errors are reported at once, an unknown name with the nearest known one. Knows no stage.
 
 >>> load("demo", overrides=["train.max_steps=40"]).origins["train.max_steps"]
 '--set'
@@ -44,7 +44,7 @@ class Resolved:
     origins: Mapping[str, str]
 
     def to_yaml(self) -> str:
-        """The whole recipe as YAML, each value's origin beside it; `load` reads it back."""
+        """The whole recipe as YAML, each value with its origin; `load` reads it back."""
         lines: list[str] = []
         section: tuple[str, ...] = ()
         for key, value in flatten(self.recipe.model_dump()):
@@ -60,7 +60,7 @@ class Resolved:
 def load(source: str, *, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Resolved:
     """Resolves the recipe `source`: the name of a shipped one, a YAML file, or a run directory.
 
-    Raises RecipeError, with everything that is wrong at once.
+    Raises RecipeError, listing everything that is wrong.
     """
     path = locate(source)
     given = _read_yaml(path)
@@ -74,7 +74,7 @@ def load(source: str, *, overrides: Sequence[str] = (), environ: Mapping[str, st
             put(given, key, _typed(key, text))
             origins[key] = origin
         except (ValidationError, yaml.YAMLError) as error:
-            problems.append(f"{key} ({origin}): {_first_message(error)}; seen {text!r}")
+            problems.append(f"{key} ({origin}): {_first_message(error)}; found {text!r}")
     recipe: Recipe | None = None
     try:
         recipe = Recipe.model_validate(given)
@@ -82,14 +82,14 @@ def load(source: str, *, overrides: Sequence[str] = (), environ: Mapping[str, st
         problems = [_explain(e, origins) for e in error.errors()] + problems
     if recipe is None or problems:
         raise RecipeError(
-            f"{source}: " + "\n  ".join(["the recipe does not hold:", *dict.fromkeys(problems)]),
+            f"{source}: " + "\n  ".join(["the recipe is invalid:", *dict.fromkeys(problems)]),
             hint="`appliance recipe schema` lists every field; `appliance recipe show demo` is a working example",
         )
     return Resolved(recipe, {key: origins.get(key, "default") for key, _ in flatten(recipe.model_dump())})
 
 
 def usual_recipe() -> str:
-    """What is run when no recipe is named: the one beside the CSV, else the shipped default."""
+    """The recipe to run if none is named: the one next to the CSV, else the shipped default."""
     beside = Path("data/recipe.yaml")
     return str(beside) if beside.is_file() else "default"
 
@@ -139,7 +139,7 @@ def written(path: Path) -> dict[str, tuple[Any, str]]:
 
 
 def _written_origins(path: Path, keys: Sequence[str]) -> dict[str, str]:
-    """Where each value had come from: to_yaml wrote it, a line for each; empty where the file was edited since."""
+    """Where each value came from, as to_yaml wrote it, one line each; empty if the file has been edited since."""
     found = [line.rpartition("  # ")[2] for line in read_text(path).splitlines() if "  # " in line]
     return dict(zip(keys, found, strict=True)) if len(found) == len(keys) else {}
 
@@ -158,12 +158,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not a readable YAML file: {error}", hint="recipes are UTF-8 YAML") from error
     if not isinstance(given, dict):
-        raise RecipeError(f"{path}: expected sections such as `model:` and `data:`, saw {type(given).__name__}")
+        raise RecipeError(f"{path}: expected sections such as `model:` and `data:`, found {type(given).__name__}")
     return given
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML reads 2e-4 as text (YAML 1.1 wants 2.0e-4) and lets a repeated key win silently. Neither is meant."""
+    """PyYAML reads 2e-4 as text (YAML 1.1 wants 2.0e-4) and lets a repeated key win silently. Neither is wanted."""
 
 
 _Loader.add_implicit_resolver(
@@ -174,10 +174,10 @@ _Loader.add_implicit_resolver(
 def _unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     keys = [key.value for key, _ in node.value]
     if not all(isinstance(key, yaml.ScalarNode) for key, _ in node.value):  # `name: {{ x }}`, from a template
-        raise yaml.constructor.ConstructorError(None, None, "a key is no plain text", node.start_mark)
+        raise yaml.constructor.ConstructorError(None, None, "a key is not plain text", node.start_mark)
     twice = next((key for key in keys if keys.count(key) > 1), None)
     if twice is not None:
-        raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+        raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} appears twice", node.start_mark)
     loader.flatten_mapping(node)
     return dict(loader.construct_pairs(node, deep=True))
 
@@ -238,7 +238,7 @@ def put(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _yaml_value(value: Any) -> str:
-    """One leaf on one line: double quotes escape line breaks, and all that a YAML reader would refuse."""
+    """One leaf on one line: double quotes escape line breaks, and everything that a YAML reader would refuse."""
     quoted = isinstance(value, list) or (isinstance(value, str) and not re.fullmatch(r"[A-Za-z/][\w./-]*", value))
     style: dict[str, Any] = {"default_style": '"', "default_flow_style": True} if quoted else {}
     return str(yaml.safe_dump(value, allow_unicode=True, width=math.inf, **style)).removesuffix("...\n").strip()
@@ -253,10 +253,10 @@ def _explain(error: Any, origins: Mapping[str, str]) -> str:
         return f"{key}: no such field{_near(key)}"
     if error["type"] == "missing":
         info = _leaves().get(key)
-        return f"{key}: must be given" + (f" ({info.description})" if info else "")
+        return f"{key}: required" + (f" ({info.description})" if info else "")
     where = f" ({origins[key]})" if key in origins else ""
     message = error["msg"].removeprefix("Value error, ")
-    return f"{key}{where}: {message}; seen {error['input']!r}" if key else message
+    return f"{key}{where}: {message}; found {error['input']!r}" if key else message
 
 
 def _near(key: str) -> str:

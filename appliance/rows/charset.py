@@ -1,8 +1,8 @@
-"""The bytes of a CSV: which kind of file they are, which encoding, and their lines as text.
+"""The bytes of a CSV: the kind of file, its encoding, and its lines as text.
 
-Owns file signatures and encodings. Knows no delimiter, no column and no row. A file that is UTF-8 (or CP949) but for
-some bytes is read as such: each wrong byte becomes one character that `wrong_byte` finds again, so that a row can be
-refused where a whole file need not be.
+Owns file signatures and encodings. Knows no delimiters, columns or rows. A file that is UTF-8 (or CP949) except for a
+few bytes is read as such: each invalid byte becomes one character that `wrong_byte` can find again, so that single rows
+are rejected instead of the whole file.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import cast
 
 from appliance.errors import DataError
 
-# Characters in one line or one cell. It bounds the memory that an unbalanced quote or a file without line ends takes.
+# Most characters in a line or a cell: bounds the memory that an unbalanced quote or a file without line endings takes.
 LIMIT = 1 << 24
 CHUNK = 1 << 20  # bytes read at a time
-_HEAD = 1 << 16  # bytes that decide about UTF-16 without BOM, and about the kind of file
-_SAMPLE = 1 << 18  # bytes of lines beyond ASCII that decide about all other encodings
-# UTF-32 before UTF-16: the one's little-endian BOM begins with the other's.
+_HEAD = 1 << 16  # bytes examined for UTF-16 without a BOM and for the kind of file
+_SAMPLE = 1 << 18  # bytes of non-ASCII lines examined for every other encoding
+# UTF-32 before UTF-16: its little-endian BOM begins with UTF-16's.
 _BOMS = {
     "utf-8-sig": (codecs.BOM_UTF8,),
     "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
@@ -47,13 +47,13 @@ _SIGNATURES = (
     (b"BZh", "a bzip2 archive", "unpack it: bunzip2 -c {path} > OUT.csv"),
     (b"\xfd7zXZ", "an xz archive", "unpack it: xz -dc {path} > OUT.csv"),
     (b"\x28\xb5\x2f\xfd", "a zstd archive", "unpack it: zstd -dc {path} > OUT.csv"),
-    (b"%PDF-", "a PDF", "copy its rows into a table and save that as CSV UTF-8"),
+    (b"%PDF-", "a PDF", "copy its rows into a spreadsheet and save it as CSV UTF-8"),
     (b"SQLite format 3\0", "an SQLite database", "export the table: sqlite3 -header -csv {path} 'SELECT …' > OUT.csv"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the file it stands for", "fetch the file: git lfs pull"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file it points to", "fetch the file: git lfs pull"),
 )
 
-# Wrong bytes become U+DC00 + byte: lone surrogates, which no decoder produces from right ones. Python's own
-# surrogateescape does the same for 0x80 to 0xFF only; in UTF-16 any byte can be wrong.
+# Invalid bytes become U+DC00 + byte: lone surrogates, which no decoder produces from valid input. Python's own
+# surrogateescape does the same for 0x80 to 0xFF only; in UTF-16 any byte can be invalid.
 _ESCAPE = "appliance.wrong_bytes"
 _FIRST = 0xDC00
 _WRONG = re.compile("[\ud800-\udfff]+")
@@ -69,7 +69,7 @@ codecs.register_error(_ESCAPE, _escape)
 
 @dataclass(frozen=True)
 class Encoding:
-    """`codec` as Python names it. `guess`: charset-normalizer's confidence, where it had to be asked."""
+    """`codec` as Python names it. `guess`: charset-normalizer's confidence, if it had to be asked."""
 
     codec: str
     guess: str = ""
@@ -79,23 +79,23 @@ class Encoding:
 
 
 def name_of(codec: str) -> str:
-    """UTF-8, CP949, …: the encoding as people write it."""
+    """The encoding as people write it: UTF-8, CP949, …"""
     return _NAMES.get(codec, codec.upper())
 
 
 def detect(path: Path, *, setting: str = "data.csv", expected: str = "a CSV") -> Encoding:
-    """The encoding of a text file, from its beginning and from its first 256 KiB of lines beyond ASCII.
+    """The encoding of a text file, from its beginning and its first 256 KiB of non-ASCII lines.
 
-    A BOM decides; then UTF-16 by its zero bytes; then UTF-8, then CP949, each if the lines are that but for few bytes
-    (in a file of Korean hardly one byte in a thousand suits the other); then charset-normalizer where its guess is
-    clear. `setting` is the recipe's field that names the file, for the hints. Raises DataError: no such file, empty,
-    another kind of file than `expected`, an encoding that cannot be told for sure.
+    A BOM decides; then UTF-16 by its zero bytes; then UTF-8, then CP949, each if all but a few bytes of the lines are
+    valid (in a Korean file hardly one byte in a thousand is valid in the other); then charset-normalizer, if its guess
+    is clear. `setting` is the recipe field that names the file, for the hints. Raises DataError: no such file, empty,
+    a kind of file other than `expected`, an encoding that cannot be determined reliably.
     """
     if path.is_dir():
         hint = f"name the file: --set {setting}=FOLDER/FILE{'.csv' if expected == 'a CSV' else ''}"
         raise DataError(f"{path} is a folder, not {'a CSV file' if expected == 'a CSV' else expected}", hint=hint)
     if path.exists() and not path.is_file():
-        raise DataError(f"{path} is a pipe or a device; it is read more than once", hint="save it as a file first")
+        raise DataError(f"{path} is a pipe or a device, but it is read more than once", hint="save it as a file first")
     with open_bytes(path, setting) as stream:
         head = stream.read(_HEAD)
     _refuse_other_kinds(path, head, setting, expected)
@@ -105,7 +105,7 @@ def detect(path: Path, *, setting: str = "data.csv", expected: str = "a CSV") ->
     sample = _sample(path)
     data = b"".join(line for _, line in sample)
     right, wrong = _counted(data, "utf-8")
-    if right >= 4 * wrong:  # all of an ASCII file as well
+    if right >= 4 * wrong:  # true of an ASCII file as well
         return Encoding("utf-8")
     if _is_korean(data):
         return Encoding("cp949")
@@ -121,24 +121,25 @@ def known(codec: str) -> Encoding:
         return Encoding({"utf-8": "utf-8", "utf-8-sig": "utf-8-sig"}.get(codec.lower(), codecs.lookup(codec).name))
     except LookupError as error:
         raise DataError(
-            f"data.encoding: {codec!r} is no text encoding", hint="for example utf-8, cp949, cp1252, utf-16, shift_jis"
+            f"data.encoding: {codec!r} is not a text encoding",
+            hint="for example utf-8, cp949, cp1252, utf-16, shift_jis",
         ) from error
 
 
 def wrong_byte(text: str, codec: str) -> str | None:
-    """'byte 0xB0 is no UTF-8' for the first byte of a cell that is not of the encoding; None if all are."""
+    """'byte 0xB0 is not valid UTF-8' for the first byte of a cell that is not of the encoding; None if all are."""
     try:
-        text.encode()  # lone surrogates cannot be encoded; this is quicker than to search for them
+        text.encode()  # lone surrogates cannot be encoded; this is quicker than searching for them
     except UnicodeEncodeError as error:
-        return f"byte 0x{ord(text[error.start]) - _FIRST:02X} is no {name_of(codec)}"
+        return f"byte 0x{ord(text[error.start]) - _FIRST:02X} is not valid {name_of(codec)}"
     return None
 
 
 @contextmanager
 def open_lines(path: Path, codec: str) -> Iterator[Iterator[str]]:
-    """The physical lines of a text file, line ends kept. LF, CRLF and a lone CR end a line; nothing else does.
+    """The physical lines of a text file, line endings kept. LF, CRLF and a lone CR end a line; nothing else does.
 
-    Raises DataError, also later: as `open_bytes`, and where a line does not end.
+    Raises DataError as `open_bytes` and, while reading, for a line that does not end.
     """
     with open_bytes(path) as stream:
         bounded = _Bounded(cast(io.RawIOBase, stream.raw), path)
@@ -148,12 +149,12 @@ def open_lines(path: Path, codec: str) -> Iterator[Iterator[str]]:
 
 
 class _Bounded(io.BufferedReader):
-    """Stops where a line goes on and on, before it has filled the memory; lines are then read in C."""
+    """Stops at an endless line before it fills the memory; the lines themselves are still split in C."""
 
     def __init__(self, raw: io.RawIOBase, path: Path) -> None:
         super().__init__(raw, CHUNK)
         self._path = path
-        self._begun = 0  # bytes since the last line end
+        self._begun = 0  # bytes since the last line ending
 
     def read1(self, size: int = -1, /) -> bytes:
         data = super().read1(size)
@@ -161,13 +162,13 @@ class _Bounded(io.BufferedReader):
         self._begun = 0 if ends else self._begun + len(data)
         if self._begun > 4 * LIMIT:  # a character has at most four bytes
             raise DataError(
-                f"{self._path}, line {self._line()}: more than {LIMIT} characters without a line end",
-                hint="expected a CSV with a row a line; shorten that cell, or look whether this is a text file",
+                f"{self._path}, line {self._line()}: more than {LIMIT} characters without a line ending",
+                hint="expected a CSV with one row per line; shorten that cell, or check that this is a text file",
             )
         return data
 
     def _line(self) -> int:
-        """The line at which reading stands."""
+        """The line being read."""
         left, line = self.tell(), 1
         with self._path.open("rb") as stream, io.TextIOWrapper(stream, "latin-1") as text:
             while left > 0 and (chunk := text.read(min(CHUNK, left))):
@@ -178,7 +179,7 @@ class _Bounded(io.BufferedReader):
 
 @contextmanager
 def open_bytes(path: Path, setting: str = "data.csv") -> Iterator[io.BufferedReader]:
-    """`setting` is the recipe's field that names the file. Raises DataError: no such file, no permission, empty."""
+    """`setting` is the recipe field that names the file. Raises DataError: no such file, no permission, empty."""
     try:
         stream = path.open("rb")
     except FileNotFoundError as error:
@@ -188,7 +189,7 @@ def open_bytes(path: Path, setting: str = "data.csv") -> Iterator[io.BufferedRea
         ) from error
     except OSError as error:
         raise DataError(
-            f"{path} cannot be read: {error.strerror}", hint=f"let this user read it: chmod a+r {path}"
+            f"{path} cannot be read: {error.strerror}", hint=f"make it readable for this user: chmod a+r {path}"
         ) from error
     with stream:
         if not stream.peek(1):
@@ -198,12 +199,12 @@ def open_bytes(path: Path, setting: str = "data.csv") -> Iterator[io.BufferedRea
 
 
 def shown(text: str, length: int = 40) -> str:
-    """Quoted with escapes, so that a cell can neither flood nor command a terminal."""
+    """Quoted and escaped, so that a cell can neither flood a terminal nor control it."""
     return repr(text if len(text) <= length else text[: length - 1] + "…")
 
 
 def _refuse_other_kinds(path: Path, head: bytes, setting: str, expected: str) -> None:
-    """Raises DataError for a file that is no text or no CSV at all, whatever it is called."""
+    """Raises DataError for a file that is not text, or not a CSV at all, whatever its name."""
     found = next(((what, fix) for start, what, fix in _SIGNATURES if head.startswith(start)), None)
     if head.startswith(b"PK\x03\x04"):
         is_excel = b"[Content_Types].xml" in head or b"xl/" in head
@@ -217,14 +218,14 @@ def _refuse_other_kinds(path: Path, head: bytes, setting: str, expected: str) ->
     if found:
         what, fix = found
         if fix in ("records", "korquad"):
-            fix = f"turn it into a CSV: `appliance dataset {fix} {{path}} OUT.csv`"
-        if setting != "data.csv":  # the fixes make a CSV to train on
+            fix = f"convert it to a CSV: `appliance dataset {fix} {{path}} OUT.csv`"
+        if setting != "data.csv":  # the fixes above produce a CSV to train on
             fix = f"name the file itself: --set {setting}=FILE"
         raise DataError(f"{path} is {what}, expected {expected}", hint=fix.format(path=path))
 
 
 def _is_json(text: str) -> bool:
-    """Whether this beginning of a text is that of JSON with objects, and not a header in brackets."""
+    """Whether a text that begins like this is JSON with objects rather than a header in brackets."""
     if text[0] == "[":
         return re.match(r"\[\s*[{\[]", text) is not None
     try:
@@ -237,7 +238,7 @@ def _is_json(text: str) -> bool:
 def _utf_16(head: bytes) -> str | None:
     """The byte order of UTF-16 without BOM; None if this is something else.
 
-    Line ends, delimiters and spaces have a zero byte there, always on the same side, and a text has many of them.
+    Line endings, delimiters and spaces have a zero byte in it, always on the same side, and a text has many of them.
     """
     if b"\0" not in head:
         return None
@@ -245,7 +246,7 @@ def _utf_16(head: bytes) -> str | None:
         try:
             text = head[: len(head) & ~1].decode(codec)
         except UnicodeDecodeError as error:
-            if error.end < len(head) - 2:  # at the end half a pair may be left
+            if error.end < len(head) - 2:  # half a surrogate pair may be left at the end
                 continue
             text = head[: error.start].decode(codec)
         plain = sum(map(text.count, "\r\n,;\t|"))
@@ -255,7 +256,7 @@ def _utf_16(head: bytes) -> str | None:
 
 
 def _sample(path: Path) -> list[tuple[int, bytes]]:
-    """The first 256 KiB of lines beyond ASCII, with their numbers; none if the whole file is ASCII."""
+    """The first 256 KiB of non-ASCII lines, with their numbers; none if the whole file is ASCII."""
     with open_bytes(path) as stream:
         while chunk := stream.read(CHUNK):
             if not chunk.isascii():
@@ -263,7 +264,7 @@ def _sample(path: Path) -> list[tuple[int, bytes]]:
         else:
             return []
     found, room = [], _SAMPLE
-    with open_lines(path, "latin-1") as lines:  # a character a byte
+    with open_lines(path, "latin-1") as lines:  # one character per byte
         for number, line in enumerate(lines, 1):
             if not line.isascii():
                 found.append((number, line[:room].encode("latin-1")))
@@ -274,7 +275,7 @@ def _sample(path: Path) -> list[tuple[int, bytes]]:
 
 
 def _counted(data: bytes, codec: str) -> tuple[int, int]:
-    """Bytes beyond ASCII: how many are of this encoding, and how many are not."""
+    """Non-ASCII bytes: how many are valid in this encoding, and how many are not."""
     right = _WRONG.sub("", data.decode(codec, _ESCAPE))
     beyond_ascii = len(data) - len(data.decode("ascii", "ignore"))
     fits = len(right.encode(codec)) - len(right.encode("ascii", "ignore"))
@@ -282,10 +283,10 @@ def _counted(data: bytes, codec: str) -> tuple[int, int]:
 
 
 def _is_korean(data: bytes) -> bool:
-    """Whether this is CP949 but for few bytes.
+    """Whether this is CP949 except for a few bytes.
 
-    CP949 takes nearly any pair of bytes, so that French, Chinese and Japanese text often decodes, as rare syllables or
-    Hanja. Korean text consists of the 2,350 syllables of KS X 1001: at least 7 letters in 10 have to.
+    CP949 accepts nearly any pair of bytes, so French, Chinese and Japanese text often decodes, as rare syllables or
+    Hanja. Korean text consists of the 2,350 syllables of KS X 1001: at least 7 letters in 10 must be among them.
     """
     text = data.decode("cp949", _ESCAPE)
     counts = Counter(character for character in text if character > "\x7f" and character.isalpha())
@@ -296,14 +297,14 @@ def _is_korean(data: bytes) -> bool:
 
 
 def _in_ks_x_1001(character: str) -> bool:
-    return len(character.encode("euc_kr", "ignore")) == 2  # Python spells other syllables with eight bytes
+    return len(character.encode("euc_kr", "ignore")) == 2  # Python encodes other syllables as eight bytes
 
 
 def _guessed(path: Path, data: bytes, sample: Sequence[tuple[int, bytes]], setting: str) -> Encoding:
-    """charset-normalizer's guess where it is clear: no disorder, a language, and no second reading as likely.
+    """charset-normalizer's guess, if it is clear: no disorder, a known language, and no other reading nearly as likely.
 
-    Its guesses at Latin text of a few lines are often wrong (French in CP1252 came out as mac_latin2, Polish in CP1250
-    as CP1252); in all of those a second reading was nearly as likely. Raises DataError: it is not clear.
+    Its guesses for a few lines of Latin text are often wrong (French in CP1252 came out as mac_latin2, Polish in CP1250
+    as CP1252); in all of those another reading was nearly as likely. Raises DataError: the guess is not clear.
     """
     from charset_normalizer import from_bytes
 
@@ -325,18 +326,18 @@ def _guessed(path: Path, data: bytes, sample: Sequence[tuple[int, bytes]], setti
         f"\n  line {number}: {shown(line.decode(codec, 'replace').strip(), 70)}" for number, line in sample[:3]
     )
     hint = (
-        f"if this reads right: --set data.encoding={codec}; else name the right one (such as cp949, shift_jis"
+        f"if this looks right: --set data.encoding={codec}; otherwise name the right one (such as cp949, shift_jis"
         f"{others}), save the file as UTF-8, or have these rows counted as bad: --set data.encoding=utf-8"
     )
     raise DataError(
-        f"{path}, line {number}: {wrong_byte(text, 'utf-8')}, nor is the file CP949, and which encoding it has is not "
-        f"clear; as {name_of(codec)} it would read:{rows}",
+        f"{path}, line {number}: {wrong_byte(text, 'utf-8')}, the file is not CP949 either, and its encoding could not "
+        f"be determined; as {name_of(codec)} it would read:{rows}",
         hint=hint if setting == "data.csv" else "save the file as UTF-8",
     )
 
 
 def _usual(names: Sequence[str]) -> str:
-    """Of encodings that read the sample alike, the one that most files are in."""
+    """The most common of several encodings that decode the sample identically."""
     return next(
         (name for name in ("cp1252", "cp1251", "cp932", "euc_jp", "gb18030", "big5") if name in names), names[0]
     )

@@ -1,8 +1,8 @@
 """CSV -> rows exactly as typed, each with its physical line number; and the canonical CSVs of a run.
 
-Owns what a usable row is and why one is rejected; `rows/dialect.py` says how the file is written. Knows no recipe, no
-tokenizer and no run directory. Everything streams: one row's text is held at a time, so that a CSV larger than the
-memory can be read.
+Decides which rows are usable and why the others are rejected; `rows/dialect.py` detects how the file is written. Knows
+no recipe, no tokenizer and no run directory. Everything streams: only one row's text is held at a time, so a CSV larger
+than memory can be read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BLANK_LINE = "blank line"
 CANONICAL_COLUMNS = ("row", "instruction", "input", "output")
 LEDGER_COLUMNS = ("row", "side", "reason")
 
-# What a column `side` may hold, case and outer spaces apart, and the side that it means.
+# What a `side` column may contain (case and surrounding spaces are ignored), and the side that it means.
 SIDE_WORDS: dict[str, Literal["train", "val", "test"]] = {
     **dict.fromkeys(("train", "training", "학습", "훈련"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "development", "검증"), "val"),
@@ -43,7 +43,7 @@ class Row:
     input: str
     output: str
     group: str | None = None
-    side: str | None = None  # one of SIDE_WORDS, where the file has a column `side` and it was asked for
+    side: str | None = None  # one of SIDE_WORDS, if the `side` column was asked for
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Rejected:
 def read(path: Path, fmt: CsvFormat) -> Iterator[Row | Rejected]:
     """Every record below the header, in file order, as a Row or as Rejected: none is left out.
 
-    Raises DataError: from some line on the file is no CSV (an unbalanced quote, a cell of more than 16 Mi characters).
+    Raises DataError: from some line on this is not a CSV (an unbalanced quote, a cell of more than 16 Mi characters).
     """
     with open_lines(path, fmt.encoding.codec) as lines:
         found = records(path, lines, fmt.delimiter, fmt.quoting)
@@ -69,14 +69,14 @@ def read(path: Path, fmt: CsvFormat) -> Iterator[Row | Rejected]:
 
 @contextmanager
 def row_writer(path: Path) -> Iterator[Callable[[Row], object]]:
-    """A canonical CSV (CANONICAL_COLUMNS; row = physical line): call what is yielded once per row."""
+    """A canonical CSV (CANONICAL_COLUMNS; row = physical line): call the yielded function once per row."""
     with csv_writer(path, CANONICAL_COLUMNS) as write:
         yield lambda row: write((row.line, row.instruction, row.input, row.output))
 
 
 @contextmanager
 def ledger_writer(path: Path) -> Iterator[Callable[[int, str, str], object]]:
-    """The ledger of all physical rows (LEDGER_COLUMNS): call what is yielded with line, side and reason."""
+    """The ledger of all physical rows (LEDGER_COLUMNS): call the yielded function with line, side and reason."""
     with csv_writer(path, LEDGER_COLUMNS) as write:
         yield lambda line, side, reason: write((line, side, reason))
 
@@ -112,7 +112,7 @@ def _row(line: int, cells: list[str], fmt: CsvFormat, used: Sequence[int]) -> Ro
         if cells[index].isprintable():
             continue
         if "\0" in cells[index]:
-            return Rejected(line, f"column {shown(fmt.header[index])}: holds a NUL character")
+            return Rejected(line, f"column {shown(fmt.header[index])}: contains a NUL character")
         if wrong := wrong_byte(cells[index], fmt.encoding.codec):
             return Rejected(line, f"column {shown(fmt.header[index])}: {wrong}")
     if fmt.normalize == "nfc":
@@ -128,19 +128,19 @@ def _row(line: int, cells: list[str], fmt: CsvFormat, used: Sequence[int]) -> Ro
     if fmt.side is not None:
         side = plain_name(cells[fmt.side])
         if side not in SIDE_WORDS:
-            found = f"{shown(cells[fmt.side])} is no side" if side else "the side is empty"
+            found = f"{shown(cells[fmt.side])} is not a side" if side else "the side is empty"
             return Rejected(line, f"column {fmt.column('side')}: {found}; expected train, val or test")
-    row = object.__new__(Row)  # a frozen dataclass sets its fields one by one, in 1.5 of the 6 microseconds of a row
+    row = object.__new__(Row)  # a frozen dataclass sets its fields one by one: 1.5 of a row's 6 microseconds
     row.__dict__.update(line=line, instruction=instruction, input=input_text, output=output, group=group, side=side)
     return row
 
 
 @contextmanager
 def csv_writer(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Sequence[object]], object]]:
-    """A CSV of ours (UTF-8, LF, with its header) as the function that writes a row. On disk at the end."""
+    """A CSV of ours (UTF-8, LF, with its header); yields the function that writes a row. On disk at the end."""
     with path.open("w", encoding="utf-8", newline="") as stream:
-        # csv quotes the characters of its own line end. Before Python 3.13 it quotes no others: with LF for a line end,
-        # a lone CR in a cell would stay bare, and would end the row for every reader.
+        # csv quotes the characters of its own line terminator and, before Python 3.13, no others: with LF as the
+        # terminator, a lone CR in a cell would stay unquoted and end the row for every reader.
         write = csv.writer(_LineFeeds(stream), lineterminator="\r\n").writerow
         write(columns)
         yield write

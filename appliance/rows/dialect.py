@@ -1,8 +1,7 @@
-"""How a CSV is written: encoding, delimiter, quoting, and which of its columns is what.
+"""How a CSV is written: encoding, delimiter, quoting, and the role of each column.
 
-Owns header names and records. Knows no row's worth: what a usable row is says `rows/csv_file.py`. Standard exports,
-database exports and spreadsheets of any country are understood without a setting; what was understood is said by
-`describe`.
+Owns header names and records; `rows/csv_file.py` decides whether a row is usable. Standard exports, database exports
+and spreadsheets from any country are understood without settings; `describe` reports what was detected.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _QUOTINGS: dict[Quoting, str] = {
     "backslash": r"quotes escaped as \"",
     "literal": "no quoting",
 }
-# Common names of a column, as `plain_name` has them: taken where the recipe names none and the usual name is absent.
+# Common column names, as `plain_name` returns them: used if the recipe names none and the default name is absent.
 ALIASES: dict[str, tuple[str, ...]] = {
     "instruction": (
         *("question", "questions", "q", "prompt", "query", "instructions", "problem", "user", "human"),
@@ -60,7 +59,7 @@ class CsvFormat:
     side: int | None = None
     quoting: Quoting = "double"
     normalize: Normalize = "none"
-    aliased: tuple[str, ...] = ()  # roles whose column was known by a common name only
+    aliased: tuple[str, ...] = ()  # roles whose column was recognised only by a common name
 
     def describe(self) -> str:
         """One line for the console: UTF-8, comma, double quotes, instruction from 'Q', output from 'A'."""
@@ -69,12 +68,12 @@ class CsvFormat:
     def describe_text(self) -> str:
         """UTF-8, comma, double quotes."""
         parts = [self.encoding.describe(), _DELIMITERS[self.delimiter], _QUOTINGS[self.quoting]]
-        return ", ".join(parts + ["put into NFC"] * (self.normalize == "nfc"))
+        return ", ".join(parts + ["normalised to NFC"] * (self.normalize == "nfc"))
 
     def describe_columns(self) -> str:
-        """instruction from 'Q', output from 'A' (known by their names)."""
+        """instruction from 'Q', output from 'A' (instruction and output recognised by a common name)."""
         used = [f"{role} from {self.column(role)}" for role in _ROLES if self._index(role) is not None]
-        guess = f" (understood: {' and '.join(self.aliased)} by a common name)" if self.aliased else ""
+        guess = f" ({' and '.join(self.aliased)} recognised by a common name)" if self.aliased else ""
         return ", ".join(used) + guess
 
     def column(self, role: str) -> str:
@@ -105,9 +104,9 @@ def sniff(
     `with_side`: the file must have a column `side`. `codec`, `quoting`: given, not detected.
 
     The delimiter is the one under which most wanted columns are found in the header. That beats judging by regularity,
-    which answers with the comma or the pipe inside the cells where prose is regular (clevercsv does, for two rows of
+    which picks the comma or the pipe inside the cells if the prose is regular (clevercsv does, for two rows of
     "a, b, c?<tab>d, e, f" and of "a|b|c,d|e|f"), and it needs no sample. Raises DataError: no such file, empty, another
-    kind of file, an encoding that is not clear, no row below the header, a wanted column missing or ambiguous.
+    kind of file, an unclear encoding, no row below the header, a wanted column that is missing or ambiguous.
     """
     found_encoding = charset.detect(path) if codec is None else charset.known(codec)
     wanted: dict[str, str] = {}
@@ -120,13 +119,13 @@ def sniff(
     found = {role: _column(path, header, role, wanted) for role in wanted}
     roles = {role: found[role][0] if role in found else None for role in _ROLES}
     if wanted.get("input") == "input" and roles["input"] in (roles["instruction"], roles["output"]):
-        roles["input"] = None  # a column `input` that was named for the question is not its context as well
+        roles["input"] = None  # a column `input` that the recipe names for the question is not also its context
     instruction, output = roles["instruction"], roles["output"]
     assert instruction is not None
     assert output is not None
     if len({instruction, output, roles["input"]}) < 3:
         raise DataError(
-            f"{path}: instruction, input and output need a column each; data.columns has {dict(columns)}",
+            f"{path}: instruction, input and output need a column each; data.columns is {dict(columns)}",
             hint="a file without inputs needs no data.columns.input",
         )
     return CsvFormat(
@@ -147,7 +146,7 @@ def sniff(
 def records(
     path: Path, lines: Iterable[str], delimiter: str, quoting: Quoting = "double"
 ) -> Iterator[tuple[int, list[str]]]:
-    """Each CSV record with the physical line where it starts. Raises DataError: from there on it is no CSV."""
+    """Each CSV record with the physical line where it starts. Raises DataError: from there on it is not a CSV."""
     csv.field_size_limit(charset.LIMIT)
     if quoting == "backslash":
         # \" and \\ are escapes, and so is \ before a line end (MySQL); \n, \N or C:\dir stay as typed (Spark)
@@ -169,13 +168,13 @@ def records(
             )
             raise DataError(
                 f"{path}, line {start}: the record that begins here cannot be read ({error})",
-                hint='look for a quote that is not closed; a quote inside a quoted cell is written ""' + other,
+                hint='look for an unclosed quote; a quote inside a quoted cell is written ""' + other,
             ) from error
         yield start, cells
 
 
 def plain_name(cell: str) -> str:
-    """A name but for case, outer spaces, BOM and Unicode form: what two spellings of it have in common."""
+    """A name without case, surrounding spaces, BOM and Unicode form: equal for all spellings of it."""
     return unicodedata.normalize("NFC", _trimmed(cell)).casefold()
 
 
@@ -187,7 +186,7 @@ def _header(path: Path, codec: str, wanted: Mapping[str, str]) -> tuple[str, tup
         with open_lines(path, codec) as lines:
             try:
                 headers[delimiter] = tuple(next(records(path, lines, delimiter), (1, []))[1])
-            except DataError as error:  # a quoted header is no CSV under another delimiter than its own
+            except DataError as error:  # a quoted header is not a CSV under any delimiter but its own
                 refused = refused or error
                 continue
             has_rows = any(line.strip() for line in lines)
@@ -202,18 +201,18 @@ def _header(path: Path, codec: str, wanted: Mapping[str, str]) -> tuple[str, tup
     header = headers[delimiter]
     if not any(_trimmed(cell) for cell in header):
         raise DataError(
-            f"{path}: the header is expected in line 1, which is empty",
-            hint="put the names of the columns into line 1, for example instruction,output",
+            f"{path}: line 1 is empty, expected the header",
+            hint="put the column names in line 1, for example instruction,output",
         )
     if any("\0" in cell for cell in header):
         raise DataError(f"{path}: NUL bytes in line 1; expected text", hint="save the file as CSV UTF-8 again")
     if not has_rows:
-        raise DataError(f"{path} has a header and no row", hint="add rows below the header")
+        raise DataError(f"{path} has a header but no rows", hint="add rows below the header")
     return delimiter, header
 
 
 def _matches(header: Sequence[str], name: str) -> list[int]:
-    """Indexes of the cells that name this column: exactly, else but for outer spaces, else but for case too."""
+    """Indexes of the cells that name this column: exactly, else ignoring surrounding spaces, else ignoring case too."""
     for form in (str, _trimmed, plain_name):
         found = [i for i, cell in enumerate(header) if form(cell) == form(name)]
         if found:
@@ -222,7 +221,7 @@ def _matches(header: Sequence[str], name: str) -> list[int]:
 
 
 def _candidates(header: Sequence[str], role: str, wanted: Mapping[str, str]) -> list[int]:
-    """Columns that may be this role's: by the wanted name, else, where that is only the default, by a common name."""
+    """Columns that may have this role: by the wanted name or, if that is only the default, by a common name."""
     named = _matches(header, wanted[role])
     if named or wanted[role] != role:
         return named
@@ -231,7 +230,7 @@ def _candidates(header: Sequence[str], role: str, wanted: Mapping[str, str]) -> 
 
 
 def _column(path: Path, header: Sequence[str], role: str, wanted: Mapping[str, str]) -> tuple[int | None, bool]:
-    """Index of the role's column, and whether only a common name told; None: the input, if nobody named one."""
+    """Index of the role's column, and whether it was found by a common name; None: an unnamed input."""
     name = wanted[role]
     found = _candidates(header, role, wanted)
     if len(found) == 1:
@@ -242,7 +241,7 @@ def _column(path: Path, header: Sequence[str], role: str, wanted: Mapping[str, s
         none = f", or --set {setting}=null for none" if role == "input" else ""
         raise DataError(
             f"{path}: columns {which} could each be the {role}",
-            hint=f"say which: --set {setting}={_trimmed(header[found[0]])}{none}",
+            hint=f"choose one: --set {setting}={_trimmed(header[found[0]])}{none}",
         )
     if len(found) > 1:
         numbers = " and ".join(str(i + 1) for i in found)
@@ -262,34 +261,34 @@ def _missing(path: Path, header: Sequence[str], role: str, name: str, setting: s
         return DataError(
             f"{path}: data.split=column needs a column `side` with train, val or test in each row; the header has "
             + names,
-            hint="add the column, or let the rows be split: --set data.split=group",
+            hint="add the column, or have the rows split for you: --set data.split=group",
         )
     if _looks_like_data(header):
         return DataError(
             f"{path}: line 1 looks like data, expected a header with a column {shown(name)} for the {role}; "
-            f"the header has {names}",
-            hint="put the names of the columns into a line above the first row, for example instruction,output; if "
+            f"line 1 has {names}",
+            hint="put the column names in a line above the first row, for example instruction,output; if "
             f"line 1 is a header: --set {setting}=NAME",
         )
     forms = {plain_name(cell): _trimmed(cell) for cell in header}
     nearest = get_close_matches(plain_name(name), forms, n=1)
-    common = f" nor a common name of it ({', '.join(ALIASES[role][:4])}, …)" if name == role in ALIASES else ""
+    common = f" nor one with a common name ({', '.join(ALIASES[role][:4])}, …)" if name == role in ALIASES else ""
     hint = f"did you mean {shown(forms[nearest[0]])}? " if nearest else ""
     hint += f"name the column with --set {setting}={forms[nearest[0]] if nearest else 'NAME'}"
     return DataError(f"{path}: no column {shown(name)} for the {role}{common}; the header has {names}", hint=hint)
 
 
 def _looks_like_data(header: Sequence[str]) -> bool:
-    """Whether these are no names: a number, a sentence, a text of several lines or over 40 characters."""
+    """Whether some cell cannot be a name: a number, a sentence, a text of several lines or of over 40 characters."""
     cells = [_trimmed(cell) for cell in header]
     return any(re.search(r"[.?!。？！]$|[\r\n]|^[-+]?\d[\d.,]*$", cell) or len(cell) > 40 for cell in cells)
 
 
 def _quoting(path: Path, codec: str, delimiter: str, fields: int) -> Quoting:
-    """How quotes are written. A second reading is tried only where the plain one may fail, so that it costs nothing.
+    """How quotes are written. Other readings are tried only if the plain one may fail, so they usually cost nothing.
 
-    The plain one stays unless another reads the whole file, and more regularly. Without quoting are files with tabs
-    only: elsewhere a quote that is not closed is a mistake, and no other reading should hide it.
+    The plain one stays unless another reads the whole file, and more regularly. Only tab-separated files can be without
+    quoting: elsewhere an unclosed quote is a mistake that no other reading should hide.
     """
     if not _is_suspicious(path, codec, delimiter, fields):
         return "double"
@@ -311,7 +310,7 @@ def _is_suspicious(path: Path, codec: str, delimiter: str, fields: int) -> bool:
     with open_bytes(path) as stream:
         while chunk := stream.read(charset.CHUNK):
             chunk = chunk.replace(b"\0", b"") if zeros else chunk
-            if b"\\" in tail + chunk and b'\\"' in tail + chunk:  # the first look is five times as fast
+            if b"\\" in tail + chunk and b'\\"' in tail + chunk:  # the first test is five times as fast
                 return True
             quotes += chunk.count(b'"')
             tail = chunk[-1:]
@@ -323,9 +322,9 @@ def _is_suspicious(path: Path, codec: str, delimiter: str, fields: int) -> bool:
 def _irregular(
     path: Path, codec: str, delimiter: str, quoting: Quoting, fields: int, limit: int | None = None
 ) -> int | None:
-    """Records of the file (at most `limit`) that are ragged under this quoting; None if they cannot be read so.
+    """How many records of the file (of `limit` at most) are ragged under this quoting; None if it cannot read them.
 
-    Without quoting also None where more cells are wrapped in quotes than merely begin with one.
+    For `literal` also None if more cells are wrapped in quotes than merely begin with one.
     """
     ragged = wrapped = begun = 0
     with open_lines(path, codec) as lines:

@@ -1,7 +1,7 @@
-"""What the split of a run lets through, for people: equal questions on two sides, and near-duplicates.
+"""What a run's split lets through, as people read it: equal questions on two sides, and near-duplicates.
 
-`rows/split.py` finds the one and `rows/near_duplicates.py` the other; here they get their lines and texts. Decides
-nothing.
+`rows/split.py` finds the former and `rows/near_duplicates.py` the latter; this module adds their lines and texts.
+Decides nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from appliance.rows.csv_file import Row
 from appliance.rows.split import Side
 
 EXAMPLES = 5
-_SHOWN = 200  # characters of a question in a file; a line for people has fewer
+_SHOWN = 200  # characters of a question in a result file; messages show fewer
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Example:
 
 @dataclass(frozen=True)
 class Shared:
-    """leaks.json: what stands on more than one side."""
+    """leaks.json: what is on more than one side."""
 
-    what: str  # questions, or groups where a column groups the rows
+    what: str  # questions, or groups if a column groups the rows
     count: int
     test_rows: int  # test rows with an equal row in train
     examples: tuple[Example, ...]
@@ -50,7 +50,7 @@ def shared(
     questions: split.Keys | None,
     sides: Sequence[Side],
 ) -> Shared:
-    """`lines`, `keys`, `sides`: of each row. `questions`: beside the keys, where these are not questions but groups."""
+    """`lines`, `keys`, `sides`: one per row. `questions`: the question keys, if `keys` are those of groups."""
     what, found = "questions", split.leaks(keys, sides, examples=EXAMPLES)
     if questions is not None:
         what = "groups"
@@ -70,7 +70,7 @@ def write(stage_dir: Path, found: Shared, twins: near_duplicates.Near) -> None:
 
 @dataclass(frozen=True)
 class Caveat:
-    """What a user should know before a score is believed, and the first places where it can be seen."""
+    """What a user should know before believing a score, and the first places that show it."""
 
     text: str
     examples: tuple[str, ...]
@@ -80,19 +80,19 @@ class Caveat:
 
 
 def warnings(prepare_dir: Path) -> list[Caveat]:
-    """From what `write` left; nothing of a run that was prepared before there was such a thing."""
+    """From the files that `write` left; none for a run prepared by a version that had no such files."""
     if not (prepare_dir / "near_duplicates.json").is_file():
         return []
     found, twins = (files.read_json(prepare_dir / f"{name}.json") for name in ("leaks", "near_duplicates"))
     told = []
     if found["count"]:
         text = (
-            f"the split leaks: {found['count']} {found['what']} stand on two sides, and {found['test_rows']} test rows "
-            "are also in train; scores will flatter"
+            f"the split leaks: {found['count']} {found['what']} are on more than one side, and {found['test_rows']} "
+            "test rows are also in train; scores will look better than they are"
         )
         told.append(Caveat(text, tuple(str(Example(**example)) for example in found["examples"])))
     if twins["pairs"]:
-        text = f"{twins['summary']}; they may flatter the scores; all pairs are in prepare/near_duplicates.json"
+        text = f"{twins['summary']}; scores may look better than they are; all pairs: prepare/near_duplicates.json"
         told.append(Caveat(text, tuple(map(_pair_text, twins["pairs"][:EXAMPLES]))))
     return told
 
@@ -105,7 +105,7 @@ def _pair_text(pair: Mapping[str, Any]) -> str:
 
 
 def _questions(csv_path: Path, fmt: csv_file.CsvFormat, wanted: set[int]) -> dict[int, str]:
-    """The beginnings of the questions in these lines; reads no further than it must."""
+    """The beginnings of the questions in these lines; reads no further than it has to."""
     found: dict[int, str] = {}
     for row in csv_file.read(csv_path, fmt) if wanted else ():
         if row.line in wanted and isinstance(row, Row):

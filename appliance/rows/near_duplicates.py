@@ -1,7 +1,7 @@
-"""Near-duplicates across the split: test and val rows whose question stands in train but for a few letters.
+"""Near-duplicates across the split: test and val rows whose question is also in train, except for a few letters.
 
 They explain a score that is too good to be true. Nothing is moved or dropped because of them. Reads the canonical CSVs
-of a run; what is compared is bounded in time and memory, and the result says what was compared.
+of a run; the comparison is bounded in time and memory, and the result says what was compared.
 """
 
 from __future__ import annotations
@@ -21,26 +21,28 @@ if TYPE_CHECKING:
     from datasketch import MinHash
 
 # Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, 3.2.2 (http://www.mmds.org): shingles so long that a given
-# one is unlikely in a given text; five letters of 27 (14 million) do for short English mails. Three Hangul syllables
-# make more than that from 250 of the 11,172; three Latin letters do not, but chance alone never reaches the threshold.
+# one is unlikely in a given text; for short English emails five letters out of 27 (14 million) suffice. Three Hangul
+# syllables exceed that with only 250 of the 11,172 in use; three Latin letters do not, but chance alone never reaches
+# the threshold.
 SHINGLE = 3
 THRESHOLD = 0.8
 # 12 bands of 5 of the 60 hashes (ib. 3.4.2): a pair at 0.8 is found with 1 - (1 - 0.8**5)**12 = 99.1 %, one at 0.85
 # with 99.9 %; what is found is then compared exactly.
 _BANDS, _BAND = 12, 5
-# A row costs 50 microseconds and 0.5 more per letter (one core of 2024), so that rows are counted as this many letters
-# more. Of more rows than the budgets buy, a seeded share is compared: 3,300 of a side, 67,000 of train at 20 letters.
+# A row costs 50 microseconds plus 0.5 per letter (one core of 2024), so each row counts as this many extra letters. If
+# there are more rows than the budgets pay for, a seeded sample is compared: at 20 letters, 3,300 of a side and 67,000
+# of train.
 _ROW = 100
 _HELD_BUDGET, _TRAIN_BUDGET = 400_000, 8_000_000
 LETTERS = 2000  # of each question; a cell can hold millions
-TWINS = 5  # pairs kept of one row
-_CHECKS = 50  # likely train rows with which one row is compared exactly; many alike would cost hours
+TWINS = 5  # pairs kept per row
+_CHECKS = 50  # likely train rows that one row is compared with exactly; many similar ones would cost hours
 _SHOWN = 200  # characters of a question in a pair
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A test or val row and a train row, by their lines in the file. Similarity: Jaccard's, 0.8 to 1."""
+    """A test or val row and a train row, by their lines in the file. `similarity`: Jaccard, 0.8 to 1."""
 
     side: Side
     row: int
@@ -53,23 +55,23 @@ class Pair:
 
 @dataclass(frozen=True)
 class Near:
-    """near_duplicates.json. `pairs`, the most similar first: of each row that was compared, up to five."""
+    """near_duplicates.json. `pairs`: up to five per compared row, the most similar first."""
 
     threshold: float
     letters_per_shingle: int
     letters_per_row: int
     rows: dict[Side, int]
-    compared: dict[Side, int]  # rows of each side that were looked at; fewer than `rows` where there are too many
-    with_twin: dict[Side, int]  # compared test and val rows with a near-twin among the compared train rows
+    compared: dict[Side, int]  # rows of each side that were compared; fewer than `rows` if there are too many
+    with_twin: dict[Side, int]  # compared test and val rows with a near-duplicate among the compared train rows
     given_up: int  # of the rest, those compared with the first 50 likely train rows only
     pairs: tuple[Pair, ...]
 
     def describe(self) -> str:
-        """One line for people: 12 of 1,182 test rows have a near-twin in train."""
+        """One line for people: 12 of 1,182 test and 9 of 1,182 val rows have a near-duplicate in train."""
         found = {side: f"{self.with_twin[side]:,} of {self._share(side)}" for side in ("test", "val")}
         train = "train" if self.compared["train"] == self.rows["train"] else f"{self._share('train')} train rows"
-        rest = f" ({self.given_up:,} rows resemble so many that not all were compared)" if self.given_up else ""
-        return f"{found['test']} test and {found['val']} val rows have a near-twin in {train}{rest}"
+        rest = f" ({self.given_up:,} rows resemble so many others that not all were compared)" if self.given_up else ""
+        return f"{found['test']} test and {found['val']} val rows have a near-duplicate in {train}{rest}"
 
     def _share(self, side: Side) -> str:
         all_of_it = self.compared[side] == self.rows[side]
@@ -78,7 +80,7 @@ class Near:
 
 @dataclass
 class _Held:
-    """A test or val row while the train rows pass by."""
+    """A test or val row, held while the train rows stream past."""
 
     side: Side
     row: int
@@ -92,9 +94,9 @@ class _Held:
 
 
 def find(prepare_dir: Path, rows: Mapping[Side, int], seed: int) -> Near:
-    """Looks through train.csv, val.csv and test.csv of `prepare_dir`, which have so many `rows`.
+    """Compares test.csv and val.csv with train.csv of `prepare_dir`; `rows`: how many rows each file has.
 
-    Equal questions are none of its business: `split.leaks` counts them, all of them.
+    Equal questions are left out: `split.leaks` counts every one of those.
     """
     import numpy as np
     from datasketch import MinHash, MinHashLSH
@@ -116,7 +118,7 @@ def find(prepare_dir: Path, rows: Mapping[Side, int], seed: int) -> Near:
     for row in _sampled(prepare_dir, "train", _TRAIN_BUDGET / (_ROW + mean_letters) / rows["train"], seed):
         compared["train"] += 1
         shingles = _shingles(row)
-        # Most rows end here: with more than a fifth of shingles that nothing held has, none can be as near as 0.8.
+        # Most rows end here: if more than a fifth of its shingles are in no held row, no similarity can reach 0.8.
         places = np.searchsorted(known, shingles).clip(max=len(known) - 1)
         if np.count_nonzero(known[places] == shingles) < THRESHOLD * len(shingles):
             continue
@@ -139,7 +141,7 @@ def find(prepare_dir: Path, rows: Mapping[Side, int], seed: int) -> Near:
 
 
 def _compare(one: _Held, row: Row, shingles: set[int]) -> None:
-    """Adds the pair to `one` where the two are near, and do not ask the same."""
+    """Adds the pair to `one` if the two are similar but do not ask the same question."""
     one.checks += 1
     common = len(shingles.intersection(one.shingles.tolist()))
     similarity = common / (len(one.shingles) + len(shingles) - common)
@@ -150,7 +152,7 @@ def _compare(one: _Held, row: Row, shingles: set[int]) -> None:
 
 
 def _letters(row: Row) -> str:
-    """What of a question is compared: without case, spaces, and signs at its ends."""
+    """The part of a question that is compared: no case, no spaces, no punctuation at either end."""
     text = split.folded(row.instruction[: 4 * LETTERS] + row.input[: 4 * LETTERS]).replace(" ", "")[:LETTERS]
     return text.strip(".,;:!?~…。、\"'") or text
 
@@ -173,7 +175,7 @@ def _minhash(template: MinHash, shingles: np.ndarray) -> MinHash:
 
 
 def _sampled(prepare_dir: Path, side: Side, share: float, seed: int) -> Iterator[Row]:
-    """The rows of a side, or a seeded share of them where `share` is below 1."""
+    """The rows of a side, or a seeded share of them if `share` is below 1."""
     generator = Random(f"{seed}:{side}")
     for row in csv_file.iter_canonical(prepare_dir / f"{side}.csv"):
         if generator.random() < share:
@@ -181,7 +183,7 @@ def _sampled(prepare_dir: Path, side: Side, share: float, seed: int) -> Iterator
 
 
 def _mean_letters(prepare_dir: Path) -> float:
-    """Of the test and val rows, which stand for the train rows too."""
+    """The mean over test and val rows, taken as that of the train rows too."""
     lengths = [
         min(LETTERS, len(row.instruction) + len(row.input))
         for side in ("test", "val")

@@ -1,7 +1,7 @@
-"""What is odd about rows that can be used: control characters, marks of a prompt, repeated and contradicting rows.
+"""Oddities of usable rows: control characters, prompt markers, duplicate and contradictory rows.
 
-Nothing here drops or changes a row: text is trained as it was typed. Pure; keeps 24 bytes of each row. Knows no file
-and no tokenizer: whether `</s>` is a command or mere text depends on the base model.
+Nothing here drops or changes a row: text is trained on as it was typed. Pure; keeps 24 bytes per row. Knows no file
+and no tokenizer: whether `</s>` is a command or plain text depends on the base model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from appliance.rows.dialect import CsvFormat
 if TYPE_CHECKING:
     import numpy as np
 
-EXAMPLES = 3  # places named of each remark
+EXAMPLES = 3  # places named per remark
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _MARKER = re.compile(r"### ?(?:Instruction|Input|Response):", re.IGNORECASE)
@@ -31,13 +31,13 @@ _TOKEN = re.compile(
 )
 _LOST = "\ufffd"
 _KINDS = {
-    "control characters": "such as terminal colours or a form feed: they would be trained; remove them",
-    "marks of the prompt": "the model would learn to write the prompt itself; reword them",
-    "special tokens": "a base model that knows them as commands will refuse these rows; reword them",
+    "control characters": "such as terminal colours or a form feed: the model would learn them; remove them",
+    "prompt markers": "the model would learn to write the prompt itself; reword them",
+    "special tokens": "rows are refused if the base model treats these as commands; reword them",
     "lost characters": "the replacement character U+FFFD: an earlier conversion lost text; export the rows again",
-    "decomposed letters": "they look alike, and are other tokens; compose them: --set data.normalize=nfc",
-    "duplicate rows": "the same question and answer again weighs double; remove them unless that is meant",
-    "contradictions": "one question with several answers teaches a mean of them; keep one, or tell the questions apart",
+    "decomposed letters": "they look the same but are different tokens; compose them: --set data.normalize=nfc",
+    "duplicate rows": "a repeated question and answer counts double; remove the repeats unless that is intended",
+    "contradictions": "one question with several answers teaches a blend; keep one, or make the questions differ",
 }
 
 
@@ -56,7 +56,7 @@ class Remark:
 
 
 class Remarks:
-    """Show it every usable row, then ask what was `found`."""
+    """Pass every usable row to `see`, then ask what was `found`."""
 
     def __init__(self, fmt: CsvFormat) -> None:
         self._fmt = fmt
@@ -66,11 +66,11 @@ class Remarks:
     def see(self, row: Row, question: bytes) -> None:
         """`question`: the row's `split.question_key` without its group."""
         text = f"{row.instruction} {row.input} {row.output}"
-        # scans in C, the cheapest first: nearly every row has nothing to be found
+        # scans in C, the cheapest first: nearly every row has nothing to find
         if not text.isprintable() and not text.replace("\n", " ").isprintable():
             self._look(row, "control characters", _CONTROL, text)
         if "###" in text:
-            self._look(row, "marks of the prompt", _MARKER, text)
+            self._look(row, "prompt markers", _MARKER, text)
         if "<" in text or "[" in text:
             self._look(row, "special tokens", _TOKEN, text)
         if not text.isascii():
@@ -108,10 +108,10 @@ class Remarks:
         self._found[kind] = Remark(kind, before.rows + 1, places, before.fix)
 
     def _repeated(self) -> Iterator[Remark]:
-        """Rows whose question (but for case, spaces and Unicode forms) stood in an earlier row.
+        """Rows whose question (ignoring case, spaces and Unicode forms) was already in an earlier row.
 
-        64 bits stand for a question and for an answer: two questions take one value with a chance of 3e-6 at ten
-        million rows.
+        A question and an answer are 64 bits each: at ten million rows, two questions share a value with a chance of
+        3e-6.
         """
         import numpy as np
 
@@ -120,7 +120,7 @@ class Remarks:
         lines = np.frombuffer(self._lines, np.int64)
         order = np.argsort(questions, kind="stable")
         again = questions[order[1:]] == questions[order[:-1]]
-        # only rows whose question repeats: the second sort, by answer, is then small where nothing is wrong
+        # only rows whose question repeats: the second sort, by answer, is then small if nothing is wrong
         member = np.concatenate((again, [False])) | np.concatenate(([False], again))
         order = order[member]
         if not len(order):

@@ -1,4 +1,4 @@
-"""The leak-proof split: which rows ask the same, and which side each goes to. Pure; knows rows, no file.
+"""The leak-proof split: which rows ask the same question, and which side each goes to. Pure; knows rows, no files.
 
 >>> question_key(Row(2, "가격은?  ", "", "만원")) == question_key(Row(9, "가격은?", "", "10,000원"))
 True
@@ -26,26 +26,26 @@ _SIDES: tuple[Side, ...] = ("test", "val", "train")  # in the order in which the
 
 @dataclass(frozen=True)
 class Leaks:
-    """Groups of equal rows on more than one side. An example: the first row (its position) of the group per side."""
+    """Groups of equal rows on more than one side. Each example: the position of the group's first row on each side."""
 
     groups: int
-    test_rows: int  # test rows with an equal row in train: what a score owes to remembering
+    test_rows: int  # test rows with an equal row in train: the part of a score that may be mere memory
     examples: tuple[dict[Side, int], ...]
 
 
 def question_key(row: Row) -> bytes:
-    """16 bytes that are equal for rows which must stay on one side of the split.
+    """16 bytes that are equal for rows which must stay on the same side of the split.
 
-    These are rows with the same group value, else those that ask the same: equal (instruction, input) but for Unicode
-    compatibility forms (NFKC), case and whitespace.
+    Those are rows with the same group value or, without one, rows that ask the same question: equal (instruction,
+    input), ignoring Unicode compatibility forms (NFKC), case and whitespace.
     """
     parts = ("question", row.instruction, row.input) if row.group is None else ("group", row.group)
-    # Cells hold no NUL (`read` rejects them), so that different parts are never joined to the same bytes.
+    # Cells contain no NUL (`read` rejects them), so different parts never join to the same bytes.
     return blake2b("\0".join(map(folded, parts)).encode(), digest_size=16).digest()
 
 
 def folded(text: str) -> str:
-    """The text but for Unicode compatibility forms, case and whitespace."""
+    """The text normalised for comparison: Unicode compatibility forms (NFKC), case and whitespace."""
     if text.isascii():  # nothing to normalise, as in the many rows whose input is empty
         return " ".join(text.lower().split())
     # NFKC twice, as in Unicode's toNFKC_Casefold: folding case can undo the normal form.
@@ -57,7 +57,7 @@ def folded(text: str) -> str:
 
 
 class Keys(Sequence[bytes]):
-    """Question keys at 16 bytes of memory each, where a list of bytes objects takes 72."""
+    """Question keys at 16 bytes of memory each; a list of bytes objects takes 72."""
 
     def __init__(self) -> None:
         self._data = bytearray()
@@ -69,7 +69,7 @@ class Keys(Sequence[bytes]):
         return len(self._data) // 16
 
     def at(self, positions: Iterable[int]) -> Keys:
-        """Those of these positions, in that order."""
+        """The keys at these positions, in that order."""
         keys = Keys()
         for position in positions:
             keys.append(self[position])
@@ -81,11 +81,11 @@ class Keys(Sequence[bytes]):
 
 
 def question_split(keys: Sequence[bytes], *, test_fraction: float, val_fraction: float, seed: int) -> list[Side]:
-    """The side of each row. Rows with equal keys share a side; each side gets a group.
+    """The side of each row. Rows with equal keys share a side; each side gets at least one group.
 
-    Groups come in the order of a keyed hash: test takes groups while they fit into round(rows * test_fraction) rows,
-    val what it passed on, in the same way, train the rest. The order of the rows plays no part, and rows that are
-    added later move only those at the cuts. Raises DataError: fewer than three groups.
+    Groups are ordered by a keyed hash: test takes groups while they fit into round(rows * test_fraction) rows, val
+    takes from the remaining ones in the same way, and train gets the rest. The order of the rows does not matter, and
+    rows added later move only those at the cuts. Raises DataError: fewer than three groups.
     """
     import numpy as np
 
@@ -105,17 +105,17 @@ def question_split(keys: Sequence[bytes], *, test_fraction: float, val_fraction:
 
 
 def notebook_split(rows: int, *, test_fraction: float, val_fraction: float, seed: int) -> dict[Side, list[int]]:
-    """Row indexes (0-based) per side, as the usual notebook cuts a DataFrame, in scikit-learn's order.
+    """Row indexes (0-based) per side, as the usual notebook splits a DataFrame, in scikit-learn's order.
 
-    First `train_test_split(rows, test_size=test_fraction, random_state=42)`, then val_fraction of what remained, with
-    `random_state=seed`. Equal questions can stand on several sides: see `leaks`. Raises DataError: too few rows.
+    First `train_test_split(rows, test_size=test_fraction, random_state=42)`, then val_fraction of the rest, with
+    `random_state=seed`. Equal questions can end up on several sides: see `leaks`. Raises DataError: too few rows.
     """
     needed = _rows_needed(test_fraction, val_fraction)
     if rows < needed:
         raise DataError(
             f"{rows} rows are too few for train, val and test: data.split=notebook needs {needed} with "
             f"data.test_fraction={test_fraction:g} and data.val_fraction={val_fraction:g}",
-            hint=f"add rows: {needed - rows} are missing",
+            hint=f"add rows, at least {needed - rows}",
         )
     from sklearn.model_selection import train_test_split
 
@@ -125,7 +125,7 @@ def notebook_split(rows: int, *, test_fraction: float, val_fraction: float, seed
 
 
 def column_split(sides: Sequence[Side]) -> dict[Side, list[int]]:
-    """Row indexes (0-based) per side, where the file itself names each row's. Raises DataError: a side has no row."""
+    """Row indexes (0-based) per side, as the file itself gives them. Raises DataError: a side has no row."""
     order: dict[Side, list[int]] = {side: [] for side in get_args(Side)}
     for i, side in enumerate(sides):
         order[side].append(i)
@@ -134,15 +134,15 @@ def column_split(sides: Sequence[Side]) -> dict[Side, list[int]]:
         raise DataError(
             f"column `side`: no usable row is {' or '.join(missing)}; train, val and test need at least one row each, "
             f"{len(missing)} more in all",
-            hint="name a side for some rows, or let the rows be split: --set data.split=group",
+            hint="put some rows on that side, or have the rows split for you: --set data.split=group",
         )
     return order
 
 
 def leaks(keys: Sequence[bytes], sides: Sequence[Side], *, examples: int = 5) -> Leaks:
-    """The groups that stand on more than one side: `notebook_split` makes them, `question_split` never does.
+    """The groups that are on more than one side: `notebook_split` produces them, `question_split` never does.
 
-    Examples are the groups whose first row comes first.
+    The examples are the groups whose first rows come first.
     """
     import numpy as np
 
@@ -154,7 +154,7 @@ def leaks(keys: Sequence[bytes], sides: Sequence[Side], *, examples: int = 5) ->
     in_train = np.logical_or.reduceat(codes == _SIDES.index("train"), starts)
     sizes = np.diff(starts, append=len(order))
     test_rows = np.count_nonzero((codes == _SIDES.index("test")) & np.repeat(in_train, sizes))
-    # The sort is stable: within a group, and so also for its first row, positions rise.
+    # The sort is stable: within a group, positions ascend, so its first entry is its first row.
     shown = sorted(np.flatnonzero(torn), key=lambda group: order[starts[group]])[:examples]
     found = []
     for group in shown:
@@ -170,7 +170,7 @@ def leaks(keys: Sequence[bytes], sides: Sequence[Side], *, examples: int = 5) ->
 
 
 def _rows_needed(test_fraction: float, val_fraction: float) -> int:
-    """The fewest rows of which train_test_split leaves some on each side; it rounds the test size up."""
+    """The fewest rows for which train_test_split leaves some on each side; it rounds the test size up."""
     for rows in count(3):
         rest = rows - ceil(rows * test_fraction)
         if rest - ceil(rest * val_fraction) >= 1:
@@ -181,7 +181,7 @@ def _rows_needed(test_fraction: float, val_fraction: float) -> int:
 def _grouped(keys: Sequence[bytes], seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Row indexes (N,) sorted by a seeded hash of their key, and where in them each group starts (G,).
 
-    64 bits order the groups. Two keys with one hash (chance 3e-6 at ten million) become one group: none is torn.
+    64 bits order the groups. Two keys with the same hash (chance 3e-6 at ten million) become one group: none is torn.
     """
     import numpy as np
 
@@ -207,7 +207,7 @@ def _fill(sizes: np.ndarray, targets: Sequence[int]) -> np.ndarray:
                 room[side] -= int(size)
                 sides[group] = side
                 break
-    for side in range(len(_SIDES)):  # all groups may be larger than a target: the smallest one makes do
+    for side in range(len(_SIDES)):  # every group may exceed a target: then the smallest has to do
         counts = np.bincount(sides, minlength=len(_SIDES))
         if counts[side] == 0:
             donors = np.flatnonzero(sides == counts.argmax())

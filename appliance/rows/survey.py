@@ -1,6 +1,6 @@
-"""One look at a CSV: how it is written, which rows can be used, what is odd about them, how large the sides will be.
+"""One pass over a CSV: how it is written, which rows can be used, what is odd about them, how large the sides will be.
 
-What `check` says of a file before any model is at hand. Knows the recipe's data section; no tokenizer, no torch.
+What `check` reports about a file before any model is available. Knows the recipe's data section; no tokenizer or torch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PREVIEW_CHARACTERS = 600  # of each cell
 
 @dataclass(frozen=True)
 class Survey:
-    """`reasons`: reason -> rows, the blank lines included. `bad`: the first bad rows, with their lines."""
+    """`reasons`: reason -> number of rows, blank lines included. `bad`: the first bad rows, with their lines."""
 
     path: Path
     fmt: CsvFormat
@@ -39,7 +39,7 @@ class Survey:
     sides: dict[Side, int]
     too_few: DataError | None
     preview: tuple[Row, ...]
-    longest_characters: int = 0  # of the three cells of a row
+    longest_characters: int = 0  # in the three cells of one row
 
     @property
     def rejected(self) -> int:
@@ -47,12 +47,12 @@ class Survey:
 
     @property
     def bad_rows(self) -> int:
-        """Rows to be corrected: the rejected ones without the blank lines."""
+        """Rows to correct: the rejected ones, except blank lines."""
         return self.rejected - self.reasons.get(csv_file.BLANK_LINE, 0)
 
 
 def csv_format(csv_path: Path, data: DataSection) -> CsvFormat:
-    """How this recipe reads this CSV. Raises DataError as `table.sniff`."""
+    """How this recipe reads this CSV. Raises DataError as `csv_file.sniff`."""
     return csv_file.sniff(
         csv_path,
         data.columns.model_dump(),
@@ -65,7 +65,7 @@ def csv_format(csv_path: Path, data: DataSection) -> CsvFormat:
 
 
 def look(csv_path: Path, data: DataSection, seed: int) -> Survey:
-    """Reads the whole file once. Raises DataError: it cannot be read, or holds no usable row."""
+    """Reads the whole file once. Raises DataError: it cannot be read, or has no usable row."""
     fmt = csv_format(csv_path, data)
     keys, sides, remarks = split.Keys(), array("B"), Remarks(fmt)
     reasons: Counter[str] = Counter()
@@ -127,13 +127,13 @@ def bad_rows_error(
     what: str = "rows cannot be used",
     fix: str = "",
 ) -> DataError:
-    """All bad rows at once: the first by name, the count of the others, and where all of them are listed."""
+    """All bad rows at once: the first ones in full, the number of others, and where all of them are listed."""
     shown = [f"line {line}: {reason}" for line, reason in first[:SHOWN]]
     if count > SHOWN:
         shown.append(f"… and {count - SHOWN} more; {where}")
-    fix = fix or "correct them, or go on without them: --set data.on_bad_row=drop"
+    fix = fix or "correct them, or continue without them: --set data.on_bad_row=drop"
     if any("fields; the header has" in reason for _, reason in first):
-        fix += '; a cell that holds the delimiter or a line end stands in double quotes: "so, here"'
+        fix += '; a cell that contains the delimiter or a line break must be in double quotes: "like, this"'
     return DataError(f"{path}: {count} {what}:\n  " + "\n  ".join(shown), hint=fix)
 
 
@@ -164,15 +164,15 @@ def findings(seen: Survey) -> list[Finding]:
             str(tests),
             f"{PROVABLE_TEST_ROWS} to show a difference",
             "ok" if enough else "warning",
-            "" if enough else "little can be proven on so few; raise data.test_fraction or add rows",
+            "" if enough else "too few to prove much; raise data.test_fraction or add rows",
         ),
     ]
 
 
 def previews(seen: Survey, prompt_name: str) -> list[tuple[int, str]]:
-    """Line and text of the first usable rows as the model will see them, EOS by the name <EOS>.
+    """Line and text of the first usable rows as the model will see them, with EOS written as <EOS>.
 
-    For `prompt: chat`, whose text only the base model knows, the outline of it.
+    For `prompt: chat`, whose text only the base model knows, an outline.
     """
     found = []
     for row in seen.preview:
@@ -202,7 +202,7 @@ def _side_counts(keys: split.Keys, sides: array[int], data: DataSection, seed: i
 
 
 def _reasons(seen: Survey) -> list[str]:
-    """Reasons with their counts, the most frequent first, and the first line of each that is known."""
+    """Reasons with their counts, the most frequent first, each with its first line if that is known."""
     lines = dict(reversed([(reason, line) for line, reason in seen.bad]))
     ranked = sorted(seen.reasons.items(), key=lambda item: -item[1])
     shown = [

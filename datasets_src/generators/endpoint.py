@@ -2,7 +2,7 @@
 
 The only importer of `openai`, and only when something is asked. Knows prompts and replies, no generator and no file.
 The key comes from the environment and goes nowhere but into the request's header. Nothing is contacted but the base
-URL: there is no default one, and redirects are not followed.
+URL: there is no default, and redirects are not followed.
 
     endpoint = from_environment(base_url=None, model=None)  # OPENAI_BASE_URL, OPENAI_MODEL, OPENAI_API_KEY
     with opened("out.csv.journal.jsonl", endpoint.answer, endpoint.asked_with()) as journal: ...
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     import openai
 
 _OPENAI_HOST = "api.openai.com"
-_GRACE_SECONDS = 5.0  # how long replies that are under way are waited for after an interruption
+_GRACE_SECONDS = 5.0  # how long to wait for replies under way after an interruption
 _RETRIES = 5  # waits of 0.5, 1, 2, 4 and 8 s, or what Retry-After says, up to 2 minutes (openai 3.52, _constants.py)
 
 
 class EndpointError(SourceError):
-    """The endpoint refuses, cannot be reached, or is none."""
+    """The endpoint refuses, cannot be reached, or is not an endpoint at all."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where to ask, whom, and how. `timeout_seconds` bounds one attempt at one request."""
+    """Where to ask, which model, and how. `timeout_seconds` bounds one attempt at one request."""
 
     base_url: str
     model: str
@@ -55,8 +55,8 @@ class Endpoint:
     def answer(self, requests: Sequence[Request], keep: Callable[[int, str], None]) -> None:
         """Asks for all, `concurrency` at a time, and calls `keep` with each reply before its thread asks again.
 
-        429, 5xx, timeouts and broken connections are tried again; 401, 403 and 404 are not. Raises EndpointError.
-        After an interruption no further request is sent; replies under way are kept if they come within seconds.
+        429, 5xx, timeouts and broken connections are retried; 401, 403 and 404 are not. Raises EndpointError.
+        After an interruption no further request is sent; replies under way are kept if they arrive within seconds.
         """
         client = self._client()
 
@@ -92,23 +92,23 @@ class Endpoint:
                 model=self.model, messages=[{"role": "user", "content": prompt}], **parameters
             )
         except openai.APIStatusError as error:
-            raise self._refused(error.status_code, _said(error)) from None  # whose text may hold the key
+            raise self._refused(error.status_code, _said(error)) from None  # its text may contain the key
         except openai.APITimeoutError as error:
             raise EndpointError(
-                f"{self.base_url} did not answer within {self.timeout_seconds:g} s, {self.retries + 1} times",
-                hint=f"ask for less at once (--concurrency 1), or allow more time (--timeout); {_CONTINUES}",
+                f"{self.base_url} did not answer within {self.timeout_seconds:g} s in {self.retries + 1} attempts",
+                hint=f"send fewer requests at once (--concurrency 1), or allow more time (--timeout); {_CONTINUES}",
             ) from error
         except openai.APIConnectionError as error:
             raise EndpointError(
                 f"{self.base_url} cannot be reached: {error.__cause__ or error}",
-                hint=f"check the address and that the server runs; {_CONTINUES}",
+                hint=f"check the address and that the server is running; {_CONTINUES}",
             ) from error
-        except (openai.OpenAIError, ValueError) as error:  # a body that is no JSON
+        except (openai.OpenAIError, ValueError) as error:  # a body that is not JSON
             raise self._no_endpoint(str(error)) from error
         return self._text(completion)
 
     def _text(self, completion: object) -> str:
-        """The reply's text. The client checks nothing: what arrives may be any JSON, or an HTML page as a str."""
+        """The reply's text. The client validates nothing: any JSON may arrive, or an HTML page as a str."""
         choices = getattr(completion, "choices", None)
         choice = choices[0] if isinstance(choices, list) and choices else None
         message = getattr(choice, "message", None)
@@ -126,69 +126,69 @@ class Endpoint:
 
     def _no_endpoint(self, seen: str) -> EndpointError:
         return EndpointError(
-            f"{self.base_url} does not answer as an OpenAI-compatible endpoint: {self._without_key(seen)}",
-            hint="the base URL mostly ends in /v1, for example http://localhost:11434/v1",
+            f"{self.base_url} does not answer like an OpenAI-compatible endpoint: {self._without_key(seen)}",
+            hint="the base URL usually ends in /v1, for example http://localhost:11434/v1",
         )
 
     def _refused(self, status: int, message: str) -> EndpointError:
         hints = {
             401: "set OPENAI_API_KEY to a key of this endpoint",
             403: "this key may not use the model; choose another with --model or OPENAI_MODEL",
-            404: "check --model (or OPENAI_MODEL) and that the base URL ends as the server wants it, mostly in /v1",
-            400: "if it names the temperature: --temperature 1; if it names the length: another --max-tokens",
-            429: f"wait, or ask for less at once with --concurrency 1; {_CONTINUES}",
+            404: "check --model (or OPENAI_MODEL) and the end of the base URL, which is usually /v1",
+            400: "if it complains about the temperature: --temperature 1; about the length: another --max-tokens",
+            429: f"wait, or send fewer requests at once with --concurrency 1; {_CONTINUES}",
         }
         hint = hints.get(status, _CONTINUES if status >= 500 else "")
         tried = f" after {self.retries + 1} attempts" if status == 429 or status >= 500 else ""
         return EndpointError(f"{self.base_url} answered {status}{tried}: {self._without_key(message)}", hint=hint)
 
     def _without_key(self, message: str) -> str:
-        """One line of it. Servers repeat the key that they refuse."""
+        """The message on one line, without the key: servers repeat a key that they refuse."""
         return " ".join(message.replace(self.key, "***").split())[:300]
 
 
-_CONTINUES = "the same command continues, and what was answered is not asked for again"
+_CONTINUES = "the same command continues, without asking again for what was answered"
 
 
 def _said(error: openai.APIStatusError) -> str:
-    """The server's own words; the client's message leaves out those that are no JSON."""
+    """The server's own words; the client's message leaves out those that are not JSON."""
     body: object = error.body
     message = body.get("message") if isinstance(body, dict) else None
-    return message if isinstance(message, str) else error.response.text or "without a word"
+    return message if isinstance(message, str) else error.response.text or "(no message)"
 
 
 def from_environment(
     *, base_url: str | None, model: str | None, environ: Mapping[str, str] = os.environ, **parameters: Any
 ) -> Endpoint:
-    """The endpoint of OPENAI_BASE_URL, OPENAI_MODEL and OPENAI_API_KEY; what is given counts before the first two.
+    """The endpoint of OPENAI_BASE_URL, OPENAI_MODEL and OPENAI_API_KEY; arguments take precedence over the first two.
 
     `parameters`: further fields of Endpoint. Raises EndpointError: the base URL or the model is missing, or the key
-    where OpenAI itself is asked. Other servers mostly need none.
+    for OpenAI itself. Most other servers need none.
     """
     url = (base_url or environ.get("OPENAI_BASE_URL") or "").strip().rstrip("/")
     name = (model or environ.get("OPENAI_MODEL") or "").strip()
     key = (environ.get("OPENAI_API_KEY") or "").strip()
     if not url:
         raise EndpointError(
-            "no endpoint is named: nothing is asked over the network unless you say where",
+            "no endpoint is named: nothing is sent over the network unless you say where",
             hint="--base-url http://localhost:11434/v1 (or OPENAI_BASE_URL), or a model on this machine with --local",
         )
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise EndpointError(f"{url!r} is no base URL; expected http://… or https://…")
+        raise EndpointError(f"{url!r} is not a base URL; expected http://… or https://…")
     if parts.username or parts.password:
-        raise EndpointError("the base URL holds a user name or password", hint="put the key into OPENAI_API_KEY")
+        raise EndpointError("the base URL contains a user name or password", hint="put the key in OPENAI_API_KEY")
     if not name:
         raise EndpointError("no model is named", hint="--model NAME, or OPENAI_MODEL")
     if not key and parts.hostname == _OPENAI_HOST:
-        raise EndpointError(f"{_OPENAI_HOST} needs a key", hint="set OPENAI_API_KEY; it never stands in a command")
+        raise EndpointError(f"{_OPENAI_HOST} needs a key", hint="set OPENAI_API_KEY; a key is never part of a command")
     return Endpoint(url, name, key or "none", **parameters)
 
 
 def _in_threads(work: Callable[[int], None], count: int, threads: int) -> None:
-    """Calls work(0), … work(count - 1), so many at a time; after the first failure no further one is begun.
+    """Calls work(0), … work(count - 1), `threads` at a time; after the first failure no more are started.
 
-    The threads are daemons: one that waits two minutes for Retry-After would hold up the end of the process.
+    The threads are daemons: otherwise one that waits two minutes for Retry-After would delay the process's exit.
     """
     todo, lock = iter(range(count)), threading.Lock()
     stop = threading.Event()
@@ -215,7 +215,7 @@ def _in_threads(work: Callable[[int], None], count: int, threads: int) -> None:
             thread.start()
         for thread in workers:
             while thread.is_alive():
-                thread.join(0.2)  # a join without end would not let a signal through
+                thread.join(0.2)  # an unbounded join would not let a signal through
     except BaseException:
         stop.set()
         until = time.monotonic() + _GRACE_SECONDS

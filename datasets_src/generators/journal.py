@@ -1,7 +1,7 @@
 """What a generator has already paid for: every reply, on disk before the next request is sent.
 
-Between a generator, which calls `list[str] -> list[str]`, and what answers it (an endpoint, a local model). Knows
-neither. A reply is found again by model, parameters, prompt and the how-manieth asking of that prompt it was, so that a
+Sits between a generator, which calls `list[str] -> list[str]`, and what answers it (an endpoint, a local model). Knows
+neither. A reply is looked up by model, parameters, prompt and how often that prompt was asked before, so that a
 generator that was killed goes through the same steps again, and only new requests are sent.
 
     with opened(Path("out.csv.journal.jsonl"), backend, {"model": "m", "temperature": 0.7}) as journal:
@@ -24,11 +24,11 @@ from pathlib import Path
 
 from datasets_src.pairs import SourceError
 
-Ask = Callable[[list[str]], list[str]]  # all that a generator knows of a model
+Ask = Callable[[list[str]], list[str]]  # all that a generator knows about a model
 
 
 class Unusable(str):
-    """A reply that must not be used, with the reason: the model did not end it, or refused to give it."""
+    """A reply that must not be used, with the reason: the model did not finish it, or refused to give it."""
 
     reason: str
 
@@ -40,7 +40,7 @@ class Unusable(str):
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt to be answered. `attempt`: how often this very prompt was asked for before in this run."""
+    """One prompt to answer. `attempt`: how often this very prompt was asked before in this run."""
 
     prompt: str
     attempt: int
@@ -77,7 +77,7 @@ class Journal:
     def ask(self, prompts: list[str]) -> list[str]:
         """The replies in the order of `prompts`; what the journal has is not asked for again.
 
-        Raises what the backend raises. The replies that had come until then are in the journal.
+        Raises whatever the backend raises. The replies that arrived before that are in the journal.
         """
         requests = []
         for prompt in prompts:
@@ -94,7 +94,7 @@ class Journal:
         return [self._replies[key] for key in keys]
 
     def remove(self) -> None:
-        """Once the CSV is complete."""
+        """Deletes the journal, once the CSV is complete."""
         self.path.unlink(missing_ok=True)
 
     def _keep(self, key: str, request: Request, reply: str) -> None:
@@ -108,7 +108,7 @@ class Journal:
             self._on_reply()
 
     def _append(self, line: bytes) -> None:
-        """A whole line or nothing: after half of one, on a full disk, another thread's line would be spoilt."""
+        """A whole line or nothing: half a line, on a full disk, would spoil the next one from another thread."""
         end = self._file.seek(0, os.SEEK_END)
         try:
             while line:
@@ -123,7 +123,7 @@ class Journal:
 def opened(
     path: Path, backend: Backend, asked_with: Mapping[str, object], *, on_reply: Callable[[], None] = lambda: None
 ) -> Iterator[Journal]:
-    """The journal at `path`, made if it is not there, locked against other processes while the block runs.
+    """The journal at `path`, created if missing, locked against other processes while the block runs.
 
     `asked_with`: the model and the parameters that its replies depend on. `on_reply` is called once for each reply,
     kept or new, never by two threads at once. Raises SourceError: another process has it open, or it is damaged.
@@ -134,7 +134,7 @@ def opened(
         file.truncate(end)  # what a kill left half-written
         yield Journal(path, file, replies, backend, _canonical(asked_with), on_reply)
     finally:
-        if os.fstat(file.fileno()).st_size == 0:  # not one reply: the endpoint refused, or nothing was asked
+        if os.fstat(file.fileno()).st_size == 0:  # no reply at all: the endpoint refused, or nothing was asked
             path.unlink(missing_ok=True)
         file.close()  # and the lock with it
 
@@ -160,11 +160,11 @@ def _locked(path: Path) -> FileIO:
             if not isinstance(error, BlockingIOError):
                 raise
             raise SourceError(
-                f"{path} is open in another process, which makes the same file", hint="wait until it has ended"
+                f"{path} is open in another process, which writes the same file", hint="wait until it has finished"
             ) from error
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             return file
-        file.close()  # its owner was done and removed it between our opening and locking
+        file.close()  # its owner finished and removed it between our opening and locking
 
 
 def _read(path: Path) -> tuple[dict[str, str], int]:

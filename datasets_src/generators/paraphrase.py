@@ -1,10 +1,10 @@
-"""Paraphrases of the questions of the train side: more ways to ask for the same answer, and no leak into the test.
+"""Paraphrases of train questions: more ways to ask for the same answer, without a leak into the test.
 
 Knows rows and a function that answers prompts; no model, no endpoint, no journal. A question and its paraphrases share
 a `group`, and every row names its `side`, so that a later run holds out exactly the rows that were held out here.
 
     items = pairs(rows, ask, count=10, sides=my_split, tally=Tally())
-    canonical.write(Path("more.csv"), "paraphrase", [Path("faq.csv")], {"count": 10}, items)
+    write(Path("more.csv"), "paraphrase", [Path("faq.csv")], {"count": 10}, items)
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from datasets_src.pairs import Dropped, Pair, SourceError
 
 SIDES = ("train", "val", "test")
 _ATTEMPTS = 2  # the second one only for questions that have too few after the first
-_LONGEST = 4  # times the question
+_LONGEST = 4  # times the length of the question
 _LONG_ENOUGH = 40  # characters that are never too long: a question may be "값은?"
-_GIVEAWAY = 4  # characters from which on an answer inside a question is no accident
+_GIVEAWAY = 4  # an answer of at least so many characters is not in a question by accident
 
 _KOREAN = """\
 다음 질문과 뜻은 같지만 표현이 다른 질문 {count}개를 만들어 주세요.
@@ -57,7 +57,7 @@ class Tally:
 
 @dataclass
 class _Question:
-    """One question of the train side, the places of its rows, and its paraphrases so far."""
+    """One train question, its answers, and its paraphrases so far."""
 
     text: str
     answers: set[str] = field(default_factory=set)
@@ -72,12 +72,12 @@ def pairs(
     sides: Callable[[Sequence[Pair]], Sequence[str]],
     tally: Tally,
 ) -> Iterator[Pair | Dropped]:
-    """What was rejected; then all rows with group and side, each of the train side followed by its paraphrases.
+    """What was rejected; then all rows with group and side, each train row followed by its paraphrases.
 
-    One request asks for `count` paraphrases; where fewer were usable, one more asks for the rest, and no more. `sides`
-    gives each row's side where the rows have none. A paraphrase that equals any other question of the file is rejected:
-    on val or test it would leak, on train it could have another answer. Raises SourceError: sides that leak or that
-    nobody knows, no train row, or not one usable paraphrase.
+    One request asks for `count` paraphrases; if fewer are usable, one more asks for the rest, and no more. `sides`
+    gives each row's side if the rows have none. A paraphrase that equals any other question in the file is rejected:
+    on val or test it would leak, on train it could have another answer. Raises SourceError: leaking or unknown sides,
+    no train row, or not a single usable paraphrase.
     """
     rows = placed(rows, sides)
     questions = train_questions(rows)
@@ -94,22 +94,22 @@ def pairs(
     tally.paraphrases = sum(len(question.found) for question in everything)
     if not tally.paraphrases:
         raise SourceError(
-            f"not one usable paraphrase of {len(everything)} questions",
-            hint="read why in the list of rejected texts; a model that follows instructions is needed",
+            f"not a single usable paraphrase of {len(everything)} questions",
+            hint="the list of rejected texts says why; a model that follows instructions is needed",
         )
     yield from _interleaved(rows, questions)
 
 
 def placed(rows: Sequence[Pair], sides: Callable[[Sequence[Pair]], Sequence[str]]) -> list[Pair]:
-    """The rows with group and side: their own where they have them. Raises SourceError: the sides tear a group."""
+    """The rows with group and side, their own if they have them. Raises SourceError: the sides tear a group."""
     grouped = [row if row.group else replace(row, group=_group_of(row)) for row in rows]
     named = [row.side is not None for row in rows]
     if not all(named):
         if any(named):
             line = named.index(False) + 1
             raise SourceError(
-                f"row {line} names no side, others do; expected one of {', '.join(SIDES)} in every row",
-                hint="fill the column, or remove it to have the rows split anew",
+                f"row {line} has no side, but others do; expected one of {', '.join(SIDES)} in every row",
+                hint="fill the column, or remove it to have the rows split for you",
             )
         found = sides(rows)
         grouped = [replace(row, side=side) for row, side in zip(grouped, found, strict=True)]
@@ -121,8 +121,8 @@ def placed(rows: Sequence[Pair], sides: Callable[[Sequence[Pair]], Sequence[str]
         for key, what in ((_group_of(row), "question"), (row.group, "group")):
             if side_of.setdefault(key, row.side) != row.side:
                 raise SourceError(
-                    f"row {number}: its {what} is on {side_of[key]} already, and here on {row.side}",
-                    hint="give all its rows one side, or remove the column to have the rows split anew",
+                    f"row {number}: its {what} is already on {side_of[key]}, but here on {row.side}",
+                    hint="put all its rows on one side, or remove the column to have the rows split for you",
                 )
     if not any(row.side == "train" for row in grouped):
         raise SourceError("no row is on the train side: there is nothing to paraphrase")
@@ -130,7 +130,7 @@ def placed(rows: Sequence[Pair], sides: Callable[[Sequence[Pair]], Sequence[str]
 
 
 def train_questions(rows: Sequence[Pair]) -> dict[str, _Question]:
-    """The different questions of the train side, by their wording, in the order of the rows."""
+    """The distinct train questions by their wording, in the order of the rows."""
     questions: dict[str, _Question] = {}
     for row in rows:
         if row.side == "train":
@@ -151,14 +151,14 @@ def _taken(rows: Sequence[Pair]) -> dict[str, str]:
     taken: dict[str, str] = {}
     for row in rows:
         if row.side != "train":
-            taken[worded(row.instruction)] = f"equals a question of {row.side}: it would leak"
+            taken[worded(row.instruction)] = f"equals a {row.side} question: it would leak"
     for row in rows:
-        taken.setdefault(worded(row.instruction), "equals another question of the file")
+        taken.setdefault(worded(row.instruction), "equals another question in the file")
     return taken
 
 
 def _collect(question: _Question, reply: str, count: int, taken: dict[str, str]) -> Iterator[Rejected]:
-    """Takes the usable paraphrases of one reply over into `question.found` and `taken`; yields the others."""
+    """Adds the usable paraphrases of one reply to `question.found` and `taken`; yields the others."""
     candidates = [str(reply)] if isinstance(reply, Unusable) else listed(reply)
     for text in candidates:
         if isinstance(reply, Unusable):
@@ -175,7 +175,7 @@ def _collect(question: _Question, reply: str, count: int, taken: dict[str, str])
 
 
 def _unfit(text: str, question: _Question, taken: dict[str, str]) -> str | None:
-    """Why this text is no paraphrase to keep; None: it is one."""
+    """Why this text is not a usable paraphrase; None if it is."""
     key = worded(text)
     if not any(map(str.isalnum, key)):
         return "empty"
@@ -184,9 +184,9 @@ def _unfit(text: str, question: _Question, taken: dict[str, str]) -> str | None:
     if key in taken:
         return taken[key]
     if LEAKED.search(text):
-        return "holds a part of a prompt, a special token or a control character"
+        return "contains part of a prompt, a special token or a control character"
     if text.rstrip().endswith((":", "：")):
-        return "announces a list, asks nothing"
+        return "introduces a list instead of asking"
     if len(text) > max(_LONGEST * len(question.text), _LONG_ENOUGH):
         return f"more than {_LONGEST} times as long as the question"
     given = (answer for answer in question.answers if len(answer) >= _GIVEAWAY)
@@ -196,7 +196,7 @@ def _unfit(text: str, question: _Question, taken: dict[str, str]) -> str | None:
 
 
 def _interleaved(rows: Sequence[Pair], questions: dict[str, _Question]) -> Iterator[Pair]:
-    """Each row, after it the paraphrases; a row that stands there twice has them once."""
+    """Each row followed by its paraphrases; a row that occurs twice gets them once."""
     seen: set[tuple[str, str, str]] = set()
     for row in rows:
         yield row
@@ -208,6 +208,6 @@ def _interleaved(rows: Sequence[Pair], questions: dict[str, _Question]) -> Itera
 
 
 def _group_of(row: Pair) -> str:
-    """A name that rows share which ask the same."""
+    """A name shared by the rows that ask the same question."""
     text = "\0".join((folded(row.instruction), folded(row.input)))
     return "q-" + blake2b(text.encode("utf-8", "replace"), digest_size=6).hexdigest()

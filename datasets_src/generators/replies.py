@@ -1,6 +1,6 @@
-"""What models write, made into texts: lists, question-answer pairs, the chatter around them; and what was rejected.
+"""Turns what models write into texts: lists and question-answer pairs without the chatter; and lists what was rejected.
 
-Pure but for `write_rejected`. Knows no generator, no model and no prompt.
+Pure except for `write_rejected`. Knows no generator, no model and no prompt.
 
 >>> listed('Sure!\\n1. "가격은 얼마예요?"\\n2) 얼마인가요?')
 ['가격은 얼마예요?', '얼마인가요?']
@@ -30,7 +30,7 @@ _LABELS = re.compile(
     r"^\s*(?:\*\*)?(?P<label>input|output|입력|출력|답변|answer|response)(?:\*\*)?\s*[:：](?:\*\*)?\s*",
     re.IGNORECASE | re.MULTILINE,
 )
-# What belongs to prompts, tokenizers and terminals, never to a question or an answer; U+FFFD was a character once.
+# What belongs to prompts, tokenizers and terminals, never to a question or an answer; U+FFFD replaces a lost character.
 LEAKED = re.compile(
     r"<\|[^|>]*\|>|</?s>|\[/?INST\]|#{2,} ?(?:instruction|input|response)\b|</?think>"
     "|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd]",
@@ -40,7 +40,7 @@ LEAKED = re.compile(
 
 @dataclass(frozen=True)
 class Rejected(Dropped):
-    """A text that a model made and that becomes no row. `of`: the question or the instruction that it was made for."""
+    """A text that a model wrote but that becomes no row. `of`: the question or instruction it was written for."""
 
     text: str
     of: str = ""
@@ -52,12 +52,12 @@ def rejected(text: str, reason: str, *, of: str = "", detail: str = "") -> Rejec
 
 
 def rejected_path(out_path: Path) -> Path:
-    """Where the rejected texts of a CSV are listed: beside it."""
+    """The path of the list of a CSV's rejected texts: next to it."""
     return out_path.with_name(out_path.name + ".rejected.csv")
 
 
 def write_rejected(path: Path, entries: Iterable[Rejected]) -> None:
-    """All of them as a CSV of text, reason, detail and of. It appears complete or not at all."""
+    """Writes them as a CSV of text, reason, detail and of, which appears complete or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8", newline="") as stream:
@@ -73,26 +73,26 @@ def write_rejected(path: Path, entries: Iterable[Rejected]) -> None:
 
 
 def is_korean(text: str) -> bool:
-    """Whether at least half of the words that have letters have Hangul: one syllable stands for two Latin letters."""
+    """Whether at least half of the words with letters contain Hangul: one syllable stands for two Latin letters."""
     words = [word for word in text.split() if any(map(str.isalpha, word))]
     return bool(words) and 2 * sum(bool(_HANGUL.search(word)) for word in words) >= len(words)
 
 
 def folded(text: str) -> str:
-    """The text without compatibility forms (NFKC), case and whitespace: rows equal in it are one group of a split."""
+    """The text without compatibility forms (NFKC), case and whitespace: rows equal in this form share a split group."""
     # NFKC twice, as in Unicode's toNFKC_Casefold: folding case can undo the normal form.
     return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split())
 
 
 def worded(text: str) -> str:
-    """As `folded`, and without the sentence's end: what is equal in it says the same in the same words."""
+    """Like `folded`, and without end punctuation: texts equal in this form say the same in the same words."""
     return folded(text).rstrip(" .?!。…~") or folded(text)
 
 
 def listed(reply: str) -> list[str]:
-    """The entries of a list in a reply: of JSON, of numbered lines, of bullets, or else all its lines.
+    """The entries of a list in a reply: JSON, numbered lines, bullets, or else all its lines.
 
-    Where lines are numbered, what is not numbered is chatter and left out. Empty entries are given as "".
+    If lines are numbered, the others are chatter and left out. Empty entries are returned as "".
     """
     text = _plain(reply)
     found = _json(text, "[", "]")
@@ -107,9 +107,9 @@ def listed(reply: str) -> list[str]:
 
 
 def answered(reply: str) -> tuple[str, str] | str:
-    """(input, output) of a reply: of a JSON object, of labelled parts, or else all of it as the output.
+    """(input, output) of a reply: from a JSON object, from labelled parts, or else all of it as the output.
 
-    A text: why it is neither.
+    A text instead: why the reply is unusable.
     """
     text = _plain(reply)
     found = _json(text, "{", "}")
@@ -135,17 +135,17 @@ def answered(reply: str) -> tuple[str, str] | str:
 def _plain(reply: str) -> str:
     text = _THOUGHTS.sub("", reply).strip()
     fence = _FENCE.search(text)
-    # Only where the fence holds data: an answer may well hold a program in a fence of its own.
+    # Only if the fence contains data: an answer may well contain a program in a fence of its own.
     return fence[1].strip() if fence and fence[1].lstrip()[:1] in ("{", "[") else text
 
 
 def _json(text: str, opening: str, closing: str) -> Any:
-    """The JSON value between the first `opening` and the last `closing`, if the text begins with it or ends so."""
+    """The JSON value between the first `opening` and the last `closing`, if the text begins or ends with it."""
     start, end = text.find(opening), text.rfind(closing)
     if start < 0 or end < start or (start > 0 and end < len(text) - 1):
         return None
     try:
-        return json.loads(text[start : end + 1], strict=False)  # models break lines inside of strings
+        return json.loads(text[start : end + 1], strict=False)  # models break lines inside strings
     except (ValueError, RecursionError):
         return None
 
@@ -165,13 +165,13 @@ def _cell(value: object) -> str:
 
 
 def _no_input(text: str) -> str:
-    """ "" where the model says in words that there is no input."""
+    """ "" if the model says in words that there is no input."""
     words = {"none", "n/a", "na", "null", "없음", "입력 없음", "noinput", "no input", "<noinput>", "-"}
     return "" if text.strip().casefold().strip("().") in words else text.strip()
 
 
 def _bare(text: str) -> str:
-    """Without the quotes or asterisks around the whole of it."""
+    """The text without quotes or asterisks around all of it."""
     text = text.strip()
     for opening, closing in _QUOTES.items():
         inner = text[len(opening) : len(text) - len(closing)]

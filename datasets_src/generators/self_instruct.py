@@ -1,9 +1,9 @@
 """Self-Instruct (Wang et al. 2023, arXiv:2212.10560): from seed tasks to new instructions, and answers to them.
 
 Knows seeds and a function that answers prompts; no model, no endpoint, no journal. A round shows some seeds and some
-instructions made earlier, asks for more of them, keeps what is new and sensible, and asks for their answers. What is
-asked follows from the seeds, the random seed and the replies alone: neither from the wanted count nor from the number
-of requests at a time, so that a run that continues, or that wants more rows, asks the same again.
+instructions made earlier, asks for more of them, keeps what is new and sensible, and asks for their answers. The
+requests depend only on the seeds, the random seed and the replies, not on the wanted count or on how many are sent at a
+time, so that a run that continues, or that wants more rows, asks the same again.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _NEW = 8  # instructions asked for in one request, as in the paper's prompt
 _PROMPTS = 4  # requests for instructions in a round
 _PATIENCE = 5  # rounds in a row without a new row
 _SHOWN = 3  # seed tasks with answers that are shown where an answer is asked for
-_EXPECTED = "one seed sentence a line, or JSONL seed tasks"
+_EXPECTED = "one seed sentence per line, or JSONL seed tasks"
 _SEEDS = (
-    "seeds are a text file with one sentence a line, or JSONL with a task a line: "
+    "seeds are a text file with one sentence per line, or JSONL with one task per line: "
     '{"instruction": "…", "instances": [{"input": "…", "output": "…"}]}'
 )
 _ARRAY = re.compile(r'\[\s*(?:[{\["\]]|$)')  # a sentence may begin with a bracket: "[공지] …"
-_CUT = ("{", "[", ",")  # at its end, a line of JSON goes on in the next one
+_CUT = ("{", "[", ",")  # a line of JSON that ends in one of these goes on in the next line
 _NAME_WORDS, _NAME_CHARACTERS = 3, 30  # longest name of a column
-# The paper's filters (github.com/yizhongw/self-instruct, bootstrap_instructions.py), the Korean words after them: what
-# a model of text cannot see or make; too short, too long.
+# The paper's filters (github.com/yizhongw/self-instruct, bootstrap_instructions.py), followed by the Korean words: what
+# a text model cannot see or make; too short, too long.
 _UNSEEN = re.compile(
     r"\b(?:images?|graphs?|pictures?|photos?|files?|maps?|draw|plot|videos?)\b"
     r"|(?<!\w)(?:이미지|그래프|사진|그림|파일|지도를|동영상)"
@@ -146,10 +146,10 @@ def pairs(
     tally: Tally,
     on_round: Callable[[int], object] = lambda _rows: None,
 ) -> Iterator[Pair | Dropped]:
-    """`count` new rows and what was rejected, in the order in which they were made; `on_round` gets the rows so far.
+    """`count` new rows and what was rejected, in the order they were made; `on_round` gets the number of rows so far.
 
-    Raises SourceError: some rounds in a row brought nothing new. Nothing paid for is lost then: asked with the same
-    seeds, a smaller count is answered from the journal alone.
+    Raises SourceError: several rounds in a row brought nothing new. Nothing paid for is lost: with the same seeds, a
+    smaller count is answered from the journal alone.
     """
     tally.seeds = len(seeds)
     pool = Pool()
@@ -167,19 +167,19 @@ def pairs(
             raise SourceError(
                 f"{tally.rows} of {count} rows after {tally.rounds} rounds: the last {barren} brought nothing new",
                 hint=(f"--count {tally.rows} writes what is there without asking again; " if tally.rows else "")
-                + "more or more varied seeds, a higher --temperature or another model bring more",
+                + "use more varied seeds, a higher --temperature or another model to get more",
             )
 
 
 def prompt(examples: Sequence[str]) -> str:
-    """The request for new instructions that shows these."""
+    """The request for new instructions that shows these examples."""
     asked = _KOREAN if is_korean("\n".join(examples)) else _ENGLISH
     lines = "\n".join(f"{number}. {' '.join(text.split())}" for number, text in enumerate(examples, start=1))
     return asked.format(shown=len(examples), examples=lines, new=_NEW)
 
 
 def answer_prompt(instruction: str, examples: Sequence[Seed]) -> str:
-    """The request for the answer to an instruction, and for its input where it needs one."""
+    """The request for the answer to an instruction, and for its input if it needs one."""
     korean = is_korean(instruction)
     shown = "".join(
         f"\n{'지시문' if korean else 'Instruction'}: {seed.instruction}\n"
@@ -222,7 +222,7 @@ def _round(state: _State, ask: Ask, missing: int) -> Iterator[Pair | Dropped]:
 
 
 def _sample(seeds: Sequence[Seed], made: Sequence[str], chance: random.Random) -> list[str]:
-    """6 seeds and 2 instructions made earlier, mixed; seeds make up for what was not made yet."""
+    """6 seeds and 2 instructions made earlier, shuffled; seeds fill in for instructions not made yet."""
     own = chance.sample(made, min(_MADE, len(made)))
     human = chance.sample(seeds, min(_HUMAN + _MADE - len(own), len(seeds)))
     examples = [*own, *(seed.instruction for seed in human)]
@@ -233,7 +233,7 @@ def _sample(seeds: Sequence[Seed], made: Sequence[str], chance: random.Random) -
 def _take(reply: str, state: _State, new: list[str]) -> Iterator[Rejected]:
     """Adds a reply's instructions to `new`, and to the pool, so that none repeats another of the same round.
 
-    Yields those that it does not take.
+    Yields those it rejects.
     """
     if isinstance(reply, Unusable):
         yield rejected(str(reply), reply.reason)
@@ -252,7 +252,7 @@ def _take(reply: str, state: _State, new: list[str]) -> Iterator[Rejected]:
 
 
 def _unfit(text: str) -> str | None:
-    """Why this text is no instruction to keep; None: it is one."""
+    """Why this text is not a usable instruction; None if it is."""
     words = len(text.split())
     if not any(map(str.isalnum, text)):
         return "empty"
@@ -263,16 +263,16 @@ def _unfit(text: str) -> str | None:
     if unicodedata.category(text[0]).startswith("P") and text[0] not in "\"'“‘「『(¿¡":
         return "begins with punctuation"
     if text.rstrip().endswith((":", "：")):
-        return "announces something, asks nothing"
+        return "introduces something instead of asking"
     if found := _UNSEEN.search(text.casefold()):
-        return f"wants more than text ({found[0]})"
+        return f"needs more than text ({found[0]})"
     if LEAKED.search(text):
-        return "holds a part of a prompt, a special token or a control character"
+        return "contains part of a prompt, a special token or a control character"
     return None
 
 
 def _pair(instruction: str, reply: str) -> Pair | str:
-    """The row, or why the reply makes none."""
+    """The row, or why the reply gives none."""
     if isinstance(reply, Unusable):
         return reply.reason
     found = answered(reply)
@@ -284,14 +284,14 @@ def _pair(instruction: str, reply: str) -> Pair | str:
     if folded(output) in (folded(instruction), folded(input_text)):
         return "the answer repeats the question"
     if LEAKED.search(output) or LEAKED.search(input_text):
-        return "holds a part of a prompt, a special token or a control character"
+        return "contains part of a prompt, a special token or a control character"
     return Pair(instruction, output, input_text)
 
 
 def _refuse_rows(path: Path, lines: Sequence[str]) -> None:
-    """Raises SourceError for what holds rows instead of seeds: each of its lines would be taken for a sentence."""
+    """Raises SourceError for a file of rows instead of seeds: each of its lines would be taken for a sentence."""
     if not lines:
-        raise SourceError(f"{path} holds no seed; expected {_EXPECTED}")
+        raise SourceError(f"{path} contains no seeds; expected {_EXPECTED}")
     first = lines[0].strip()
     kind = "a JSON array" if _ARRAY.match(first) else ""
     if first.startswith("{"):
@@ -300,27 +300,27 @@ def _refuse_rows(path: Path, lines: Sequence[str]) -> None:
         command = "korquad" if '"paragraphs"' in first else "records"
         raise SourceError(
             f"{path} is {kind}; expected {_EXPECTED}",
-            hint=f"`appliance dataset {command} {path} OUT.csv` makes rows of it; {_SEEDS}",
+            hint=f"`appliance dataset {command} {path} OUT.csv` turns it into rows; {_SEEDS}",
         )
     named_csv = path.suffix.lower() in (".csv", ".tsv")
     if named_csv or _is_table(lines):
         hint = f"a CSV has rows already: `appliance check {path}`, or `appliance dataset paraphrase {path} OUT.csv`; "
-        seen = "named as a CSV" if named_csv else f"a CSV with the header {first[:60]!r}, as it seems"
+        seen = "named like a CSV" if named_csv else f"apparently a CSV with the header {first[:60]!r}"
         raise SourceError(f"{path} is {seen}; expected {_EXPECTED}", hint=hint + _SEEDS)
 
 
 def _other_json(line: str) -> str:
-    """What a JSON object is that has others nested in it and no instruction; "" for any other line."""
+    """What to call a JSON object that nests others and has no instruction; "" for any other line."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
-        return ""  # told with its place when it is read
+        return ""  # reported with its position when it is read
     nested = any(isinstance(one, (dict, list)) for one in value.values())
     return f"JSON with the fields {', '.join(value)}"[:80] if nested and "instruction" not in value else ""
 
 
 def _is_table(lines: Sequence[str]) -> bool:
-    """Whether line 1 is two or more different names, and most lines below have as many separators as it."""
+    """Whether line 1 is two or more different names, and most lines below have as many separators."""
     for separator in ("\t", ",", ";", "|"):
         names = [cell.strip().strip('"') for cell in lines[0].split(separator)]
         if len(names) < 2 or len(set(names)) < len(names) or not all(map(_is_name, names)):

@@ -8,15 +8,15 @@ from collections import Counter, defaultdict
 from functools import cached_property
 from typing import Any
 
-SIMILAR = 0.7  # ROUGE-L from which on a text is not new (Self-Instruct, arXiv:2212.10560, section 2.2)
+SIMILAR = 0.7  # from this ROUGE-L on, a text is not new (Self-Instruct, arXiv:2212.10560, section 2.2)
 
 
 class Pool:
     """Instructions so far; says whether another one is like one of them.
 
-    ROUGE-L's F-measure of texts with m and n tokens is at most 2 * shared / (m + n), shared being the tokens that both
-    have, as often as both have them. An index by token gives that bound for all, and the few that reach the threshold
-    are scored by rouge-score.
+    ROUGE-L's F-measure of texts with m and n tokens is at most 2 * shared / (m + n), shared being the number of tokens
+    that both have, counted with repetitions. An index by token gives that bound for all, and the few that reach the
+    threshold are scored by rouge-score.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Pool:
         self._lengths.append(tokens.total())
 
     def like(self, text: str) -> tuple[float, str] | None:
-        """(ROUGE-L, the instruction most like `text`) where that reaches SIMILAR."""
+        """(ROUGE-L, the instruction most like `text`), if that reaches SIMILAR."""
         tokens = Counter(_tokens(text))
         shared: Counter[int] = Counter()
         for token, times in tokens.items():

@@ -16,9 +16,9 @@ from datasets_src.sources.texts import text_lines
 BLANK_LINE = "blank line"
 NO_SEPARATOR = "no separator in the line"
 NO_MATCH = "the pattern does not match the line"
-IN_MARKER = "the line is split inside or behind a marker"
+IN_MARKER = "the line is split inside or after a marker"
 FURTHER_SEPARATORS = "lines_with_further_separators"
-_PIPE = r"a pipe itself is written \| in a regular expression; --separator '|' takes it as it is"
+_PIPE = r"a literal pipe is written \| in a regular expression; --separator '|' takes it as it is"
 _GROUPS = {"question", "answer", "input"}
 _MARKER = re.compile(r"<\|[^|<>\s]+\|>")
 _OTHER_CUTS = "another separator: --separator TEXT or --pattern REGEX"
@@ -27,19 +27,19 @@ _OTHER_CUTS = "another separator: --separator TEXT or --pattern REGEX"
 def pairs(
     path: Path, *, separator: str = "|", pattern: str | None = None, counts: Counter[str] | None = None
 ) -> Iterator[Pair | Dropped]:
-    """One item a line. Streams; space around question and answer is taken off.
+    """One item per line. Streams; whitespace around question and answer is stripped.
 
     A line is split at the first `separator` (\\t means a tab), or, with `pattern`, at the first match of that regular
     expression. A pattern with the named groups `question` and `answer` (and `input`, if wanted) has to match the whole
-    line instead. `counts` receives how many lines hold a further separator, which then stands in the answer.
-    Raises SourceError: no such file, other content, a line that is no text or is a marker as `qa_text` has them, an
-    unusable separator or pattern; and at the end, where more than half of the lines are no pair by it.
+    line instead. `counts` receives how many lines contain a further separator, which stays in the answer.
+    Raises SourceError: no such file, other content, a line that is not text or is a marker such as those of `qa_text`,
+    an unusable separator or pattern; and at the end, if more than half of the lines are not pairs.
     """
     counts = Counter() if counts is None else counts
     parse = _parser(separator, pattern, counts)
     lines = unfit = 0
     example, marked = "", False
-    for number, line in text_lines(path, "text, one question and answer a line"):
+    for number, line in text_lines(path, "text with one question and answer per line"):
         where = f"line {number}"
         if not line.strip():
             yield Dropped(where, BLANK_LINE)
@@ -56,16 +56,16 @@ def pairs(
         yield Dropped(where, pair)
     if 2 * unfit > lines:
         by = f"--separator {separator!r}" if pattern is None else f"--pattern {pattern!r}"
-        said = f"{path}: {unfit} of {lines} lines are no question and answer by {by}, the first {example}"
+        said = f"{path}: {by} finds no question and answer in {unfit} of {lines} lines, the first being {example}"
         if marked:
             raise _marked(path, said)
-        raise SourceError(said, hint=f"name {_OTHER_CUTS}; or leave only such lines in the file that are pairs")
+        raise SourceError(said, hint=f"name {_OTHER_CUTS}; or leave only lines that are pairs in the file")
 
 
 def _marked(path: Path, message: str) -> SourceError:
     return SourceError(
         message,
-        hint=f"text with markers is read by `appliance dataset qa-text {path} OUT.csv`; else name {_OTHER_CUTS}",
+        hint=f"text with markers is read by `appliance dataset qa-text {path} OUT.csv`; otherwise name {_OTHER_CUTS}",
     )
 
 
@@ -74,18 +74,18 @@ def _shown(line: str) -> str:
 
 
 def _parser(separator: str, pattern: str | None, counts: Counter[str]) -> Callable[[str], Pair | str]:
-    """What makes a pair of a line, or says why it is none."""
+    """What turns a line into a pair, or says why it is not one."""
     if pattern is None:
         separator = separator.replace("\\t", "\t")
         if not separator or "\n" in separator or "\r" in separator:
-            raise SourceError(f"--separator {separator!r}: expected one or more characters of a line")
+            raise SourceError(f"--separator {separator!r}: expected one or more characters within a line")
         return _splitter(re.compile(re.escape(separator)), counts)
     try:
         compiled = re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
         position = f" at character {error.pos + 1}" if isinstance(error, re.error) and error.pos is not None else ""
         raise SourceError(
-            f"--pattern {pattern!r}: no regular expression{position}: {getattr(error, 'msg', error)}",
+            f"--pattern {pattern!r}: not a regular expression{position}: {getattr(error, 'msg', error)}",
             hint=_PIPE,
         ) from error
     if compiled.groupindex:
@@ -93,12 +93,12 @@ def _parser(separator: str, pattern: str | None, counts: Counter[str]) -> Callab
         return _matcher(compiled)
     if compiled.search("") is not None:
         raise SourceError(
-            f"--pattern {pattern!r}: matches the empty text, so it separates nothing",
+            f"--pattern {pattern!r}: matches the empty string, so it separates nothing",
             hint=_PIPE,
         )
     if re.search(r"(?<!\\)\|", pattern) and compiled.fullmatch(" "):
         raise SourceError(
-            f"--pattern {pattern!r}: a bare | means `or`, so this splits at the first blank",
+            f"--pattern {pattern!r}: a bare | means `or`, so this splits at the first space",
             hint=_PIPE,
         )
     return _splitter(compiled, counts)

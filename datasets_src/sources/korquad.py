@@ -27,11 +27,11 @@ def pairs(
     answer: Literal["first", "common"] = "first",
     counts: Counter[str] | None = None,
 ) -> Iterator[Pair | Dropped]:
-    """One item a question, in file order. Reads the whole file (the KorQuAD train set: 38 MB).
+    """One item per question, in file order. Reads the whole file (the KorQuAD train set: 38 MB).
 
-    `answer`: of several, the first, or the one most often given (of equals the first). `counts` receives articles,
+    `answer`: of several, take the first, or the most frequent one (the first of equals). `counts` receives articles,
     paragraphs, and how many questions have several answers, and several different ones.
-    Raises SourceError: no such file, other content, cut off, or a place that is not nested as SQuAD is.
+    Raises SourceError: no such file, other content, cut off, or not nested as SQuAD is.
     """
     counts = Counter() if counts is None else counts
     document = _Node(path, "", parse_json(path, read_text(path, _EXPECTED)))
@@ -59,19 +59,19 @@ def pairs(
 
 
 def _answers(question: _Node) -> list[str]:
-    """The answers' texts; none where SQuAD 2.0 says that the paragraph holds none: `plausible_answers` are wrong."""
+    """The answers' texts; none if SQuAD 2.0 says that the paragraph has none: its `plausible_answers` are wrong."""
     if question.value.get("is_impossible") is True:
         return []
     return [answer.text("text").strip() for answer in question.list("answers")]
 
 
 def _group(context: str) -> str:
-    """The same for the same paragraph, wherever and with whatever spacing it stands."""
+    """The same for the same paragraph, wherever it is and whatever its spacing."""
     return "paragraph-" + hashlib.sha256(" ".join(context.split()).encode("utf-8", "replace")).hexdigest()[:16]
 
 
 class _Node:
-    """A JSON value that knows where it stands, so that wrong nesting is told by its path."""
+    """A JSON value that knows its place, so that errors in the nesting can name it."""
 
     def __init__(self, path: Path, place: str, value: Any) -> None:
         self._path = path
@@ -102,5 +102,5 @@ class _Node:
         return SourceError(
             f"{self._path}: {place}: expected {expected}, found {found}",
             hint="for JSON of another shape: appliance dataset records" if place in ("data", "the top level") else
-            "the nesting is data[].paragraphs[].qas[].question and .answers[].text (KorQuAD 2 nests otherwise)",
+            "the nesting is data[].paragraphs[].qas[].question and .answers[].text (KorQuAD 2 is nested differently)",
         )  # fmt: skip

@@ -25,9 +25,9 @@ NO_QUESTION = "answer without a question marker"
 def pairs(
     path: Path, *, question_marker: str = QUESTION_MARKER, answer_marker: str = ANSWER_MARKER
 ) -> Iterator[Pair | Dropped]:
-    """One item for each question, and for each text that belongs to none. Streams; space around a text is taken off.
+    """One item for each question, and for each text that belongs to none. Streams; texts are stripped of whitespace.
 
-    Raises SourceError: no such file, other content, a line that is no text, no marker at all, unusable markers.
+    Raises SourceError: no such file, other content, a line that is not text, no marker at all, unusable markers.
     """
     _require_markers(question_marker, answer_marker)
     question: tuple[int, str] | None = None
@@ -49,7 +49,7 @@ def pairs(
 
 
 def _blocks(path: Path, question_marker: str, answer_marker: str) -> Iterator[tuple[int, str, str]]:
-    """Line, marker ("" for what stands before the first one) and the text up to the next marker."""
+    """Line, marker ("" for what precedes the first one) and the text up to the next marker."""
     longest_first = sorted((question_marker, answer_marker), key=len, reverse=True)  # one may begin with the other
     marker = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
     begun, kind = 1, ""
@@ -65,7 +65,7 @@ def _blocks(path: Path, question_marker: str, answer_marker: str) -> Iterator[tu
             begun, kind, parts = number, found, [text]
     if not kind:
         raise SourceError(
-            f"{path}: the marker {question_marker} stands nowhere in the file",
+            f"{path}: the marker {question_marker} does not occur in the file",
             hint="name the file's own markers with --question-marker and --answer-marker",
         )
     yield begun, kind, "\n".join(parts).strip()
@@ -74,6 +74,6 @@ def _blocks(path: Path, question_marker: str, answer_marker: str) -> Iterator[tu
 def _require_markers(question_marker: str, answer_marker: str) -> None:
     for name, marker in (("--question-marker", question_marker), ("--answer-marker", answer_marker)):
         if not marker.strip() or len(marker.splitlines()) != 1:
-            raise SourceError(f"{name} {marker!r}: expected a text within one line")
+            raise SourceError(f"{name} {marker!r}: expected text on a single line")
     if question_marker == answer_marker:
         raise SourceError(f"both markers are {question_marker!r}; expected two different ones")

@@ -1,7 +1,7 @@
-"""Files of records: JSON, JSONL, Parquet, XLSX -> one mapping a record, with the place it stands at.
+"""Files of records: JSON, JSONL, Parquet, XLSX -> one mapping per record, with its place in the file.
 
-The kind follows from the content, not from the name. JSONL, Parquet and XLSX are read piece by piece; a JSON document
-is read whole. Knows no question and no answer.
+The content decides the kind, not the name. JSONL, Parquet and XLSX are read piece by piece; a JSON document is read
+whole. Knows no question and no answer.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _EXTRA = "pip install 'finetune-appliance[sources]'"
 
 
 def records(path: Path, sheet: str | None = None) -> Iterator[tuple[str, Record]]:
-    """Place ("line 3", "record 3", "row 3") and fields of every record. Blank lines and sheet rows are no records.
+    """Place ("line 3", "record 3", "row 3") and fields of every record. Blank lines and sheet rows are skipped.
 
     Raises SourceError: no such file, other content, damaged (with line and column, or the library's words), no such
     sheet, a library that is not installed.
     """
     start = require_kind(path, _EXPECTED)
     if sheet is not None and not start.startswith(b"PK\x03\x04"):
-        raise SourceError(f"{path} is no XLSX workbook, so it has no sheet {sheet!r}", hint="leave --sheet out")
+        raise SourceError(f"{path} is not an XLSX workbook, so it has no sheet {sheet!r}", hint="leave --sheet out")
     if start.startswith(b"PAR1"):
         return _parquet(path)
     if start.startswith(b"PK\x03\x04"):
@@ -47,7 +47,7 @@ def records(path: Path, sheet: str | None = None) -> Iterator[tuple[str, Record]
 
 
 def cell_text(value: Any) -> str | None:
-    """A value as the text that is shown for it; "" for none (null, NaN), None for what is no text (a list, bytes)."""
+    """A value as the text that is shown for it; "" for null and NaN, None for what has no text (a list, bytes)."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):
@@ -104,7 +104,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Record]]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise SourceError(f"{path} is Parquet, and pyarrow is not installed", hint=_EXTRA) from error
+        raise SourceError(f"{path} is Parquet, but pyarrow is not installed", hint=_EXTRA) from error
     number = 0
     try:
         with parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
@@ -125,17 +125,17 @@ def _xlsx(path: Path, sheet: str | None) -> Iterator[tuple[str, Record]]:
         import openpyxl
         from openpyxl.utils.exceptions import InvalidFileException
     except ImportError as error:
-        raise SourceError(f"{path} is a workbook, and openpyxl is not installed", hint=_EXTRA) from error
-    with opened(path) as stream:  # given the name, openpyxl would go by its ending
+        raise SourceError(f"{path} is a workbook, but openpyxl is not installed", hint=_EXTRA) from error
+    with opened(path) as stream:  # given a name, openpyxl would go by its extension
         try:
-            with warnings.catch_warnings():  # it names parts that it leaves out, such as drop-down lists
+            with warnings.catch_warnings():  # it warns about parts it ignores, such as drop-down lists
                 warnings.simplefilter("ignore")
                 book = openpyxl.load_workbook(stream, read_only=True, data_only=True)
         except (*_DAMAGED, KeyError, ValueError, InvalidFileException, OSError) as error:
             if isinstance(error, OSError) and error.errno:
                 raise
             reason = str(error.args[0]) if error.args else type(error).__name__
-            raise SourceError(f"{path}: a zip archive, but no whole XLSX workbook ({reason})") from error
+            raise SourceError(f"{path}: a zip archive, but not a complete XLSX workbook ({reason})") from error
         names = [page.title for page in book.worksheets]
         name = sheet if sheet is not None else names[0] if names else ""
         if name not in names:
@@ -147,7 +147,7 @@ def _xlsx(path: Path, sheet: str | None) -> Iterator[tuple[str, Record]]:
 
 
 def _sheet_rows(path: Path, page: Any) -> Iterator[tuple[str, Record]]:
-    """Each row below the first that is not blank, which names the fields."""
+    """Each row below the first non-blank one, which names the fields."""
     page.reset_dimensions()  # some programs write a wrong size, and openpyxl would stop there
     header: list[str] | None = None
     for number, cells in enumerate(page.iter_rows(), 1):

@@ -33,9 +33,9 @@ _ROLES = {
 _LABELS = {"user": "User", "assistant": "Assistant"}
 
 OTHER_FIELDS = "no field for question and answer"
-NO_TEXT = "a field that holds no text"
+NO_TEXT = "a field that is not text"
 NO_TURN = "a turn without role and text"
-OTHER_ROLE = "a turn of another role than system, user, assistant"
+OTHER_ROLE = "a turn with a role other than system, user and assistant"
 NO_ASSISTANT = "no assistant turn"
 NO_USER = "no user turn before the last answer"
 NO_INSTANCE = "no instance of the task"
@@ -43,7 +43,7 @@ NO_INSTANCE = "no instance of the task"
 
 @dataclass(frozen=True)
 class Fields:
-    """Which field plays which role. None for question and answer: found by their names; for the others: none."""
+    """Which field plays which role. None: found by a common name; for `group`: no field."""
 
     question: str | None = None
     answer: str | None = None
@@ -59,12 +59,12 @@ def pairs(
     sheet: str | None = None,
     extra: dict[str, Any] | None = None,
 ) -> Iterator[Pair | Dropped]:
-    """One item a record, or one an instance of a Self-Instruct task. JSONL, Parquet and XLSX stream.
+    """One item per record, or per instance of a Self-Instruct task. JSONL, Parquet and XLSX stream.
 
-    Of a conversation the last assistant turn is the answer and the user turn before it the question; with `turns` "all"
-    the system text and the earlier turns stand before it inside the question, with "last" they are left out.
-    `extra` receives the fields used and unused in the first record, and counts of what was put together or left out.
-    Raises SourceError: as `record_files.records`; no or several fields for a role in the first record.
+    In a conversation the last assistant turn is the answer and the user turn before it the question; with `turns` "all"
+    the question begins with the system text and the earlier turns, with "last" they are left out.
+    `extra` receives the fields used and unused in the first record, and counts of what was combined or left out.
+    Raises SourceError: as `record_files.records`; no field, or several, for a role in the first record.
     """
     reader = _Reader(path, fields, turns, {} if extra is None else extra)
     for where, record in records(path, sheet):
@@ -77,7 +77,7 @@ class _Reader:
     fields: Fields
     turns: str
     extra: dict[str, Any]
-    _known: dict[tuple[str, ...], Fields | None] = field(default_factory=dict)  # by the names a record has
+    _known: dict[tuple[str, ...], Fields | None] = field(default_factory=dict)  # by the field names of a record
 
     def items(self, where: str, record: Record) -> Iterator[Pair | Dropped]:
         if self.fields.question is None and self.fields.answer is None:
@@ -109,7 +109,7 @@ class _Reader:
         return usable(where, Pair(question, answer, input_text, group or None))
 
     def _answer(self, value: Any) -> str | None:
-        """The text; of several answers (a list, or SQuAD's {"text": […]} as the Hub's tables have it) the first."""
+        """The text; the first of several answers (a list, or SQuAD's {"text": […]} as in the Hub's tables)."""
         if isinstance(value, dict):
             value = value.get("text", value)
         if not isinstance(value, list):
@@ -159,9 +159,9 @@ class _Reader:
         return usable(where, Pair("\n\n".join([*system, question]), pair.output))
 
     def _choose(self, where: str, record: Record) -> Fields | None:
-        """The fields of records with these names; None where they have none, and others before had some.
+        """The fields to use in records with these names; None if there are none but earlier records had some.
 
-        Raises SourceError: the first record has none; several fields could be the same one.
+        Raises SourceError: the first record has none; several fields could play one role.
         """
         found = {}
         for role in ("question", "answer", "input", "group"):
@@ -196,7 +196,7 @@ class _Reader:
         asked = getattr(self.fields, role)
         hint = f"name it with --{role} FIELD"
         if {"paragraphs", "qas"} & set(record):
-            hint = "this is SQuAD's nesting: appliance dataset korquad"
+            hint = "this is nested like SQuAD: appliance dataset korquad"
         wanted = f"no field {asked!r} for the {role}" if asked is not None else f"no field for the {role}"
         return SourceError(f"{self.path}, {where}: {wanted}; the fields are {names}", hint=hint)
 

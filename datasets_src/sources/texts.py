@@ -1,6 +1,6 @@
-"""How the sources read text: what a file is at all, its encoding, its lines, its JSON, with the position of each fault.
+"""How the sources read text: a file's kind, its encoding, its lines, its JSON, with the position of each error.
 
-Knows no format of a source.
+Knows no source's format.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _CHUNK = 1 << 20  # bytes
 
 
 def require_kind(path: Path, expected: str) -> bytes:
-    """The first KiB of a file, once it is certain that it is not something else that often comes under its name.
+    """The first KiB of a file, once it is certain not to be something else that often goes by its name.
 
     Raises SourceError: empty, an HTML page, a Git LFS pointer, a compressed file, a PDF. `expected` completes
     "expected …".
@@ -31,12 +31,12 @@ def require_kind(path: Path, expected: str) -> bytes:
     if text.startswith((b"<!doctype html", b"<html", b"<head")):
         raise SourceError(
             f"{path}, line 1: an HTML page begins here; expected {expected}",
-            hint="a web page was saved instead of the file; download it by its raw or `resolve` address",
+            hint="a web page was saved instead of the file; download it from its raw or `resolve` address",
         )
     if text.startswith(b"version https://git-lfs.github.com/spec/"):
         raise SourceError(
             f"{path}, line 1: a Git LFS pointer, not the file itself; expected {expected}",
-            hint="fetch the file: git lfs pull, or download it by its raw or `resolve` address",
+            hint="fetch the file: git lfs pull, or download it from its raw or `resolve` address",
         )
     for magic, name in ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"), (b"\x28\xb5\x2f\xfd", "zstd")):
         if start.startswith(magic):
@@ -47,9 +47,9 @@ def require_kind(path: Path, expected: str) -> bytes:
 
 
 def text_lines(path: Path, expected: str) -> Iterator[tuple[int, str]]:
-    """The lines of a text file with their 1-based numbers, without line ends (LF, CRLF or CR). Streams.
+    """The lines of a text file with their 1-based numbers, without line endings (LF, CRLF or CR). Streams.
 
-    UTF-8 (a BOM is taken off), UTF-16 with BOM, else CP949. Raises SourceError as `require_kind`, or names the line
+    UTF-8 (a BOM is removed), UTF-16 with BOM, else CP949. Raises SourceError as `require_kind`, or names the line
     of the first byte that is neither.
     """
     require_kind(path, expected)
@@ -75,10 +75,10 @@ def parse_json(path: Path, text: str, *, line: int | None = None, numbers_as_tex
     except json.JSONDecodeError as error:
         ended = not text[error.pos :].strip() or error.msg.startswith("Unterminated string")
         unit = "file" if line is None else "line"
-        what = f"the {unit} ends within the JSON; it is cut off" if ended else f"no valid JSON ({error.msg})"
+        what = f"the {unit} ends within the JSON; it is cut off" if ended else f"not valid JSON ({error.msg})"
         raise SourceError(
             f"{path}, line {line or error.lineno}, column {error.colno}: {what}",
-            hint="download the file again" if ended else "mend that place",
+            hint="download the file again" if ended else "fix that place",
         ) from error
     except (RecursionError, ValueError) as error:
         raise SourceError(f"{path}, line {line or 1}: JSON that cannot be read: {error}") from error
@@ -100,7 +100,7 @@ def _encoding(path: Path) -> str:
     if b"\0" in start and candidates != ["utf-16"]:
         raise SourceError(
             f"{path}, line {start[: start.index(0)].count(10) + 1}: a NUL byte; expected UTF-8 or CP949 text",
-            hint="this is UTF-16 without BOM, or no text; save it as UTF-8",
+            hint="this is UTF-16 without a BOM, or not text; save it as UTF-8",
         )
     failures = {}
     for candidate in candidates:
@@ -108,11 +108,11 @@ def _encoding(path: Path) -> str:
         if failure is None:
             return candidate
         failures[failure] = candidate
-    # A Korean file with one bad byte is told about that byte, not about its first Hangul letter, which is no UTF-8.
+    # For a CP949 file with one bad byte, report that byte, not its first Hangul letter, which is not UTF-8.
     line, byte = max(failures)
     raise SourceError(
         f"{path}, line {line}: byte 0x{byte:02X} cannot be decoded; expected UTF-8 or CP949 text",
-        hint="mend that line, or save the file as UTF-8 again",
+        hint="fix that line, or save the file as UTF-8",
     )
 
 
