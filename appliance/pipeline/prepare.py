@@ -42,7 +42,7 @@ class Counts:
     repeated_questions: int  # usable rows whose question stood in an earlier row already
     shared_questions: int  # questions (or groups) on more than one side of the split
     leaked_test_rows: int  # test rows whose question (or group) is also in train
-    near_test_rows: int  # test rows with a near-twin in train, of those that were compared
+    near_test_rows: int  # test rows with a near-duplicate in train, of those that were compared
     near_duplicates: str  # what was compared, and what was found
     side_words: dict[str, int]  # words of the column `side` other than train, val and test -> rows
     tokens: int

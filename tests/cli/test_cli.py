@@ -306,7 +306,7 @@ FAILURES = [
     ("run", 3, "there is no file data/train.csv"),
     ("run {shop} --sett x=1", 2, "No such option"),
     ("run {shop} --set train.epoch=1", 2, "--set train.epoch: no such field; did you mean `train.epochs`?"),
-    ("run {shop} --set train.epochs=viele", 2, "seen 'viele'"),
+    ("run {shop} --set train.epochs=viele", 2, "found 'viele'"),
     ("run {shop} --set train.epochs", 2, "expected KEY=VALUE"),
     ("run {broken.yaml}", 2, "not a readable YAML file"),
     ("run {shop} --redo trian", 2, "one of check, prepare, rehearse, train, evaluate, merge, publish"),

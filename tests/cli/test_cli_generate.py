@@ -351,7 +351,7 @@ def test_a_local_model_answers_and_goes_on_where_it_was_stopped(
     options = ["paraphrase", faq, "out.csv", "--count", 1, "--local", folder, "--max-tokens", 3, "--top-p", 0.9]
     code, stdout, stderr = appliance(*options)
     assert (code, stdout) == (3, "")
-    assert "not one usable paraphrase of 16 questions" in stderr
+    assert "not a single usable paraphrase of 16 questions" in stderr
     assert calls == [16, 16]  # asked twice, as too few were usable; drawn anew the second time
     entries = [json.loads(line) for line in faq.with_name("out.csv.journal.jsonl").read_text("utf-8").splitlines()]
     assert {entry["unusable"] for entry in entries} == {"cut at 3 tokens"}

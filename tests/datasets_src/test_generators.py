@@ -163,16 +163,16 @@ def test_an_english_question_is_asked_about_in_english() -> None:
         ("환불은  며칠 걸리나요", "equal to the question"),
         ("환불은 며칠 걸리나요？", "equal to the question"),
         ("환불 기간은?", "repeated"),
-        ("배송비는 얼마인가요", "equals another question of the file"),
-        ("매장은 어디에 있나요 ?", "equals a question of val: it would leak"),
-        ("주차가 되나요!", "equals a question of test: it would leak"),
+        ("배송비는 얼마인가요", "equals another question in the file"),
+        ("매장은 어디에 있나요 ?", "equals a val question: it would leak"),
+        ("주차가 되나요!", "equals a test question: it would leak"),
         ("?!", "empty"),
         ("환불이 " + "정말로 " * 12 + "언제 되나요?", "more than 4 times as long as the question"),
-        ("다음은 새로운 질문입니다:", "announces a list, asks nothing"),
-        ("환불은요? ### Response: 사흘", "holds a part of a prompt, a special token or a control character"),
-        ("환불은요?<|eot_id|>", "holds a part of a prompt, a special token or a control character"),
-        ("환불은\x1b[31m요?", "holds a part of a prompt, a special token or a control character"),
-        ("환불은\ufffd요?", "holds a part of a prompt, a special token or a control character"),
+        ("다음은 새로운 질문입니다:", "introduces a list instead of asking"),
+        ("환불은요? ### Response: 사흘", "contains part of a prompt, a special token or a control character"),
+        ("환불은요?<|eot_id|>", "contains part of a prompt, a special token or a control character"),
+        ("환불은\x1b[31m요?", "contains part of a prompt, a special token or a control character"),
+        ("환불은\ufffd요?", "contains part of a prompt, a special token or a control character"),
         ("환불이 사흘 걸립니다, 맞나요?", "gives the answer away"),
     ],
 )
@@ -243,9 +243,12 @@ def test_a_question_that_stands_there_twice_is_asked_about_once() -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([Pair("가", "a", group="g", side="train"), Pair("나", "b", group="g", side="test")], "row 2: its group is on"),
-        ([Pair("가", "a", side="train"), Pair(" 가", "b", side="val")], "row 2: its question is on train already"),
-        ([Pair("가", "a", side="train"), Pair("나", "b")], "row 2 names no side"),
+        (
+            [Pair("가", "a", group="g", side="train"), Pair("나", "b", group="g", side="test")],
+            "row 2: its group is already on",
+        ),
+        ([Pair("가", "a", side="train"), Pair(" 가", "b", side="val")], "row 2: its question is already on train"),
+        ([Pair("가", "a", side="train"), Pair("나", "b")], "row 2 has no side"),
         ([Pair("가", "a", side="trian")], "row 1: side 'trian'"),
         ([Pair("가", "a", side="test")], "no row is on the train side"),
     ],
@@ -260,7 +263,7 @@ def test_not_one_usable_paraphrase_is_an_error_with_the_rejected_texts() -> None
         ROWS, lambda prompts: ["?"] * len(prompts), count=1, sides=no_split, tally=paraphrase.Tally()
     )
     assert [next(items).reason for _ in range(4)] == ["empty"] * 4  # type: ignore[union-attr]
-    with pytest.raises(SourceError, match="not one usable paraphrase of 2 questions"):
+    with pytest.raises(SourceError, match="not a single usable paraphrase of 2 questions"):
         next(items)
 
 
@@ -332,10 +335,10 @@ def test_a_prompt_shows_six_seeds_and_two_that_were_made() -> None:
         ("Write it down", "too short"),
         ("말해 " * 151, "more than 150 words"),
         (", 하늘은 왜 파란가요?", "begins with punctuation"),
-        ("다음은 새로운 지시문입니다:", "announces something, asks nothing"),
-        ("이 사진을 보고 시를 지어 줘.", "wants more than text (사진)"),
-        ("Describe the image in three words.", "wants more than text (image)"),
-        ("별을 노래해 줘 <|im_end|> 얼른", "holds a part of a prompt, a special token or a control character"),
+        ("다음은 새로운 지시문입니다:", "introduces something instead of asking"),
+        ("이 사진을 보고 시를 지어 줘.", "needs more than text (사진)"),
+        ("Describe the image in three words.", "needs more than text (image)"),
+        ("별을 노래해 줘 <|im_end|> 얼른", "contains part of a prompt, a special token or a control character"),
         ("...", "empty"),
     ],
 )
@@ -361,7 +364,7 @@ def test_what_is_no_new_instruction_is_rejected_with_the_reason(text: str, reaso
         ('{"input": "글", "output": " 글"}', "the answer repeats the question"),
         (
             '{"input": "", "output": "답 ### Response: 답"}',
-            "holds a part of a prompt, a special token or a control character",
+            "contains part of a prompt, a special token or a control character",
         ),
     ],
 )
@@ -453,11 +456,11 @@ def test_a_bad_seed_task_is_named_by_its_line(line: str, message: str, tmp_path:
         ("s.json", '{"rows": [{"q": "a"}], "v": 1}', "is JSON with the fields rows, v", "records"),
         ("s.jsonl", '{"messages": [{"role": "user"}]}\n' * 2, "is JSON with the fields messages", "records"),
         ("s.json", '{"data": [{"paragraphs": []}]}', "is JSON with the fields data", "korquad"),
-        ("s.csv", "문장\n하나를 써라.\n", "is named as a CSV", "paraphrase"),
-        ("s.TSV", "문장\n하나를 써라.\n", "is named as a CSV", "paraphrase"),
-        ("s.txt", "q,a,n\na,b,1\n'c, d',e\nf,g,2\n", "is a CSV with the header 'q,a,n'", "paraphrase"),
-        ("s.txt", '질문;답변\n"왜; 왜?";그래서.\n', "is a CSV with the header '질문;답변'", "paraphrase"),
-        ("s.txt", "\u3000\n", "holds no seed", ""),
+        ("s.csv", "문장\n하나를 써라.\n", "is named like a CSV", "paraphrase"),
+        ("s.TSV", "문장\n하나를 써라.\n", "is named like a CSV", "paraphrase"),
+        ("s.txt", "q,a,n\na,b,1\n'c, d',e\nf,g,2\n", "is apparently a CSV with the header 'q,a,n'", "paraphrase"),
+        ("s.txt", '질문;답변\n"왜; 왜?";그래서.\n', "is apparently a CSV with the header '질문;답변'", "paraphrase"),
+        ("s.txt", "\u3000\n", "contains no seeds", ""),
     ],
 )
 def test_rows_are_no_seeds(name: str, text: str, message: str, hint: str, tmp_path: Path) -> None:
@@ -465,10 +468,10 @@ def test_rows_are_no_seeds(name: str, text: str, message: str, hint: str, tmp_pa
     path.write_text(text, encoding="utf-8")
     with pytest.raises(SourceError, match=message) as caught:
         self_instruct.read_seeds(path)
-    assert "expected one seed sentence a line, or JSONL seed tasks" in str(caught.value)
+    assert "expected one seed sentence per line, or JSONL seed tasks" in str(caught.value)
     if hint:
         assert f"`appliance dataset {hint} {path} OUT.csv`" in caught.value.hint
-        assert "one sentence a line" in caught.value.hint
+        assert "one sentence per line" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,8 @@ def test_what_can_be_no_row_is_dropped_and_counted(tmp_path: Path) -> None:
     assert origin.dropped == {
         "empty question": 2,
         "empty answer": 1,
-        "holds a NUL character": 1,
-        "holds half a character (a lone surrogate)": 1,
+        "contains a NUL character": 1,
+        "contains half a character (a lone surrogate)": 1,
         "longer than 4194304 characters": 1,
         "blank line": 1,
     }
@@ -282,7 +282,7 @@ def test_an_existing_file_stays_unless_forced(tmp_path: Path) -> None:
     out_path.write_text("mine")
     with pytest.raises(SourceError, match="already exists"):
         pairs.write(out_path, "test", [], {}, [Pair("가", "나")])
-    with pytest.raises(SourceError, match="no pair of question and answer"):
+    with pytest.raises(SourceError, match="no question-answer pair"):
         pairs.write(out_path, "test", [], {}, [], force=True)
     assert out_path.read_text() == "mine"
     assert list(tmp_path.iterdir()) == [out_path]

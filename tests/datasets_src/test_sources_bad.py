@@ -55,9 +55,9 @@ def refusal(folder: Path, source: Source, content: bytes, name: str = "in.dat") 
         (
             "질문|답\n".encode() * 3 + b"a|\xff\xff\n",
             "in.dat, line 4: byte 0xFF cannot be decoded; expected UTF-8 or",
-            "mend",
+            "fix that",
         ),
-        ("가|나".encode("utf-16-le"), "in.dat, line 1: a NUL byte; expected UTF-8 or CP949 text", "UTF-16 without BOM"),
+        ("가|나".encode("utf-16-le"), "in.dat, line 1: a NUL byte; expected UTF-8 or CP949 text", "without a BOM"),
     ],
     ids=["empty", "blank", "html", "html with BOM", "lfs", "gzip", "pdf", "bytes", "utf-16"],
 )
@@ -92,8 +92,8 @@ WHOLE = json.dumps(GOOD_SQUAD, ensure_ascii=False, indent=1)
     [
         (WHOLE[:-40], "in.dat, line 14, column 4: the file ends within the JSON; it is cut off"),
         (WHOLE[: WHOLE.index("질문?") + 1], "in.dat, line 9, column 20: the file ends within the JSON; it is cut off"),
-        ("질문은 없고 글만", "in.dat, line 1, column 1: no valid JSON (Expecting value)"),
-        (WHOLE.replace('"글",', '"글"'), "in.dat, line 7, column 6: no valid JSON (Expecting ',' delimiter)"),
+        ("질문은 없고 글만", "in.dat, line 1, column 1: not valid JSON (Expecting value)"),
+        (WHOLE.replace('"글",', '"글"'), "in.dat, line 7, column 6: not valid JSON (Expecting ',' delimiter)"),
         ("[" * 100_000, "in.dat, line 1: JSON that cannot be read: maximum recursion depth exceeded"),
     ],
     ids=["cut off", "cut off in a text", "no JSON", "comma", "deep"],
@@ -158,12 +158,9 @@ def test_a_missing_paragraph_matters_only_where_it_is_wanted(tmp_path: Path) -> 
 def test_a_file_without_a_pair_says_what_was_found_instead(tmp_path: Path) -> None:
     said, _ = refusal(tmp_path, delimited.pairs, "|하나\n\n둘\n".encode())
     assert said == (
-        "in.dat: no pair of question and answer; empty question: line 1; blank line: line 2; "
-        "no separator in the line: line 3"
+        "in.dat: no question-answer pair; empty question: line 1; blank line: line 2; no separator in the line: line 3"
     )
-    assert refusal(tmp_path, records.pairs, b"[]")[0] == (
-        "in.dat: no pair of question and answer; nothing was found in it"
-    )
+    assert refusal(tmp_path, records.pairs, b"[]")[0] == ("in.dat: no question-answer pair; nothing was found in it")
 
 
 @pytest.mark.parametrize("pattern", [None, r"\s*\|\s*", r"(?P<question>.+)\|(?P<answer>.+)"])
@@ -182,8 +179,8 @@ def test_delimited_refuses_markers_within_its_lines(tmp_path: Path, separator: s
     content = "<|question|>색은?<|answer|>빨강\n<|question|>맛은?<|answer|>달다\n".encode()
     said, hint = refusal(tmp_path, lambda path: delimited.pairs(path, separator=separator), content)
     assert said == (
-        f"in.dat: 2 of 2 lines are no question and answer by --separator '{separator}', "
-        "the first line 1: '<|question|>색은?<|answer|>빨강'"
+        f"in.dat: --separator '{separator}' finds no question and answer in 2 of 2 lines, "
+        "the first being line 1: '<|question|>색은?<|answer|>빨강'"
     )
     assert "qa-text" in hint
 
@@ -201,7 +198,7 @@ def test_delimited_takes_markers_that_its_pattern_or_separator_is_about(tmp_path
         Pair("맛은?", "달다"),
     ]
     path.write_text("색은?|빨강\n<|eos|> 뜻은? | 끝\n", encoding="utf-8")
-    assert list(delimited.pairs(path))[1] == Dropped("line 2", "the line is split inside or behind a marker")
+    assert list(delimited.pairs(path))[1] == Dropped("line 2", "the line is split inside or after a marker")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +214,7 @@ def test_delimited_refuses_where_most_lines_are_no_pair(tmp_path: Path, options:
     said, hint = refusal(
         tmp_path, lambda path: delimited.pairs(path, **options), ("\n" + pair * 2 + other * 3).encode()
     )
-    assert said == f"in.dat: 3 of 5 lines are no question and answer by {by}, the first line 4: '그냥 글'"
+    assert said == f"in.dat: {by} finds no question and answer in 3 of 5 lines, the first being line 4: '그냥 글'"
     assert "--separator TEXT or --pattern REGEX" in hint
     (tmp_path / "in.dat").write_text(pair * 3 + other * 3, encoding="utf-8")
     assert len(list(delimited.pairs(tmp_path / "in.dat", **options))) == 6
@@ -225,15 +222,15 @@ def test_delimited_refuses_where_most_lines_are_no_pair(tmp_path: Path, options:
 
 def test_text_without_markers(tmp_path: Path) -> None:
     said, hint = refusal(tmp_path, qa_text.pairs, "질문\n답\n".encode())
-    assert said == "in.dat: the marker <|question|> stands nowhere in the file"
+    assert said == "in.dat: the marker <|question|> does not occur in the file"
     assert "--question-marker" in hint
 
 
 @pytest.mark.parametrize(
     ("question", "answer", "message"),
     [
-        ("", "A", "--question-marker '': expected a text within one line"),
-        ("Q", "A\nB", r"--answer-marker 'A\nB': expected a text within one line"),
+        ("", "A", "--question-marker '': expected text on a single line"),
+        ("Q", "A\nB", r"--answer-marker 'A\nB': expected text on a single line"),
         ("Q", "Q", "both markers are 'Q'; expected two different ones"),
     ],
 )
@@ -247,20 +244,20 @@ def test_unusable_markers(tmp_path: Path, question: str, answer: str, message: s
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"separator": ""}, "--separator '': expected one or more characters of a line"),
-        ({"separator": "\n"}, r"--separator '\n': expected one or more characters of a line"),
+        ({"separator": ""}, "--separator '': expected one or more characters within a line"),
+        ({"separator": "\n"}, r"--separator '\n': expected one or more characters within a line"),
         (
             {"pattern": "a(b"},
-            "--pattern 'a(b': no regular expression at character 2: missing ), unterminated subpattern",
+            "--pattern 'a(b': not a regular expression at character 2: missing ), unterminated subpattern",
         ),
-        ({"pattern": "*"}, "--pattern '*': no regular expression at character 1: nothing to repeat"),
+        ({"pattern": "*"}, "--pattern '*': not a regular expression at character 1: nothing to repeat"),
         (
             {"pattern": "a{99999999999}"},
-            "--pattern 'a{99999999999}': no regular expression: the repetition number is too",
+            "--pattern 'a{99999999999}': not a regular expression: the repetition number is too",
         ),
-        ({"pattern": "|"}, "--pattern '|': matches the empty text, so it separates nothing"),
-        ({"pattern": r"\s*"}, r"--pattern '\\s*': matches the empty text, so it separates nothing"),
-        ({"pattern": " | "}, "--pattern ' | ': a bare | means `or`, so this splits at the first blank"),
+        ({"pattern": "|"}, "--pattern '|': matches the empty string, so it separates nothing"),
+        ({"pattern": r"\s*"}, r"--pattern '\\s*': matches the empty string, so it separates nothing"),
+        ({"pattern": " | "}, "--pattern ' | ': a bare | means `or`, so this splits at the first space"),
         (
             {"pattern": "(?P<question>.)=(?P<reply>.)"},
             "--pattern '(?P<question>.)=(?P<reply>.)': has the named groups question, reply; expected question and",
@@ -282,8 +279,8 @@ def test_unusable_separators_and_patterns(tmp_path: Path, options: dict[str, str
         ),
         (
             '{"q": "가", "a": "나"}\n{"q": "다" "a": "라"}\n',
-            "in.dat, line 2, column 11: no valid JSON (Expecting ','",
-            "mend",
+            "in.dat, line 2, column 11: not valid JSON (Expecting ','",
+            "fix that",
         ),
         (
             '{"q": "가", "a": "나"}\n["다", "라"]\n',
@@ -350,19 +347,19 @@ def test_workbooks_that_cannot_be_used(tmp_path: Path) -> None:
         return records.pairs(path, sheet="없음")
 
     assert refusal(tmp_path, with_sheet, content)[0] == "in.dat: no sheet '없음'; the workbook has '질문집'"
-    assert refusal(tmp_path, with_sheet, b'{"q": 1}')[0] == "in.dat is no XLSX workbook, so it has no sheet '없음'"
+    assert refusal(tmp_path, with_sheet, b'{"q": 1}')[0] == "in.dat is not an XLSX workbook, so it has no sheet '없음'"
     assert refusal(tmp_path, records.pairs, content)[0] == (
         "in.dat, row 1: two columns are named '질문'; expected different names"
     )
     cut = refusal(tmp_path, records.pairs, content[:-200])[0]
-    assert cut == "in.dat: a zip archive, but no whole XLSX workbook (File is not a zip file)"
+    assert cut == "in.dat: a zip archive, but not a complete XLSX workbook (File is not a zip file)"
     old = refusal(tmp_path, records.pairs, b"\xd0\xcf\x11\xe0" + b"\0" * 600)[0]
     assert old == "in.dat is an old or encrypted Excel workbook; expected JSON, JSONL, Parquet or XLSX"
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("word/document.xml", "<w/>")
     other = (tmp_path / "other.zip").read_bytes()
     (tmp_path / "other.zip").unlink()
-    assert "no whole XLSX workbook" in refusal(tmp_path, records.pairs, other)[0]
+    assert "not a complete XLSX workbook" in refusal(tmp_path, records.pairs, other)[0]
 
 
 def test_a_workbook_whose_sheet_is_damaged(tmp_path: Path) -> None:

@@ -75,8 +75,8 @@ def test_json_cells_stay_as_they_are_written(tmp_path: Path) -> None:
     assert [row[2] for row in rows] == ["1.10", "1e5", "12345678901234567890", "true", "007", " 빈칸 ", "3.0"]
     assert origin.examples == {
         "empty answer": ["line 13", "line 15"],
-        "holds half a character (a lone surrogate)": ["line 17"],
-        "a field that holds no text": ["line 19"],
+        "contains half a character (a lone surrogate)": ["line 17"],
+        "a field that is not text": ["line 19"],
     }
 
 
@@ -91,7 +91,7 @@ def test_self_instruct_tasks_give_one_row_an_instance(tmp_path: Path) -> None:
     assert rows == [("번역", "가", "a"), ("번역", "", "b")]
     assert origin.examples == {
         "no instance of the task": ["line 2"],
-        "a field that holds no text": ["line 3, instance 1"],
+        "a field that is not text": ["line 3, instance 1"],
         "empty answer": ["line 3, instance 2"],
     }
 
@@ -142,7 +142,7 @@ def test_chats_that_are_no_pair_are_dropped_and_their_turns_counted(tmp_path: Pa
     assert origin.examples == {
         "no assistant turn": ["line 1"],
         "no user turn before the last answer": ["line 2", "line 3"],
-        "a turn of another role than system, user, assistant": ["line 4"],
+        "a turn with a role other than system, user and assistant": ["line 4"],
         "a turn without role and text": ["line 5", "line 6", "line 7"],
         "empty question": ["line 8"],
     }

@@ -94,8 +94,12 @@ def test_questions_come_from_a_file_too(tmp_path: Path) -> None:
             "is an Excel file .*expected text with one question per line",
             "evaluate.extra_prompts=FILE",
         ),
-        ("가격은 얼마인가요?\n".encode() * 9 + b"a\xb0\n", "line 10: byte 0xB0 is no UTF-8", "save the file as UTF-8"),
-        (b"caf\xe9?\n", "line 1: byte 0xE9 .* is not clear", "save the file as UTF-8"),
+        (
+            "가격은 얼마인가요?\n".encode() * 9 + b"a\xb0\n",
+            "line 10: byte 0xB0 is not valid UTF-8",
+            "save the file as UTF-8",
+        ),
+        (b"caf\xe9?\n", "line 1: byte 0xE9 .* could not be determined", "save the file as UTF-8"),
         (None, "evaluate.extra_prompts: there is no file", "evaluate.extra_prompts="),
     ],
 )
@@ -199,7 +203,7 @@ def test_what_cannot_be_another_models_answers(
         (b'row,answer\n1,"a\n', "line 2: the record that begins here", "quote"),
         (
             "row,answer\n1,남산입니다\n".encode() + b"2,a\xb0\n",
-            "line 3: byte 0xB0 is no UTF-8",
+            "line 3: byte 0xB0 is not valid UTF-8",
             "save the file as UTF-8",
         ),
         (b"row,answer\n1,caf\xe9\n", "line 2: byte 0xE9 .* is not clear", "save the file as UTF-8"),

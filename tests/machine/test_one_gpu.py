@@ -60,14 +60,14 @@ def lists(tmp_path: Path, *lines: str) -> None:
 @pytest.mark.parametrize(
     ("lines", "visible", "reason"),
     [
-        (FOUR, "GPU-cccc", "GPU 2 of 4, the one with most free memory"),
+        (FOUR, "GPU-cccc", "GPU 2 of 4, the one with the most free memory"),
         (ONE, None, ""),
         ((), None, ""),
         (("No devices were found",), None, ""),
-        ((*ONE, "1, GPU-bbbb, 1200, Disabled, Default"), "GPU-aaaa", "GPU 0 of 2, the one with most free memory"),
+        ((*ONE, "1, GPU-bbbb, 1200, Disabled, Default"), "GPU-aaaa", "GPU 0 of 2, the one with the most free memory"),
         ((*ONE, "1, GPU-bbbb, [N/A], [N/A], Default"), "GPU-aaaa", "GPU 0 of 2"),
         (("0, GPU-aaaa, [N/A], [N/A], Default", *FOUR[1:]), "GPU-cccc", "GPU 2 of 4"),
-        ((MIG, *FOUR[1:]), "GPU-cccc", "GPU 2 of 4, the one with most free memory"),
+        ((MIG, *FOUR[1:]), "GPU-cccc", "GPU 2 of 4, the one with the most free memory"),
         (
             (MIG, FOUR[3]),
             "GPU-dddd",
@@ -109,8 +109,8 @@ def test_what_the_user_names_holds(tmp_path: Path, named: str, visible: str | No
     ("script", "why"),
     [
         (None, "nvidia-smi is not installed"),
-        ("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18", "fails: Failed to initialize"),
-        ("sleep 20", "gave no answer in 1 s"),
+        ("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18", "failed: Failed to initialize"),
+        ("sleep 20", "did not answer within 1 s"),
         ("echo 'a, GPU-aaaa, 1, Disabled, Default'", "unreadable answer"),
     ],
 )
@@ -135,7 +135,7 @@ def test_it_is_narrowed_once_and_children_inherit_it(tmp_path: Path) -> None:
     lists(tmp_path, *reversed(FOUR[:2]))  # others begin and end programs meanwhile
     device.device()
     assert os.environ[one_gpu.VARIABLE] == "GPU-cccc"
-    assert one_gpu.chosen(1) == "GPU 2 of 4, the one with most free memory"
+    assert one_gpu.chosen(1) == "GPU 2 of 4, the one with the most free memory"
 
 
 def test_it_is_narrowed_before_anything_asks_cuda(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_the_table_says_which(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert device.device().name == "NVIDIA L4"
     gpu, *_ = preflight_gpu.card_findings(device.card())
-    assert gpu.found == "NVIDIA L4 (GPU 2 of 4, the one with most free memory), compute capability 8.9"
+    assert gpu.found == "NVIDIA L4 (GPU 2 of 4, the one with the most free memory), compute capability 8.9"
 
 
 def test_too_late_the_first_is_used_and_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

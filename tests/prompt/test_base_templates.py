@@ -74,10 +74,10 @@ def test_date_and_thoughts_are_pinned() -> None:
     [
         (None, "this base has none"),
         (CHATML.replace("'<|im_start|>assistant\\n'", "'<|im_start|>assistant\\n<think>\\n'"), r"ends in .*<think>"),
-        (THINKING.replace("enable_thinking", "thoughts"), r"an answer stands after .*</think>"),
-        ("{% for m in messages %}{{ m.content[0].text }}{% endfor %}", "an answer stands after"),
-        ("{% for m in messages %}{{ m.content.parts.text }}{% endfor %}", "does not take a question as text"),
-        (CHATML.replace("im_end", "eot"), r"ends an answer with '<\|eot\|>\\n', which is no single token"),
+        (THINKING.replace("enable_thinking", "thoughts"), r"an answer follows .*</think>"),
+        ("{% for m in messages %}{{ m.content[0].text }}{% endfor %}", "an answer follows"),
+        ("{% for m in messages %}{{ m.content.parts.text }}{% endfor %}", "does not accept a question as text"),
+        (CHATML.replace("im_end", "eot"), r"ends an answer with '<\|eot\|>\\n', which is not a single token"),
         (CHATML.replace("{%- for", "{{- strftime_now(style) }}{%- for"), "today's date"),
         (MISTRAL.replace("{{ bos_token }}", "{{ bos_token }}<s>"), "writes <s> twice"),
     ],
@@ -152,4 +152,4 @@ def test_tokens_of_a_chat_template_in_a_cell_are_refused(kind: str, place: int) 
         cells[place] += token
         with pytest.raises(DataError) as caught:
             prompt.encode(*cells)
-        assert f"holds the special token {token!r}" in str(caught.value)
+        assert f"contains the special token {token!r}" in str(caught.value)

@@ -87,7 +87,7 @@ def test_doctests_of_the_templates() -> None:
 
 
 def test_without_a_tokenizer() -> None:
-    with pytest.raises(RecipeError, match="it is the base's"):
+    with pytest.raises(RecipeError, match="it uses the base's"):
         prompt_format.chat_template("chat")
     assert prompt_format.sketch("korean_qa", user_message("가격은?")) == "질문: 가격은?\n답변:"
     assert prompt_format.sketch("chat", CONVERSATION[2:]) == "[assistant]\n이틀\n[user]\n가격은?\n[assistant]\n"
@@ -221,7 +221,7 @@ def test_an_unknown_character_in_every_prompt_is_no_excuse_for_one_more() -> Non
     prompt = prompt_format.bind("korean_qa", backend, None, "</s>", "<pad>")
     assert prompt.encode("a", "", "a").input_ids == [3, 5, 4, 5, 1]
     for cells in (("b", "", "a"), ("a", "", "b"), ("a", "b", "a"), ("b", "a", "a")):
-        with pytest.raises(DataError, match="holds the special token '<unk>'"):
+        with pytest.raises(DataError, match="contains the special token '<unk>'"):
             prompt.encode(*cells)
 
 

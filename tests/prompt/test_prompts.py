@@ -262,7 +262,7 @@ def test_special_token_in_a_cell_is_refused(prompt: Prompt, tokenizer: Any, plac
         cells[place] = f"{token} {cells[place]}"
         with pytest.raises(DataError) as caught:
             prompt.encode(*cells)
-        assert f"holds the special token {token!r}" in str(caught.value)
+        assert f"contains the special token {token!r}" in str(caught.value)
 
 
 def test_markers_and_unknown_tags_in_a_cell_are_text(prompt: Prompt) -> None:

@@ -115,7 +115,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     message = _refused(tmp_path, text, "train.seed=-1", "nonsense", APPLIANCE_TUNING__R="x", APPLIANCE_OTHER="1")
     for key in (
         "name (my.yaml)",
-        "model.id: must be given (Base model",
+        "model.id: required (Base model",
         "data.split (my.yaml)",
         "train.epochs (my.yaml)",
         "train.foo: no such field",
@@ -125,14 +125,14 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
         "APPLIANCE_OTHER: no such field",
     ):
         assert message.count(key) == 1, (key, message)
-    assert "seen 'a/b'" in message
+    assert "found 'a/b'" in message
     assert "seen '-1'" in message
 
 
 def test_a_wrong_value_names_its_layer_not_the_one_below(tmp_path: Path) -> None:
     message = _refused(tmp_path, MINIMAL + "train: {epochs: 2}\n", APPLIANCE_TRAIN__EPOCHS="viele")
     assert "train.epochs (APPLIANCE_TRAIN__EPOCHS)" in message
-    assert "seen 'viele'" in message
+    assert "found 'viele'" in message
     assert "train.epochs (my.yaml)" not in message
 
 
@@ -231,13 +231,13 @@ def test_bad_text_is_refused_by_name(tmp_path: Path, item: str) -> None:
 
 
 def test_fractions_must_leave_train_rows(tmp_path: Path) -> None:
-    assert "under a tenth" in _refused(tmp_path, MINIMAL, "data.test_fraction=0.5", "data.val_fraction=0.4")
+    assert "less than a tenth" in _refused(tmp_path, MINIMAL, "data.test_fraction=0.5", "data.val_fraction=0.4")
     _load(tmp_path, MINIMAL, "data.test_fraction=0.5", "data.val_fraction=0.4", "data.split=notebook")
 
 
 @pytest.mark.parametrize("line", ["name: other", "data: {csv: b}", "train: {seed: 1, seed: 2}"])
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path, line: str) -> None:
-    assert "stands twice" in _refused(tmp_path, MINIMAL + line + "\n")
+    assert "appears twice" in _refused(tmp_path, MINIMAL + line + "\n")
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "just text\n", "7\n"])
@@ -286,7 +286,7 @@ def test_every_field_is_documented_and_none_holds_a_secret() -> None:
         assert not {"token", "password", "key", "secret", "credential"} & set(key.replace(".", "_").split("_")), key
     documented = {key: (default, meaning) for key, default, meaning in recipe_fields.documentation()}
     assert documented["model.id"][0] == "(required)"
-    assert documented["train.max_steps"] == ("null", "Stop after this many steps, whatever the epochs say.")
+    assert documented["train.max_steps"] == ("null", "Stop after this many steps, regardless of epochs.")
     assert documented["data.columns.input"][0] == "input"
 
 

@@ -62,36 +62,41 @@ RECORDS = "`appliance dataset records "
 # what, content, what the error says, what its hint says
 REFUSED = [
     ("0 bytes", b"", "is empty", "a header and rows"),
-    ("header only", b"instruction,output\n", "a header and no row", "add rows"),
+    ("header only", b"instruction,output\n", "a header but no rows", "add rows"),
     ("no header", _qa(header="가격은?,만원입니다."), "line 1 looks like data, expected a header", "instruction,output"),
     ("one usable row", _qa("a,b", fill=0), "cannot be split: train, val and test need at least one each, 3 in all", ""),
     ("fewer than the split needs", _qa("a,b", "c,d", fill=0), "2 rows with 2 different questions", "add rows"),
     ("all rows equal", _qa(*["a,b"] * 20, fill=0), "20 rows with 1 different questions", "add rows"),
-    ("missing output", _qa(header="instruction,foo"), "no column 'output' for the output nor a common name", "=NAME"),
+    (
+        "missing output",
+        _qa(header="instruction,foo"),
+        "no column 'output' for the output nor one with a common",
+        "=NAME",
+    ),
     ("missing instruction", _qa(header="foo,output"), "no column 'instruction' for the instruction", "=NAME"),
     ("one letter off", _qa(header="instruction,ouput"), "no column 'output'", "did you mean 'ouput'?"),
     ("named twice", _qa(header="output,instruction,output"), "columns 1 and 3 are both named 'output'", "rename"),
-    ("two candidates", _qa(header="question,prompt,answer"), "columns 1 ('question') and 2 ('prompt')", "say which"),
-    ("blank header", b"\n\na,b\n", "the header is expected in line 1, which is empty", "names of the columns"),
+    ("two candidates", _qa(header="question,prompt,answer"), "columns 1 ('question') and 2 ('prompt')", "choose one"),
+    ("blank header", b"\n\na,b\n", "line 1 is empty, expected the header", "names of the columns"),
     ("too few fields", _qa("a"), "line 2: 1 fields; the header has 2", "double quotes"),
     ("too many fields", _qa("a,b,c"), "line 2: 3 fields; the header has 2", "on_bad_row=drop"),
     ("a trailing comma", _qa("a,b,"), "line 2: 3 fields; the header has 2", "on_bad_row=drop"),
     ("empty output", _qa("a,"), "line 2: column 'output': the answer is empty", "on_bad_row=drop"),
     ("whitespace output", _qa("a, \t\u3000"), "line 2: column 'output': the answer is empty", "on_bad_row=drop"),
     ("empty instruction", _qa(",b"), "line 2: column 'instruction': the instruction is empty", "on_bad_row=drop"),
-    ("NUL in a cell", _qa("a,b\0c"), "line 2: column 'output': holds a NUL character", "on_bad_row=drop"),
+    ("NUL in a cell", _qa("a,b\0c"), "line 2: column 'output': contains a NUL character", "on_bad_row=drop"),
     ("NUL in the header", _qa(header="instruction\0,output"), "NUL bytes in line 1", "UTF-8"),
-    ("Latin-1 bytes in UTF-8", _qa() + b"caf\xe9,x\n", "line 11: column 'instruction': byte 0xE9 is no UTF-8", "drop"),
-    ("CP949 bytes in UTF-8", _qa() + b"x,\xb0\xaa\n", "line 11: column 'output': byte 0xB0 is no UTF-8", "drop"),
+    ("Latin-1 in UTF-8", _qa() + b"caf\xe9,x\n", "line 11: column 'instruction': byte 0xE9 is not valid UTF-8", "drop"),
+    ("CP949 bytes in UTF-8", _qa() + b"x,\xb0\xaa\n", "line 11: column 'output': byte 0xB0 is not valid UTF-8", "drop"),
     (
         "Latin-1 only",
         b"instruction,output\ncaf\xe9,x\n",
-        "line 2: byte 0xE9 is no UTF-8, nor is",
+        "line 2: byte 0xE9 is not valid UTF-8, the file is",
         "data.encoding=cp1252",
     ),
-    ("truncated last character", _qa()[:-2] + b"\xeb\x8b", "column 'output': byte 0xEB is no UTF-8", "drop"),
+    ("truncated last character", _qa()[:-2] + b"\xeb\x8b", "column 'output': byte 0xEB is not valid UTF-8", "drop"),
     ("truncated last row", _qa() + b"a", "line 11: 1 fields; the header has 2", "drop"),
-    ("unbalanced quote", _qa('a,"b'), "line 2: the record that begins here cannot be read", "not closed"),
+    ("unbalanced quote", _qa('a,"b'), "line 2: the record that begins here cannot be read", "unclosed quote"),
     ("text after a quote", _qa('a,"b" c'), "line 2: the record that begins here cannot be read", 'written ""'),
     ("ANSI escape in the header", _qa(header="\x1b[2J,output"), r"the header has '\x1b[2J', 'output'", "=NAME"),
     ("xlsx", _zip("xl/workbook.xml"), "is an Excel file (.xlsx), expected a CSV", RECORDS),
@@ -169,7 +174,7 @@ ODD = '\U0001f600 مرحبا <b>굵게</b> "따옴표"'
 READ = [
     ("UTF-8 BOM", codecs.BOM_UTF8 + _qa("a,b"), [("a", "", "b")], "UTF-8 with BOM, comma"),
     ("UTF-16", _qa("가,b").decode().encode("utf-16"), [("가", "", "b")], "UTF-16, comma"),
-    ("UTF-16 without BOM", _qa("가,b").decode().encode("utf-16-le"), [("가", "", "b")], "UTF-16 without BOM, comma"),
+    ("UTF-16 without a BOM", _qa("가,b").decode().encode("utf-16-le"), [("가", "", "b")], "UTF-16 without BOM, comma"),
     ("CP949", _qa("가,b").decode().encode("cp949"), [("가", "", "b")], "CP949, comma"),
     ("CRLF", _qa("a,b", end="\r\n"), [("a", "", "b")], "10 usable, 0 rejected"),
     ("lone CR", _qa("a,b", end="\r"), [("a", "", "b")], "10 usable, 0 rejected"),
@@ -180,7 +185,7 @@ READ = [
     ("pipe", _qa("a,b").replace(b",", b"|"), [("a", "", "b")], "UTF-8, pipe"),
     ("backslash quotes", _qa(r'"\"a\"",b'), [('"a"', "", "b")], r"quotes escaped as \""),
     ("case and spaces", _qa("a,b", header=" Instruction ,OUTPUT"), [("a", "", "b")], "from ' Instruction '"),
-    ("common names", _qa("a,b", header="질문,답변"), [("a", "", "b")], "understood: instruction and output"),
+    ("common names", _qa("a,b", header="질문,답변"), [("a", "", "b")], "instruction and output recognised by"),
     ("extra columns", b"id,output,instruction,x\n" + b"1,b,a,2\n3,d,c,4\n5,f,e,6\n", [("a", "", "b")], "3 usable"),
     ("blank header cell", b"instruction,,output,\na,1,b,2\nc,1,d,2\ne,1,f,2\n", [("a", "", "b")], "3 usable"),
     ("input absent", _qa("a,b"), [("a", "", "b")], "instruction from 'instruction', output from 'output'"),
@@ -261,7 +266,7 @@ def test_the_table_for_people(check: Check, tmp_path: Path) -> None:
     assert code == 0
     lines = {line.split("  ")[0]: " ".join(line.split("  ")[1:]).strip() for line in out.splitlines()}
     assert lines["format"] == "UTF-8, comma, double quotes"
-    assert lines["columns"].startswith("instruction from 'Q', input from 'context', output from 'A' (understood")
+    assert lines["columns"].startswith("instruction from 'Q', input from 'context', output from 'A' (")
     assert lines["rows"] == "4 usable, 0 rejected"
     assert lines["split"] == "2 train, 1 val, 1 test"
     assert lines["test rows"] == "warning: 1; needed: 30 to show a difference"
@@ -293,13 +298,13 @@ def test_settings_of_the_recipe_are_a_way_on(check: Check, tmp_path: Path) -> No
     code, out, _ = check(path, "--set", "data.encoding=cp1252")
     assert (code, "café" in out, "CP1252, comma" in out) == (0, True, True)
     code, out, err = check(path, "--set", "data.encoding=utf-8")
-    assert (code, "no usable row; line 2: column 'instruction': byte 0xE9 is no UTF-8" in err) == (3, True)
+    assert (code, "no usable row; line 2: column 'instruction': byte 0xE9 is not valid UTF-8" in err) == (3, True)
     path.write_bytes(_qa('a,"b'))
     code, out, _ = check(path, "--set", "data.quoting=literal")
     assert (code, "no quoting" in out) == (0, True)
     path.write_bytes(_qa(f"{NFD},b"))
     code, out, _ = check(path, "--set", "data.normalize=nfc")
-    assert (code, "put into NFC" in out, "decomposed" in out) == (0, True, False)
+    assert (code, "normalised to NFC" in out, "decomposed" in out) == (0, True, False)
 
 
 def test_reading_and_rejecting_account_for_every_record(tmp_path: Path) -> None:

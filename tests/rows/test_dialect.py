@@ -68,13 +68,11 @@ def test_a_doubtful_encoding_is_refused_with_three_rows(tmp_path: Path) -> None:
     path = _file(tmp_path, polish.encode("cp1250"))
     with pytest.raises(DataError) as caught:
         _sniff(path)
-    assert "line 2: byte 0xEA is no UTF-8, nor is the file CP949, and which encoding it has is not clear" in str(
-        caught.value
-    )
+    assert "line 2: byte 0xEA is not valid UTF-8, the file is not CP949 either" in str(caught.value)
     assert str(caught.value).count("\n  line ") == 3
     assert "--set data.encoding=" in caught.value.hint
     assert _pairs(path, codec="cp1250")[:2] == [("Jak się masz?", "Dziękuję."), ("Gdzie jest?", "Za rogiem proszę.")]
-    assert _pairs(path, codec="utf-8")[0] == "column 'question': byte 0xEA is no UTF-8"  # the other way on
+    assert _pairs(path, codec="utf-8")[0] == "column 'question': byte 0xEA is not valid UTF-8"  # the other way on
 
 
 def test_bad_bytes_cost_their_rows_and_not_the_file(tmp_path: Path) -> None:
@@ -84,8 +82,8 @@ def test_bad_bytes_cost_their_rows_and_not_the_file(tmp_path: Path) -> None:
     path = _file(tmp_path, b"question,answer\n" + b"\n".join(lines))
     assert _sniff(path).encoding == charset.Encoding("utf-8")
     found = _pairs(path)
-    assert found[3] == "column 'question': byte 0xE9 is no UTF-8"
-    assert found[30] == "column 'answer': byte 0xB0 is no UTF-8"
+    assert found[3] == "column 'question': byte 0xE9 is not valid UTF-8"
+    assert found[30] == "column 'answer': byte 0xB0 is not valid UTF-8"
     assert [row for i, row in enumerate(found) if i not in (3, 30)] == [
         (f"질문 {i}?", f"답 {i}") for i in range(40) if i not in (3, 30)
     ]
@@ -95,7 +93,7 @@ def test_a_bad_byte_in_cp949_and_in_utf_16(tmp_path: Path) -> None:
     path = _file(tmp_path, KOREAN.encode("cp949") + b"\xff,1\n")
     assert _pairs(path)[3] == "column 'question': byte 0xFF is no CP949"
     path = _file(tmp_path, KOREAN.encode("utf-16") + b"\x00")
-    assert _pairs(path)[3] == "1 fields; the header has 2; byte 0x00 is no UTF-16"
+    assert _pairs(path)[3] == "1 fields; the header has 2; byte 0x00 is not valid UTF-16"
 
 
 def test_a_bad_byte_in_a_column_that_is_not_read_does_no_harm(tmp_path: Path) -> None:
@@ -105,7 +103,7 @@ def test_a_bad_byte_in_a_column_that_is_not_read_does_no_harm(tmp_path: Path) ->
 
 def test_a_truncated_last_line(tmp_path: Path) -> None:
     path = _file(tmp_path, "question,answer\n가,나\n다,라".encode()[:-1])
-    assert _pairs(path) == [("가", "나"), "column 'answer': byte 0xEB is no UTF-8"]
+    assert _pairs(path) == [("가", "나"), "column 'answer': byte 0xEB is not valid UTF-8"]
 
 
 def test_text_in_cp949_by_chance_is_not_taken_for_korean(tmp_path: Path) -> None:
@@ -116,7 +114,7 @@ def test_text_in_cp949_by_chance_is_not_taken_for_korean(tmp_path: Path) -> None
 
 
 def test_an_encoding_that_nobody_knows(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.encoding: 'utf-99' is no text encoding"):
+    with pytest.raises(DataError, match=r"data\.encoding: 'utf-99' is not a text encoding"):
         _sniff(_file(tmp_path, KOREAN), codec="utf-99")
 
 
@@ -202,7 +200,7 @@ def test_common_names_are_understood_and_said_aloud(tmp_path: Path, header: str)
     assert row.instruction.strip("<>") in {"instruction", *ALIASES["instruction"]}
     assert row.output.strip("<>") in {"output", *ALIASES["output"]}
     wanted = [role for role in ("instruction", "output") if role not in names]
-    assert f"(understood: {' and '.join(wanted)} by a common name)" in fmt.describe()
+    assert f"({' and '.join(wanted)} recognised by a common name)" in fmt.describe()
 
 
 @pytest.mark.parametrize("name", ["context", "입력", "문맥"])
@@ -252,7 +250,7 @@ def test_a_first_row_is_no_header(tmp_path: Path, line: str) -> None:
 def test_names_that_are_no_common_ones_are_listed(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         _sniff(_file(tmp_path, "foo,outptu\n1,2\n"))
-    assert "no column 'instruction' for the instruction nor a common name of it (question" in str(caught.value)
+    assert "no column 'instruction' for the instruction nor one with a common name of it (question" in str(caught.value)
     assert "the header has 'foo', 'outptu'" in str(caught.value)
 
 
@@ -264,4 +262,4 @@ def test_nfc_only_if_the_recipe_says_so(tmp_path: Path) -> None:
     path = _file(tmp_path, f"instruction,output\n{apart},{apart}\n")
     assert _pairs(path) == [(apart, apart)]
     assert _pairs(path, normalize="nfc") == [("값은?", "값은?")]
-    assert "put into NFC" in _sniff(path, normalize="nfc").describe()
+    assert "normalised to NFC" in _sniff(path, normalize="nfc").describe()

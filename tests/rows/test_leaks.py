@@ -69,10 +69,10 @@ def model_card(run_dir: Path, *, examples: bool = True) -> str:
 def test_the_page_shows_leaks_and_near_duplicates_with_examples(run_dir: Path) -> None:
     prepared(run_dir, shared(7), near(PAIR))
     html = report_page.write_html(run_dir).read_text(encoding="utf-8")
-    assert "the split leaks: 7 questions stand on two sides, and 7 test rows are also in train" in html
+    assert "the split leaks: 7 questions are on more than one side, and 7 test rows are also in train" in html
     assert html.count("<li>line") == 6
     assert "<li>line 2 (train) and line 20 (test): &#39;질문 0?&#39;</li>" in html
-    assert "1 of 5 test and 0 of 5 val rows have a near-twin in train" in html
+    assert "1 of 5 test and 0 of 5 val rows have a near-duplicate in train" in html
     assert "line 5 (test) and line 9 (train), 88% alike, same answer: " in html
     assert "<b>얼마" not in html
     assert "\x1b" not in html
@@ -83,7 +83,7 @@ def test_a_clean_split_is_not_warned_of(run_dir: Path) -> None:
     assert leaks.warnings(run_dir / "prepare") == []
     html = report_page.write_html(run_dir).read_text(encoding="utf-8")
     assert "<li>" not in html
-    assert "0 of 5 test and 0 of 5 val rows have a near-twin in train." in html
+    assert "0 of 5 test and 0 of 5 val rows have a near-duplicate in train." in html
     assert "Limits of these figures" not in model_card(run_dir)
 
 
@@ -91,8 +91,8 @@ def test_the_card_names_the_limits_of_its_figures(run_dir: Path) -> None:
     prepared(run_dir, shared(7), near(PAIR))
     text = model_card(run_dir)
     limits = text.split("## Limits of these figures\n")[1].split("\n## ")[0]
-    assert "- The split leaks: 7 questions stand on two sides" in limits
-    assert "- 1 of 5 test and 0 of 5 val rows have a near-twin in train" in limits
+    assert "- The split leaks: 7 questions are on more than one side" in limits
+    assert "- 1 of 5 test and 0 of 5 val rows have a near-duplicate in train" in limits
     lines = [line for line in limits.splitlines() if line.startswith("  - ")]
     assert len(lines) == 6
     assert all(line.count("`") == 2 for line in lines)  # a row's text cannot leave its code span
@@ -110,4 +110,4 @@ def test_a_card_without_examples_shows_no_row(run_dir: Path) -> None:
 def test_a_run_prepared_before_near_duplicates_were_looked_for_has_no_warnings(run_dir: Path) -> None:
     files.write_json(run_dir / "prepare" / "summary.json", SUMMARY)
     assert leaks.warnings(run_dir / "prepare") == []
-    assert "near-twin" not in report_page.write_html(run_dir).read_text(encoding="utf-8")
+    assert "near-duplicate" not in report_page.write_html(run_dir).read_text(encoding="utf-8")

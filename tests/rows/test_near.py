@@ -64,7 +64,7 @@ def test_a_near_twin_is_found_with_its_lines_and_its_similarity(tmp_path: Path) 
     assert (found.pairs[1].question, found.pairs[1].train_question) == (other, QUESTION)
     assert found.with_twin == {"test": 1, "val": 1}
     assert found.compared == found.rows == {"train": 201, "val": 21, "test": 21}
-    assert found.describe() == "1 of 21 test and 1 of 21 val rows have a near-twin in train"
+    assert found.describe() == "1 of 21 test and 1 of 21 val rows have a near-duplicate in train"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_sample_is_compared_of_many_rows_and_that_is_said(tmp_path: Path, monk
     assert 8 < found.compared["test"] < 40
     assert found.compared["val"] == 10
     assert found.describe() == (
-        f"0 of {found.compared['test']} sampled (of 100) test and 0 of 10 val rows have a near-twin in "
+        f"0 of {found.compared['test']} sampled (of 100) test and 0 of 10 val rows have a near-duplicate in "
         f"{found.compared['train']} sampled (of 400) train rows"
     )
     assert find(tmp_path, **sides) == found

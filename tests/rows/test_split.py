@@ -196,7 +196,7 @@ def test_too_few_rows_for_the_notebook_split_say_how_many_it_needs(test: float, 
     for rows in range(needed):
         with pytest.raises(DataError, match=rf"^{rows} rows are too few .* needs {needed} with .*={test}") as caught:
             notebook_split(rows, test_fraction=test, val_fraction=val, seed=0)
-        assert caught.value.hint == f"add rows: {needed - rows} are missing"
+        assert caught.value.hint == f"add rows, at least {needed - rows}"
     sides = notebook_split(needed, test_fraction=test, val_fraction=val, seed=0)
     assert all(sides.values())
 

@@ -97,7 +97,7 @@ def test_what_is_not_the_trained_model_is_refused(wrong: Any, gates: set[str], t
     ("overrides", "message"),
     [
         (("model.load_in_4bit=true",), "set model.load_in_4bit to false"),
-        (("tuning.r=8", "tuning.dora=true"), "tuning.r, tuning.dora: of no effect with method: full"),
+        (("tuning.r=8", "tuning.dora=true"), "tuning.r, tuning.dora: no effect with method: full"),
         (("publish.merged=false",), "leaves nothing to release"),
     ],
 )

@@ -181,16 +181,16 @@ def test_a_special_token_in_a_cell_is_a_bad_row(work: Work, row: tuple[str, str]
     token = next(token for token in ("</s>", "<pad>", "<s>") if token in "".join(row))
     column = "instruction" if token in row[0] else "output"
     error = work.refused([*_rows(10), row])
-    assert f"line 12: column '{column}': holds the special token '{token}'" in str(error)
+    assert f"line 12: column '{column}': contains the special token '{token}'" in str(error)
     assert work.run(on_bad_row="drop").rejected == 1
 
 
 def test_bad_bytes_cost_their_row(work: Work) -> None:
     lines = ["instruction,output", *(f"질문 {i}?,답 {i}" for i in range(9))]
     work.csv_path.write_bytes("\n".join(lines).encode() + b"\nx,\xb0\n")
-    assert "line 11: column 'output': byte 0xB0 is no UTF-8" in str(work.refused())
+    assert "line 11: column 'output': byte 0xB0 is not valid UTF-8" in str(work.refused())
     assert work.run(on_bad_row="drop").rejected == 1
-    assert work.ledger()[11] == ("rejected", "column 'output': byte 0xB0 is no UTF-8")
+    assert work.ledger()[11] == ("rejected", "column 'output': byte 0xB0 is not valid UTF-8")
 
 
 def test_literals_reach_the_sides_unchanged(work: Work) -> None:
@@ -204,7 +204,7 @@ def test_common_column_names_and_nfc_reach_the_sides(work: Work) -> None:
     apart = unicodedata.normalize("NFD", "값은")
     write_qa(work.csv_path, [(f"{apart} {i}", apart) for i in range(9)], ("질문", "답변"))
     counts = work.run()
-    assert counts.format.endswith("output from '답변' (understood: instruction and output by a common name)")
+    assert counts.format.endswith("output from '답변' (instruction and output recognised by a common name)")
     assert counts.warnings == {"decomposed letters": 9}
     assert read_canonical(work.stage_dir / "test.csv")[0].output == apart
     assert work.run(normalize="nfc").warnings == {}
@@ -216,12 +216,12 @@ def test_warnings_are_counted_and_logged_and_drop_nothing(work: Work, caplog: py
     assert (counts.rows, counts.rejected) == (13, 0)
     assert counts.warnings == {
         "control characters": 1,
-        "marks of the prompt": 1,
+        "prompt markers": 1,
         "duplicate rows": 1,
         "contradictions": 1,
     }
     assert prepare.summarise(counts).endswith(
-        "; warnings: control characters 1, marks of the prompt 1, duplicate rows 1, contradictions 1"
+        "; warnings: control characters 1, prompt markers 1, duplicate rows 1, contradictions 1"
     )
     for text in (
         "control characters in 1 row: line 11, column 'output': '\\x1b[2J'; ",
@@ -381,7 +381,7 @@ def test_the_notebook_split_tells_what_it_leaks(work: Work) -> None:
     assert counts.leaked_test_rows == sum((line + 30 in train) or (line - 30 in train) for line in test) > 0
     (warning,) = leaks.warnings(work.stage_dir)
     head, *lines = str(warning).splitlines()
-    assert head.startswith(f"the split leaks: {counts.shared_questions} questions stand on two sides")
+    assert head.startswith(f"the split leaks: {counts.shared_questions} questions are on more than one side")
     assert f"{counts.leaked_test_rows} test rows are also in train" in head
     assert len(lines) == 5
     for line in lines:
@@ -452,9 +452,9 @@ def test_words_for_sides_are_understood_and_said_aloud(work: Work) -> None:
 def test_a_side_that_is_none_is_a_rejected_row(work: Work) -> None:
     _sided(work, [*SIDES, "eval", " ", "trian"])
     error = work.refused(split="column")
-    assert "line 22: column 'side': 'eval' is no side; expected train, val or test" in str(error)
+    assert "line 22: column 'side': 'eval' is not a side; expected train, val or test" in str(error)
     assert "line 23: column 'side': the side is empty; expected train, val or test" in str(error)
-    assert "line 24: column 'side': 'trian' is no side" in str(error)
+    assert "line 24: column 'side': 'trian' is not a side" in str(error)
     counts = work.run(split="column", on_bad_row="drop")
     assert (counts.train, counts.val, counts.test, counts.rejected) == (14, 3, 3, 3)
 
@@ -498,5 +498,5 @@ def test_the_summary_is_one_line_for_people(work: Work) -> None:
     assert prepare.summarise(counts) == (
         "22 rows: 18 train, 2 val, 2 test, 0 rejected; max_seq_length 192 (longest row 192 tokens); "
         "1 rows repeat a question; 0 questions on two sides; "
-        "0 of 2 test and 0 of 2 val rows have a near-twin in train; 1 answers cut; warnings: contradictions 1"
+        "0 of 2 test and 0 of 2 val rows have a near-duplicate in train; 1 answers cut; warnings: contradictions 1"
     )
