@@ -214,7 +214,7 @@ def test_no_server_there() -> None:
 def test_a_server_that_never_answers() -> None:
     done = threading.Event()
     with serving(lambda _p, _n: Reply(wait=lambda: done.wait(5))) as server:
-        with pytest.raises(EndpointError, match=r"did not answer within 0\.1 s, 1 times"):
+        with pytest.raises(EndpointError, match=r"did not answer within 0\.1 s in 1 attempts"):
             ask(server, ["a"], timeout_seconds=0.1, retries=0)
         done.set()
 

@@ -206,7 +206,7 @@ def test_what_cannot_be_another_models_answers(
             "line 3: byte 0xB0 is not valid UTF-8",
             "save the file as UTF-8",
         ),
-        (b"row,answer\n1,caf\xe9\n", "line 2: byte 0xE9 .* is not clear", "save the file as UTF-8"),
+        (b"row,answer\n1,caf\xe9\n", "line 2: byte 0xE9 .* could not be determined", "save the file as UTF-8"),
     ],
 )
 def test_answers_that_cannot_be_read_are_refused_beforehand_as_later(

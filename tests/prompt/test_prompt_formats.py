@@ -209,7 +209,7 @@ def test_markers_of_qa_tokens_in_a_cell_are_refused(kind: str) -> None:
             cells[place] += f" {marker}"
             with pytest.raises(DataError) as caught:
                 prompt.encode(*cells)
-            assert str(caught.value) == f"holds {marker!r}, which the prompt format qa_tokens writes itself"
+            assert str(caught.value) == f"contains {marker!r}, which the prompt format qa_tokens writes itself"
 
 
 def test_an_unknown_character_in_every_prompt_is_no_excuse_for_one_more() -> None:

@@ -126,7 +126,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     ):
         assert message.count(key) == 1, (key, message)
     assert "found 'a/b'" in message
-    assert "seen '-1'" in message
+    assert "found '-1'" in message
 
 
 def test_a_wrong_value_names_its_layer_not_the_one_below(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ REFUSED = [
     ("one letter off", _qa(header="instruction,ouput"), "no column 'output'", "did you mean 'ouput'?"),
     ("named twice", _qa(header="output,instruction,output"), "columns 1 and 3 are both named 'output'", "rename"),
     ("two candidates", _qa(header="question,prompt,answer"), "columns 1 ('question') and 2 ('prompt')", "choose one"),
-    ("blank header", b"\n\na,b\n", "line 1 is empty, expected the header", "names of the columns"),
+    ("blank header", b"\n\na,b\n", "line 1 is empty, expected the header", "column names"),
     ("too few fields", _qa("a"), "line 2: 1 fields; the header has 2", "double quotes"),
     ("too many fields", _qa("a,b,c"), "line 2: 3 fields; the header has 2", "on_bad_row=drop"),
     ("a trailing comma", _qa("a,b,"), "line 2: 3 fields; the header has 2", "on_bad_row=drop"),

@@ -91,7 +91,7 @@ def test_bad_bytes_cost_their_rows_and_not_the_file(tmp_path: Path) -> None:
 
 def test_a_bad_byte_in_cp949_and_in_utf_16(tmp_path: Path) -> None:
     path = _file(tmp_path, KOREAN.encode("cp949") + b"\xff,1\n")
-    assert _pairs(path)[3] == "column 'question': byte 0xFF is no CP949"
+    assert _pairs(path)[3] == "column 'question': byte 0xFF is not valid CP949"
     path = _file(tmp_path, KOREAN.encode("utf-16") + b"\x00")
     assert _pairs(path)[3] == "1 fields; the header has 2; byte 0x00 is not valid UTF-16"
 
@@ -109,7 +109,7 @@ def test_a_truncated_last_line(tmp_path: Path) -> None:
 def test_text_in_cp949_by_chance_is_not_taken_for_korean(tmp_path: Path) -> None:
     text = "question,answer\n" + "été,déjà là\nnoël,où ça\n" * 4
     path = _file(tmp_path, text.encode("latin-1"))
-    with pytest.raises(DataError, match="not clear"):
+    with pytest.raises(DataError, match="could not be determined"):
         _sniff(path)
 
 
@@ -250,7 +250,7 @@ def test_a_first_row_is_no_header(tmp_path: Path, line: str) -> None:
 def test_names_that_are_no_common_ones_are_listed(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         _sniff(_file(tmp_path, "foo,outptu\n1,2\n"))
-    assert "no column 'instruction' for the instruction nor one with a common name of it (question" in str(caught.value)
+    assert "no column 'instruction' for the instruction nor one with a common name (question" in str(caught.value)
     assert "the header has 'foo', 'outptu'" in str(caught.value)
 
 

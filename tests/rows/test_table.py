@@ -101,8 +101,8 @@ def test_input_may_be_absent_unless_it_was_named(tmp_path: Path) -> None:
 BAD_FILES = [
     # file, what the message says, what the hint says
     (b"", "is empty", "header"),
-    (codecs.BOM_UTF8, "line 1, which is empty", ""),
-    (b"\n\n", "line 1, which is empty", ""),
+    (codecs.BOM_UTF8, "line 1 is empty", ""),
+    (b"\n\n", "line 1 is empty", ""),
     (b"Q,A\n", "a header but no rows", "add rows"),
     (b"Q,A\r\n\r\n  \r\n", "a header but no rows", "add rows"),
     (b"Q,B\n1,2\n", "no column 'A' for the output; the header has 'Q', 'B'", "data.columns.output=NAME"),
@@ -167,7 +167,7 @@ def test_a_bad_byte_far_into_the_file_costs_its_row(tmp_path: Path, encoding: st
         path = _file(tmp_path, f"{start}{padding},1\r\n다각".encode(encoding) + b"\xff,x\r\n" + "끝,1".encode(encoding))
         rows = _read(path)
         assert rows[21:] == [
-            Rejected(23, f"column 'Q': byte 0xFF is no {encoding.upper()}"),
+            Rejected(23, f"column 'Q': byte 0xFF is not valid {encoding.upper()}"),
             Row(24, "끝", "", "1"),
         ]
 
