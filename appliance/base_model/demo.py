@@ -26,7 +26,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, processors, trai
 
 from appliance.base_model import demo_corpus
 from appliance.errors import EnvironmentUnavailable
-from appliance.process import child
+from appliance.process import child, files
 from appliance.prompt import batch as prompt_batch
 from appliance.prompt import format as prompt_format
 
@@ -174,9 +174,7 @@ def _write_base(folder: Path, seed: int, steps: int, on_progress: Callable[[str]
         clean_up_tokenization_spaces=False,
     ).save_pretrained(folder)
     (folder / "README.md").write_text(_CARD.format(seed=seed), encoding="utf-8")
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    files.fsync_all(folder)
 
 
 @contextlib.contextmanager

@@ -63,10 +63,10 @@ def main() -> None:
 
 def _room_at(error: OSError) -> str:
     """How much is free on the disk that is full."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not isinstance(error.filename, str):
-        return ""
     from appliance.machine import disk
 
+    if not disk.is_full(error) or not isinstance(error.filename, str):
+        return ""
     free = disk.free_disk_bytes(Path(error.filename))
     return f": {free} bytes ({disk.human(free)}) free there"
 

@@ -139,13 +139,8 @@ def _fetch(source: Source, snapshot: Snapshot, names: Sequence[str], damaged: Se
 
 
 def _refuse_full_disk(source: Source, snapshot: Snapshot, names: Collection[str]) -> None:
-    needed, free = snapshot.bytes_of(names), disk.free_disk_bytes(snapshot.blobs_dir)
-    if needed > free:
-        raise EnvironmentUnavailable(
-            f"{source.what} needs {disk.human(needed)} in {disk.nearest(snapshot.blobs_dir)}; "
-            f"{disk.human(free)} are free",
-            hint="free space there, or let HF_HOME name a folder on another disk",
-        )
+    hint = "free space there, or set HF_HOME to a folder on another disk"
+    disk.require(snapshot.blobs_dir, snapshot.bytes_of(names), source.what, hint=hint)
 
 
 def _run_child(job: dict[str, Any], snapshot: Snapshot, limits: Limits, *, without_xet: bool) -> str:

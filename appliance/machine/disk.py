@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -37,14 +39,32 @@ def is_same_volume(one: Path, other: Path) -> bool:
     return nearest(one).stat().st_dev == nearest(other).stat().st_dev
 
 
-def require(folder: Path, needed: int, purpose: str) -> None:
-    """Raises EnvironmentUnavailable with needed and free bytes: there is no room for `purpose` on that volume."""
-    free = free_disk_bytes(folder)
-    if free < needed:
-        raise EnvironmentUnavailable(
-            f"{folder}: {purpose} needs {needed} bytes ({human(needed)}) of disk, {free} ({human(free)}) are free",
-            hint=f"make room where {folder} is; what is done is kept, and the same command continues",
-        )
+def require(folder: Path, needed: int, purpose: str, *, hint: str = "") -> None:
+    """Raises EnvironmentUnavailable if fewer than `needed` bytes are free where `folder` is, or will be.
+
+    `purpose` is what they are for: "the merged model". `hint` replaces the usual advice.
+    """
+    if (free := free_disk_bytes(folder)) < needed:
+        raise no_room(folder, needed, free, purpose, hint=hint)
+
+
+def no_room(folder: Path, needed: int, free: int, purpose: str, *, hint: str = "") -> EnvironmentUnavailable:
+    """The error that `require` raises; for writers that find out only while they write."""
+    return EnvironmentUnavailable(
+        f"{nearest(folder)}: not enough disk space for {purpose}: {needed} bytes ({human(needed)}) needed, "
+        f"{free} ({human(free)}) free",
+        hint=hint or "free space on that disk; everything already written is kept, and the same command continues",
+    )
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a write failed because the volume, or this user's quota on it, is full.
+
+    By errno, or by what Rust writes (safetensors passes io::Error on as text, and its kind as StorageFull).
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return re.search("No space left on device|StorageFull|Disk quota exceeded", str(error)) is not None
 
 
 def free_disk_bytes(path: Path) -> int:

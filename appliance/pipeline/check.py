@@ -92,7 +92,8 @@ def run(
     demand = disk_needs.of_run(base, tuning, train, has_hard_links=disk.has_hard_links(stage_dir)).of(ahead)
     kept = set(STAGES if todo is None else todo).difference(again)  # what stands there of them is written over
     held = disk_needs.held_bytes(stage_dir.parent, kept)
-    findings += [*_base_findings(base, model, rehearse), *_disks(base, demand, held, stage_dir)]
+    findings += _base_findings(base, model, rehearse)
+    findings += disk_needs.findings(demand, stage_dir, held=held, base_dir=base.dir, coming=sum(base.coming.values()))
     if device:
         findings += _engine_findings(engine, base, model, device, full_with, loads)
     if device and "train" in ahead:
@@ -318,26 +319,3 @@ def _fits(purpose: str, place: str, room: int, needed: int, fix: str = "") -> Fi
         return Finding(what, human(room), human(needed), "ok")
     fix = fix or f"choose a smaller model.id, or a machine with more memory: {memory.what_fits(room)}"
     return Finding(what, human(room), human(needed), "fails", fix)
-
-
-def _disks(base: Base, demand: disk_needs.Demand, held: int, stage_dir: Path) -> list[Finding]:
-    """Room for what is to be fetched and written, on each volume. `held`: bytes of the demand that are there."""
-    coming = sum(base.coming.values())
-    if not coming or disk.is_same_volume(base.dir, stage_dir):
-        return [_disk(replace(demand, download=coming), held, stage_dir)]
-    free, needed = disk.free_disk_bytes(base.dir), int(coming * disk_needs.MARGIN)
-    what, fix = "disk for the base", f"free space in {disk.nearest(base.dir)}, or let HF_HOME name another disk"
-    fits = needed <= free
-    of_base = Finding(what, human(free), human(needed), "ok" if fits else "fails", "" if fits else fix)
-    return [_disk(demand, held, stage_dir), of_base]
-
-
-def _disk(demand: disk_needs.Demand, held: int, stage_dir: Path) -> Finding:
-    """Room for all that the run has still to write where its directory is; without anything large, advice only."""
-    needed = max(demand.total - held, disk_needs.RESERVE_BYTES)
-    free, parts = disk.free_disk_bytes(stage_dir), human(needed)
-    parts += f" ({demand.describe()})" if demand.net else ""
-    if needed <= free:
-        return Finding("disk", human(free), parts, "ok")
-    fix = "free space, or use --runs-dir" + ("; one with hard links needs less" if demand.release else "")
-    return Finding("disk", human(free), parts, "fails" if demand.net else "warning", fix)

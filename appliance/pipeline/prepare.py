@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from appliance.errors import DataError
@@ -19,7 +18,8 @@ from appliance.prompt import format as prompt_format
 from appliance.recipe.fields import DataSection
 from appliance.rows import csv_file, leaks, near_duplicates, split, survey
 from appliance.rows.csv_file import Rejected, Row
-from appliance.rows.oddities import Remark, Remarks
+from appliance.rows.first_pass import FirstPass
+from appliance.rows.oddities import Remark
 from appliance.rows.split import Side
 from appliance.rundir import results
 from appliance.training import validation
@@ -57,13 +57,10 @@ class Counts:
 class _Judged:
     """What the first pass keeps of the usable rows, by position."""
 
+    rows: FirstPass
     lines: array[int]
     lengths: array[int]
     prompt_lengths: array[int]
-    keys: split.Keys
-    questions: split.Keys  # beside `keys`, where a column groups the rows
-    sides: list[Side]  # where a column names them
-    side_words: Counter[str]
     rejected: dict[int, str]  # line -> reason
     records: int
     remarks: tuple[Remark, ...]
@@ -101,14 +98,14 @@ def run(
             too_long, judged, csv_path, stage_dir, "rows are too long", fix + "or choose data.on_too_long=drop or cut"
         )
     kept = [i for i, line in enumerate(judged.lines) if line not in too_long]
-    keys = judged.keys.at(kept)
-    order = _sides(keys, [judged.sides[i] for i in kept] if judged.sides else [], data, seed)
+    keys, sides = judged.rows.keys.at(kept), judged.rows.sides
+    order = _sides(keys, [sides[i] for i in kept] if sides else [], data, seed)
     found = leaks.shared(
         csv_path,
         fmt,
         lines=[judged.lines[i] for i in kept],
         keys=keys,
-        questions=judged.questions.at(kept) if fmt.group is not None else None,
+        questions=judged.rows.questions.at(kept) if fmt.group is not None else None,
         sides=_by_index(order, len(keys)),
     )
     if data.split == "column" and found.count:
@@ -138,7 +135,7 @@ def run(
         leaked_test_rows=found.test_rows,
         near_test_rows=twins.with_twin["test"],
         near_duplicates=twins.describe(),
-        side_words=dict(judged.side_words),
+        side_words=dict(judged.rows.side_words),
         tokens=sum(lengths),
         longest_row_tokens=lengths[-1],
         median_row_tokens=lengths[len(lengths) // 2],
@@ -152,38 +149,27 @@ def run(
 
 
 def _judge(csv_path: Path, fmt: csv_file.CsvFormat, prompt: prompt_format.Prompt) -> _Judged:
-    lines, lengths, prompt_lengths, keys = array("q"), array("l"), array("l"), split.Keys()
-    questions, sides, side_words = split.Keys(), list[Side](), Counter[str]()
+    lines, lengths, prompt_lengths = array("q"), array("l"), array("l")
     rejected: dict[int, str] = {}
     reasons: dict[str, str] = {}  # one text for equal reasons: a million bad rows have few
-    remarks = Remarks(fmt)
-    records = 0
-    for row in csv_file.read(csv_path, fmt):
-        records += 1
-        if isinstance(row, Rejected):
-            rejected[row.line] = reasons.setdefault(row.reason, row.reason)
-            continue
+    rows, records = FirstPass(csv_path, fmt), 0
+
+    def fault_of(row: Row) -> str:
         try:
             encoded = prompt.encode(row.instruction, row.input, row.output)
         except DataError as error:
-            reason = _with_column(str(error), row, fmt, prompt)
-            rejected[row.line] = reasons.setdefault(reason, reason)
-            continue
-        lines.append(row.line)
+            return _with_column(str(error), row, fmt, prompt)
         lengths.append(len(encoded))
         prompt_lengths.append(encoded.prompt_tokens)
-        key = question = split.question_key(row)
-        keys.append(key)
-        if fmt.group is not None:
-            question = split.question_key(replace(row, group=None))
-            questions.append(question)
-        remarks.see(row, question)
-        if row.side is not None:
-            sides.append(csv_file.SIDE_WORDS[row.side])
-            if row.side != sides[-1]:
-                side_words[row.side] += 1
-    found = remarks.found()
-    return _Judged(lines, lengths, prompt_lengths, keys, questions, sides, side_words, rejected, records, found)
+        return ""
+
+    for row in rows.records(fault_of):
+        records += 1
+        if isinstance(row, Rejected):
+            rejected[row.line] = reasons.setdefault(row.reason, row.reason)
+        else:
+            lines.append(row.line)
+    return _Judged(rows, lines, lengths, prompt_lengths, rejected, records, rows.remarks())
 
 
 def _with_column(reason: str, row: Row, fmt: csv_file.CsvFormat, prompt: prompt_format.Prompt) -> str:

@@ -261,8 +261,5 @@ def _disk(scratch: RunDir, tuning: TuningSection, checkpoint_bytes: int, *, has_
         release=0 if has_hard_links else merged + trained_bytes,
         proof=disk_needs.PROOF_BYTES,
     )
-    free = disk.free_disk_bytes(scratch.path) + disk.size_of(scratch.path)
-    needed = f"{human(demand.total)} ({demand.describe()})"
-    if demand.total <= free:
-        return Finding("disk", human(free), needed, "ok")
-    return Finding("disk", human(free), needed, "fails", f"make room where {scratch.path.parent} is")
+    freed = disk.size_of(scratch.path)
+    return disk_needs.finding(demand, scratch.path, freed=freed, fix=f"free space in {scratch.path.parent}")

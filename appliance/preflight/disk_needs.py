@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from appliance.engines import master_weights, memory
+from appliance.findings import Finding
 from appliance.machine import device, disk
 from appliance.recipe.fields import TrainSection, TuningSection
 from appliance.rundir import directory as rundir_directory
@@ -92,6 +93,39 @@ def of_run(base: Base, tuning: TuningSection, train: TrainSection, *, has_hard_l
         release=0 if has_hard_links else weights + trained,
         proof=PROOF_BYTES,
     )
+
+
+def findings(demand: Demand, stage_dir: Path, *, held: int, base_dir: Path, coming: int) -> list[Finding]:
+    """Room for what is to be downloaded and written, on each volume.
+
+    `held`: bytes of the demand that are there already; `coming`: bytes of the base that are still to be downloaded.
+    """
+    fix = "free space, or use --runs-dir" + ("; one with hard links needs less" if demand.release else "")
+    if not coming or disk.is_same_volume(base_dir, stage_dir):
+        return [finding(replace(demand, download=coming), stage_dir, held=held, fix=fix)]
+    fix_base = f"free space in {disk.nearest(base_dir)}, or set HF_HOME to a folder on another disk"
+    needed, free = int(coming * MARGIN), disk.free_disk_bytes(base_dir)
+    return [
+        finding(demand, stage_dir, held=held, fix=fix),
+        _finding("disk for the base", free, needed, disk.human(needed), fix_base),
+    ]
+
+
+def finding(demand: Demand, folder: Path, *, held: int = 0, freed: int = 0, fix: str) -> Finding:
+    """Room on the volume of `folder` for what the run has still to write there.
+
+    `held`: bytes of the demand that are there already. `freed`: bytes in use that will be free by then. A demand
+    without anything large only warns.
+    """
+    needed, free = max(demand.total - held, RESERVE_BYTES), disk.free_disk_bytes(folder) + freed
+    parts = disk.human(needed) + (f" ({demand.describe()})" if demand.net else "")
+    return _finding("disk", free, needed, parts, fix, is_required=bool(demand.net))
+
+
+def _finding(what: str, free: int, needed: int, shown: str, fix: str, *, is_required: bool = True) -> Finding:
+    if needed <= free:
+        return Finding(what, disk.human(free), shown, "ok")
+    return Finding(what, disk.human(free), shown, "fails" if is_required else "warning", fix)
 
 
 def with_margin(needed: int) -> int:

@@ -23,9 +23,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        _fsync(temporary)
+        fsync(temporary)
         temporary.replace(path)
-        _fsync(path.parent)
+        fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -41,7 +41,7 @@ def atomic_dir(path: Path) -> Iterator[Path]:
         fsync_all(temporary)
         remove(path)
         temporary.rename(path)
-        _fsync(path.parent)
+        fsync(path.parent)
     finally:
         remove(temporary)
 
@@ -57,7 +57,16 @@ def link_or_copy(source: Path, target: Path) -> None:
 def fsync_all(folder: Path) -> None:
     """Everything in `folder`, and the folder itself, is on disk when this returns."""
     for item in [*folder.rglob("*"), folder]:
-        _fsync(item)
+        fsync(item)
+
+
+def fsync(path: Path) -> None:
+    """The file, or the names in the folder, is on disk when this returns."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -71,14 +80,6 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def remove(path: Path) -> None:

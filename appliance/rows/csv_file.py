@@ -8,7 +8,6 @@ than memory can be read.
 from __future__ import annotations
 
 import csv
-import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from appliance.errors import DataError
+from appliance.process import files
 from appliance.rows.charset import open_lines, shown, wrong_byte
 from appliance.rows.dialect import CsvFormat as CsvFormat
 from appliance.rows.dialect import plain_name, records
@@ -144,8 +144,7 @@ def csv_writer(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Sequenc
         write = csv.writer(_LineFeeds(stream), lineterminator="\r\n").writerow
         write(columns)
         yield write
-        stream.flush()
-        os.fsync(stream.fileno())
+    files.fsync(path)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,8 @@ What `check` reports about a file before any model is available. Knows the recip
 
 from __future__ import annotations
 
-from array import array
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -17,7 +16,8 @@ from appliance.prompt import format as prompt_format
 from appliance.recipe.fields import DataSection
 from appliance.rows import csv_file, split
 from appliance.rows.csv_file import CsvFormat, Rejected, Row
-from appliance.rows.oddities import Remark, Remarks
+from appliance.rows.first_pass import FirstPass
+from appliance.rows.oddities import Remark
 from appliance.rows.split import Side
 
 SHOWN = 20  # bad rows listed in an error
@@ -67,42 +67,37 @@ def csv_format(csv_path: Path, data: DataSection) -> CsvFormat:
 def look(csv_path: Path, data: DataSection, seed: int) -> Survey:
     """Reads the whole file once. Raises DataError: it cannot be read, or has no usable row."""
     fmt = csv_format(csv_path, data)
-    keys, sides, remarks = split.Keys(), array("B"), Remarks(fmt)
+    seen = FirstPass(csv_path, fmt)
     reasons: Counter[str] = Counter()
     bad: list[tuple[int, str]] = []
     preview: list[Row] = []
     longest = 0
-    for row in csv_file.read(csv_path, fmt):
+    for row in seen.records():
         if isinstance(row, Rejected):
             reasons[row.reason] += 1
             if len(bad) < SHOWN and row.reason != csv_file.BLANK_LINE:
                 bad.append((row.line, row.reason))
             continue
-        key = split.question_key(row)
-        keys.append(key)
-        remarks.see(row, key if row.group is None else split.question_key(replace(row, group=None)))
-        if row.side is not None:
-            sides.append(get_args(Side).index(csv_file.SIDE_WORDS[row.side]))
         longest = max(longest, len(row.instruction) + len(row.input) + len(row.output))
         if len(preview) < PREVIEW:
             preview.append(row)
-    if not keys:
+    if not seen.keys:
         raise DataError(
             f"{csv_path}: no usable row" + "".join(f"; line {line}: {reason}" for line, reason in bad[:1]),
             hint="every row needs a question and an answer",
         )
     too_few, counts = None, {}
     try:
-        counts = _side_counts(keys, sides, data, seed)
+        counts = _side_counts(seen, data, seed)
     except DataError as error:
         too_few = error
     return Survey(
         csv_path,
         fmt,
-        len(keys),
+        len(seen.keys),
         dict(reasons),
         tuple(bad),
-        remarks.found(),
+        seen.remarks(),
         counts,
         too_few,
         tuple(preview),
@@ -189,15 +184,15 @@ def previews(seen: Survey, prompt_name: str) -> list[tuple[int, str]]:
     return found
 
 
-def _side_counts(keys: split.Keys, sides: array[int], data: DataSection, seed: int) -> dict[Side, int]:
+def _side_counts(seen: FirstPass, data: DataSection, seed: int) -> dict[Side, int]:
     fractions = {"test_fraction": data.test_fraction, "val_fraction": data.val_fraction}
     if data.split == "column":
-        order = split.column_split([get_args(Side)[side] for side in sides])
+        order = split.column_split(seen.sides)
         return {side: len(rows) for side, rows in order.items()}
     if data.split == "notebook":
-        order = split.notebook_split(len(keys), **fractions, seed=seed)
+        order = split.notebook_split(len(seen.keys), **fractions, seed=seed)
         return {side: len(rows) for side, rows in order.items()}
-    counted = Counter(split.question_split(keys, **fractions, seed=seed))
+    counted = Counter(split.question_split(seen.keys, **fractions, seed=seed))
     return {side: counted[side] for side in get_args(Side)}
 
 

@@ -6,9 +6,7 @@ file, complete.json, names every other file with its hash, and what the training
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -21,7 +19,7 @@ from safetensors import SafetensorError
 from transformers import TrainerState
 
 from appliance.engines import master_weights
-from appliance.errors import EnvironmentUnavailable, RunDirError, TrainingFailed
+from appliance.errors import RunDirError, TrainingFailed
 from appliance.machine import disk, packages
 from appliance.process import console
 from appliance.process import files as process_files
@@ -159,7 +157,7 @@ def written(
     saving = checkpoint.parent / _SAVING
     shutil.rmtree(saving, ignore_errors=True)
     before = next(iter(_by_step(checkpoint.parent)), None)
-    needed = max(at_least_bytes, size_of(before) if before else 0)
+    needed = max(at_least_bytes, disk.size_of(before) if before else 0)
     try:
         with room_for(checkpoint, needed):
             saving.mkdir()
@@ -174,7 +172,7 @@ def written(
         if checkpoint.exists():
             checkpoint.rename(_aside(checkpoint))
         folder.rename(checkpoint)
-        _sync(checkpoint.parent)
+        process_files.fsync(checkpoint.parent)
     finally:
         _end_replacing(checkpoint.parent)
         shutil.rmtree(saving, ignore_errors=True)
@@ -201,19 +199,17 @@ def rotate(newest: Path, best_step: int | None) -> None:
 
 @contextmanager
 def room_for(path: Path, needed: int) -> Iterator[None]:
-    """Raises EnvironmentUnavailable with needed and free bytes: there is not enough room, or writing shows it."""
-    free = shutil.disk_usage(path.parent).free
-    if free < needed:
-        raise _no_room(path, needed, free)
+    """Raises EnvironmentUnavailable if `needed` bytes are not free for `path`, or if the disk fills up in the block."""
+    disk.require(path.parent, needed, path.name)
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        free = shutil.disk_usage(path.parent).free
+        free = disk.free_disk_bytes(path.parent)
         # torch's writer reports neither errno nor reason
         blind = isinstance(error, RuntimeError) and re.search("PytorchStreamWriter|inline_container", str(error))
-        if not (_says_full(error) or (blind and free < needed + (1 << 20))):
+        if not (disk.is_full(error) or (blind and free < needed + (1 << 20))):
             raise
-        raise _no_room(path, needed, free) from error
+        raise disk.no_room(path.parent, needed, free, path.name) from error
 
 
 def append_line(path: Path, line: Mapping[str, Any]) -> None:
@@ -221,11 +217,6 @@ def append_line(path: Path, line: Mapping[str, Any]) -> None:
     text = json.dumps(line) + "\n"
     with room_for(path, len(text)), path.open("a", encoding="utf-8") as handle:
         handle.write(text)
-
-
-def size_of(checkpoint: Path) -> int:
-    """Bytes of its files."""
-    return sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
 
 
 def step_of(checkpoint: Path) -> int:
@@ -267,19 +258,6 @@ def _refuse_damaged_best(checkpoint: Path) -> None:
         raise TrainingFailed(f"{best}, the best so far, is lost: {fault}", hint=BEGIN_ANEW)
 
 
-def _says_full(error: BaseException) -> bool:
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or re.search("No space left on device|StorageFull|Disk quota exceeded", str(error)) is not None
-
-
-def _no_room(path: Path, needed: int, free: int) -> EnvironmentUnavailable:
-    return EnvironmentUnavailable(
-        f"{path}: the disk is full: {needed} bytes ({disk.human(needed)}) are needed, {free} "
-        f"({disk.human(free)}) are free",
-        hint=f"make room where {path.parent} is; what was saved before is whole, and the same command continues there",
-    )
-
-
 def _aside(checkpoint: Path) -> Path:
     """Where one stands while another takes its place."""
     return checkpoint.with_name(f".{checkpoint.name}")
@@ -302,11 +280,3 @@ def _remove(checkpoint: Path) -> None:
         shutil.rmtree(removing, ignore_errors=True)
         checkpoint.rename(removing)
         shutil.rmtree(removing)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

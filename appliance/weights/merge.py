@@ -84,11 +84,7 @@ def _write(model_dir: Path, deltas: dict[str, Delta], tokenizer_dir: Path, out_d
     shards = {path: [_written(path, header, dtype) for header in headers(path, names)] for path, names in files.items()}
     tensors = {tensor.name: path for path, shard in shards.items() for tensor in shard}
     written_bytes = sum(tensor.bytes for shard in shards.values() for tensor in shard)
-    if (free_bytes := disk.free_disk_bytes(out_dir.parent)) < written_bytes:
-        raise EnvironmentUnavailable(
-            f"{out_dir.parent}: the merged model needs {written_bytes:,} bytes, {free_bytes:,} bytes are free",
-            hint="free disk space there, then run the same command again",
-        )
+    disk.require(out_dir.parent, written_bytes, "the merged model")
     used: Counter[str] = Counter()
     # One block for every sum: memory asked for and given back by each weight anew grows by a third, and costs time.
     sizes = [math.prod(tensor.shape) for shard in shards.values() for tensor in shard if tensor.name in deltas]

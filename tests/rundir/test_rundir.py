@@ -138,8 +138,8 @@ def test_outputs_are_on_the_disk_before_stage_json_lists_them(run_dir: RunDir, m
     folder = run_dir.begin("prepare", INPUTS)
     (folder / "out.txt").write_text("x", encoding="utf-8")
     events: list[str] = []
-    fsync = files._fsync
-    monkeypatch.setattr(files, "_fsync", lambda path: (events.append(path.name), fsync(path)))
+    fsync = files.fsync
+    monkeypatch.setattr(files, "fsync", lambda path: (events.append(path.name), fsync(path)))
     run_dir.finish("prepare", INPUTS, "")
     assert events.index("out.txt") < next(i for i, name in enumerate(events) if "stage.json" in name)
 

@@ -155,7 +155,7 @@ def test_a_disk_that_is_full_when_memory_ran_out_is_named(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=7 if path == full else usage.free))
     error = OutOfMemory(AtWork("training", 4, 99), 3, "CUDA out of memory")
     size = BatchSize(4, 4, 2, 8)
-    with pytest.raises(EnvironmentUnavailable, match=rf"{full_for}: the disk is full: \d{{2,}} bytes .* 7 \(7 B\) are"):
+    with pytest.raises(EnvironmentUnavailable, match=rf"disk space for {full_for}: \d{{2,}} bytes .* 7 \(7 B\) free"):
         size.after(error, device.device(), tmp_path)
     monkeypatch.undo()
     smaller = size.after(error, device.device(), tmp_path)

@@ -133,7 +133,7 @@ def test_the_bases_own_disk_is_asked_where_it_is_another(tmp_path: Path, monkeyp
     monkeypatch.setattr(disk_needs, "MARGIN", 1e12)
     with pytest.raises(EnvironmentUnavailable, match="disk for the base: ") as caught:
         run(tmp_path, "check")
-    assert "let HF_HOME name another disk" in caught.value.hint
+    assert "set HF_HOME to a folder on another disk" in caught.value.hint
 
 
 @pytest.mark.usefixtures("web")

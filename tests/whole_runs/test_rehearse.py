@@ -202,7 +202,7 @@ def test_a_full_disk_is_said_before_anything_is_tried(begun: Path, monkeypatch: 
 
     monkeypatch.setattr(disk_needs, "of_run", larger)
     monkeypatch.setattr(pipeline_run, "_train", no_stage)
-    with pytest.raises(EnvironmentUnavailable, match=r"^rehearsal: .*scratch: a run needs \d{19} bytes"):
+    with pytest.raises(EnvironmentUnavailable, match=r"^rehearsal: .*not enough disk space for a run: \d{19} bytes"):
         run(begun, "rehearse=always")
 
 

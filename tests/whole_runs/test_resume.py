@@ -652,7 +652,7 @@ def test_a_full_disk_is_named_and_training_goes_on_when_there_is_room(
             free = iter([usage._replace(free=usage.free)] * 40)
             patch.setattr(shutil, "disk_usage", lambda _: next(free, usage._replace(free=0)))
         with pytest.raises(
-            EnvironmentUnavailable, match=r"checkpoint-6: the disk is full: \d+ bytes .* are needed, \d+"
+            EnvironmentUnavailable, match=r"disk space for checkpoint-6: \d+ bytes .* needed, \d+ .* free"
         ) as caught:
             shop.fit(stage_dir)
     assert "the same command continues" in caught.value.hint
@@ -676,14 +676,14 @@ def test_a_disk_that_is_full_between_checkpoints_is_named_too(
             line |= {"note": "x" * 10_000}  # more than what is left of the file's last page
             if small_disk is None:
                 raise EnvironmentUnavailable(
-                    "metrics.jsonl: the disk is full: 1 bytes", hint="the same command continues"
+                    "not enough disk space for metrics.jsonl: 1 bytes", hint="the same command continues"
                 )
             filler.write_bytes(b"x" * shutil.disk_usage(small_disk).free)
         write(self, line)
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Metrics, "write", fill)
-        with pytest.raises(EnvironmentUnavailable, match=r"metrics\.jsonl: the disk is full: \d+ bytes") as caught:
+        with pytest.raises(EnvironmentUnavailable, match=r"disk space for metrics\.jsonl: \d+ bytes") as caught:
             shop.fit(stage_dir)
     assert "the same command continues" in caught.value.hint
     with (stage_dir / "metrics.jsonl").open("a", encoding="utf-8") as handle:
@@ -697,7 +697,7 @@ def test_a_disk_that_is_full_between_checkpoints_is_named_too(
 
 def test_a_disk_without_room_is_known_before_anything_is_written(tmp_path: Path) -> None:
     with (
-        pytest.raises(EnvironmentUnavailable, match=f"{1 << 60} bytes .* are needed"),
+        pytest.raises(EnvironmentUnavailable, match=f"{1 << 60} bytes .* needed"),
         checkpoints.written(tmp_path / "checkpoint-1", at_least_bytes=1 << 60, inputs={}),
     ):
         pass

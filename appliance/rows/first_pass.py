@@ -1,0 +1,66 @@
+"""The first pass over a CSV: every record in turn, and what is kept of the usable rows to split and judge them.
+
+Shared by `check` and by `prepare`, which also encodes each row. Keeps some 20 bytes of a row, never its text.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+from appliance.rows import csv_file, split
+from appliance.rows.csv_file import CsvFormat, Rejected, Row
+from appliance.rows.oddities import Remark, Remarks
+from appliance.rows.split import Side
+
+
+class FirstPass:
+    """Iterate over `records` once, then read the rest. Everything but `side_words` is by position of the usable row."""
+
+    def __init__(self, csv_path: Path, fmt: CsvFormat) -> None:
+        self._path, self._fmt = csv_path, fmt
+        self._sides = array("B")
+        self._remarks = Remarks(fmt)
+        self.keys = split.Keys()  # rows with equal keys share a side: the group's key, or the question's
+        self.questions = split.Keys()  # the question's key; empty unless a column groups the rows
+        self.side_words = Counter[str]()  # words of the column `side` other than train, val and test -> usable rows
+
+    def records(self, fault_of: Callable[[Row], str] = lambda _row: "") -> Iterator[Row | Rejected]:
+        """Every record below the header, in file order. `fault_of`: why a row cannot be used after all, or "".
+
+        Raises DataError as `csv_file.read`.
+        """
+        for row in csv_file.read(self._path, self._fmt):
+            if isinstance(row, Rejected):
+                yield row
+            elif fault := fault_of(row):
+                yield Rejected(row.line, fault)
+            else:
+                self._keep(row)
+                yield row
+
+    def _keep(self, row: Row) -> None:
+        key = question = split.question_key(row)
+        self.keys.append(key)
+        if self._fmt.group is not None:
+            question = split.question_key(replace(row, group=None))
+            self.questions.append(question)
+        self._remarks.see(row, question)
+        if row.side is not None:
+            side = csv_file.SIDE_WORDS[row.side]
+            self._sides.append(get_args(Side).index(side))
+            if row.side != side:
+                self.side_words[row.side] += 1
+
+    @property
+    def sides(self) -> list[Side]:
+        """The side that the file names for each row; empty unless it names them."""
+        return [get_args(Side)[side] for side in self._sides]
+
+    def remarks(self) -> tuple[Remark, ...]:
+        """What is odd about the usable rows."""
+        return self._remarks.found()
