@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 from appliance.errors import ApplianceError, EnvironmentUnavailable, GateRefused
 from appliance.process import child
 from appliance.process.files import read_json, write_json
-from appliance.weights import child_out_of_memory, widened
-from appliance.weights.proof import DELTA_NOISE, SAMPLE, TOP_TOKENS, Measures, ProofRequest, ProofRow
-from appliance.weights.shards import FLOATS, SHORT_NAME, files_of, headers, is_adapter, stored_name
+from appliance.weights import child_out_of_memory, proof_tensors, widened
+from appliance.weights.proof import TOP_TOKENS, Measures, ProofRequest, ProofRow
+from appliance.weights.shards import files_of, is_adapter, stored_name
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,7 @@ def examine(work_dir: Path, merged_dir: Path) -> Measures:
     from transformers import AutoModelForCausalLM
 
     reference = load_file(work_dir / "reference.safetensors")
-    wrong = _wrong_tensors(wanted, merged_dir)
+    wrong = proof_tensors.wrong_tensors(wanted, merged_dir)
     model, info = AutoModelForCausalLM.from_pretrained(
         merged_dir,
         dtype=getattr(torch, wanted.weights_dtype),
@@ -91,10 +91,10 @@ def examine(work_dir: Path, merged_dir: Path) -> Measures:
     with torch.no_grad():
         merged, likeliest = _compare(_as_computed(model.eval(), wanted), wanted.rows, ids)
     del model  # the tensors are read once more below: never the model and a shard
-    not_finite = _not_finite(merged_dir)
+    not_finite = proof_tensors.not_finite(merged_dir)
     answered, tuned_says = _answered(wanted.rows), torch.cat(ids)[:, 0]
     tuned, base, calibrated = (reference[name] for name in ("tuned", "base", "calibrated"))
-    missing, missing_name = _missing_delta(reference, merged_dir)
+    missing, missing_name = proof_tensors.missing_delta(reference, merged_dir)
     return Measures(
         rows=len(wanted.rows),
         positions=len(merged),
@@ -246,7 +246,7 @@ def _round_like_a_merge(model: Any, wanted: ProofRequest) -> dict[str, torch.Ten
             weight.data = stored.to(weight.device, torch.float32, copy=True)
             layer.merge()
             rounded = weight.data.to(kind)
-            chosen = _sampled(stored.numel())
+            chosen = proof_tensors.sampled(stored.numel())
             samples[f"wanted/{name}"] = rounded.cpu().reshape(-1)[chosen]
             samples[f"stored/{name}"] = stored.to(kind).reshape(-1)[chosen]
             weight.data = rounded.to(computed)
@@ -281,73 +281,10 @@ def _round_the_trained(model: Any, wanted: ProofRequest) -> dict[str, torch.Tens
                 continue
             with safe_open(base_files[name], framework="pt") as handle:
                 stored = handle.get_tensor(name)
-            chosen = _sampled(trained.numel())
+            chosen = proof_tensors.sampled(trained.numel())
             samples[f"wanted/{name}"] = trained.reshape(-1)[chosen].to(kind)
             samples[f"stored/{name}"] = stored.reshape(-1)[chosen].to(kind)
     return samples
-
-
-def _sampled(count: int) -> torch.Tensor:
-    """Up to SAMPLE indices below `count`, the same in both processes."""
-    import torch
-
-    if count <= SAMPLE:
-        return torch.arange(count)
-    return torch.randint(count, (SAMPLE,), generator=torch.Generator().manual_seed(0))
-
-
-def _missing_delta(reference: dict[str, torch.Tensor], merged_dir: Path) -> tuple[float, str]:
-    """The worst merged tensor: its distance from the wanted weights over the distance that the adapter moved them.
-
-    0: all is there; 1: as wrong as the base itself. DELTA_NOISE of the weights may differ (other order of summation
-    on another device, so other roundings of near-ties): without it one weight would decide for a tiny delta.
-    """
-    from safetensors import safe_open
-
-    files = {name: path for path, names in files_of(merged_dir).items() for name in names}
-    worst = (0.0, "none")
-    for key, wanted in reference.items():
-        name = key.removeprefix("wanted/")
-        if name == key or name not in files:
-            continue
-        with safe_open(files[name], framework="pt") as handle:
-            merged = handle.get_tensor(name).reshape(-1)[_sampled(math.prod(handle.get_slice(name).get_shape()))]
-        if (merged != wanted).float().mean().item() > DELTA_NOISE:
-            moved = (wanted.double() - reference[f"stored/{name}"].double()).abs().sum().item()
-            distance = (merged.double() - wanted.double()).abs().sum().item()
-            worst = max(worst, (distance / moved if moved else math.inf, name))
-    return worst
-
-
-def _not_finite(model_dir: Path) -> list[str]:
-    """Tensors with a value that is not finite; one is held at a time. A forward pass does not meet every weight."""
-    import torch
-    from safetensors import safe_open
-
-    found = []
-    for path, names in files_of(model_dir).items():
-        for name in names:
-            with safe_open(path, framework="pt") as handle:  # anew: the pages of one mapping stay resident
-                tensor = handle.get_tensor(name)
-            if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
-                found.append(name)
-    return found
-
-
-def _wrong_tensors(wanted: ProofRequest, merged_dir: Path) -> list[str]:
-    """Names that differ from what was merged in presence, shape or type, where 16 bits are the type of every float."""
-
-    def described(model_dir: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-        found = [header for path, names in files_of(model_dir).items() for header in headers(path, names)]
-        return {header.name: (header.shape, header.dtype) for header in found}
-
-    short = SHORT_NAME[wanted.dtype]
-    expected = {
-        name: (shape, short if kind in FLOATS else kind)
-        for name, (shape, kind) in described(wanted.weights_dir).items()
-    }
-    merged = described(merged_dir)
-    return sorted(name for name in expected.keys() | merged.keys() if expected.get(name) != merged.get(name))
 
 
 if __name__ == "__main__":

@@ -433,7 +433,7 @@ def test_a_disk_without_room_is_told_before_the_weights_are_fetched(
     start = len(web.log())
     with pytest.raises(EnvironmentUnavailable) as caught:
         got(None, tmp_path)
-    assert "not enough disk space for the base model maker/base: 1024000 bytes (1000.0 KiB) needed" in str(caught.value)
+    assert "not enough disk space for the base model maker/base: 1024012 bytes (1000.0 KiB) needed" in str(caught.value)
     assert str(caught.value).endswith("100000 (97.7 KiB) free")
     assert "HF_HOME" in caught.value.hint
     assert not [line for line in since(web, start) if "safetensors" in line]
