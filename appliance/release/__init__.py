@@ -1,1 +1,1 @@
-"""What must hold before anything leaves: gates, leak scan, reload, card, passport, replay."""
+"""What is checked and written before a release is uploaded: gates, leak scan, reload, card, passport, replay."""

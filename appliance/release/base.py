@@ -1,4 +1,4 @@
-"""What a release says of its base model."""
+"""What a release says about its base model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model cards of a release: what it is, what it was made from, how it scored, how to use it."""
+"""The cards of a release: what it is, what it was made from, how it scored, how to use it."""
 
 from __future__ import annotations
 
@@ -26,15 +26,13 @@ METRICS = {
     "stop_rate": "answers that stopped by themselves",
 }
 _CODE = "```"
-_MARK = "\x00"  # stands for the question, where the prompt is taken apart
-_OVERRIDDEN = (
-    "\n**Released although this verdict speaks against it**, at its maker's word (`publish --even-if-worse`).\n"
-)
+_MARK = "\x00"  # in place of the question, where the prompt is split at it
+_OVERRIDDEN = "\n**Released despite this verdict**, by decision of its author (`publish --even-if-worse`).\n"
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the cards are written from."""
+    """What the cards contain."""
 
     name: str
     base: Base
@@ -42,12 +40,12 @@ class Facts:
     counts: dict[str, Any]  # prepare/summary.json
     metrics: dict[str, Any]  # evaluate/metrics.json
     tuning: dict[str, Any] | None  # the adapter's adapter_config.json; None after full fine-tuning
-    examples: tuple[dict[str, str], ...]  # rows of predictions.csv; empty where the recipe does not want them shown
-    overridden: bool = False  # whether it was released against the verdict
-    warnings: tuple[leaks.Caveat, ...] = ()  # what the split lets through; examples only where they may be shown
-    repos: Mapping[str, str] = field(default_factory=dict)  # part of the release -> where it goes; empty: nowhere
+    examples: tuple[dict[str, str], ...]  # rows of predictions.csv; empty unless the recipe allows showing them
+    overridden: bool = False  # whether it was released despite the verdict
+    warnings: tuple[leaks.Caveat, ...] = ()  # what the split lets through; examples only if they may be shown
+    repos: Mapping[str, str] = field(default_factory=dict)  # part of the release -> its repository; empty: nowhere
     languages: tuple[str, ...] = ()  # ISO 639-1, of the train rows
-    stop: tuple[str, ...] = ()  # texts that ended the answers that were scored, beside EOS
+    stop: tuple[str, ...] = ()  # texts other than EOS that ended the scored answers
     max_new_tokens: int = 256
     hashes: Mapping[str, str] = field(default_factory=dict)  # side -> sha256 of its CSV
 
@@ -120,25 +118,24 @@ def adapter_card(facts: Facts) -> str:
 def dataset_card(name: str, counts: Mapping[str, Any], repo: str, files: Collection[str], torn: int) -> str:
     """README.md of the rows of the run `name`, for the repository `repo`. `counts`: prepare/summary.json.
 
-    `files`: the CSVs of the folder; `torn`: questions on more than one side. The column `row` is the line in the CSV
-    that the rows came from.
+    `files`: the CSVs in the folder; `torn`: questions on more than one side.
     """
     sides = [{"split": {"val": "validation"}.get(s, s), "path": f"{s}.csv"} for s in ("train", "val", "test")]
     matter = {"pretty_name": name, "configs": [{"config_name": "default", "data_files": sides}]}
     code = f'{_CODE}python\nfrom datasets import load_dataset\n\nrows = load_dataset("{repo}")\n{_CODE}'
     train = f"`--set data.csv=hf://datasets/{repo}/rows.csv --set data.split=column`"
-    again = f"`rows.csv` has all rows with the side of each: {train} trains on the same rows on the same sides."
+    again = f"`rows.csv` has all rows with the side of each: {train} trains with the same split."
     if torn:
         again = (
-            f"`rows.csv` has all rows with the side of each. {torn} questions stand on two sides: {train} refuses it."
+            f"`rows.csv` has all rows with the side of each. {torn} questions are on two sides, so {train} refuses it."
         )
     notebook = ""
     if "train_ds.csv" in files:
-        notebook = "\n`train_ds.csv` has the train and the validation rows, `test_ds.csv` the test rows.\n"
+        notebook = "\n`train_ds.csv` has the train and validation rows, `test_ds.csv` the test rows.\n"
     return (
         f"---\n{yaml.safe_dump(matter, allow_unicode=True, sort_keys=False)}---\n\n# {name}\n\n"
-        f"The rows that {name} is tuned on ({counts['train']} train), stopped by ({counts['val']} validation) "
-        f"and scored on ({counts['test']} test). `row` is the line of the CSV that a row came from.\n\n{code}\n\n"
+        f"The rows that {name} is trained on ({counts['train']} train), selected by ({counts['val']} validation) "
+        f"and scored on ({counts['test']} test). `row` is the line number in the original CSV.\n\n{code}\n\n"
         f"{again}\n{notebook}"
     )
 
@@ -184,7 +181,7 @@ def _tuning(config: dict[str, Any] | None) -> str:
 
 
 def _scores(metrics: dict[str, Any]) -> str:
-    lines = [f"On {metrics['rows']} test rows, which neither training nor early stopping saw:\n"]
+    lines = [f"On {metrics['rows']} test rows, used neither for training nor for early stopping:\n"]
     lines += ["| | base | tuned |", "|---|---|---|"]
     lines += [f"| {label} | {metrics['base'][k]:.1%} | {metrics['tuned'][k]:.1%} |" for k, label in METRICS.items()]
     lines.append(f"| loss (nats per answer token) | {metrics['base']['loss']:.4f} | {metrics['tuned']['loss']:.4f} |")
@@ -206,7 +203,7 @@ def _limits(warnings: tuple[leaks.Caveat, ...]) -> str:
 
 
 def _index(facts: Facts) -> dict[str, Any]:
-    """The entry of `model-index`, which the Hub shows beside the card: the tuned model's scores on the test rows."""
+    """The entry for `model-index`, which the Hub shows beside the card: the tuned model's scores on the test rows."""
     scored = [
         {"type": key, "name": f"{label} ({facts.metrics['f1_unit']})" if key == "f1" else label,
          "value": round(facts.metrics["tuned"][key], 4)}

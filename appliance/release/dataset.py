@@ -1,6 +1,6 @@
 """The rows of a prepared run as a folder for a dataset repository: the three sides, and all of them in one file.
 
-Knows what `prepare` leaves in a run directory, and files; no gate, no Hub.
+Knows the files that `prepare` writes to a run directory; no gate, no Hub.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ FILES = (*(f"{side}.csv" for side in SIDES), ROWS, *_NOTEBOOK)  # all that `buil
 
 @dataclass(frozen=True)
 class Rows:
-    """What was written. `torn`: questions on two sides, for which `data.split: column` refuses rows.csv."""
+    """What was written. `torn`: questions on two sides; if there are any, `data.split: column` refuses rows.csv."""
 
     files: tuple[str, ...]
     torn: int
 
 
 def build(folder: Path, run_path: Path, *, name: str, repo: str) -> Rows:
-    """Writes the CSVs and the card into `folder`, which is made. `name`: the run's; `repo`: where the rows will be.
+    """Writes the CSVs and the card to `folder`, creating it. `name`: the run's; `repo`: where the rows will be.
 
-    Under `data.split: notebook` the notebook's two files are there as well; train_ds.csv has the train rows, then the
-    val rows. Raises DataError: a side is missing or damaged.
+    Under `data.split: notebook` also writes the notebook's two files; train_ds.csv has the train rows, then the val
+    rows. Raises DataError: a side is missing or damaged.
     """
     folder.mkdir(exist_ok=True)
     prepared = run_path / "prepare"
@@ -62,7 +62,7 @@ def build(folder: Path, run_path: Path, *, name: str, repo: str) -> Rows:
 
 
 def command(data: DataSection, repo: str, *, run: str, name: str) -> str:
-    """The command line that trains as `run` does, under another `name`, on the same rows on the same sides."""
+    """The command line that trains as `run` does, under another `name`, with the same split."""
     settings = {"data.csv": f"hf://datasets/{repo}/{ROWS}", "data.split": "column", "name": name}
     settings |= dict(_of_another_file(data))
     return f"appliance run {shlex.quote(run)} " + " ".join(
@@ -71,7 +71,7 @@ def command(data: DataSection, repo: str, *, run: str, name: str) -> str:
 
 
 def _write_rows(path: Path, prepared: Path) -> int:
-    """All rows with their side, in the order in which each side has them: so `split: column` leaves them. -> torn"""
+    """Writes all rows with their side, each side in its order, which `split: column` keeps. Returns torn questions."""
     keys, sides = split.Keys(), list[Side]()
     with csv_file.csv_writer(path, (*_CELLS, "side")) as write:
         for side in SIDES:
@@ -83,7 +83,7 @@ def _write_rows(path: Path, prepared: Path) -> int:
 
 
 def _of_another_file(data: DataSection) -> Iterator[tuple[str, str]]:
-    """What the recipe says of the file that the rows came from, and does not hold for rows.csv."""
+    """The settings that describe the original file and do not apply to rows.csv, and their values for it."""
     usual = Columns()
     for role in _CELLS:
         if getattr(data.columns, role) not in (None, getattr(usual, role)):

@@ -1,8 +1,9 @@
-"""The gates of a release: what must hold before anything leaves. Each has a name, what was measured, and a bound.
+"""The gates of a release: what must be true before anything is uploaded. Each has a name, a measured value and a bound.
 
-Four moments: on the collated train rows before the first step (`stops`), from what the stages recorded (`recorded`),
-on the files of the release (`of_files`), and by a fresh process that reloads it (release/reload.py). Judges; measures
-only what files say. Knows the layout of a run directory and of a release, no recipe and no model.
+They are checked at four points: on the collated train rows before the first step (prompt/stop_check.py), on what the
+stages recorded (`recorded`), on the files of the release (`of_files`), and by a fresh process that reloads it
+(release/reload.py). Judges; measures only what is in files. Knows the layout of a run directory and of a release, no
+recipe and no model.
 """
 
 from __future__ import annotations
@@ -21,25 +22,25 @@ from appliance.rundir import results
 from appliance.weights import model_files
 from appliance.weights.shards import FLOATS, SHORT_NAME, stored_headers
 
-RECORD = "gates.json"  # of the stage train
-MEASURES = "measures.json"  # of the stage evaluate
+RECORD = "gates.json"  # written by the stage train
+MEASURES = "measures.json"  # written by the stage evaluate
 
-# How far the best val loss, computed again after the adapter was read from disk, may lie from the one that training
-# saw, relative to it. Training evaluates 8 rows at a time, evaluate 4: other padding, other order of summation; in 4
-# bits training keeps norms and head in float32 as well. Measured on a CPU, Llama and Qwen3 of 2 and 3 layers, 2 seeds:
-#   float32 2.5e-7, bfloat16 1.9e-4, in 4 bits 2.5e-3; an earlier checkpoint 7e-2 and more, no adapter 7 and more
-# What a GPU adds in 16 bits (kernels that follow the shape of a batch, autocast in training) was not measured: the
-# bound leaves room for it. That it is the very file of the best checkpoint, its hash says.
+# How far the best val loss, recomputed after the adapter was read from disk, may differ from the one that training
+# saw, relative to it. Training evaluates 8 rows at a time, evaluate 4: different padding and order of summation; in 4
+# bits, training also keeps norms and head in float32. Measured on a CPU, Llama and Qwen3 of 2 and 3 layers, 2 seeds:
+#   float32 2.5e-7, bfloat16 1.9e-4, in 4 bits 2.5e-3; an earlier checkpoint 7e-2 or more, no adapter 7 or more
+# What a GPU adds in 16 bits (kernels that depend on the shape of a batch, autocast in training) was not measured: the
+# bound leaves room for it. That the file is that of the best checkpoint is checked by its hash.
 RELOAD_BOUND = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.05}
 RELOAD_BOUND_4BIT = 0.05
-RELOAD_FLOOR = 0.05  # nats: below it the bound is that of this loss, or rounding alone would decide
+RELOAD_FLOOR = 0.05  # nats: smaller losses are compared as if they were this large, or rounding alone would decide
 
 _RECORDS = (".json", ".jsonl", ".yaml", ".html", ".bin")  # .bin: training_args.bin of a checkpoint, a pickle
 _LARGEST_RECORD = 1 << 26  # bytes
 
 
 def recorded(run_path: Path, *, min_stop_rate: float, require_improvement: bool) -> list[Gate]:
-    """The gates that follow from what train, evaluate and merge wrote. Raises RunDirError: one wrote nothing."""
+    """The gates that follow from what train, evaluate and merge wrote. Raises RunDirError: a file is missing."""
     measures = results.read(run_path, "evaluate", MEASURES)
     proven = results.read(run_path, "merge", "proof.json")
     refused = [gate["name"] for gate in proven["gates"] if not gate["passed"]]
@@ -52,14 +53,14 @@ def recorded(run_path: Path, *, min_stop_rate: float, require_improvement: bool)
             bool(proven["passed"]) and not refused,
             len(refused) if proven["gates"] else "no proof",
             0,
-            "gates of the proof that refuse" + (f": {', '.join(refused)}" if refused else ""),
+            "gates of the proof that failed" + (f": {', '.join(refused)}" if refused else ""),
         ),
         not_worse(results.read_comparison(run_path)["verdict"], require_improvement),
     ]
 
 
 def stop_rate(seen: Mapping[str, Any], least: float) -> Gate:
-    """`seen`: rows_that_fit, base, tuned (rates; None where no row fits)."""
+    """`seen`: rows_that_fit, base, tuned (rates; None if no row fits)."""
     tuned, base = seen["tuned"], seen["base"]
     fits = f"of {seen['rows_that_fit']} test prompts whose wanted answer fits evaluate.max_new_tokens"
     if tuned is None:
@@ -71,30 +72,33 @@ def stop_rate(seen: Mapping[str, Any], least: float) -> Gate:
 
 
 def best_val_loss_again(seen: Mapping[str, Any]) -> Gate:
-    """`seen`: best (as training saw it), again (after a reload), compute_dtype, in_4bit; rows evaluated, of all val."""
+    """`seen`: best (in training), again (after reloading), compute_dtype, in_4bit; rows evaluated, of all val."""
     best, again = seen["best"], seen["again"]
     bound = RELOAD_BOUND_4BIT if seen["in_4bit"] else RELOAD_BOUND[seen["compute_dtype"]]
     apart = abs(again - best) / max(abs(best), RELOAD_FLOOR)
     part = f" on {seen['rows']} of {seen['of']} rows" if seen.get("rows") != seen.get("of") else ""
-    meaning = f"val loss{part} of what was kept, read from disk, is {again:.6g}; the best in training was {best:.6g}"
+    meaning = f"val loss{part} of the kept weights, read from disk, is {again:.6g}; the best in training was {best:.6g}"
     return Gate("best_val_loss_again", apart <= bound, apart, bound, f"relative difference: {meaning}")
 
 
 def not_worse(verdict: str, require_improvement: bool) -> Gate:
     wanted = ["better"] if require_improvement else ["better", "not proven"]
-    return Gate("not_worse", verdict in wanted, verdict, " or ".join(wanted), "tuned against base on the test rows")
+    meaning = "tuned compared with base on the test rows"
+    return Gate("not_worse", verdict in wanted, verdict, " or ".join(wanted), meaning)
 
 
 def of_files(release_dir: Path, run_path: Path, *, public_id: str, revision: str | None, dataset: bool) -> list[Gate]:
-    """The gates on the files of a release, without loading anything: what replay can ask again."""
+    """The gates on the files of a release, without loading anything: replay can check them again."""
     fit = results.read(run_path, "train", "fit.json")
     trained = next(path for name in ("adapter", "model") if (path := run_path / "train" / name).is_dir())
     best = fit["best_files"]
-    gates = [_same_files("best_is_what_was_kept", trained, best, "of what was kept, not the best checkpoint's")]
+    gates = [_same_files("best_is_what_was_kept", trained, best, "that were kept and are not the best checkpoint's")]
     parts = {name: release_dir / name for name in ("model", "adapter") if (release_dir / name).is_dir()}
     if "adapter" in parts:
         gates.append(
-            _same_files("best_is_released", parts["adapter"], best, "of the release, not the best checkpoint's")
+            _same_files(
+                "best_is_released", parts["adapter"], best, "that are in the release and are not the best checkpoint's"
+            )
         )
         gates.append(_names_the_base(parts["adapter"] / "adapter_config.json", public_id, revision))
     if "model" in parts:
@@ -105,7 +109,9 @@ def of_files(release_dir: Path, run_path: Path, *, public_id: str, revision: str
             if name.startswith("model/") and not name.endswith(".md")
         }
         gates.append(
-            _same_files("proven_is_released", parts["model"], proven, "of the release, not those of the proof")
+            _same_files(
+                "proven_is_released", parts["model"], proven, "that are in the release and are not those of the proof"
+            )
         )
         gates.append(_sixteen_bits(parts["model"]))
     return [*gates, _only_known(release_dir, dataset=dataset), _no_remote_code(release_dir)]
@@ -114,9 +120,9 @@ def of_files(release_dir: Path, run_path: Path, *, public_id: str, revision: str
 def of_cleanliness(
     release_dir: Path, run_path: Path, *, secrets: Sequence[str], private: leak_scan.Private, shown: bool
 ) -> list[Gate]:
-    """Nothing in the release, nor in the run's logs, that must not leave. `shown`: whether the card may show rows.
+    """Nothing in the release or in the run's logs that must not be published. `shown`: whether the card may show rows.
 
-    The run's other files may name its folders, but no secret may be in them either: they are looked through for those.
+    The run's other files may name its folders, but must not contain secrets either: they are searched for those only.
     """
     hits = leak_scan.scan(release_dir, secrets, private)
     if not shown:
@@ -133,14 +139,14 @@ def of_cleanliness(
     in_records = leak_scan.holding(others, secrets, run_path)
     return [
         _clean_gate("release_is_clean", hits, "in the release"),
-        _clean_gate("logs_are_clean", in_logs, "in the logs; delete those lines"),
+        _clean_gate("logs_are_clean", in_logs, "in the logs: delete these lines"),
         _clean_gate("no_secret_in_the_run", in_records, "in the run's files"),
     ]
 
 
 def _clean_gate(name: str, hits: Sequence[leak_scan.Hit], where: str) -> Gate:
     listed = f": {'; '.join(hit.sentence() for hit in hits[:NAMED_ROWS])}" if hits else ""
-    return Gate(name, not hits, len(hits), 0, f"what must not leave, {where}{listed}")
+    return Gate(name, not hits, len(hits), 0, f"finds that must not be published, {where}{listed}")
 
 
 def _same_files(name: str, folder: Path, wanted: Mapping[str, str], which: str) -> Gate:
@@ -155,7 +161,7 @@ def _same_files(name: str, folder: Path, wanted: Mapping[str, str], which: str) 
 
 
 def _names_the_base(path: Path, public_id: str, revision: str | None) -> Gate:
-    """A base of the Hub by id and commit; a local folder has no public id, and goes by its name without the path."""
+    """A base on the Hub by id and commit; a local folder, which has no public id, by its name without the path."""
     config = files.read_json(path)
     named, at = config.get("base_model_name_or_path"), config.get("revision")
     is_path = not isinstance(named, str) or re.search(r"^[/~.]|^[A-Za-z]:|\\", named) is not None
@@ -189,7 +195,7 @@ def may_be_released(part: str, name: str) -> bool:
 
 
 def _only_known(release_dir: Path, *, dataset: bool) -> Gate:
-    """safetensors and texts by name: no pickle, no code, no optimizer, no log; a CSV only where it was asked for."""
+    """safetensors and texts by name: no pickle, no code, no optimizer, no log; a CSV only if it was requested."""
     unknown = []
     for path in sorted(release_dir.rglob("*")):
         part, _, name = path.relative_to(release_dir).as_posix().partition("/")
@@ -197,11 +203,11 @@ def _only_known(release_dir: Path, *, dataset: bool) -> Gate:
         if path.is_symlink() or (path.is_file() and not is_known):
             unknown.append(f"{part}/{name}")
     listed = f": {', '.join(unknown[:NAMED_ROWS])}" if unknown else ""
-    return Gate("only_known_files", not unknown, len(unknown), 0, f"files that no release holds{listed}")
+    return Gate("only_known_files", not unknown, len(unknown), 0, f"files that do not belong in a release{listed}")
 
 
 def _no_remote_code(release_dir: Path) -> Gate:
-    """`auto_map` names Python files that a loader would fetch and run."""
+    """`auto_map` names Python files that a loader would download and run."""
     found = [
         path.relative_to(release_dir).as_posix()
         for path in sorted(release_dir.rglob("*config.json"))

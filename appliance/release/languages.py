@@ -1,20 +1,20 @@
-"""Which languages the rows are in: for the model card, whose `language` tag is what people search by."""
+"""Which languages the rows are in, for the `language` tag of the model card, by which people search."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
 
-ROWS = 500  # looked at most
-SHARE = 0.1  # of the looked-at rows, for a language to be named
-LETTERS = 8  # fewer tell nothing
+ROWS = 500  # classified at most
+SHARE = 0.1  # of the classified rows, for a language to be named
+LETTERS = 8  # with fewer, a text is not classified
 
 
 def of_texts(texts: Iterable[str]) -> list[str]:
-    """ISO 639-1 codes, commonest first; empty where no text says enough.
+    """ISO 639-1 codes, most common first; empty if every text is too short.
 
     py3langid classifies each text by its byte n-grams (Lui and Baldwin, "langid.py: An Off-the-shelf Language
-    Identification Tool", ACL 2012). Short Latin texts mislead it: hence only what a tenth of the rows agree on.
+    Identification Tool", ACL 2012). Short texts in Latin script mislead it, so only languages with SHARE are named.
     """
     import py3langid
 

@@ -1,19 +1,18 @@
-"""What must not leave: tokens, signed links, and what names the machine or the person. A release and its logs, scanned.
+"""Scans a release and its logs for what must not be published: tokens, signed URLs, names of the machine and the user.
 
-Knows texts and files, no recipe, no run directory, no Hub; process/redact.py takes out of texts what this finds in
-files. The caller says which secrets there are; a hit names the file, the line and the kind, and never holds what was
-found.
+Knows texts and files, no recipe, no run directory, no Hub; process/redact.py removes from texts what this finds in
+files. The caller passes the secrets; a hit names the file, the line and the kind, and never contains what was found.
 
-Two classes of things are looked for:
+Two kinds of things are searched for:
 
-- secrets: the very values that the caller knows, and what has the shape of a Hub token (`hf_` and 30 characters).
+- secrets: the exact values that the caller passes, and anything shaped like a Hub token (`hf_` and 30 characters).
   In every text file, in the header of every safetensors file, in the vocabularies of tokenizers.
 - traces: Authorization headers, signed URLs, home folders, the paths of this run, the names of host and user. In every
-  text file but vocabularies and licence texts, which are the base's own words (a vocabulary may well hold "root").
+  text file except vocabularies and licence texts, which come from the base (a vocabulary may well contain "root").
 
-A name counts as a whole word only, and only if it tells something: `root`, `app` or `localhost` do not, nor does a word
-of under four letters. What the user publishes on purpose (`public`: names of repositories, rows shown in the card) is
-no trace where it stands; a secret is one everywhere.
+A name counts only as a whole word, and only if it identifies something: `root`, `app` and `localhost` do not, nor does
+a word of fewer than four letters. What the user publishes on purpose (`public`: names of repositories, rows shown in
+the card) is not a trace; a secret is always a secret.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from pathlib import Path
 from appliance.process.redact import HOME_FOLDER, whole_word
 from appliance.weights import model_files
 
-_BINARY = (".png", ".pt", ".pth", ".bin", ".model")  # only the bytes of known secrets are looked for
+_BINARY = (".png", ".pt", ".pth", ".bin", ".model")  # searched only for the bytes of secrets
 _SHORTEST_SECRET = 8
 # Names of environment variables that hold secrets, whatever service they are for.
 _SECRET_VARIABLE = re.compile(r"TOKEN(?!IZER)|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIAL", re.IGNORECASE)
 
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")  # huggingface.co/docs/hub/security-tokens; today's have 34 characters
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")  # huggingface.co/docs/hub/security-tokens; currently 34 characters
 _AUTHORIZATION = re.compile(
     r"\bauthorization\b[\"']?\s*[:=]\s*[\"']?(?:bearer|basic|token)\s+[^\s\"']{8,}|\bbearer\s+[\w.~+/-]{20,}",
     re.IGNORECASE,
@@ -41,7 +40,7 @@ _SIGNED = re.compile(r"[?&](?:X-Amz-Signature|X-Goog-Signature|Signature|sig)=[\
 
 @dataclass(frozen=True)
 class Private:
-    """Traces of this machine. `names`: host and user; `paths`: of the run and the base, absolute."""
+    """What identifies this machine. `names`: host and user; `paths`: of the run and the base, absolute."""
 
     names: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
@@ -50,7 +49,7 @@ class Private:
 
 @dataclass(frozen=True)
 class Hit:
-    """Something that must not leave. `line` is 1-based; 0: not a text file."""
+    """Something that must not be published. `line` is 1-based; 0: not a text file."""
 
     path: str
     line: int
@@ -75,7 +74,7 @@ def secrets_of(environ: Mapping[str, str], *more: str | None) -> tuple[str, ...]
 
 
 def scan(folder: Path, secrets: Sequence[str], private: Private) -> list[Hit]:
-    """Every hit in the files below `folder`; paths are relative to it. `folder` may be one file as well."""
+    """Every hit in the files in `folder`, which may also be a single file; paths are relative to it."""
     files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
     hits: list[Hit] = []
     for path in files:
@@ -85,7 +84,7 @@ def scan(folder: Path, secrets: Sequence[str], private: Private) -> list[Hit]:
 
 
 def holding(paths: Iterable[Path], secrets: Sequence[str], below: Path) -> list[Hit]:
-    """The files that hold one of `secrets`, whatever their format."""
+    """The files that contain one of `secrets`, whatever their format."""
     wanted = [secret.encode() for secret in secrets]
     hits = []
     for path in paths:
@@ -96,7 +95,7 @@ def holding(paths: Iterable[Path], secrets: Sequence[str], below: Path) -> list[
 
 
 def holds_text(folder: Path, texts: Iterable[str], *, shortest: int = 12) -> list[Hit]:
-    """The model cards below `folder` in which one of `texts` stands, as typed or as a cell of a table."""
+    """The model cards in `folder` that contain one of `texts`, as typed or as a table cell."""
     wanted = {form for text in texts for form in (text.strip(), as_cell(text.strip())) if len(form) >= shortest}
     hits = []
     for path in sorted(folder.rglob("*.md")):
@@ -107,7 +106,7 @@ def holds_text(folder: Path, texts: Iterable[str], *, shortest: int = 12) -> lis
 
 
 def as_cell(text: str) -> str:
-    """A text as the card's tables show it."""
+    """A text as the card writes it in a table."""
     return text.replace("|", "\\|").replace("\n", "<br>")
 
 
@@ -132,11 +131,11 @@ def _scan_lines(path: Path, name: str, secrets: Sequence[str], private: Private 
 
 
 def _scan_text(text: str, name: str, secrets: Sequence[str], private: Private | None) -> Iterator[Hit]:
-    plain = text.replace("\\/", "/")  # JSON may write a slash so
+    plain = text.replace("\\/", "/")  # JSON may escape a slash
     if any(secret in plain for secret in secrets):
         yield Hit(name, 0, "a secret of this environment", is_secret=True)
     elif _TOKEN.search(plain):
-        yield Hit(name, 0, "a string of the shape of a Hub token (hf_…)", is_secret=True)
+        yield Hit(name, 0, "a string shaped like a Hub token (hf_…)", is_secret=True)
     if private is None:
         return
     patterns = {
@@ -154,7 +153,7 @@ def _scan_text(text: str, name: str, secrets: Sequence[str], private: Private | 
 
 
 def _safetensors_header(path: Path) -> str:
-    """The JSON at the front of the file, whose length stands before it (github.com/safetensors/safetensors#format)."""
+    """The JSON at the start of the file, preceded by its length (github.com/safetensors/safetensors#format)."""
     with path.open("rb") as handle:
         size = int.from_bytes(handle.read(8), "little")
         return handle.read(min(size, 100_000_000)).decode(errors="replace")  # the format's own limit

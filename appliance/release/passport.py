@@ -1,4 +1,4 @@
-"""The run passport: everything that a run was made from and by, written into run.json when it is released.
+"""The run passport: everything that a run was made from and with, written to run.json when it is released.
 
 Read by replay. Knows the layout of a run directory; decides nothing.
 """
@@ -28,17 +28,17 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def write(run_path: Path, base: Base, gates: Sequence[Gate]) -> None:
-    """Puts the passport into run.json; the rest of that file stays.
+    """Adds the passport to run.json; the rest of the file is kept.
 
-    Of a base from the Hub the large files are not read again: the client's cache names each after its sha256, which is
-    the Hub's own word for it (`"from": "hub"`); replay reads them.
+    The large files of a base from the Hub are not read again: the client's cache names each after its sha256, as given
+    by the Hub (`"from": "hub"`); replay reads them.
     """
     path = run_path / "run.json"
     prepared = files.read_json(run_path / "prepare" / "stage.json")["outputs"]
     passport = {
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "appliance": __version__,
-        "image": os.environ.get("APPLIANCE_IMAGE") or None,  # the image's digest, where it runs in one that says so
+        "image": os.environ.get("APPLIANCE_IMAGE") or None,  # the image's digest, if it runs in an image that sets it
         "platform": platform.platform(),
         "packages": packages(),
         "recipe_sha256": recipe_sha256(run_path),
@@ -57,7 +57,7 @@ def write(run_path: Path, base: Base, gates: Sequence[Gate]) -> None:
 
 
 def recipe_sha256(run_path: Path) -> str:
-    """Over the values of recipe.yaml: its comments say where each came from, and change with every command."""
+    """Hash of the values in recipe.yaml: its comments say where each came from, and change with every command."""
     values: Any = yaml.safe_load((run_path / "recipe.yaml").read_text(encoding="utf-8"))
     return rundir_directory.fingerprint(earlier_runs.without_younger(values))
 

@@ -1,9 +1,9 @@
-"""The release loaded again by a fresh process with plain transformers, as its users will: the same ids everywhere.
+"""Reloads the release in a fresh process with plain transformers, as its users will: all token ids must be the same.
 
-Two parts. `run` puts down what training and evaluation made of the test prompts, starts the process and judges what it
-saw. The process (`python -m appliance.release.reload REQUEST.json`) knows the release folder and transformers, nothing
-of prompt/format.py: it renders the released chat template, tokenizes, and reads the configurations. No weight is loaded
-here: the proof has loaded these very files (the gate `proven_is_released` compares the hashes).
+Two parts. `run` writes down how training and evaluation encoded the test prompts, starts the process and judges what it
+found. The process (`python -m appliance.release.reload REQUEST.json`) knows the release folder and transformers, but
+not prompt/format.py: it renders the released chat template, tokenizes, and reads the configurations. It loads no
+weights: the proof has loaded these very files (the gate `proven_is_released` compares the hashes).
 
 >>> python -m appliance.release.reload REQUEST.json     # writes REQUEST.json.result
 """
@@ -35,9 +35,9 @@ _NAMED = 3  # in a message
 
 @dataclass(frozen=True)
 class Conversation:
-    """`ids`: who made them ("training" | "evaluation") -> the ids of the prompt; None where the format refuses it.
+    """`ids`: who made them ("training" | "evaluation") -> the ids of the prompt; None if the format refuses it.
 
-    Some formats know no system text, or no earlier turns: the released template has to refuse them as well.
+    Some formats do not support system text or earlier turns: the released template has to refuse them too.
     """
 
     name: str
@@ -47,9 +47,9 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Request:
-    """What the process is to find again. `special`: ids that training used; None where the tokenizer has none.
+    """What the process has to reproduce. `special`: ids that training used; None if the tokenizer has none.
 
-    `eos` is the trained one, `tokenizer_eos` what the tokenizer calls so (another, under some chat templates).
+    `eos` is the trained one, `tokenizer_eos` the tokenizer's own (a different one under some chat templates).
     """
 
     folders: tuple[str, ...]
@@ -60,7 +60,7 @@ class Request:
 
 @dataclass
 class Seen:
-    """What differs, in words, by what it means for a release."""
+    """What differs, in words, grouped by gate."""
 
     prompts: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Seen:
 
 
 def run(release_dir: Path, run_path: Path, *, base_dir: Path, prompt_name: str, stage_dir: Path) -> list[Gate]:
-    """The gates of the release below `release_dir`; `stage_dir` gets the process's words in roundtrip.log.
+    """The gates of the release in `release_dir`; the process's output goes to roundtrip.log in `stage_dir`.
 
     Raises GateRefused: the release does not load. EnvironmentUnavailable: the process was killed, or out of memory.
     """
@@ -84,7 +84,7 @@ def run(release_dir: Path, run_path: Path, *, base_dir: Path, prompt_name: str, 
 
 
 def request(folders: Sequence[Path], run_path: Path, training: Prompt, tokenizer: Any) -> Request:
-    """What training (`training`, of the base's `tokenizer`) and evaluation (as recorded) made of the test rows."""
+    """How training (`training`, with the base's `tokenizer`) and evaluation (as recorded) encoded the test rows."""
     from appliance.prompt import format as prompt_format
     from appliance.rows import csv_file
     from appliance.rundir import results
@@ -128,7 +128,7 @@ def _prompt_ids(training: Prompt, messages: list[dict[str, str]]) -> list[int] |
 
 
 def shapes(question: str, answer: str) -> dict[str, list[dict[str, str]]]:
-    """Conversations of every shape that a server may send, about one row."""
+    """Conversations of every shape that a server may receive, about one row."""
     from appliance.prompt.format import user_message
 
     system = {"role": "system", "content": "짧게 답하세요. Be brief. 👍🏽"}
@@ -146,7 +146,7 @@ def shapes(question: str, answer: str) -> dict[str, list[dict[str, str]]]:
 
 
 def examine(wanted: Request, stage_dir: Path) -> dict[str, Seen]:
-    """`main` in a process of its own: folder -> what differs there."""
+    """`main` in a separate process: folder -> what differs there."""
     path = stage_dir / "roundtrip.json"
     try:
         write_json(path, asdict(wanted))
@@ -160,7 +160,8 @@ def examine(wanted: Request, stage_dir: Path) -> dict[str, Seen]:
     child_out_of_memory.refuse(code, process, tail, log)
     if code < 0:
         raise EnvironmentUnavailable(f"{process} was killed by signal {-code}:\n{tail}", hint=f"see {log}")
-    raise GateRefused(f"the release does not load with plain transformers:\n{tail}", hint=f"nothing left; see {log}")
+    hint = f"nothing was uploaded; see {log}"
+    raise GateRefused(f"the release does not load with plain transformers:\n{tail}", hint=hint)
 
 
 def judge(wanted: Request, seen: Mapping[str, Seen]) -> list[Gate]:
@@ -168,11 +169,14 @@ def judge(wanted: Request, seen: Mapping[str, Seen]) -> list[Gate]:
     meanings = {
         "prompts": (
             "one_prompt_everywhere",
-            f"of {len(wanted.conversations)} conversations: ids of the released chat template other than training's "
-            "or evaluation's",
+            f"of {len(wanted.conversations)} conversations: those for which the released chat template gives other ids "
+            "than training or evaluation",
         ),
-        "texts": ("same_tokens", f"of {len(wanted.texts)} texts: ids of the released tokenizer other than the base's"),
-        "special": ("same_special_ids", "BOS, EOS or pad other in tokenizer, config and generation config"),
+        "texts": (
+            "same_tokens",
+            f"of {len(wanted.texts)} texts: those to which the released tokenizer gives other ids than the base's",
+        ),
+        "special": ("same_special_ids", "BOS, EOS or pad that differ in tokenizer, config or generation config"),
         "generation": ("generation_config_sane", "what is wrong with generation_config.json"),
     }
     gates = []
@@ -213,7 +217,7 @@ def _look(folder: Path, wanted: Mapping[str, Any]) -> Seen:
         ("pad", tokenizer.pad_token_id, (special["tokenizer_pad"],)),
     ):
         if given not in expected:
-            seen.special.append(f"tokenizer: {name} is {given}, training's {expected[0]}")
+            seen.special.append(f"tokenizer: {name} is {given}, in training {expected[0]}")
     if tokenizer.pad_token_id in (special["eos"], tokenizer.eos_token_id):
         seen.special.append(f"tokenizer: pad is eos ({tokenizer.pad_token_id})")
     if (folder / "config.json").is_file():
@@ -222,7 +226,7 @@ def _look(folder: Path, wanted: Mapping[str, Any]) -> Seen:
 
 
 def _rendered(tokenizer: Any, messages: list[dict[str, str]]) -> list[int] | None:
-    """What a server makes of a conversation; None where the template refuses it."""
+    """The ids that a server makes of a conversation; None if the template refuses it."""
     try:
         made = tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=True)
     except TemplateError:
@@ -237,7 +241,7 @@ def _look_at_configs(folder: Path, special: Mapping[str, int | None], seen: Seen
     if (folder / "generation_config.json").is_file():
         generation = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
     else:
-        generation = GenerationConfig.from_model_config(config)  # what transformers makes of config.json
+        generation = GenerationConfig.from_model_config(config)  # as transformers does without the file
     for file, settings in (("config.json", config), ("generation_config.json", generation)):
         ends = getattr(settings, "eos_token_id", None)
         ends = ends if isinstance(ends, list) else [ends]
@@ -246,7 +250,7 @@ def _look_at_configs(folder: Path, special: Mapping[str, int | None], seen: Seen
         for name in ("pad", "bos"):
             given = getattr(settings, f"{name}_token_id", None)
             if special[name] is not None and given != special[name]:
-                seen.special.append(f"{file}: {name} is {given}, training's {special[name]}")
+                seen.special.append(f"{file}: {name} is {given}, in training {special[name]}")
     try:
         generation.validate(strict=True)
     except ValueError as error:
@@ -254,14 +258,15 @@ def _look_at_configs(folder: Path, special: Mapping[str, int | None], seen: Seen
     for name in ("max_length", "max_new_tokens"):
         length = getattr(generation, name, None)
         if length is not None and length < SHORTEST:
-            seen.generation.append(f"{name} {length} cuts answers; expected none, or at least {SHORTEST}")
+            seen.generation.append(f"{name} {length} cuts answers short; expected none, or at least {SHORTEST}")
 
 
 def _difference(wanted: Sequence[int] | None, given: Sequence[int] | None) -> str:
     if wanted is None or given is None:
-        return f"{'refused' if wanted is None else 'taken'} in training, {'refused' if given is None else 'taken'} here"
+        done = {True: "refused", False: "accepted"}
+        return f"{done[wanted is None]} in training, {done[given is None]} here"
     at = next((i for i, (w, g) in enumerate(zip(wanted, given, strict=False)) if w != g), min(len(wanted), len(given)))
-    return f"at id {at} wanted {list(wanted[at : at + 3])}, given {list(given[at : at + 3])}"
+    return f"at id {at} expected {list(wanted[at : at + 3])}, found {list(given[at : at + 3])}"
 
 
 def _result_path(request_path: Path) -> Path:

@@ -1,11 +1,11 @@
-"""A finished run looked at again: is every file what it was, do the gates still hold, what has changed around it?
+"""Checks a finished run again: is every file unchanged, do the gates still pass, what has changed around it?
 
-Trains nothing, loads no weights, writes nothing. Hashes are read from the bytes on the disk. What was computed with a
-model (the proof, the scores, the reload) is taken as recorded: its files are covered by the hashes. The rest of the
-gates is asked anew.
+Trains nothing, loads no weights, writes nothing. Hashes are computed from the bytes on disk. What was computed with a
+model (the proof, the scores, the reload) is taken as recorded: its files are covered by the hashes. All other gates are
+checked again.
 
-Exit codes: 8 where a file of the run, its CSV or its base is missing or another (then a gate's answer means nothing);
-6 where all files are as recorded and a gate does not hold; else 0. Other versions of packages are only said.
+Exit codes: 8 if a file of the run, its CSV or its base is missing or changed (then a gate's result means nothing); 6 if
+all files are as recorded and a gate fails; otherwise 0. Different package versions are only reported.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _NAMED = 3
 
 
 def run(run_path: Path, cache_dir: Path) -> list[Finding]:
-    """Everything that was compared, in order. `cache_dir`: where the demo's base is, should it have moved.
+    """Everything that was compared, in order. `cache_dir`: where to find the demo's base if it has moved.
 
-    Raises RunDirError: this is no run that was released once, so there is nothing to compare with.
+    Raises RunDirError: the run was never released, so there is nothing to compare with.
     """
     record = _json(run_path / "run.json")
     passed = record.get("passport")
@@ -55,27 +55,27 @@ def run(run_path: Path, cache_dir: Path) -> list[Finding]:
 
 
 def refuse(findings: Iterable[Finding]) -> None:
-    """Raises RunDirError where a file differs, GateRefused where a gate does not hold."""
+    """Raises RunDirError if a file differs, GateRefused if a gate fails."""
     failed = [finding for finding in findings if finding.verdict == "fails"]
     if not failed:
         return
-    said = "; ".join(f"{f.what}: {f.found}, expected {f.needed}" for f in failed)
+    differences = "; ".join(f"{f.what}: {f.found}, expected {f.needed}" for f in failed)
     if any(not finding.what.startswith("gate ") for finding in failed):
-        raise RunDirError(f"this run is not what it was: {said}", hint=failed[0].fix)
-    raise GateRefused(f"a gate does not hold any more: {said}", hint=failed[0].fix)
+        raise RunDirError(f"this run has changed since its release: {differences}", hint=failed[0].fix)
+    raise GateRefused(f"a release gate no longer passes: {differences}", hint=failed[0].fix)
 
 
 def _stages(run_path: Path, fingerprints: dict[str, str]) -> Iterator[Finding]:
-    """One row a stage: its outputs by hash, and whether it is still the result that was released."""
+    """One row per stage: its outputs by hash, and whether it is still the result that was released."""
     for stage in rundir_directory.MADE_FROM:
         record = rundir_directory.RunDir(run_path).record(stage)
-        fix = f"restore it, or make it again with --redo {stage}"
+        fix = f"restore it, or redo it with --redo {stage}"
         if record is None:
             yield Finding(f"stage {stage}", "not done", "done", "fails", fix)
             continue
         if stage in fingerprints and record.fingerprint != fingerprints[stage]:
             needed = f"the result that was released ({fingerprints[stage][:12]}…)"
-            yield Finding(f"stage {stage}", f"another result ({record.fingerprint[:12]}…)", needed, "fails", fix)
+            yield Finding(f"stage {stage}", f"a different result ({record.fingerprint[:12]}…)", needed, "fails", fix)
             continue
         wrong = [
             f"{name} {fault}"
@@ -104,26 +104,27 @@ def _sources(run_path: Path, record: dict[str, Any], passed: dict[str, Any]) -> 
         yield Finding("CSV", f"{csv_path} is gone", needed, "warning", "its rows are in prepare/")
     else:
         same = files.sha256_of(csv_path) == record["csv"]["sha256"]
-        fix = "restore the file; a run on the new one: --set name=NEW"
-        yield _row("CSV", [] if same else [f"{csv_path} was edited"], "as it was read", fix)
+        fix = "restore the file, or start a run on the new one with --set name=NEW"
+        yield _row("CSV", [] if same else [f"{csv_path} was edited"], "unchanged", fix)
 
 
 def _base(recorded: dict[str, Any], cache_dir: Path) -> Iterator[Finding]:
-    """The base's files, read byte by byte: a cache is never verified by those who fill it."""
+    """The base's files, read byte by byte: what fills a cache does not verify it."""
     folder = Path(recorded["dir"])
     folder = folder if folder.is_dir() else cache_dir / folder.name
     if not folder.is_dir():
-        yield Finding("base model", f"{recorded['dir']} is gone", "its files, to compare", "warning", "fetch it again")
+        needed, fix = "its files, to compare", "download it again"
+        yield Finding("base model", f"{recorded['dir']} is gone", needed, "warning", fix)
         return
     found = passport.base_files(folder, recorded["files"], read=True)
     wanted = {name: entry["sha256"] for name, entry in recorded["files"].items()}
     wrong = [
-        f"{name} {'is gone' if name not in found else 'has another hash'}"
+        f"{name} {'is gone' if name not in found else 'has a different hash'}"
         for name, sha256 in wanted.items()
         if name not in found or found[name]["sha256"] != sha256
     ]
     yield _row(
-        "base model", wrong, f"{len(wanted)} files as recorded", "fetch the base again, at the recorded revision"
+        "base model", wrong, f"{len(wanted)} files as recorded", "download the base again at the recorded revision"
     )
 
 
@@ -134,20 +135,20 @@ def _packages(recorded: dict[str, str]) -> Finding:
         for name, version in recorded.items()
         if here.get(name) != version
     ]
-    found = f"{len(recorded)} as they were" if not other else "; ".join(other[:_NAMED])
+    found = f"{len(recorded)} unchanged" if not other else "; ".join(other[:_NAMED])
     more = f" and {len(other) - _NAMED} more" if len(other) > _NAMED else ""
-    fix = "a run made anew may differ in rounding" if other else ""
+    fix = "a new run may differ in rounding" if other else ""
     return Finding("packages", found + more, "", "warning" if other else "ok", fix)
 
 
 def _gates(run_path: Path, record: dict[str, Any], recipe: Recipe) -> Iterator[Gate]:
-    """Those that can be asked of files are; the others as hub.json has them."""
+    """Those that can be checked from files are; the others are as recorded in hub.json."""
     publish, base = recipe.publish, record["base"]
     again = gates.recorded(
         run_path, min_stop_rate=publish.min_stop_rate, require_improvement=publish.require_improvement
     )
     if packages.can_train():
-        again += _stops(run_path)  # in place of what was recorded
+        again += _stops(run_path)  # in place of the recorded one
     release = run_path / "publish" / "release"
     again += gates.of_files(
         release, run_path, public_id=base["public_id"], revision=base["revision"], dataset=publish.dataset
@@ -167,7 +168,7 @@ def _gates(run_path: Path, record: dict[str, Any], recipe: Recipe) -> Iterator[G
 
 
 def _stops(run_path: Path) -> list[Gate]:
-    """The train rows encoded and collated once more, with the tokenizer that training left."""
+    """The train rows encoded and collated again, with the tokenizer that training saved."""
     from appliance.prompt import batch as prompt_batch
 
     trained = next(path for name in ("adapter", "model") if (path := run_path / "train" / name).is_dir())
@@ -187,7 +188,7 @@ def _stops(run_path: Path) -> list[Gate]:
 def _finding(gate: Gate, overridden: set[str]) -> Finding:
     verdict: Any = "ok" if gate.passed else "warning" if gate.name in overridden else "fails"
     seen, bound = (v if isinstance(v, str) else f"{v:.4g}" for v in (gate.measured, gate.bound))
-    fix = "" if gate.passed else gate.meaning + ("; released at its maker's word" if verdict == "warning" else "")
+    fix = "" if gate.passed else gate.meaning + ("; released by decision of its author" if verdict == "warning" else "")
     return Finding(f"gate {gate.name}", seen, bound, verdict, fix)
 
 
@@ -202,14 +203,14 @@ def _fault(path: Path, output: dict[str, Any]) -> str:
     if not path.is_file():
         return "is gone"
     if path.stat().st_size != output.get("size", path.stat().st_size):
-        return "has another size"
-    return "" if files.sha256_of(path) == output["sha256"] else "has another hash"
+        return "has a different size"
+    return "" if files.sha256_of(path) == output["sha256"] else "has a different hash"
 
 
 def _json(path: Path) -> Any:
-    """Raises RunDirError: not there, or damaged."""
+    """Raises RunDirError: missing or damaged."""
     try:
         return files.read_json(path)
     except (FileNotFoundError, ValueError) as error:
-        reason = "is not there" if isinstance(error, FileNotFoundError) else f"is damaged: {error}"
-        raise RunDirError(f"{path} {reason}", hint="restore it, or make its stage anew with --redo") from error
+        reason = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged: {error}"
+        raise RunDirError(f"{path} {reason}", hint="restore it, or redo its stage with --redo") from error

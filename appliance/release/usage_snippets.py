@@ -1,4 +1,4 @@
-"""Copy-paste for those who use a release: transformers, vLLM, Ollama. Text only; knows no run."""
+"""Code to copy for users of a release: transformers, vLLM, Ollama. Text only; knows no run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _CODE = "```"
 
 
 def with_transformers(repo: str, max_new_tokens: int) -> str:
-    """The merged model, asked through its own chat template."""
+    """The merged model, prompted with its own chat template."""
     return f"""{_CODE}python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -37,7 +37,7 @@ model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids({json.dum
 
 
 def with_vllm(repo: str) -> str:
-    """A server; it applies the chat template of the release."""
+    """A server that applies the chat template of the release."""
     return f"""{_CODE}shell
 vllm serve {repo}
 curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\
@@ -46,9 +46,9 @@ curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\
 
 
 def with_ollama(repo: str, prompt: str, mark: str, stop: Sequence[str]) -> str:
-    """A Modelfile. `prompt`: a rendered one with `mark` for the question.
+    """A Modelfile. `prompt`: a rendered prompt with `mark` in place of the question.
 
-    Ollama's templates cannot look into a message: this one writes the prompt of rows without input.
+    Ollama's templates cannot inspect a message: this one writes the prompt of rows without input.
     """
     before, after = prompt.split(mark)
     stops = "\n".join(f'PARAMETER stop "{_escaped(text)}"' for text in stop)

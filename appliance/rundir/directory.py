@@ -1,7 +1,7 @@
 """The run directory: its layout, atomic writes, the ledger of finished stages, the lock.
 
-A stage is done when its `stage.json` exists, written last: what the result depends on (`inputs`, dotted key -> value),
-their hash, and every output with size and sha256. Knows what a stage is called, not what it does.
+A stage is done when its `stage.json` exists, which is written last: what the result depends on (`inputs`, dotted key ->
+value), the hash of that, and every output with size and sha256. Knows the names of the stages, not what they do.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from appliance.process import files
 from appliance.process.files import fsync_all, read_json, remove, write_json
 
 STAGES = ("check", "prepare", "rehearse", "train", "evaluate", "merge", "publish")
-MADE_FROM = tuple(stage for stage in STAGES if stage != "rehearse")  # what a release is the result of
-CHECKPOINTS_KEPT = 3  # the newest, the one to fall back on where it is damaged, and the best of each
+MADE_FROM = tuple(stage for stage in STAGES if stage != "rehearse")  # the stages that a release results from
+CHECKPOINTS_KEPT = 3  # the newest, the one to fall back on if it is damaged, and the best of each
 Inputs = Mapping[str, Any]  # dotted name of a recipe field or file -> its value or hash; JSON
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What stage.json says of a finished stage. Sizes in bytes."""
+    """What stage.json says about a finished stage. Sizes in bytes."""
 
     fingerprint: str
     inputs: dict[str, Any]
@@ -40,25 +40,25 @@ class StageRecord:
 
 
 def _give(runs_dir: Path) -> str:
-    """How the runs directory becomes this user's. The host's folder is named by what compose.yaml says of it."""
+    """How to make this user the owner of the runs directory; in a container, named as compose.yaml names it."""
     owner, host_dir = f"{os.getuid()}:{os.getgid()}", os.environ.get("APPLIANCE_HOST_RUNS_DIR")
     if host_dir:
         return (
-            f"on the host: sudo chown -R {owner} {host_dir}, or put the owner's uid and gid into .env as APP_UID and "
-            "APP_GID (both 0 under rootless Docker and Podman)"
+            f"on the host: sudo chown -R {owner} {host_dir}, or set APP_UID and APP_GID in .env to the owner's uid and "
+            "gid (both 0 under rootless Docker and Podman)"
         )
     return f"give the folder to this user: sudo chown -R {owner} {runs_dir}, or choose another with --runs-dir"
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """`runs/<name>/`. Everything in it is readable by its owner only."""
+    """`runs/<name>/`. Only its owner can read it."""
 
     path: Path
     _started: dict[str, float] = field(default_factory=dict)
 
     def create(self) -> None:
-        """Makes the folder, mode 0700. Raises EnvironmentUnavailable where that is not permitted."""
+        """Makes the folder, mode 0700. Raises EnvironmentUnavailable if that is not permitted."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.path.chmod(0o700)
@@ -73,7 +73,7 @@ class RunDir:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the directory for this process. The kernel drops the lock even after kill -9.
+        """Locks the directory for this process. The kernel releases the lock even after kill -9.
 
         Raises RunDirError: another process holds it.
         """
@@ -84,7 +84,7 @@ class RunDir:
                 handle.seek(0)
                 raise RunDirError(
                     f"{self.path} is in use by process {handle.read().strip() or 'unknown'}",
-                    hint="wait for it to end, or start another run with --set name=NEW",
+                    hint="wait until it ends, or start another run with --set name=NEW",
                 ) from error
             handle.truncate(0)
             handle.write(str(os.getpid()))
@@ -92,7 +92,7 @@ class RunDir:
             yield
 
     def record(self, stage: str) -> StageRecord | None:
-        """The stage's record, or None when it is not done. Raises RunDirError: stage.json is not readable."""
+        """The stage's record, or None if it is not done. Raises RunDirError: stage.json cannot be read."""
         path = self.stage_dir(stage) / "stage.json"
         if not path.is_file():
             return None
@@ -102,11 +102,11 @@ class RunDir:
             raise RunDirError(f"{path} is damaged: {error}", hint=f"redo the stage with --redo {stage}") from error
 
     def has_begun(self, stage: str) -> bool:
-        """Whether the stage is done, or was stopped in the middle."""
+        """Whether the stage is done or was stopped part way."""
         return any((self.stage_dir(stage) / name).is_file() for name in ("stage.json", "started.json"))
 
     def is_done(self, stage: str, inputs: Inputs) -> bool:
-        """Whether the stage is done with exactly these inputs and all of its outputs are still there.
+        """Whether the stage is done with exactly these inputs, and all of its outputs are still there.
 
         Raises RunDirError (exit 8): done with other inputs, or an output was changed or removed since.
         """
@@ -123,12 +123,12 @@ class RunDir:
                 seen = "is gone" if size is None else f"has {size} bytes"
                 raise RunDirError(
                     f"{path} {seen}; the finished stage `{stage}` left {output['size']} bytes",
-                    hint=f"make it again with --redo {stage}",
+                    hint=f"redo the stage with --redo {stage}",
                 )
         return True
 
     def begin(self, stage: str, inputs: Inputs, *, keep: Sequence[str] = ()) -> Path:
-        """Makes the stage's folder ready: leftovers of a killed run go, except those named in `keep`."""
+        """Prepares the stage's folder: removes what a killed run left, except what is named in `keep`."""
         folder = self.stage_dir(stage)
         folder.mkdir(exist_ok=True)
         for path in folder.iterdir():
@@ -156,27 +156,25 @@ class RunDir:
         return record
 
     def set_aside(self, stages: Sequence[str]) -> None:
-        """Moves the stages' folders to `<stage>.old`; each is removed when its new result is done."""
+        """Moves the stages' folders to `<stage>.old`; each is removed once its new result is done."""
         for stage in stages:
             folder, old = self.stage_dir(stage), self.path / f"{stage}.old"
             if folder.exists():
                 if old.exists() and not (folder / "stage.json").is_file():
-                    remove(folder)  # an unfinished redo: what counts is the finished result set aside before
+                    remove(folder)  # an unfinished redo: keep the finished result that was set aside before it
                 else:
                     remove(old)
                     folder.rename(old)
 
     def drop_old(self, stage: str) -> None:
-        """Removes what was set aside of a stage that is done: a kill may have come before that."""
+        """Removes the old result of a stage that is done: a kill may have prevented that."""
         remove(self.path / f"{stage}.old")
 
     @property
     def redo_under_way(self) -> tuple[str, str] | None:
-        """The stage that is being made anew, and the fingerprint of what from; None where none was stopped half way."""
+        """The stage being redone and the fingerprint of its inputs; None if no redo was interrupted."""
         path = self.path / "redo.json"
-        with suppress(
-            OSError, ValueError, TypeError, KeyError
-        ):  # a damaged one is as good as none: the redo begins again
+        with suppress(OSError, ValueError, TypeError, KeyError):  # a damaged file counts as none: the redo starts again
             found = read_json(path)
             return str(found["stage"]), str(found["fingerprint"])
         return None
@@ -188,13 +186,15 @@ class RunDir:
         (self.path / "redo.json").unlink(missing_ok=True)
 
     def _refuse_other_start(self, stage: str, inputs: Inputs) -> None:
-        """Checkpoints of another recipe must not be continued, and hours of training not be thrown away."""
+        """Checkpoints of another recipe must not be continued, nor hours of training thrown away."""
         started = self.stage_dir(stage) / "started.json"
         if started.is_file() and (self.stage_dir(stage) / "checkpoints").is_dir():
             try:
                 before = json.loads(started.read_text(encoding="utf-8"))
             except ValueError as error:
-                raise RunDirError(f"{started} is damaged: {error}", hint=f"redo with --redo {stage}") from error
+                raise RunDirError(
+                    f"{started} is damaged: {error}", hint=f"redo the stage with --redo {stage}"
+                ) from error
             if fingerprint(before) != fingerprint(inputs):
                 raise self._changed(stage, before, inputs)
 
@@ -203,12 +203,12 @@ class RunDir:
         lines = [f"{key}: was {_short(before.get(key))}, is {_short(now.get(key))}" for key in keys]
         return RunDirError(
             f"{self.path}: `{stage}` ran with other inputs:\n  " + "\n  ".join(lines),
-            hint=f"start a new run with --set name=NEW, or redo `{stage}` and all after it with --redo {stage}",
+            hint=f"start a new run with --set name=NEW, or redo `{stage}` and every stage after it with --redo {stage}",
         )
 
 
 def overview(runs_dir: Path) -> list[dict[str, str]]:
-    """Every run below `runs_dir`: its name, and per stage done, stopped, damaged or nothing."""
+    """Every run in `runs_dir`: its name, and for each stage "done", "stopped", "damaged" or ""."""
     runs = []
     for path in sorted(runs_dir.glob("*/recipe.yaml")):
         run_dir = RunDir(path.parent)
@@ -219,7 +219,7 @@ def overview(runs_dir: Path) -> list[dict[str, str]]:
 def _state(run_dir: RunDir, stage: str) -> str:
     try:
         return "done" if run_dir.record(stage) else "stopped" if run_dir.has_begun(stage) else ""
-    except RunDirError:  # one damaged run does not hide the others
+    except RunDirError:  # one damaged run must not hide the others
         return "damaged"
 
 

@@ -1,4 +1,4 @@
-"""Finding runs, and what of a run a user will look for."""
+"""Finding runs, and the files in a run that a user will look for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from appliance.rundir.directory import RunDir
 
 
 def whereabouts(run_dir: RunDir) -> list[tuple[str, Path]]:
-    """(what, where) of everything a user will look for, as far as it exists."""
+    """(what, where) of everything that a user will look for and that exists."""
     names = {
         "release": "publish/release",
         "merged model": "merge/model",
@@ -27,7 +27,7 @@ def whereabouts(run_dir: RunDir) -> list[tuple[str, Path]]:
 
 
 def shown_path(path: Path, runs_dir: Path) -> Path:
-    """`path` as the user knows it: in a container APPLIANCE_HOST_RUNS_DIR names the folder that is mounted there."""
+    """`path` as the user knows it: in a container, APPLIANCE_HOST_RUNS_DIR is the host folder mounted there."""
     host_dir = os.environ.get("APPLIANCE_HOST_RUNS_DIR")
     if host_dir and path.is_relative_to(runs_dir):
         return Path(host_dir) / path.relative_to(runs_dir)
@@ -35,14 +35,14 @@ def shown_path(path: Path, runs_dir: Path) -> Path:
 
 
 def require_run(run_path: Path) -> None:
-    """Raises RunDirError: there is no run in this folder."""
+    """Raises RunDirError if there is no run in this folder."""
     if not (run_path / "recipe.yaml").is_file():
         hint = "`appliance check RECIPE` or `appliance run RECIPE` starts a run; `appliance status` lists them"
         raise RunDirError(f"{run_path} is not a run directory", hint=hint)
 
 
 def newest_run(runs_dir: Path) -> Path:
-    """The run that was begun or changed last. Raises RunDirError: there is none."""
+    """The run that was started or changed last. Raises RunDirError if there is none."""
     found = [path for path in runs_dir.glob("*/recipe.yaml") if path.is_file()]
     if not found:
         raise RunDirError(f"no runs in {runs_dir}", hint="`appliance demo` or `appliance run RECIPE` starts one")

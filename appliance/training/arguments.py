@@ -38,18 +38,18 @@ def trainer_arguments(
         optim=master_weights.trainer_optimizer(method, train.optimizer, on_cuda=on_cuda),
         seed=train.seed,
         report_to=train.report_to,
-        # evaluation and checkpoints: eval_every is the only knob, the rest follows from it
+        # evaluation and checkpoints: everything follows from eval_every
         eval_strategy="steps",
         eval_steps=eval_every,
-        eval_on_start=True,  # the longest val row first: memory that is too small shows before the first step
+        eval_on_start=True,  # the longest val row first: too little memory shows before the first step
         save_strategy="steps",
         save_steps=eval_every,
-        save_total_limit=None,  # checkpoints.rotate keeps the best by its step, wherever the run directory is
+        save_total_limit=None,  # checkpoints.rotate finds the best by its step, wherever the run directory is
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         load_best_model_at_end=False,  # the best adapter is copied from its checkpoint, byte for byte
         restore_callback_states_from_checkpoint=True,  # else the patience counter restarts at zero
-        # rows arrive encoded, in our order, padded by our collator
+        # rows arrive encoded and in our order; our collator pads them
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
         packing=False,
@@ -60,7 +60,7 @@ def trainer_arguments(
         bf16=dtype == "bfloat16" and (on_cuda or master_weights.has_masters(method, dtype)),
         fp16=on_cuda and dtype == "float16",
         gradient_checkpointing=gradient_checkpointing,
-        # output is ours
+        # we write the output
         logging_steps=1,
         logging_nan_inf_filter=False,  # else a NaN is logged as the average of the losses before it
         disable_tqdm=True,

@@ -14,7 +14,7 @@ from appliance.process import console, signals
 
 
 class FinishWithEvaluation(TrainerCallback):  # type: ignore[misc]
-    """The last step is evaluated and saved as well, whatever eval_every says."""
+    """Evaluates and saves the last step too, whatever eval_every is."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         if state.global_step >= state.max_steps:
@@ -24,7 +24,7 @@ class FinishWithEvaluation(TrainerCallback):  # type: ignore[misc]
 class StopOnSignal(TrainerCallback):  # type: ignore[misc]
     """First SIGINT, SIGTERM or SIGHUP: finish the step, save, stop. A second one ends the process at once.
 
-    One that is ignored (nohup ignores SIGHUP) stays ignored.
+    A signal that is already ignored (nohup ignores SIGHUP) stays ignored.
     """
 
     def __init__(self) -> None:
@@ -44,15 +44,15 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
     def _remember(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if self.signal_number is not None:
             os._exit(128 + number)  # a container's first process would ignore a signal's default action
-        self.signal_number = number  # and no more: what is raised here is raised in the middle of anything
+        self.signal_number = number  # nothing else: an exception raised here could surface anywhere
 
     def came(self) -> bool:
-        """Whether there was a signal, which is said once. Who closed the terminal still gets the checkpoint."""
+        """Whether there was a signal; prints that once. The checkpoint is saved even if the terminal was closed."""
         if self.signal_number is not None and not self._said:
             self._said = True
             name = signal.Signals(self.signal_number).name
-            with suppress(OSError, SystemExit):  # rich exits where a pipe is broken
-                console.say(f"{name}: stopping after this step (once more: at once)", style="yellow")
+            with suppress(OSError, SystemExit):  # rich exits if a pipe is broken
+                console.say(f"{name}: stopping after this step (send it again to stop at once)", style="yellow")
         return self.signal_number is not None
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002

@@ -1,7 +1,7 @@
-"""Checkpoints: complete or absent, known by their hashes, tied to what they were trained from.
+"""Checkpoints: complete or absent, verified by hashes, tied to what they were trained from.
 
-One is written into `.saving`, where nobody looks for a checkpoint, and renamed when all of it is on disk. Its last
-file, complete.json, names every other file with its hash, and what the training depends on. Knows no stage.
+A checkpoint is written to `.saving`, where nothing looks for one, and renamed once all of it is on disk. Its last file,
+complete.json, lists every other file with its hash, and what the training depends on. Knows no stage.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from appliance.rundir import directory as rundir_directory
 from appliance.training import validation
 
 MANIFEST = "complete.json"
-BEGIN_ANEW = "begin the training anew with --redo train"
+START_OVER = "train from the beginning with --redo train"
 _SAVING, _REMOVING = ".saving", ".removing"
 
 
@@ -39,14 +39,14 @@ class Manifest:
 
     files: dict[str, str]
     inputs: dict[str, Any]
-    evaluation_due: bool  # a signal came in the middle of this step's evaluation
+    evaluation_due: bool  # a signal interrupted this step's evaluation
 
 
 def newest(checkpoints_dir: Path, inputs: Mapping[str, Any]) -> Path | None:
-    """Where training goes on: the newest valid checkpoint, or None where none was ever written.
+    """Where training continues: the newest valid checkpoint, or None if none was ever written.
 
-    An invalid one is named and passed over; it stays until training has written another. Raises RunDirError: there are
-    checkpoints and none is valid, or the newest is of other inputs. TrainingFailed: the best one is damaged.
+    Invalid ones are named and skipped; they stay until training has written another. Raises RunDirError: there are
+    checkpoints but none is valid, or the newest has other inputs. TrainingFailed: the best one is damaged.
     """
     _end_replacing(checkpoints_dir)
     for leftover in (checkpoints_dir / _SAVING, checkpoints_dir / _REMOVING):
@@ -55,18 +55,18 @@ def newest(checkpoints_dir: Path, inputs: Mapping[str, Any]) -> Path | None:
     for path in found:
         fault = fault_of(path)
         if fault is not None:
-            console.say(f"passing over {path.name}: {fault}", style="yellow")
+            console.say(f"skipping {path.name}: {fault}", style="yellow")
             continue
         _refuse_other_inputs(path, inputs)
         _refuse_damaged_best(path)
         return path
     if found:
-        raise RunDirError(f"{checkpoints_dir}: none of the {len(found)} checkpoints is valid", hint=BEGIN_ANEW)
+        raise RunDirError(f"{checkpoints_dir}: none of the {len(found)} checkpoints is valid", hint=START_OVER)
     return None
 
 
 def fault_of(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, by the hashes of its manifest; None when it is as it was saved."""
+    """What is wrong with a checkpoint, by the hashes in its manifest; None if it is as it was saved."""
     try:
         expected = manifest_of(checkpoint).files
         present = {str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if not path.is_dir()}
@@ -86,7 +86,7 @@ def fault_of(checkpoint: Path) -> str | None:
 
 
 def manifest_of(checkpoint: Path) -> Manifest:
-    """Raises OSError, ValueError or TypeError where it is not there or not one."""
+    """Raises OSError, ValueError or TypeError if it is missing or not a manifest."""
     return Manifest(**process_files.read_json(checkpoint / MANIFEST))
 
 
@@ -96,7 +96,7 @@ def state_of(checkpoint: Path) -> TrainerState:
 
 
 def is_finished(checkpoint: Path, patience: int) -> bool:
-    """Whether training had ended with this checkpoint: a Trainer that resumes there would go a step too far."""
+    """Whether training ended with this checkpoint: a Trainer that resumed there would take one step too many."""
     state = state_of(checkpoint)
     stopping = state.stateful_callbacks.get("EarlyStoppingCallback", {}).get("attributes", {})
     waited = stopping.get("early_stopping_patience_counter", 0)
@@ -148,10 +148,10 @@ def inputs_of(
 def written(
     checkpoint: Path, *, at_least_bytes: int, inputs: Mapping[str, Any], evaluation_due: bool = False
 ) -> Iterator[Path]:
-    """Yields a folder in which a folder of the checkpoint's name is to be filled; after the block it is `checkpoint`.
+    """Yields a folder; the block writes a folder of the checkpoint's name into it, which then becomes `checkpoint`.
 
-    One that is there already (damaged, or its evaluation was due) is replaced: at any moment the old or the new stands.
-    Raises EnvironmentUnavailable: the disk is too full. The checkpoints before it are as they were.
+    An existing one (damaged, or saved without its evaluation) is replaced: at any moment the old or the new one exists.
+    Raises EnvironmentUnavailable: the disk is too full. Earlier checkpoints are untouched.
     """
     _end_replacing(checkpoint.parent)
     saving = checkpoint.parent / _SAVING
@@ -179,10 +179,10 @@ def written(
 
 
 def rotate(newest: Path, best_step: int | None) -> None:
-    """Keeps the newest, the one to fall back on, and the best of both; `directory.CHECKPOINTS_KEPT` in all.
+    """Keeps the newest, the one to fall back on, and the best of each; `directory.CHECKPOINTS_KEPT` in all.
 
-    These are three at most: the newest is the best itself, or its best is that of the one before it. What is left of
-    the number goes to the latest before them. Later ones than the newest are those that were passed over: none is kept.
+    These are three at most: the newest is itself the best, or shares its best with the one before it. If they are
+    fewer, the latest others fill the number. Those later than the newest were skipped on resume: none is kept.
     """
     found = _by_step(newest.parent)
     earlier = [path for path in found if step_of(path) < step_of(newest)]
@@ -213,7 +213,7 @@ def room_for(path: Path, needed: int) -> Iterator[None]:
 
 
 def append_line(path: Path, line: Mapping[str, Any]) -> None:
-    """One more line of JSON at the end of a file. Raises EnvironmentUnavailable: the disk is full."""
+    """Appends a line of JSON to a file. Raises EnvironmentUnavailable: the disk is full."""
     text = json.dumps(line) + "\n"
     with room_for(path, len(text)), path.open("a", encoding="utf-8") as handle:
         handle.write(text)
@@ -230,7 +230,7 @@ def _by_step(checkpoints_dir: Path) -> list[Path]:
 
 
 def _best_step_of(checkpoint: Path) -> int | None:
-    """The step of the checkpoint without which this one is not continued; None where its state cannot be read."""
+    """The step of the best checkpoint, which continuing from this one needs; None if its state cannot be read."""
     try:
         return state_of(checkpoint).best_global_step or step_of(checkpoint)  # nothing was evaluated before it
     except (OSError, ValueError, TypeError, AttributeError):
@@ -244,27 +244,27 @@ def _refuse_other_inputs(checkpoint: Path, inputs: Mapping[str, Any]) -> None:
     if keys:
         lines = [f"{key}: was {before.get(key)}, is {now.get(key)}" for key in keys]
         raise RunDirError(
-            f"{checkpoint} cannot be continued, it was trained with other inputs:\n  " + "\n  ".join(lines),
-            hint=f"put them back as they were, or {BEGIN_ANEW}, or start a new run with --set name=NEW",
+            f"{checkpoint} cannot be continued: it was trained with other inputs:\n  " + "\n  ".join(lines),
+            hint=f"restore them, or {START_OVER}, or start a new run with --set name=NEW",
         )
 
 
 def _refuse_damaged_best(checkpoint: Path) -> None:
-    """Before hours are spent on what could not be kept in the end."""
+    """Before hours are spent on a training whose best weights could not be kept."""
     best_step = state_of(checkpoint).best_global_step
     best = checkpoint.with_name(f"checkpoint-{best_step}")
     fault = fault_of(best) if best_step and best != checkpoint else None
     if fault is not None:
-        raise TrainingFailed(f"{best}, the best so far, is lost: {fault}", hint=BEGIN_ANEW)
+        raise TrainingFailed(f"{best}, the best so far, is damaged: {fault}", hint=START_OVER)
 
 
 def _aside(checkpoint: Path) -> Path:
-    """Where one stands while another takes its place."""
+    """Where a checkpoint is kept while another replaces it."""
     return checkpoint.with_name(f".{checkpoint.name}")
 
 
 def _end_replacing(checkpoints_dir: Path) -> None:
-    """Puts back what was set aside, where nothing has taken its place; away with it where something has."""
+    """Restores a checkpoint that was set aside if nothing replaced it; otherwise removes it."""
     for aside in checkpoints_dir.glob(".checkpoint-*"):
         checkpoint = aside.with_name(aside.name[1:])
         if checkpoint.exists():
@@ -274,7 +274,7 @@ def _end_replacing(checkpoints_dir: Path) -> None:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Out of sight first: a kill in the middle must not leave half of it under its name."""
+    """Renames it first: a kill in the middle must not leave half of it under its name."""
     if checkpoint.exists():
         removing = checkpoint.parent / _REMOVING
         shutil.rmtree(removing, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""How the rows of a step are cut into micro batches, and into smaller ones where memory ran out.
+"""How the rows of a step are split into micro batches, and into smaller ones when memory runs out.
 
-The rows of a step and the weight of each token in it stay the same: what changes is how many are computed at once.
+The rows of a step and the weight of each token in it stay the same; only the number computed at once changes.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ class AtWork:
 
 
 class OutOfMemory(Exception):
-    """In the step after `step`."""
+    """Memory ran out in the step after `step`."""
 
-    def __init__(self, at_work: AtWork, step: int, said: str) -> None:
-        super().__init__(said)
+    def __init__(self, at_work: AtWork, step: int, message: str) -> None:
+        super().__init__(message)
         self.at_work, self.step = at_work, step
 
 
 @dataclass(frozen=True)
 class BatchSize:
-    """`asked`: the recipe's micro batch. The notes: each time that memory ran out, for people."""
+    """`asked`: the recipe's micro batch. `notes`, `evaluation_notes`: each time memory ran out, in words."""
 
     asked: int
     micro_batch_size: int
@@ -51,8 +51,9 @@ class BatchSize:
         return self.micro_batch_size * self.gradient_accumulation_steps
 
     def after(self, error: OutOfMemory, device: Device, stage_dir: Path) -> BatchSize:
-        """Half the micro batch, said and recorded. Raises EnvironmentUnavailable: one row is too much already, or
-        the disk is full.
+        """Halves the micro batch, prints and records that.
+
+        Raises EnvironmentUnavailable: even one row is too much, or the disk is full.
         """
         work = error.at_work
         rows = f"{work.rows} row{'s' if work.rows > 1 else ''} of up to {work.tokens} tokens"
@@ -66,14 +67,14 @@ class BatchSize:
         smaller = self.halved(f"{where}: {error}")
         factors = ("micro_batch_size", "gradient_accumulation_steps")
         now = {name: getattr(smaller, name) for name in factors}
-        console.say(f"{where}: out of memory; going on with {console.pairs(now)}", style="yellow")
+        console.say(f"{where}: out of memory; continuing with {console.pairs(now)}", style="yellow")
         smaller.remember(stage_dir / "checkpoints")
         line = {"step": error.step, "out_of_memory": smaller.notes[-1], **now}
         checkpoints.append_line(stage_dir / "metrics.jsonl", line)
         return smaller
 
     def halved(self, note: str) -> BatchSize:
-        """The largest micro batch of at most half the rows that divides a step."""
+        """With the largest micro batch that has at most half the rows and divides a step evenly."""
         sizes = range(self.micro_batch_size // 2, 0, -1)
         smaller = next(size for size in sizes if self.effective % size == 0)
         return replace(
@@ -84,11 +85,11 @@ class BatchSize:
         )
 
     def evaluating(self, rows: int, note: str) -> BatchSize:
-        """An evaluation of more than `rows` did not fit; what is trained is cut as before."""
+        """With `rows` evaluated at once, because more did not fit; the micro batch of training stays the same."""
         return replace(self, evaluation_rows=rows, evaluation_notes=[*self.evaluation_notes, note])
 
     def remembered(self, folder: Path) -> BatchSize:
-        """What fitted when this run last ran out of memory, unless the recipe's factors are others by now."""
+        """What fitted when this run last ran out of memory, unless the recipe's batch has changed since."""
         path = folder / FILE
         if not path.is_file():
             return self

@@ -1,4 +1,4 @@
-"""Which rows, in which order. Pure functions of (seed, epoch, lengths): a resumed run gets equal batches."""
+"""Which rows, in which order. Pure functions of (seed, epoch, lengths): a resumed run gets the same batches."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-# Rows are drawn at random into pools of this many steps, and sorted by length inside a pool only: little padding, and
-# still a random composition of every step. The Trainer's LengthGroupedSampler pools 50 batches.
+# Rows are drawn at random into pools of this many steps and sorted by length only within a pool: little padding, yet
+# the rows of every step are still random. The Trainer's LengthGroupedSampler pools 50 batches.
 POOL_STEPS = 50
 
 
 def order(lengths: Sequence[int], *, rows_per_step: int, seed: int, epoch: int) -> list[int]:
     """Row indexes of one epoch, each exactly once; consecutive runs of `rows_per_step` are the optimizer steps.
 
-    Rows of a step have like lengths; inside a step they stand longest first, so that micro batches do too. The last,
-    smaller step holds what does not fill one. Independent of how a step is cut into micro batches.
+    Rows of a step have similar lengths, sorted longest first, so those of its micro batches are too. The last step may
+    be smaller. Independent of how a step is split into micro batches.
     """
     generator = np.random.Generator(np.random.PCG64([seed, epoch]))
     shuffled = generator.permutation(len(lengths))

@@ -1,4 +1,4 @@
-"""The training loop's moving parts: trl's SFTTrainer with our order, our val loss, our checkpoints, our metrics.
+"""The training loop: trl's SFTTrainer with our row order, val loss, checkpoints and metrics.
 
 Knows no stage and no recipe. Import it only after the engine: Unsloth rewrites trl when it is imported.
 """
@@ -28,11 +28,11 @@ from appliance.training.callbacks import StopOnSignal
 from appliance.training.micro_batch import AtWork, BatchSize
 
 EVALUATION_ROWS_PER_BATCH = 8
-# torch.amp.GradScaler begins at 2**16 and halves: if gradients overflow at scale 1 too, it is not the scale.
+# torch.amp.GradScaler starts at 2**16 and halves: if gradients still overflow at scale 1, the scale is not the cause.
 LOSS_SCALE_HALVINGS = 16
 LOOK_AT_ROWS = (
     "look at these rows with `appliance inspect`; otherwise lower train.learning_rate, or train in bfloat16 or float32 "
-    f"(model.dtype). The last good checkpoint is kept; after a change {checkpoints.BEGIN_ANEW}"
+    f"(model.dtype). The last good checkpoint is kept; after a change, {checkpoints.START_OVER}"
 )
 
 
@@ -51,7 +51,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward and backward pass. `loss` and `is_trained` (does any label count?) are scalars on the device."""
+    """One forward and backward pass. `loss` and `is_trained` (is any label trained?) are scalars on the device."""
 
     rows: Sequence[int]
     tokens: int  # real ones
@@ -65,11 +65,11 @@ class EvaluationStopped(Exception):
 
 
 class TrainingEnded(Exception):
-    """The evaluation that a signal had cut short was the last: no step follows."""
+    """The evaluation that a signal had interrupted was the last: no step follows."""
 
 
 class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer with our order of rows, a token-weighted val loss, and checkpoints that are complete or absent.
+    """SFTTrainer with our row order, a token-weighted val loss, and checkpoints that are complete or absent.
 
     Call `use` before `train`.
     """
@@ -85,10 +85,17 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
         stop: StopOnSignal,
         evaluation_due: bool,
     ) -> None:
-        """`inputs`: what a checkpoint depends on. `evaluation_due`: the checkpoint to resume from lacks its own.
+        """Hands over what the Trainer's constructor does not take.
 
-        `size`: where an evaluation takes fewer rows at once, that is remembered beside the checkpoints. Raises
-        EnvironmentUnavailable: a library let the trainer take several GPUs.
+        Args:
+            train_rows, val_rows: in the order of the two datasets.
+            rows_per_step: rows of one optimizer step, of all its micro batches.
+            size: if an evaluation has to use fewer rows at once, that is recorded beside the checkpoints.
+            inputs: what a checkpoint depends on.
+            stop: whether a signal asked training to stop.
+            evaluation_due: the checkpoint to resume from was saved without its evaluation.
+
+        Raises EnvironmentUnavailable: a library made the trainer use several GPUs.
         """
         one_gpu.refuse_several(self.args.n_gpu, self.model)
         self._train_rows, self._val_rows = train_rows, val_rows
@@ -98,13 +105,13 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
         self._evaluation_due = evaluation_due
         self._saving_dir: Path | None = None
         self._order: tuple[int, list[int]] = (-1, [])  # epoch, and its rows in order
-        self.passes: list[MicroBatch] = []  # of the step at work, or of the one that was just done
-        self._passes_of = -1  # the step that they belong to
+        self.passes: list[MicroBatch] = []  # of the current step, or of the one just finished
+        self._passes_of = -1  # the step they belong to
         self.at_work = AtWork("training", 0, 0)
         self._sampler = row_order.EpochSampler(train_rows.lengths, rows_per_step=rows_per_step, seed=self.args.seed)
 
     def rows_of_step(self, step: int) -> list[int]:
-        """The train rows, as indexes, of the step after `step` steps: those of all its micro batches, in order."""
+        """Indexes of the train rows in the step after `step` steps, over all its micro batches, in order."""
         steps = math.ceil(len(self._train_rows.lengths) / self._rows_per_step)
         epoch, step_of_epoch = divmod(step, steps)
         if self._order[0] != epoch:
@@ -120,10 +127,10 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
         return self._sampler
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The card is written by publish; trl would put one into every checkpoint."""
+        """Does nothing: publish writes the card; trl would put one into every checkpoint."""
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """One micro batch. What it gave is judged once a step, by `refuse_what_cannot_be_learnt`."""
+        """One micro batch. Its loss is checked once per step, by `refuse_what_cannot_be_learnt`."""
         one_gpu.refuse_several(self.args.n_gpu, model)
         step = self.state.global_step
         if self._passes_of != step:
@@ -139,17 +146,17 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
         return loss
 
     def refuse_what_cannot_be_learnt(self) -> None:
-        """Raises TrainingFailed before any weight is changed: a micro batch had nothing to learn, or no finite loss.
+        """Raises TrainingFailed before any weight changes: a micro batch had nothing to learn, or no finite loss.
 
-        Losses and flags of all micro batches come from the device at once: each look at it makes it wait.
+        Copies the losses and flags of all micro batches from the device at once: each copy makes it wait.
         """
         seen = torch.stack([torch.stack([one.loss.float(), one.is_trained.float()]) for one in self.passes]).tolist()
         for one, (loss, is_trained) in zip(self.passes, seen, strict=True):
             where = f"step {self._passes_of + 1}: {self._train_rows.name(one.rows)}"
             if not is_trained:
                 raise TrainingFailed(
-                    f"{where}: no token of them is trained",
-                    hint="see what is trained with `appliance inspect`; their answers may have been cut away",
+                    f"{where}: none of their tokens is trained",
+                    hint="see what is trained with `appliance inspect`; their answers may have been cut off",
                 )
             if not math.isfinite(loss):
                 raise TrainingFailed(f"{where}: the loss {loss} is not finite", hint=LOOK_AT_ROWS)
@@ -159,8 +166,8 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
     ) -> dict[str, float]:
         """Mean loss per trained token over all val rows, the longest first.
 
-        The Trainer's own is a mean of batch means: it moves with the batch size and the order of the rows. Raises
-        EvaluationStopped, TrainingFailed (val rows without a finite loss).
+        The Trainer's own is a mean of batch means: it changes with the batch size and the order of the rows. Raises
+        EvaluationStopped; TrainingFailed (val rows without a finite loss).
         """
         metrics = {f"{metric_key_prefix}_loss": self._mean_loss(eval_dataset or self.eval_dataset, ignore_keys)}
         self.log(metrics)
@@ -168,9 +175,9 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
         return metrics
 
     def _mean_loss(self, dataset: Any, ignore_keys: Any, *, longest_only: bool = False) -> float:
-        """Of all rows, or of one batch of the longest; of fewer rows at once wherever memory runs out."""
+        """Over all rows, or over one batch of the longest; with fewer rows at once if memory runs out."""
         by_length = sorted(range(len(dataset)), key=lambda i: -self._val_rows.lengths[i])
-        asked: list[Sequence[int]] = []  # the rows of every batch
+        asked: list[Sequence[int]] = []  # the rows of each batch
         seen: list[torch.Tensor] = []  # its mean loss and its trained tokens, still on the device
 
         def compute(indexes: Sequence[int]) -> None:
@@ -196,22 +203,22 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
         return float(sum(loss * count for loss, count in figures) / sum(count for _, count in figures))
 
     def _remember_what_fits(self) -> None:
-        """Each time that an evaluation was halved: a run that is stopped and resumed begins with what fitted."""
+        """Each time an evaluation batch was halved: a run that is stopped and resumed starts with what fitted."""
         if self._evaluation.notes:
             note = f"step {self.state.global_step}: {self._evaluation.notes.pop()}"
             self._size = self._size.evaluating(self._evaluation.rows, note)
             self._size.remember(Path(self.args.output_dir))
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
-        """`skip_scheduler`: the Trainer's name for the evaluation before the first step."""
+        """`skip_scheduler`: whether this is the evaluation before the first step, which is how the Trainer uses it."""
         if not skip_scheduler or self.state.global_step == 0:
             return dict(super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler))
-        if not self._evaluation_due:  # once more it would count against patience: only see whether memory is enough
+        if not self._evaluation_due:  # repeating it would count against patience: only check that memory is enough
             self._mean_loss(self.eval_dataset, ignore_keys_for_eval, longest_only=True)
             return {}
         metrics = dict(super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler))
         self._determine_best_metric(metrics, trial)
-        # what is saved again must hold the generators of then, which the Trainer restores only later
+        # the checkpoint saved again must hold that step's random state, which the Trainer restores only later
         self._load_rng_state(str(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"))
         self._evaluation_due = False
         self._save_checkpoint(self.model, trial)
@@ -222,7 +229,7 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         try:
             super()._maybe_log_save_evaluate(*args, **kwargs)
-        except EvaluationStopped:  # the step is kept; its evaluation is made up for on resume
+        except EvaluationStopped:  # the step is kept; it is evaluated on resume
             self._evaluation_due = True
             self._save_checkpoint(self.model, None)
             self.control.should_evaluate = self.control.should_save = False
@@ -241,7 +248,7 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
                 checkpoint, at_least_bytes=size, inputs=self._inputs, evaluation_due=self._evaluation_due
             ) as self._saving_dir:
                 super()._save_checkpoint(model, trial)
-                self.state.best_model_checkpoint = None  # a path of this machine; its step is what counts
+                self.state.best_model_checkpoint = None  # a path on this machine; only its step is used
                 self.state.save_to_json(str(self._saving_dir / checkpoint.name / "trainer_state.json"))
         finally:
             self._saving_dir = None
@@ -249,9 +256,9 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
 
 
 class Metrics(TrainerCallback):  # type: ignore[misc]
-    """One line per step to metrics.jsonl and the progress bar; refuses what is not finite.
+    """Writes one line per step to metrics.jsonl, updates the progress bar, refuses values that are not finite.
 
-    `scales_loss`: training in float16, where an overflowing gradient now and then is how the loss scale is found.
+    `scales_loss`: training in float16, where gradients overflow now and then while the loss scale is being found.
     """
 
     def __init__(self, path: Path, *, resume_step: int, scales_loss: bool = False) -> None:
@@ -287,7 +294,7 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
             self._val_loss = logs["eval_loss"]
         elif "loss" in logs:
             assert self.trainer
-            # Counted from our own rows: Unsloth's rewritten trainer logs no number of tokens.
+            # Counted from our own rows: Unsloth's rewritten trainer does not log the number of tokens.
             tokens = sum(one.tokens for one in self.trainer.passes)
             padded = sum(one.padded_tokens for one in self.trainer.passes)
             now = time.monotonic()
@@ -308,11 +315,11 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
                 self._bar.reach(step, note)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """One more line. Raises EnvironmentUnavailable: the disk is full."""
+        """Appends a line. Raises EnvironmentUnavailable: the disk is full."""
         checkpoints.append_line(self._path, line)
 
     def _finite(self, step: int, grad_norm: float) -> float | None:
-        """The norm; None where float16's loss scale is being found and the step was left out."""
+        """The norm; None if float16's loss scale is being found and the step was skipped."""
         if math.isfinite(grad_norm):
             self._overflows = 0
             return grad_norm

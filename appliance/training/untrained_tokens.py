@@ -1,7 +1,7 @@
-"""Tokens that the base never trained, found in the rows before the first step.
+"""Tokens that the base was never trained on, found in the rows before the first step.
 
-Their embeddings are still zero: the model does not see such a token, cannot be taught to write it while embeddings and
-head are frozen, and Unsloth refuses it from inside its trainer.
+Their embeddings are still zero: the model cannot see such a token, cannot learn to write it while embeddings and head
+are frozen, and Unsloth refuses it from inside its trainer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from appliance.errors import DataError
 if TYPE_CHECKING:
     import torch
 
-ZERO = 1e-16  # below it a number counts as zero: as Unsloth judges (unsloth_zoo, tokenizer_utils.fix_untrained_tokens)
+ZERO = 1e-16  # up to it a number counts as zero, as in Unsloth (unsloth_zoo, tokenizer_utils.fix_untrained_tokens)
 _NAMED_ROWS = 5
 _SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
@@ -23,8 +23,8 @@ _SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 def untrained(embeddings: torch.Tensor, head: torch.Tensor) -> set[int]:
     """Ids whose row of the embeddings (V, H) is zero, and whose row of the head (V, H) is zero or equals another's.
 
-    The second half because there are bases that leave a head's untrained rows at one common value (Llama 3.1). The
-    rule is Unsloth's, so that it has nothing left to refuse.
+    The head's condition is needed because some bases leave its untrained rows at one common value (Llama 3.1). The
+    rule is Unsloth's, so that it finds nothing left to refuse.
     """
     import torch
 
@@ -39,9 +39,9 @@ def untrained(embeddings: torch.Tensor, head: torch.Tensor) -> set[int]:
 
 
 def refuse(model: Any, tokenizer: Any, rows: Sequence[Any], lines: Sequence[int], path: Path) -> None:
-    """Raises DataError with the CSV lines and the token, if a row (an `Encoded`) holds an untrained one.
+    """Raises DataError with the CSV lines and the token if a row (an `Encoded`) contains an untrained one.
 
-    Nothing is refused when the embeddings are trained: after full fine-tuning the token has one.
+    Refuses nothing if the embeddings are trained: full fine-tuning teaches it.
     """
     embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     if embeddings.requires_grad:
@@ -55,8 +55,9 @@ def refuse(model: Any, tokenizer: Any, rows: Sequence[Any], lines: Sequence[int]
     more = f" and {len(found) - _NAMED_ROWS} more" if len(found) > _NAMED_ROWS else ""
     named = ", ".join(str(line) for line, _ in found[:_NAMED_ROWS]) + more
     raise DataError(
-        f"{path}: row{'s' if len(found) > 1 else ''} {named}: the base never trained the token "
-        f"{tokenizer.convert_ids_to_tokens(token)!r} (id {token}): its embedding is zero, and an adapter leaves it so",
+        f"{path}: row{'s' if len(found) > 1 else ''} {named}: the base was never trained on the token "
+        f"{tokenizer.convert_ids_to_tokens(token)!r} (id {token}): its embedding is zero, and an adapter cannot "
+        "change that",
         hint="write it differently in the CSV, choose the instruct version of the base, whose special tokens are "
         "trained, or use tuning.method=full",
     )

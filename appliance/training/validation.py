@@ -1,6 +1,6 @@
 """How often training is evaluated on val, and on which val rows, so that validation never outweighs training.
 
-Everything follows from the recipe and the prepared rows: a resumed training goes by the same schedule. No torch.
+Everything follows from the recipe and the prepared rows: a resumed training follows the same schedule. No torch.
 
 >>> from appliance.recipe.fields import TrainSection
 >>> schedule(TrainSection(), train_rows=16_000, val_rows=2_000)
@@ -23,23 +23,23 @@ from appliance.recipe.fields import TrainSection
 from appliance.rows import csv_file
 from appliance.rundir import results
 
-GROUPS_FILE = "val_groups.csv"  # which prepare writes: row,group
-EVALUATIONS = 20  # of a run, about, under auto: the best of so many is near enough to the best step
-FEW_EVALUATIONS = 10  # before there are fewer than these, fewer val rows are evaluated
+GROUPS_FILE = "val_groups.csv"  # written by prepare: row,group
+EVALUATIONS = 20  # per run, about, under auto: the best of that many is near enough to the best step
+FEW_EVALUATIONS = 10  # rather than going below it, fewer val rows are evaluated
 LEAST_INTERVAL_STEPS = 20  # under auto: each evaluation also writes a checkpoint
 MOST_SHARE = 0.15  # of the training's time, under auto
-WORTH_A_WARNING = 0.5  # of an interval that the recipe names: evaluation outweighs training
-# An evaluated row takes a forward pass, 2 N operations a token; a trained one a backward pass as well, 6 N in all
+WORTH_A_WARNING = 0.5  # of the training's time, with an interval from the recipe: evaluation outweighs training
+# An evaluated row takes a forward pass, 2 N operations per token; a trained one also a backward pass, 6 N in all
 # (N weights; Kaplan et al. 2020, "Scaling Laws for Neural Language Models", section 2.1).
 EVALUATION_COST = 1 / 3
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The evaluations of one training that runs to its end."""
+    """The evaluations of a training that runs to its end."""
 
     steps: int
-    trained_rows: int  # of all steps; a row counts in each epoch
+    trained_rows: int  # in all steps; a row counts once per epoch
     eval_every: int  # steps
     val_rows: int  # of one evaluation
     all_val_rows: int
@@ -51,13 +51,13 @@ class Schedule:
 
     @property
     def share(self) -> float:
-        """Of the training's time, 0-1; a val row is taken to be as long as a train row."""
+        """Share of the training's time, 0-1, if a val row is as long as a train row."""
         evaluated = self.evaluations * self.val_rows * EVALUATION_COST
         return evaluated / (self.trained_rows + evaluated)
 
 
 def schedule(train: TrainSection, train_rows: int, val_rows: int, *, used_val_rows: int | None = None) -> Schedule:
-    """`used_val_rows`: the size of the subset that `chosen` found; None: as large as it can be."""
+    """`used_val_rows`: the size of the subset that `chosen` found; None: as large as allowed."""
     steps, trained = _extent(train, train_rows)
     used = min(val_rows, most_val_rows(train, train_rows)) if used_val_rows is None else used_val_rows
     every = _interval(steps, trained, used) if train.eval_every == "auto" else train.eval_every
@@ -65,7 +65,7 @@ def schedule(train: TrainSection, train_rows: int, val_rows: int, *, used_val_ro
 
 
 def schedule_of(train: TrainSection, prepared: Mapping[str, Any], prepare_dir: Path) -> Schedule:
-    """The schedule of a training on prepared rows. `prepared`: prepare/summary.json."""
+    """The schedule of training on prepared rows. `prepared`: prepare/summary.json."""
     lines = chosen(train, prepared["train"], prepare_dir)
     used = prepared["val"] if lines is None else len(lines)
     return schedule(train, prepared["train"], prepared["val"], used_val_rows=used)
@@ -73,7 +73,7 @@ def schedule_of(train: TrainSection, prepared: Mapping[str, Any], prepare_dir: P
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a training is evaluated, as fit.json has it: evaluate computes the best val loss again on the same rows."""
+    """How training is evaluated, as recorded in fit.json: evaluate recomputes the best val loss on the same rows."""
 
     every: int  # steps
     rows: int
@@ -87,7 +87,7 @@ class Evaluation:
 
 
 def of_training(train: TrainSection, train_rows: int, prepare_dir: Path) -> Evaluation:
-    """Raises DataError: val.csv is not as prepare left it."""
+    """Raises DataError: val.csv is not as prepare wrote it."""
     count = sum(1 for _ in csv_file.iter_canonical(prepare_dir / "val.csv"))
     lines = chosen(train, train_rows, prepare_dir)
     planned = schedule(train, train_rows, count, used_val_rows=count if lines is None else len(lines))
@@ -95,9 +95,9 @@ def of_training(train: TrainSection, train_rows: int, prepare_dir: Path) -> Eval
 
 
 def chosen(train: TrainSection, train_rows: int, prepare_dir: Path) -> list[int] | None:
-    """Lines (of the user's CSV) of the val rows that training is evaluated on, rising; None: all of them.
+    """Lines (in the user's CSV) of the val rows that training is evaluated on, ascending; None: all of them.
 
-    Rows that were prepared by a version which wrote no val_groups.csv are all used, as that version did.
+    If the rows were prepared by a version that wrote no val_groups.csv, all are used, as that version did.
     """
     path = prepare_dir / GROUPS_FILE
     if not path.is_file():
@@ -108,11 +108,11 @@ def chosen(train: TrainSection, train_rows: int, prepare_dir: Path) -> list[int]
 
 
 def most_val_rows(train: TrainSection, train_rows: int) -> int:
-    """How many val rows are evaluated at most: `train.val_rows`, of which None means all.
+    """The most val rows that are evaluated: `train.val_rows`, of which None means all.
 
-    Under `eval_every: auto` fewer in a training that is short for its val rows (max_steps, one epoch): so many that
-    MOST_SHARE leaves room for FEW_EVALUATIONS, or for one every LEAST_INTERVAL_STEPS, beside the one before the first
-    step. Else it could neither stop early nor choose among steps.
+    Under `eval_every: auto`, fewer if training is short for its val rows (max_steps, one epoch): as many as let
+    FEW_EVALUATIONS, or one every LEAST_INTERVAL_STEPS, fit into MOST_SHARE besides the one before the first step.
+    Otherwise training could neither stop early nor choose among steps.
     """
     if train.val_rows is None:
         return sys.maxsize
@@ -124,10 +124,10 @@ def most_val_rows(train: TrainSection, train_rows: int) -> int:
 
 
 def whole_groups(groups: Mapping[int, str], most: int, seed: int) -> list[int]:
-    """Rows of randomly drawn groups, `most` in all at the most, rising; the smallest group if each is larger.
+    """Rows of randomly drawn groups, at most `most` in all, ascending; the smallest group if every group is larger.
 
-    `groups`: row -> group. Groups come in the order of a keyed hash and are taken while they fit: the order of the
-    rows plays no part.
+    `groups`: row -> group. Groups come in the order of a keyed hash and are taken if they fit: the order of the rows
+    does not matter.
     """
     sizes = Counter(groups.values())
     order = sorted(sizes, key=lambda group: blake2b(f"{seed}:val:{group}".encode(), digest_size=16).digest())
@@ -141,7 +141,7 @@ def whole_groups(groups: Mapping[int, str], most: int, seed: int) -> list[int]:
 
 
 def finding(planned: Schedule, train: TrainSection) -> Finding:
-    """What share of the training's time evaluation will take, as a row of a table."""
+    """The share of the training's time that evaluation will take, as a row of a table."""
     rows = f"{planned.val_rows}" + (f" of {planned.all_val_rows}" if planned.val_rows < planned.all_val_rows else "")
     when = f"every {planned.eval_every} steps" if planned.eval_every > 1 else "every step"
     if planned.eval_every >= planned.steps:
@@ -157,7 +157,7 @@ def finding(planned: Schedule, train: TrainSection) -> Finding:
 
 
 def _extent(train: TrainSection, train_rows: int) -> tuple[int, int]:
-    """Steps, and the rows of all of them. An epoch's last step has the rows that are left."""
+    """Steps, and the rows in all of them. The last step of an epoch has the remaining rows."""
     steps_per_epoch = ceil(train_rows / train.effective_batch_size)
     steps = ceil(steps_per_epoch * train.epochs)  # as the Trainer counts them
     steps = min(steps, train.max_steps) if train.max_steps else steps
@@ -166,11 +166,11 @@ def _extent(train: TrainSection, train_rows: int) -> tuple[int, int]:
 
 
 def _affordable(trained_rows: int) -> float:
-    """Evaluated rows, of all evaluations together, that take MOST_SHARE of the time."""
+    """The number of evaluated rows, over all evaluations, that take MOST_SHARE of the time."""
     return MOST_SHARE / (1 - MOST_SHARE) * trained_rows / EVALUATION_COST
 
 
 def _interval(steps: int, trained_rows: int, val_rows: int) -> int:
-    """Steps between evaluations under auto: about EVALUATIONS a run, fewer where MOST_SHARE asks for it."""
+    """Steps between evaluations under auto: about EVALUATIONS per run, fewer if MOST_SHARE requires it."""
     after_steps = max(1, int(_affordable(trained_rows) / val_rows) - 1)  # one comes before the first step
     return max(LEAST_INTERVAL_STEPS, ceil(steps / EVALUATIONS), ceil(steps / after_steps))

@@ -47,7 +47,7 @@ _EMBEDDINGS = ("embed_tokens", "wte", "embed_in")
 
 @dataclass(frozen=True)
 class MergeSummary:
-    """What was written. `merged_tensors` of `tensors` carry a delta; `bytes` is the size of all tensors."""
+    """What was written. `merged_tensors` of the `tensors` have a delta; `bytes` is the size of all tensors."""
 
     shards: int
     tensors: int
@@ -62,8 +62,8 @@ def merge_adapter(base_dir: Path, adapter_dir: Path, out_dir: Path, *, dtype: st
     W' = W + scale * B A in float32, rounded once to `dtype` ("bfloat16" | "float16"); with DoRA
     W' = m * (W + scale * B A) / ||W + scale * B A|| by output row (Liu et al. 2024, arXiv 2402.09353, eq. 5).
     Bit-equal to peft's merge of a float32 model. File names and the index are those of the base.
-    Raises EnvironmentUnavailable: the base cannot be read, is quantised, or the disk is too small.
-    Raises GateRefused: the adapter holds what a merge cannot express, or a result is not finite.
+    Raises EnvironmentUnavailable: the base cannot be read or is quantised, or the disk is too small.
+    Raises GateRefused: the adapter contains something a merge cannot express, or a result is not finite.
     """
     config = base_config(base_dir)
     names = [name for listed in files_of(base_dir).values() for name in listed]
@@ -86,7 +86,7 @@ def _write(model_dir: Path, deltas: dict[str, Delta], tokenizer_dir: Path, out_d
     written_bytes = sum(tensor.bytes for shard in shards.values() for tensor in shard)
     disk.require(out_dir.parent, written_bytes, "the merged model")
     used: Counter[str] = Counter()
-    # One block for every sum: memory asked for and given back by each weight anew grows by a third, and costs time.
+    # One block for every sum: allocating and freeing one for each weight takes a third more memory, and costs time.
     sizes = [math.prod(tensor.shape) for shard in shards.values() for tensor in shard if tensor.name in deltas]
     workspace = torch.empty(max(sizes, default=0))
 
@@ -110,7 +110,7 @@ def _write(model_dir: Path, deltas: dict[str, Delta], tokenizer_dir: Path, out_d
 
 
 def _written(path: Path, stored: Header, dtype: str) -> Header:
-    """What a tensor of the base becomes: floats take `dtype`, integers stay."""
+    """The header of a base tensor after the merge: floats become `dtype`, integers stay as they are."""
     if stored.dtype not in ITEM_BYTES:
         raise EnvironmentUnavailable(
             f"{path}: tensor {stored.name} is stored as {stored.dtype}; expected 16- or 32-bit floats, or integers",
@@ -120,21 +120,21 @@ def _written(path: Path, stored: Header, dtype: str) -> Header:
 
 
 def _match(deltas: list[Delta], names: Collection[str], config: dict[str, Any]) -> dict[str, Delta]:
-    """Base tensor name -> its delta. Every module finds a tensor of its own, or the merge is refused."""
+    """Base tensor name -> its delta. If a module has no tensor of its own, the merge is refused."""
     has_head = any(name.removesuffix(".weight").split(".")[-1] in _HEADS for name in names)
     tied = config.get("tie_word_embeddings", not has_head)
     matched: dict[str, Delta] = {}
     for delta in deltas:
         if tied and delta.module.split(".")[-1] in _HEADS + _EMBEDDINGS:
             raise GateRefused(
-                f"the adapter changes {delta.module}, and this base ties its head to its embeddings: "
+                f"the adapter changes {delta.module}, but this base ties its head to its embeddings: "
                 "a merge would change both",
                 hint="leave it out of tuning.target_modules and train again",
             )
         name = stored_name(delta.module, names)
         if name is None or name in matched:
             raise GateRefused(
-                f"the adapter changes {delta.module}, and the base has no weight of its own for it",
+                f"the adapter changes {delta.module}, but the base has no separate weight for it",
                 hint="merge with the base model that the adapter was trained on; fused experts cannot be merged",
             )
         matched[name] = delta
@@ -143,7 +143,7 @@ def _match(deltas: list[Delta], names: Collection[str], config: dict[str, Any]) 
 
 @contextmanager
 def _exact_float32() -> Iterator[None]:
-    """float32 products as such: a trainer in this process may have allowed shorter ones (TF32, bf16)."""
+    """Full float32 products: a trainer in this process may have allowed shorter ones (TF32, bf16)."""
     import torch
 
     before = torch.get_float32_matmul_precision()
@@ -170,7 +170,7 @@ def _merged(path: Path, tensor: Header, delta: Delta, workspace: torch.Tensor) -
     shape = (b.shape[0], a.shape[1])
     if tensor.shape != (shape[::-1] if delta.transposed else shape):
         raise GateRefused(
-            f"{tensor.name} has shape {tensor.shape}, the delta of {delta.module} is for {shape}",
+            f"{tensor.name} has shape {tensor.shape}, but the delta of {delta.module} is for {shape}",
             hint="merge with the base model that the adapter was trained on",
         )
     weight = torch.mm(b, a, out=workspace[: math.prod(shape)].view(shape)).mul_(delta.scale)
@@ -180,7 +180,7 @@ def _merged(path: Path, tensor: Header, delta: Delta, workspace: torch.Tensor) -
         stored = handle.get_tensor(tensor.name)
         if base_copy is not None and not torch.equal(base_copy, stored.to(base_copy.dtype)):
             raise GateRefused(
-                f"the adapter carries a {delta.module} that is not the base's: it was trained itself",
+                f"the adapter contains its own {delta.module}, which differs from the base's: it was trained too",
                 hint="merge with the base model that the adapter was trained on",
             )
         weight += stored  # 16-bit values are widened inside the addition
@@ -196,7 +196,7 @@ def _stored_rows(path: Path, tensor: Header) -> Iterator[torch.Tensor]:
 
     run_rows = max(1, _RUN_ITEMS // max(1, math.prod(tensor.shape[1:])))
     for begin in range(0, (tensor.shape or (1,))[0], run_rows):
-        # Opened anew for each run: the pages of one mapping stay resident for as long as it lives.
+        # Reopened for each run: the pages of a mapping stay resident for as long as it lives.
         with safe_open(path, framework="pt") as handle:
             rows = handle.get_slice(tensor.name)
             yield rows[begin : begin + run_rows] if tensor.shape else handle.get_tensor(tensor.name)
@@ -209,7 +209,7 @@ def _runs(weight: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def _rounded(tensor: Header, runs: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Rounds to what the header says. Raises GateRefused: a value is not finite, as one too large for float16."""
+    """Rounds to the header's type. Raises GateRefused: a value is not finite, such as one too large for float16."""
     import torch
 
     kind = {"F16": torch.float16, "BF16": torch.bfloat16}.get(tensor.dtype)
@@ -218,12 +218,12 @@ def _rounded(tensor: Header, runs: Iterable[torch.Tensor]) -> Iterator[torch.Ten
             yield rows
             continue
         short = rows.to(kind)
-        # aminmax carries NaN on, and takes a twentieth of the time of isfinite
+        # aminmax propagates NaN, in a twentieth of the time that isfinite takes
         if short.numel() and not torch.stack(short.aminmax()).isfinite().all():
             raise GateRefused(
                 f"{tensor.name} holds values that are not finite in {kind}",
-                hint="float16 ends at 65504: set model.dtype=bfloat16 where that is the cause; "
-                "otherwise the base or the adapter is broken, see the training loss",
+                hint="float16 ends at 65504: if that is the cause, set model.dtype=bfloat16; "
+                "otherwise the base or the adapter is broken: check the training loss",
             )
         yield short
 
@@ -231,8 +231,8 @@ def _rounded(tensor: Header, runs: Iterable[torch.Tensor]) -> Iterator[torch.Ten
 def special_ids(tokenizer_dir: Path, config: dict[str, Any]) -> dict[str, Any]:
     """The ids of BOS, EOS and padding that training used, for a config.json or generation_config.json.
 
-    A base often names another EOS there than its tokenizer, or pads with EOS: a server would then not stop where the
-    model does. What else the base stops at stays, behind the trained EOS. Nothing without the prompt.json of training.
+    Many bases name a different EOS there from their tokenizer's, or pad with EOS: a server would then not stop where
+    the model does. The base's other stop tokens are kept, after the trained EOS. Empty without training's prompt.json.
     """
     if not (tokenizer_dir / "prompt.json").is_file():
         return {}

@@ -27,7 +27,7 @@ def base_config(base_dir: Path) -> dict[str, Any]:
 
 
 def write_config(base_dir: Path, folder: Path, config: dict[str, Any], dtype: str, size_bytes: int) -> None:
-    """config.json with the written type, and the index where the base has one."""
+    """Writes config.json with the written type, and the index if the base has one."""
     old_key = {"torch_dtype": dtype} if "torch_dtype" in config else {}  # what transformers 4 reads
     kept = {key: value for key, value in config.items() if key != "_name_or_path"}
     write_json(folder / "config.json", {**kept, **old_key, "dtype": dtype})
@@ -43,10 +43,10 @@ def generation_config(model_dir: Path) -> dict[str, Any]:
 
 
 def write_generation_config(model_dir: Path, folder: Path, ids: dict[str, Any]) -> None:
-    """The base's own settings with our ids, less those that transformers would call invalid or that cut answers."""
+    """Writes the base's settings with our ids, without those that transformers rejects or that cut answers short."""
     settings = generation_config(model_dir) | ids
     dropped = set() if settings.get("do_sample") else {"temperature", "top_p", "top_k", "min_p", "typical_p"}
-    # a short max_length is a default that nobody chose (20 in older transformers)
+    # a short max_length is a default nobody chose (20 in older transformers)
     dropped |= {key for key in ("max_length", "max_new_tokens") if (settings.get(key) or SHORTEST) < SHORTEST}
     if settings:
         kept = {key: value for key, value in settings.items() if key not in dropped}

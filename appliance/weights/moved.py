@@ -1,6 +1,6 @@
-"""What a full fine-tuning has changed: the share of the base's weights that moved, and that still do once rounded.
+"""What full fine-tuning changed: the share of the base's weights that moved, before and after rounding to 16 bits.
 
-Compares two model folders tensor by tensor; never holds more than a part of two. Knows no stage.
+Compares two model folders tensor by tensor; never holds more than part of two tensors. Knows no stage.
 
 >>> measure(base_dir, trained_dir, dtype="bfloat16")
 Moved(weights=2097152, trained=0.999, released=0.775)
@@ -20,23 +20,23 @@ from appliance.weights.shards import FLOATS, files_of
 if TYPE_CHECKING:
     import torch
 
-# Below these shares training is said to have been in vain. Measured on tests/helpers/models.py's Llama (weights of std
-# 0.12; in brackets 0.02), 100 steps of AdamW at a learning rate of 1e-5, the embeddings left out:
+# Below these shares a warning says that training was in vain. Measured on tests/helpers/models.py's Llama (weights of
+# std 0.12; in brackets 0.02), 100 steps of AdamW at a learning rate of 1e-5, the embeddings left out:
 #   float32 weights, bfloat16 autocast: 1.00 (1.00) trained, 0.47 (0.78) released; cosine to float32's change 1.00
 #   bfloat16 weights: 0.02 (0.12) trained and released; cosine 0.11 (0.26)
-# A gradient that is not zero moves every float32 weight; 20 steps at 1e-6 gave 0.999 trained, 0.013 released.
+# A nonzero gradient moves every float32 weight; 20 steps at 1e-6 gave 0.999 trained, 0.013 released.
 TRAINED_AT_LEAST = 0.5
 RELEASED_AT_LEAST = 0.05
-# Of tokens that no row holds they get no gradient.
+# The rows of tokens that no training row contains get no gradient.
 _EMBEDDINGS = frozenset({"embed_tokens", "embed_in", "wte", "wpe"})
 _ITEMS_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True)
 class Moved:
-    """Shares of `weights`, those of all matrices and norms but the embeddings, whose bits are not the base's.
+    """The shares of `weights` whose bits differ from the base's. Counts all matrices and norms but the embeddings.
 
-    `trained`: as training left them. `released`: with both sides rounded to the 16 bits that are released.
+    `trained`: as training left them. `released`: after both sides are rounded to the released 16-bit type.
     """
 
     weights: int
@@ -51,7 +51,7 @@ class Moved:
         """What to do about a share that is too low; None if neither is."""
         if self.trained < TRAINED_AT_LEAST:
             return (
-                f"{self}: the steps were smaller than the number type of the weights resolves, or most weights got no "
+                f"{self}: the steps were too small for the weights' number type to represent, or most weights got no "
                 "gradient; raise train.learning_rate"
             )
         if self.released < RELEASED_AT_LEAST:
@@ -60,16 +60,16 @@ class Moved:
 
 
 def recorded(train_dir: Path) -> Moved | None:
-    """What the stage `train` wrote into fit.json; None if it wrote nothing, or trained an adapter."""
+    """What the stage `train` wrote to fit.json; None if it wrote nothing or trained an adapter."""
     path = train_dir / "fit.json"
     found = read_json(path).get("moved") if path.is_file() else None
     return Moved(**found) if found else None
 
 
 def measure(base_dir: Path, trained_dir: Path, *, dtype: str) -> Moved:
-    """Compares the weights that both folders hold; `dtype` is the type that is released.
+    """Compares the weights that are in both folders; `dtype` is the type that is released.
 
-    Raises EnvironmentUnavailable: a folder's weights cannot be read.
+    Raises EnvironmentUnavailable: the weights in a folder cannot be read.
     """
     import torch
 
@@ -90,12 +90,12 @@ def measure(base_dir: Path, trained_dir: Path, *, dtype: str) -> Moved:
 
 
 def _name_in(base_files: dict[str, Path], name: str) -> str | None:
-    """The base's name of a trained tensor: some bases (GPT-2) leave out the name of the inner model."""
+    """The base's name for a trained tensor: some bases (GPT-2) leave out the name of the inner model."""
     return next((one for one in (name, name.partition(".")[2]) if one in base_files), None)
 
 
 def _parts(base_path: Path, base_name: str, path: Path, name: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Runs of rows of one tensor, of the base and trained; nothing unless both are floats of one shape."""
+    """Runs of rows of one tensor, (base, trained); nothing unless both are floats of the same shape."""
     from safetensors import safe_open
 
     with safe_open(base_path, framework="pt") as base, safe_open(path, framework="pt") as trained:

@@ -1,16 +1,17 @@
-"""What must hold of a merged model before it may leave: that it answers as base + adapter does.
+"""The proof that a merged model must pass before release: it answers as base + adapter does.
 
-After full fine-tuning read "the trained model" for "base + adapter": its weights rounded once are what a merge is.
+After full fine-tuning read "the trained model" for "base + adapter": the merged model is its weights, rounded once.
 
-Two processes, never both at once, so that the merged model is read as its users will read it. `reference` loads base
-and adapter and saves what they say; `examine` loads the merged folder alone, with plain transformers, and compares.
+Two processes, never both at once, so that the merged model is loaded as its users will load it. `reference` loads base
+and adapter and saves their predictions; `examine` loads the merged folder alone, with plain transformers, and compares.
 Both see the same rows, teacher-forced. Must not know how the merge was written: peft's own arithmetic is the judge.
 
-The bound is calibrated in the reference process: every weight is replaced by what a perfect merge stores, peft's
-merge in float32 rounded to 16 bits. How far that moves the answers is rounding, and the merge may do little worse.
+The bound is calibrated in the reference process: every weight is replaced by what a perfect merge would store, peft's
+merge in float32 rounded to 16 bits. How far that moves the answers is due to rounding; the merge may be little worse.
 
 Divergences are in nats per position, over the TOP_TOKENS likeliest tokens of base + adapter and one outcome for all
-the rest. Lumping outcomes never raises a divergence (data-processing inequality): each is a lower bound of the true.
+the others. Lumping outcomes never raises a divergence (data-processing inequality): each is a lower bound on the true
+one.
 """
 
 from __future__ import annotations
@@ -34,22 +35,22 @@ from appliance.process.files import read_json, write_json
 from appliance.weights import child_out_of_memory
 from appliance.weights.shards import is_adapter
 
-ROWS = 32  # compared at most; with POSITIONS a row this keeps the saved reference below 60 MB for any vocabulary
-POSITIONS = 64  # a row at most: the first ones and EOS
+ROWS = 32  # compared at most; with POSITIONS per row this keeps the saved reference below 60 MB for any vocabulary
+POSITIONS = 64  # per row at most: the first ones and EOS
 TOP_TOKENS = 1024
 SAMPLE = 16384  # weights compared in each merged tensor
 
-# Set between proper and wrong merges, measured on a CPU: Llama and Qwen3 of 3 layers, heads tied and not, 2 seeds,
+# Bounds between proper and wrong merges, measured on a CPU: Llama and Qwen3 of 3 layers, heads tied and not, 2 seeds,
 # bases and merges in bfloat16 and float16, deltas of 0.3 %, 2 % and 10 % of their weights' norm. 96 proper merges, and
 # each with the delta left out, doubled, swapped between layers, left out of one block, left out of one module (480).
 #                              proper   wrong at 10 %   at 2 %     at 0.3 %
 #   kl_tuned / kl_calibrated   1.00     >= 8.2          >= 1.2     >= 1.0 (hidden by the rounding to bfloat16)
 #   agreement - calibrated     0.000    <= -0.02        <= 0.002   <= 0.006
 #   delta_missing              0.00     >= 1.00         >= 1.00    >= 1.00
-# So the weights always tell, the answers wherever the error is larger than rounding. The factor leaves room for a
-# device that adds up in another order; when it computes in 16 bits, that noise is in kl_calibrated as well.
+# So the weights always reveal a wrong merge, and the answers do if the error is larger than rounding. The factor leaves
+# room for a device that sums in a different order; if it computes in 16 bits, kl_calibrated contains that noise too.
 KL_FACTOR = 4.0
-KL_FLOOR = 1e-6  # a perfect merge had 1.5e-6 and more, unless the adapter is zero, when all divergences are
+KL_FLOOR = 1e-6  # a perfect merge had 1.5e-6 or more, unless the adapter is zero: then all divergences are zero
 AGREEMENT_MARGIN = 0.01
 DELTA_BOUND = 0.1
 DELTA_NOISE = 0.001
@@ -57,7 +58,7 @@ DELTA_NOISE = 0.001
 
 @dataclass(frozen=True)
 class ProofRow:
-    """A held-out prompt with the tuned answer and EOS behind it; the ids after `prompt_tokens` are compared."""
+    """A held-out prompt followed by the tuned answer and EOS; the ids after `prompt_tokens` are compared."""
 
     input_ids: tuple[int, ...]
     prompt_tokens: int
@@ -70,11 +71,10 @@ class ProofRow:
 
 @dataclass(frozen=True)
 class ProofRequest:
-    """What both processes work on. `dtype`: what the merge stores; `compute_dtype`: what both sides compute in.
+    """What both processes work on. `dtype`: the type the merge stores; `compute_dtype`: the type both sides compute in.
 
-    `weights_dtype`: what the weights are held in meanwhile, 16 bits of them beside float32 computation where that
-    alone fits (weights/widened.py). `trained_dir`: an adapter of the base, or after full fine-tuning a model of its
-    own.
+    `weights_dtype`: the type in which the weights are held in memory; 16 bits with float32 computation if nothing
+    larger fits (weights/widened.py). `trained_dir`: an adapter of the base or, after full fine-tuning, a whole model.
     """
 
     base_dir: Path
@@ -93,7 +93,7 @@ class ProofRequest:
 
 @dataclass(frozen=True)
 class Measures:
-    """What was seen. Divergences in nats per position, agreements as fractions of positions."""
+    """What was measured. Divergences in nats per position, agreements as fractions of positions."""
 
     rows: int
     positions: int
@@ -101,10 +101,10 @@ class Measures:
     kl_tuned: float  # KL(base + adapter || merged)
     kl_base: float  # KL(base || merged)
     kl_calibrated: float  # KL(base + adapter || base + adapter rounded as a perfect merge is)
-    kl_effect: float  # KL(base + adapter || base): what the adapter does at all
+    kl_effect: float  # KL(base + adapter || base): the whole effect of the adapter
     agreement: float  # of merged with base + adapter in the likeliest token
     agreement_calibrated: float
-    agreement_evaluated: float  # of merged with what the evaluated model answered: in 4 bits where it was loaded so
+    agreement_evaluated: float  # of merged with the evaluated model's answers, which may be of a model in 4 bits
     agreement_evaluated_16bit: float  # of base + adapter, as computed here, with the same answers
     positions_not_finite: int
     tensors_not_finite: int
@@ -119,7 +119,7 @@ class Measures:
 class Proof:
     """`device`, the types and `longest_row` (tokens) are those of both processes.
 
-    `notes`: the better places that were passed over for want of memory.
+    `notes`: the better places that were passed over because memory ran out or was too small.
     """
 
     gates: tuple[Gate, ...]
@@ -151,7 +151,7 @@ def request(
     compute_dtype: str = "float32",
     weights_dtype: str = "float32",
 ) -> ProofRequest:
-    """The first ROWS rows. Which types fit which device: weights/proof_place.py.
+    """A request for the first ROWS rows. Which types fit which device: weights/proof_place.py.
 
     Raises GateRefused: there is no row to compare.
     """
@@ -162,12 +162,12 @@ def request(
 def refuse_no_rows(rows: Sequence[ProofRow]) -> None:
     """Raises GateRefused: there is no row to compare."""
     if not rows:
-        raise GateRefused("no held-out row is left to prove the merge with", hint="raise data.test_fraction")
+        raise GateRefused("there is no held-out row to prove the merge with", hint="raise data.test_fraction")
 
 
 @contextmanager
 def work_folder(work_dir: Path) -> Iterator[Path]:
-    """An empty folder for what one process leaves to the other; removed at the end."""
+    """An empty folder for what one process leaves for the other; removed at the end."""
     shutil.rmtree(work_dir, ignore_errors=True)
     work_dir.mkdir(parents=True)
     try:
@@ -177,20 +177,20 @@ def work_folder(work_dir: Path) -> Iterator[Path]:
 
 
 def run_reference(wanted: ProofRequest, work_dir: Path, log_path: Path) -> None:
-    """`write_reference` in a process of its own.
+    """`write_reference` in a separate process.
 
-    Raises OutOfMemory: another place may do. EnvironmentUnavailable: it failed, or was killed. GateRefused: the adapter
-    cannot be merged.
+    Raises OutOfMemory: another place may work. EnvironmentUnavailable: it failed or was killed. GateRefused: the
+    adapter cannot be merged.
     """
     write_json(work_dir / "request.json", {k: str(v) if isinstance(v, Path) else v for k, v in asdict(wanted).items()})
     _run_child("reference", [work_dir], log_path)
 
 
 def run_examination(work_dir: Path, merged_dir: Path, log_path: Path) -> Proof:
-    """`examine` in a process of its own, where and as the reference was made, and the judgement.
+    """`examine` in a separate process, on the device and in the types of the reference; then the judgement.
 
-    Raises OutOfMemory: another place may do. EnvironmentUnavailable: it was killed, or the device failed. GateRefused:
-    the merged folder does not load.
+    Raises OutOfMemory: another place may work. EnvironmentUnavailable: it was killed, or the device failed.
+    GateRefused: the merged folder does not load.
     """
     _run_child("examine", [work_dir, merged_dir], log_path)
     measures, wanted = Measures(**read_json(work_dir / "measures.json")), read_json(work_dir / "request.json")
@@ -203,7 +203,7 @@ def judge(seen: Measures) -> tuple[Gate, ...]:
     """The gates. Pure."""
     kl_bound = max(KL_FACTOR * seen.kl_calibrated, KL_FLOOR)
     agreement_bound = max(0.0, seen.agreement_calibrated - max(AGREEMENT_MARGIN, 2 / seen.positions))
-    # An adapter whose whole effect is smaller than rounding cannot be told from the base by its answers; its merge is
+    # If an adapter's whole effect is smaller than rounding, its answers cannot be told from the base's; its merge is
     # near both. every_delta_is_in, which looks at the weights, still tells a merge from a copy of the base.
     effect_is_visible = seen.kl_effect > kl_bound
     return (
@@ -226,7 +226,7 @@ def judge(seen: Measures) -> tuple[Gate, ...]:
             seen.tensors_wrong == 0,
             seen.tensors_wrong,
             0,
-            f"tensors missing, added, of another shape than the base's, or not 16-bit{seen.tensors_wrong_names}",
+            f"tensors missing, added, not of the base's shape, or not 16-bit{seen.tensors_wrong_names}",
         ),
         Gate(
             "every_delta_is_in",
@@ -263,9 +263,9 @@ def judge(seen: Measures) -> tuple[Gate, ...]:
 
 
 def run_module(module: str, arguments: Sequence[str], log_path: Path) -> tuple[int, str]:
-    """`python -m module` without network and token, its words appended to `log_path`; exit code and last lines.
+    """Runs `python -m module` without network or token and appends its output to `log_path`; exit code and last lines.
 
-    Of a child that was killed, the last of them tells whether the kernel counted a kill for want of memory meanwhile.
+    If the child was killed, the last line says whether the kernel's out-of-memory killer was at work meanwhile.
     """
     kills = child_out_of_memory.kernel_kills()
     command = [sys.executable, "-m", module, *arguments]
@@ -273,10 +273,10 @@ def run_module(module: str, arguments: Sequence[str], log_path: Path) -> tuple[i
         begin = log.seek(0, os.SEEK_END)
         code = subprocess.run(command, stdout=log, stderr=log, env=child_environment(), check=False).returncode
         log.seek(begin)
-        text = redact.redact(log.read())  # a traceback names files below the user's home
+        text = redact.redact(log.read())  # a traceback names files in the user's home folder
         log.truncate(begin)
         if code == -signal.SIGKILL and child_out_of_memory.kernel_kills() > kills:
-            text += "the kernel's out-of-memory killer ended a process in this time (/proc/vmstat, oom_kill)\n"
+            text += "the kernel's out-of-memory killer ended a process during this time (/proc/vmstat, oom_kill)\n"
         log.write(text)
     return code, "\n".join(text.splitlines()[-5:])
 
@@ -288,7 +288,7 @@ def _run_child(verb: str, paths: Sequence[Path], log_path: Path) -> None:
     process = f"proof: the process `{verb}`"
     child_out_of_memory.refuse(code, process, tail, log_path)
     message = f"{process} {f'was killed by signal {-code}' if code < 0 else f'ended with {code}'}:\n{tail}"
-    # A merged folder that transformers cannot load is the merge's fault, any other trouble the machine's.
+    # If transformers cannot load a merged folder, that is the merge's fault; anything else is the machine's.
     if code == GateRefused.exit_code or (verb == "examine" and code == 1):
-        raise GateRefused(message, hint=f"what was trained is kept; see {log_path}")
+        raise GateRefused(message, hint=f"the trained weights are kept; see {log_path}")
     raise EnvironmentUnavailable(message, hint=f"see {log_path}")

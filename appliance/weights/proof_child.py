@@ -1,8 +1,8 @@
-"""The two processes of the proof: what base + adapter say, and what the merged model says at the same places.
+"""The two processes of the proof: what base + adapter predict, and what the merged model predicts in the same places.
 
-`reference` loads base and adapter and saves what they say; it ends, and `examine` loads the merged folder alone, with
-plain transformers, as its users will. Measures and judges nothing (weights/proof.py does). Must not know how the merge
-was written: peft's own arithmetic says what a merge is.
+`reference` loads base and adapter, saves their predictions and ends; then `examine` loads the merged folder alone, with
+plain transformers, as its users will. Measures; weights/proof.py judges. Must not know how the merge was written:
+peft's own arithmetic defines what a merge is.
 
 >>> python -m appliance.weights.proof_child reference WORK_DIR
 >>> python -m appliance.weights.proof_child examine WORK_DIR MERGED_DIR
@@ -29,7 +29,7 @@ from appliance.weights.shards import files_of, is_adapter, stored_name
 if TYPE_CHECKING:
     import torch
 
-# In float64 at a time on the device: a row of 64 over a vocabulary of 256,000 would take 130 MB, and that twice.
+# In float64 on the device at a time: all 64 positions of a row over a vocabulary of 256,000 would take 130 MB, twice.
 _POSITIONS_AT_ONCE = 8
 _ROUNDED_AT_ONCE = 1 << 22  # weights
 
@@ -37,10 +37,10 @@ Load = Callable[[Path, Path | None, str, str], Any]  # model_dir, adapter_dir, t
 
 
 def write_reference(work_dir: Path, load: Load) -> None:
-    """Saves what base, base + adapter, and a perfect merge of them say at the compared positions.
+    """Saves what base, base + adapter, and a perfect merge of them predict at the compared positions.
 
     Writes reference.safetensors: `ids` (P, K) the likeliest tokens of base + adapter, best first; `tuned`, `base`,
-    `calibrated` (P, K + 1) float64 log-probabilities of those tokens and of the rest; `agrees` (P,); and for each
+    `calibrated` (P, K + 1) float64 log-probabilities of those tokens and of all others; `agrees` (P,); and for each
     LoRA module sampled weights `wanted/NAME`, `stored/NAME`. One model in memory: rounding happens in place.
     """
     wanted = _read_request(work_dir)
@@ -70,7 +70,7 @@ def write_reference(work_dir: Path, load: Load) -> None:
 
 
 def examine(work_dir: Path, merged_dir: Path) -> Measures:
-    """Loads the merged folder with plain transformers and measures it against the saved reference."""
+    """Loads the merged folder with plain transformers and compares it with the saved reference."""
     wanted = _read_request(work_dir)
     import torch
     from safetensors.torch import load_file
@@ -90,7 +90,7 @@ def examine(work_dir: Path, merged_dir: Path) -> Measures:
     ids = torch.split(reference["ids"].long(), [len(row.positions()) for row in wanted.rows])
     with torch.no_grad():
         merged, likeliest = _compare(_as_computed(model.eval(), wanted), wanted.rows, ids)
-    del model  # the tensors are read once more below: never the model and a shard
+    del model  # the tensors are read again below: the model and a shard are never both in memory
     not_finite = proof_tensors.not_finite(merged_dir)
     answered, tuned_says = _answered(wanted.rows), torch.cat(ids)[:, 0]
     tuned, base, calibrated = (reference[name] for name in ("tuned", "base", "calibrated"))
@@ -118,7 +118,7 @@ def examine(work_dir: Path, merged_dir: Path) -> Measures:
 
 
 def load_with_peft(model_dir: Path, adapter_dir: Path | None, dtype: str, device: str) -> Any:
-    """A model by transformers, and its adapter by peft, in `dtype` on `device`."""
+    """A model loaded by transformers and its adapter by peft, in `dtype` on `device`."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -149,11 +149,11 @@ def main(arguments: Sequence[str]) -> int:
 
 @contextmanager
 def _device_failures() -> Iterator[None]:
-    """A GPU that is lost, or breaks off, is not the fault of what was being computed on it."""
+    """A GPU that is lost or fails is the machine's fault, not the merge's."""
     try:
         yield
     except RuntimeError as error:
-        # torch.AcceleratorError begins like that too, and the errors of CUDA's libraries have no class
+        # torch.AcceleratorError begins like this too; errors of CUDA's libraries have no class of their own
         if not str(error).startswith(("CUDA error", "CUDA driver error", "cuDNN error")):
             raise
         traceback.print_exc()
@@ -173,7 +173,7 @@ def _read_request(work_dir: Path) -> ProofRequest:
 
 
 def _log_probs(model: Any, row: ProofRow) -> torch.Tensor:
-    """(positions, vocabulary) in float64: in float32 the normalisation alone would cost 1e-7 nats."""
+    """(P, V) in float64: in float32 the normalisation alone would cost 1e-7 nats."""
     import torch
 
     ids = torch.tensor([row.input_ids[:-1]], device=model.device)
@@ -184,7 +184,7 @@ def _log_probs(model: Any, row: ProofRow) -> torch.Tensor:
 
 
 def _lump(log_probs: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """(P, V) and the K kept ids of each position -> (P, K + 1); the last column is everything else."""
+    """(P, V) and the K kept ids of each position -> (P, K + 1); the last column is all other tokens."""
     import torch
 
     rest = log_probs.scatter(1, ids, -math.inf).logsumexp(1, keepdim=True)
@@ -192,7 +192,7 @@ def _lump(log_probs: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 def _compare(model: Any, rows: Sequence[ProofRow], ids: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities (P, K + 1), and the likeliest token of each position (P,)."""
+    """Log-probabilities (P, K + 1), and the likeliest token at each position (P,)."""
     import torch
 
     lumped, likeliest = [], []
@@ -204,7 +204,7 @@ def _compare(model: Any, rows: Sequence[ProofRow], ids: Sequence[torch.Tensor]) 
 
 
 def _answered(rows: Sequence[ProofRow]) -> torch.Tensor:
-    """The token that stands next at each compared position (P,): what the evaluated model chose, greedily."""
+    """The next token at each compared position (P,): what the evaluated model chose, greedily."""
     import torch
 
     return torch.tensor([row.input_ids[position + 1] for row in rows for position in row.positions()])
@@ -221,7 +221,7 @@ def _divergence(p: torch.Tensor, q: torch.Tensor) -> float:
 
 
 def _round_like_a_merge(model: Any, wanted: ProofRequest) -> dict[str, torch.Tensor]:
-    """Turns the loaded model, in place, into what a perfect merge is; returns samples of the weights it changed."""
+    """Turns the loaded model into a perfect merge, in place; returns samples of the weights it changed."""
     import torch
     from peft.tuners.lora import LoraLayer
     from safetensors import safe_open
@@ -238,7 +238,7 @@ def _round_like_a_merge(model: Any, wanted: ProofRequest) -> dict[str, torch.Ten
         if isinstance(layer, LoraLayer):
             name = stored_name(module.removeprefix("base_model.model."), files)
             if name is None:
-                raise GateRefused(f"the adapter changes {module}, and {wanted.base_dir} holds no weight for it")
+                raise GateRefused(f"the adapter changes {module}, but {wanted.base_dir} has no weight for it")
             weight = layer.get_base_layer().weight
             computed = weight.dtype
             with safe_open(files[name], framework="pt") as handle:
@@ -254,7 +254,7 @@ def _round_like_a_merge(model: Any, wanted: ProofRequest) -> dict[str, torch.Ten
 
 
 def _round(weight: torch.Tensor, kind: torch.dtype) -> None:
-    """Rounds in place, in pieces: a second embedding in float32 may be what a full device has no room for."""
+    """Rounds in place, in pieces: a full device may have no room for a second embedding in float32."""
     import torch
 
     if weight.dtype != kind:
@@ -264,7 +264,7 @@ def _round(weight: torch.Tensor, kind: torch.dtype) -> None:
 
 
 def _round_the_trained(model: Any, wanted: ProofRequest) -> dict[str, torch.Tensor]:
-    """Rounds a fully tuned model in place; returns samples of its stored weights, rounded, beside the base's own."""
+    """Rounds a fully fine-tuned model in place; returns samples of its weights, rounded, beside the base's."""
     import torch
     from safetensors import safe_open
 

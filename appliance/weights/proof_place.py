@@ -1,12 +1,12 @@
-"""Where the proof computes: on the GPU if the memory that is free when it starts is enough, else on the CPU.
+"""Where the proof computes: on the GPU if enough of its memory is free when the proof starts, otherwise on the CPU.
 
-Hours lie between `check` and the proof, and other programs use the same card. So each place is looked at when its turn
-comes, and one that runs out of memory all the same gives way to the next. Both processes of a proof compute in one
-place: a reference made elsewhere is made again. Must not know what is compared, nor judge it.
+Hours pass between `check` and the proof, and other programs use the same card. So the free memory of each place is
+checked when its turn comes, and if it runs out of memory anyway, the next place is tried. Both processes of a proof
+compute in the same place: in a new place the reference is computed again. Must not know what is compared, nor judge it.
 
-The type of computation is one that the hardware has. A card without bfloat16 (compute capability below 8.0) emulates
+The proof computes in a type that the hardware supports. A card without bfloat16 (compute capability below 8.0) emulates
 it, and float16 would round a bfloat16 merge a second time: there, as on a CPU, the proof computes in float32, which
-holds every 16-bit weight exactly. Where four bytes a weight are too many, the weights stay in 16 bits
+represents every 16-bit weight exactly. If four bytes per weight are too many, the weights stay in 16 bits
 (weights/widened.py).
 """
 
@@ -30,13 +30,14 @@ from appliance.weights.child_out_of_memory import OutOfMemory
 from appliance.weights.proof import POSITIONS, Proof, ProofRow
 from appliance.weights.shards import files_of, headers
 
-# A row cut for want of memory: the first token (BOS), the prompt's last ones, and the answer's POSITIONS first.
+# What is kept of a row that is cut to save memory: the first token (BOS), the last ones of the prompt, and the first
+# POSITIONS of the answer.
 CUT_PROMPT_TOKENS = 127
 
 
 @dataclass(frozen=True)
 class Place:
-    """`weights_dtype`: what the weights are held in; `needed_bytes`: memory that must be free there."""
+    """`weights_dtype`: the type in which the weights are held; `needed_bytes`: memory that must be free there."""
 
     kind: Literal["cuda", "cpu"]
     weights_dtype: str
@@ -50,7 +51,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Weights:
-    """What is proven: how many weights, those of its largest tensor, and the 16-bit type that they are stored in."""
+    """The size of the merged model: its weights, those of its largest tensor, and the 16-bit type of all of them."""
 
     count: int
     largest: int
@@ -58,13 +59,13 @@ class Weights:
 
     @classmethod
     def of(cls, model_dir: Path, dtype: str) -> Weights:
-        """Those of the safetensors in a folder."""
+        """Those in the safetensors files of a folder."""
         sizes = [math.prod(h.shape) for path, names in files_of(model_dir).items() for h in headers(path, names)]
         return cls(sum(sizes), max(sizes, default=0), dtype)
 
 
 def places(weights: Weights, device: Device) -> tuple[Place, ...]:
-    """Every place that this machine has, best first. Whether one has room is another matter."""
+    """Every place that this machine has, best first, whether or not it has enough memory."""
     found = []
     if device.kind == "cuda":
         if weights.dtype == "bfloat16" and device.dtype == "float16":  # the card only emulates bfloat16
@@ -76,9 +77,9 @@ def places(weights: Weights, device: Device) -> tuple[Place, ...]:
 
 
 def _place(kind: Literal["cuda", "cpu"], weights_dtype: str, compute_dtype: str, weights: Weights) -> Place:
-    """One model at a time, OVERHEAD_BYTES for activations and libraries, and the largest weight once more if widened.
+    """One model at a time, OVERHEAD_BYTES for activations and libraries, and the largest weight again if widened.
 
-    That is once on its way into float32; the head's logits and the rounding take pieces (weights/proof_child.py).
+    That is its float32 copy; the head's logits and the rounding are done in pieces (weights/proof_child.py).
     """
     size = {"float32": 4}.get(weights_dtype, 2)
     widened = 0 if weights_dtype == compute_dtype else 4 * weights.largest
@@ -86,7 +87,7 @@ def _place(kind: Literal["cuda", "cpu"], weights_dtype: str, compute_dtype: str,
 
 
 def free_bytes(place: Place, device: Device) -> int:
-    """Memory that is free there now; on the CPU that is within the container's limit."""
+    """Memory that is free there now; on the CPU, within the container's limit."""
     return machine_device.room_bytes(device) if place.kind == device.kind else host_memory.memory_available_bytes()
 
 
@@ -101,11 +102,11 @@ def prove(
     device: Device,
     log_path: Path,
 ) -> Proof:
-    """Both processes in the first place that has room; `work_dir` is theirs, and removed at the end.
+    """Runs both processes in the first place with enough memory; `work_dir` is for their files and removed at the end.
 
-    Where memory runs out all the same, the last place on each device is tried once more with the rows cut. The proof's
-    notes, which are shown as well, say what was tried before. Raises EnvironmentUnavailable: no place had room, or a
-    process failed. GateRefused: the merged folder does not load, or there is no row to compare.
+    If memory runs out anyway, the last place on each device is tried again with the rows cut. The proof's notes, which
+    are shown too, name the places tried before. Raises EnvironmentUnavailable: no place had enough memory, or a process
+    failed. GateRefused: the merged folder does not load, or there is no row to compare.
     """
     notes: list[str] = []
     ahead = places(Weights.of(merged_dir, dtype), device)
@@ -133,8 +134,8 @@ def prove(
                 longest = max(len(row.input_ids) for row in wanted.rows)
                 _note(notes, f"not {place} with rows of up to {longest} tokens ({memory}): {error}")
     raise EnvironmentUnavailable(
-        f"no memory to prove the merge with: {'; '.join(notes)}",
-        hint="free memory and run the same command again, or take a machine with more; the merge is not at fault",
+        f"not enough memory to prove the merge: {'; '.join(notes)}",
+        hint="free memory and run the same command again, or use a machine with more; the merge is not at fault",
     )
 
 
@@ -144,7 +145,7 @@ def _note(notes: list[str], words: str) -> None:
 
 
 def _rows_to_try(place: Place, ahead: Sequence[Place], rows: Sequence[ProofRow]) -> Iterator[Sequence[ProofRow]]:
-    """The rows; after them the same ones cut, if that makes any shorter and this device has no smaller place."""
+    """The rows; then, if this device has no smaller place and cutting shortens any row, the same rows cut."""
     yield rows
     is_last = place == [other for other in ahead if other.kind == place.kind][-1]
     cut = [_cut(row) for row in rows]
@@ -153,27 +154,27 @@ def _rows_to_try(place: Place, ahead: Sequence[Place], rows: Sequence[ProofRow])
 
 
 def _cut(row: ProofRow) -> ProofRow:
-    """The row without the middle of a long prompt and the end of a long answer: what is compared is near the cut."""
+    """The row without the middle of a long prompt and the end of a long answer, whose first tokens are compared."""
     begin = max(1, row.prompt_tokens - CUT_PROMPT_TOKENS)
     kept = row.input_ids[:1] + row.input_ids[begin : row.prompt_tokens + POSITIONS]
     return ProofRow(kept, row.prompt_tokens - begin + 1)
 
 
 def memory_finding(weights: Weights, device: Device) -> Finding:
-    """For `check`, hours before: where the proof will compute, as far as memory can be foreseen."""
+    """For `check`, hours before the proof: where it will compute, as far as memory can be predicted."""
     ahead = places(weights, device)
     least = {place.kind: place for place in sorted(ahead, key=lambda place: -place.needed_bytes)}
     gpu, cpu = least.get("cuda"), least["cpu"]
     needed, found = human(cpu.needed_bytes), human(free_bytes(cpu, device))
     holds_it = gpu is not None and gpu.needed_bytes <= device.memory_bytes
     if gpu and holds_it:
-        needed = f"{human(gpu.needed_bytes)} on the GPU if so much is free then, else {needed} on the CPU"
+        needed = f"{human(gpu.needed_bytes)} on the GPU if that much is free then, otherwise {needed} on the CPU"
         found = f"{human(free_bytes(gpu, device))} on the GPU, {found} on the CPU"
     elif gpu:
-        needed = f"{needed} on the CPU ({human(gpu.needed_bytes)} are more than the GPU has)"
+        needed = f"{needed} on the CPU ({human(gpu.needed_bytes)} is more than the GPU has)"
     what = "memory for the proof"
     if any(place.needed_bytes <= free_bytes(place, device) for place in ahead):
         return Finding(what, found, needed, "ok")
     if holds_it:
-        return Finding(what, found, needed, "warning", "end what else takes the GPU's memory before the merge begins")
+        return Finding(what, found, needed, "warning", "stop other programs on the GPU before the merge begins")
     return Finding(what, found, needed, "fails", "choose a smaller model.id, or a machine with more memory")

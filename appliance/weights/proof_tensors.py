@@ -1,4 +1,4 @@
-"""What the proof reads from the merged files themselves, without running a model: every tensor is there, finite, moved.
+"""What the proof checks in the merged files, without running a model: every tensor is there, finite and changed.
 
 One tensor is held at a time. Measures; weights/proof.py judges.
 """
@@ -26,10 +26,11 @@ def sampled(count: int) -> torch.Tensor:
 
 
 def missing_delta(reference: dict[str, torch.Tensor], merged_dir: Path) -> tuple[float, str]:
-    """The worst merged tensor: its distance from the wanted weights over the distance that the adapter moved them.
+    """The worst merged tensor: its distance from the wanted weights divided by how far the adapter moved them.
 
-    0: all is there; 1: as wrong as the base itself. DELTA_NOISE of the weights may differ (other order of summation
-    on another device, so other roundings of near-ties): without it one weight would decide for a tiny delta.
+    0: the whole delta is there; 1: as wrong as the base itself. A share of DELTA_NOISE of the weights may differ
+    (another device sums in a different order and rounds near-ties differently): without it, a single weight would
+    decide about a tiny delta.
     """
     from safetensors import safe_open
 
@@ -49,14 +50,14 @@ def missing_delta(reference: dict[str, torch.Tensor], merged_dir: Path) -> tuple
 
 
 def not_finite(model_dir: Path) -> list[str]:
-    """Tensors with a value that is not finite; one is held at a time. A forward pass does not meet every weight."""
+    """Tensors with a value that is not finite. A forward pass does not use every weight."""
     import torch
     from safetensors import safe_open
 
     found = []
     for path, names in files_of(model_dir).items():
         for name in names:
-            with safe_open(path, framework="pt") as handle:  # anew: the pages of one mapping stay resident
+            with safe_open(path, framework="pt") as handle:  # reopened: the pages of a mapping stay resident
                 tensor = handle.get_tensor(name)
             if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
                 found.append(name)
@@ -64,7 +65,7 @@ def not_finite(model_dir: Path) -> list[str]:
 
 
 def wrong_tensors(wanted: ProofRequest, merged_dir: Path) -> list[str]:
-    """Names that differ from what was merged in presence, shape or type, where 16 bits are the type of every float."""
+    """Names of tensors that are missing, added, or of a wrong shape or type; every float must be of the 16-bit type."""
 
     def described(model_dir: Path) -> dict[str, tuple[tuple[int, ...], str]]:
         found = [header for path, names in files_of(model_dir).items() for header in headers(path, names)]

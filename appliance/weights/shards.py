@@ -1,4 +1,4 @@
-"""Weights on disk: which tensor of a model folder or an adapter lies where, and a writer that never holds a shard.
+"""Weights on disk: which file holds which tensor of a model or an adapter, and a writer that never holds a whole shard.
 
 Knows safetensors files, model folders and peft's adapter folders; must not do arithmetic on weights.
 
@@ -27,13 +27,13 @@ ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8":
 FLOATS = ("F32", "F16", "BF16")
 SHORT_NAME = {"bfloat16": "BF16", "float16": "F16"}  # torch's name -> safetensors' name
 
-# Switches of peft's LoraConfig that change what an adapter means beyond W + scale * B A (peft/tuners/lora/config.py).
+# Options of peft's LoraConfig that make an adapter more than W + scale * B A (peft/tuners/lora/config.py).
 _UNSUPPORTED = (
     *("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication", "lora_bias"),
     *("alora_invocation_tokens", "arrow_config", "kasa_config", "megatron_config", "monteclora_config"),
     *("use_bdlora", "use_qalora", "velora_config"),
 )
-# Other initialisations (pissa, olora, corda, loftq ...) change the base weights that the delta is to be added to.
+# Other initialisations (pissa, olora, corda, loftq ...) change the base weights to which the delta is added.
 _BASE_KEPT_BY = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
@@ -42,7 +42,7 @@ _PARTS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector", "base_layer
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says of one tensor. `dtype` by safetensors' name."""
+    """What a safetensors file says about one tensor. `dtype`: safetensors' name for it."""
 
     name: str
     dtype: str
@@ -55,27 +55,27 @@ class Header:
 
 @dataclass(frozen=True)
 class Delta:
-    """One module's adapter: the names of its tensors in the adapter file, and how they enter."""
+    """One module's adapter: the names of its tensors in the adapter file, and how they are applied."""
 
     module: str
     path: Path
     a: str
     b: str
     magnitude: str | None  # DoRA
-    base_copy: str | None  # peft saves a head that it adapts along with the adapter
+    base_copy: str | None  # peft saves an adapted head together with the adapter
     scale: float
-    transposed: bool  # Conv1D keeps its weight as (in, out)
+    transposed: bool  # Conv1D stores its weight as (in, out)
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds what peft saves, and not a model of its own."""
+    """Whether the folder holds an adapter saved by peft, not a whole model."""
     return (folder / "adapter_config.json").is_file()
 
 
 def files_of(model_dir: Path) -> dict[Path, list[str]]:
     """Each safetensors file of a model folder with the names of its tensors.
 
-    Raises EnvironmentUnavailable: there is none, one is missing or damaged, or the index does not fit.
+    Raises EnvironmentUnavailable: there is none, one is missing or damaged, or the index does not match them.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -97,12 +97,12 @@ def files_of(model_dir: Path) -> dict[Path, list[str]]:
     found = sorted((name, path.name) for path, names in files.items() for name in names)
     if listed and found != sorted(listed.items()):
         name = next(iter({name for name, _ in set(found) ^ set(listed.items())}))
-        raise EnvironmentUnavailable(f"{index_path} does not fit its files: {name}", hint="download the base again")
+        raise EnvironmentUnavailable(f"{index_path} does not match its files: {name}", hint="download the base again")
     return files
 
 
 def headers(path: Path, names: Iterable[str]) -> list[Header]:
-    """The headers of the named tensors of one file; no weight is read."""
+    """The headers of the named tensors in one file; no weight is read."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as handle:
@@ -111,28 +111,28 @@ def headers(path: Path, names: Iterable[str]) -> list[Header]:
 
 
 def stored_headers(path: Path) -> list[Header]:
-    """All headers of one file, by the file alone: no torch, and types are read that nothing here can compute with.
+    """All headers of one file, read without torch: also of types that nothing here can compute with.
 
     Raises ValueError: not a safetensors file.
     """
     with path.open("rb") as handle:
         size = int.from_bytes(handle.read(8), "little")
         if size > path.stat().st_size:
-            raise ValueError(f"{path} is no safetensors file")
+            raise ValueError(f"{path} is not a safetensors file")
         listed = json.loads(handle.read(size))
     return [Header(name, t["dtype"], tuple(t["shape"])) for name, t in listed.items() if name != "__metadata__"]
 
 
 def stored_name(module: str, names: Container[str]) -> str | None:
-    """The stored tensor behind a module's weight; some checkpoints (GPT-2) leave out the name of the inner model."""
+    """The stored tensor of a module's weight; some checkpoints (GPT-2) leave out the name of the inner model."""
     candidates = f"{module}.weight", f"{module.partition('.')[2]}.weight"
     return next((name for name in candidates if name in names), None)
 
 
 def read_adapter(adapter_dir: Path) -> list[Delta]:
-    """The LoRA modules of an adapter as peft saves it.
+    """The LoRA modules of an adapter saved by peft.
 
-    Raises EnvironmentUnavailable: a file is missing. GateRefused: it holds what base + scale * B A does not express.
+    Raises EnvironmentUnavailable: a file is missing. GateRefused: base + scale * B A cannot express the adapter.
     """
     from safetensors import safe_open
 
@@ -167,10 +167,10 @@ def read_adapter(adapter_dir: Path) -> list[Delta]:
 
 
 def write_shard(path: Path, tensors: Sequence[Header], parts: Callable[[Header], Iterable[torch.Tensor]]) -> None:
-    """Writes one safetensors file; `parts` yields a tensor's rows in runs, already of the type that its header says.
+    """Writes one safetensors file; `parts` yields a tensor's rows in runs, already of the type in its header.
 
-    The format by hand, because the reference writer wants the whole shard in memory: 8 bytes little-endian length of
-    the header, the header as JSON padded with spaces to a multiple of 8, then the tensors without gaps
+    Written by hand, because the reference writer needs the whole shard in memory: the length of the header in 8 bytes,
+    little-endian, the header as JSON padded with spaces to a multiple of 8, then the tensors without gaps
     (https://github.com/safetensors/safetensors#format). The bytes equal those of the reference writer.
     """
     import torch
@@ -206,8 +206,8 @@ def _adapter_config(adapter_dir: Path) -> dict[str, Any]:
         refused.append(f"init_lora_weights: {config['init_lora_weights']}")
     if refused:
         raise GateRefused(
-            f"{path}: {', '.join(refused)}: base + scale * B A does not express this",
-            hint="train a plain LoRA (rsLoRA and DoRA are merged too)",
+            f"{path}: {', '.join(refused)}: base + scale * B A cannot express this",
+            hint="train a plain LoRA adapter (rsLoRA and DoRA can be merged too)",
         )
     return config
 

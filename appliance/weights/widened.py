@@ -1,8 +1,8 @@
-"""Weights held in 16 bits and computed with in float32: half the memory of a float32 model, and its arithmetic.
+"""Weights held in 16 bits, computation in float32: half the memory of a float32 model, with the same arithmetic.
 
-Each module widens its own weights for its forward pass and drops the wide ones after it. Every 16-bit number is a
-float32 number, so the answers are those of the same weights loaded in float32. The price is time, and the largest
-weight in float32 beside the model.
+Each module widens its own weights for its forward pass and drops the widened copies afterwards. Every 16-bit number is
+also a float32 number, so the answers are those of the same weights loaded in float32. The cost is time, and memory for
+the largest weight in float32 beside the model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def widen(model: torch.nn.Module) -> None:
-    """From now on `model` computes in float32, while its parameters stay in their 16-bit types between two uses."""
+    """Makes `model` compute in float32, while its parameters stay in their 16-bit types between uses."""
     import torch
 
     for module in model.modules():

@@ -326,7 +326,7 @@ def test_the_disk_is_looked_at_again_before_the_merge(
     stage_dir.mkdir()
     monkeypatch.setattr(disk, "free_disk_bytes", lambda _: 5_000_000)
     with pytest.raises(
-        EnvironmentUnavailable, match=r"merge: the merged model needs 68\d{7} bytes .* 5000000 "
+        EnvironmentUnavailable, match=r"merge: .*not enough disk space for the merged model: 68\d{7} bytes .* 5000000 "
     ) as seen:
         pipeline_run._merge(job, stage_dir)
     assert "the same command continues" in seen.value.hint

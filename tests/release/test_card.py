@@ -62,11 +62,11 @@ def test_the_card_of_the_rows() -> None:
     assert 'load_dataset("me/shop-dataset")' in text
     settings = "`--set data.csv=hf://datasets/me/shop-dataset/rows.csv --set data.split=column`"
     (line,) = [line for line in text.splitlines() if settings in line]
-    assert "trains on the same rows on the same sides" in line
+    assert "trains with the same split" in line
     assert "(12 train)" in text
     assert "train_ds.csv" not in text
-    assert "`train_ds.csv` has the train and the validation rows" in rows_card("train_ds.csv", "test_ds.csv")
-    assert f"7 questions stand on two sides: {settings} refuses it." in rows_card(torn=7)
+    assert "`train_ds.csv` has the train and validation rows" in rows_card("train_ds.csv", "test_ds.csv")
+    assert f"7 questions are on two sides, so {settings} refuses it." in rows_card(torn=7)
 
 
 def test_what_people_copy(run: FinishedRun) -> None:

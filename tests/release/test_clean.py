@@ -32,7 +32,7 @@ def kinds(folder: Path, secrets: tuple[str, ...] = (SECRET,), private: Private =
     ("text", "kind"),
     [
         (f'{{"a": "{SECRET}"}}', "a secret of this environment"),
-        (f"key={TOKEN}&x", "a string of the shape of a Hub token (hf_…)"),
+        (f"key={TOKEN}&x", "a string shaped like a Hub token (hf_…)"),
         ("curl -H 'Authorization: Bearer abcdefghij'", "an Authorization header"),
         ('{"authorization": "Basic dXNlcjpwYXNz"}', "an Authorization header"),
         ("sent bearer abcdefghijklmnopqrstuvwxyz", "an Authorization header"),

@@ -220,7 +220,7 @@ def test_questions_on_two_sides_are_said(shop: Shop) -> None:
     assert f"{torn} questions are on two sides" in done.stderr
     assert "appliance run" not in done.stdout
     card = (shop.run / "dataset" / "release" / "README.md").read_text(encoding="utf-8")
-    assert f"{torn} questions stand on two sides" in card
+    assert f"{torn} questions are on two sides" in card
     settings = ["data.csv=hf://datasets/alice/torn/rows.csv", "data.split=column", "name=torn"]
     settings.append("data.columns.instruction=instruction")
     shop.must("check", str(shop.run), *(word for setting in settings for word in ("--set", setting)))

@@ -167,7 +167,7 @@ def test_only_the_verdict_can_be_overridden(run: FinishedRun) -> None:
 
     assert run.refused() == {"not_worse"} == set(run.hub_json()["overridden"])
     for part in ("model", "adapter"):
-        assert "speaks against it" in (run.release / part / "README.md").read_text(encoding="utf-8")
+        assert "Released despite this verdict" in (run.release / part / "README.md").read_text(encoding="utf-8")
     measured(stops={"tuned": 0.1})(run.path)
     with pytest.raises(GateRefused, match=r"tuned_model_stops: 0\.1") as caught:
         run.publish(even_if_worse=True)
@@ -176,7 +176,7 @@ def test_only_the_verdict_can_be_overridden(run: FinishedRun) -> None:
 
 def test_a_card_says_nothing_of_an_override_that_was_not_needed(run: FinishedRun) -> None:
     run.publish(even_if_worse=True)
-    assert "speaks against" not in (run.release / "model" / "README.md").read_text(encoding="utf-8")
+    assert "Released despite" not in (run.release / "model" / "README.md").read_text(encoding="utf-8")
     assert run.hub_json()["overridden"] == []
 
 

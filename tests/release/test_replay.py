@@ -108,16 +108,20 @@ def _remove(name: str) -> Callable[[Path], None]:
         (
             _flip("train/adapter/adapter_model.safetensors"),
             "stage train",
-            "adapter/adapter_model.safetensors has another hash",
+            "adapter/adapter_model.safetensors has a different hash",
         ),
         (_remove("merge/model/config.json"), "stage merge", "model/config.json is gone"),
-        (_append("evaluate/metrics.json"), "stage evaluate", "metrics.json has another size"),
-        (_flip("publish/release/model/model.safetensors"), "stage publish", "has another hash"),
+        (_append("evaluate/metrics.json"), "stage evaluate", "metrics.json has a different size"),
+        (_flip("publish/release/model/model.safetensors"), "stage publish", "has a different hash"),
         (_remove("publish/stage.json"), "stage publish", "not done"),
-        (lambda run: edit_json(run / "train" / "stage.json", fingerprint="f" * 64), "stage train", "another result"),
+        (
+            lambda run: edit_json(run / "train" / "stage.json", fingerprint="f" * 64),
+            "stage train",
+            "a different result",
+        ),
         (_replace("recipe.yaml", "max_rows: 200", "max_rows: 100"), "recipe.yaml", "edited since the release"),
         (_append("../rows.csv", "새,,행\n"), "CSV", "was edited"),
-        (_flip("../tiny-llama/model.safetensors"), "base model", "model.safetensors has another hash"),
+        (_flip("../tiny-llama/model.safetensors"), "base model", "model.safetensors has a different hash"),
         (_remove("../tiny-llama/config.json"), "base model", "config.json is gone"),
     ],
 )
@@ -225,7 +229,7 @@ def test_an_overridden_verdict_is_said_and_does_not_refuse(
     FinishedRun(run, whole.base).publish(even_if_worse=True)
     wrong, code = outcome(run)
     assert [(finding.what, finding.verdict) for finding in wrong] == [("gate not_worse", "warning")]
-    assert "maker's word" in wrong[0].fix
+    assert "decision of its author" in wrong[0].fix
     assert code == 0
 
 

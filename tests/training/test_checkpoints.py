@@ -186,6 +186,6 @@ def test_a_signal_is_recorded_at_once_and_said_once_at_the_end_of_the_step(
         stop.on_substep_end(SimpleNamespace(), TrainerState(), control)
         stop.on_step_end(SimpleNamespace(), TrainerState(), control)
         stop.on_save(SimpleNamespace(), TrainerState(), control)
-    assert said == ["SIGTERM: stopping after this step (once more: at once)"]
+    assert said == ["SIGTERM: stopping after this step (send it again to stop at once)"]
     assert control.should_save
     assert control.should_training_stop

@@ -69,7 +69,7 @@ train: {{max_steps: 1, optimizer: adamw_torch}}
 
 @pytest.mark.slow
 def test_a_run_names_line_and_token(base_dir: Path, tmp_path: Path) -> None:
-    words = r"train\.csv: rows 3\d, .*: the base never trained the token '~' \(id \d+\): its embedding is zero"
+    words = r"train\.csv: rows 3\d, .*: the base was never trained on the token '~' \(id \d+\): its embedding is zero"
     with pytest.raises(DataError, match=words) as caught:
         train(base_dir, tmp_path, "lora")
     assert caught.value.exit_code == 3

@@ -216,7 +216,7 @@ def test_adapters_that_a_merge_cannot_express_are_refused(
         ("lora_A.weight", "lora_embedding_A", "lora_embedding_A"),
         ("base_model.model.model.layers.0.mlp.up_proj.lora_B.weight", "base_model.model.lm_head.bias", "lm_head.bias"),
         ("up_proj.lora_B.weight", None, "mlp.up_proj has only"),
-        ("model.layers.0.self_attn.q_proj.", "layers.0.mlp.up_proj.", "no weight of its own"),
+        ("model.layers.0.self_attn.q_proj.", "layers.0.mlp.up_proj.", "no separate weight"),
     ],
 )
 def test_every_adapter_tensor_finds_its_place(

@@ -68,7 +68,7 @@ def test_what_the_parent_makes_of_it(tmp_path: Path) -> None:
     assert "x.log" in caught.value.hint
     with pytest.raises(OutOfMemory):
         refuse(-signal.SIGABRT, "the child", "memory allocation of 4096 bytes failed", log)
-    with pytest.raises(EnvironmentUnavailable, match="killed by signal 9, as the kernel does") as killed:
+    with pytest.raises(EnvironmentUnavailable, match="killed by signal 9, which the kernel sends") as killed:
         refuse(-signal.SIGKILL, "the child", "", log)
     assert not isinstance(killed.value, OutOfMemory)  # not tried again
     for code in (0, 1, 4, 6, -signal.SIGABRT, -signal.SIGSEGV):

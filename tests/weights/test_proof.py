@@ -278,7 +278,7 @@ def test_a_refused_merge_is_kept_under_another_name(
     with pytest.raises(GateRefused, match=r"every_delta_is_in: 1, bound 0\.1") as caught:
         pipeline_merge.run(case / "base", case / "adapter", stage, dtype="bfloat16", rows=rows(), device=CPU)
 
-    assert "what was trained is kept" in caught.value.hint
+    assert "the trained weights are kept" in caught.value.hint
     assert {path.name for path in stage.iterdir()} == {"model.refused", "proof.json"}
     assert json.loads((stage / "proof.json").read_text())["passed"] is False
 

@@ -146,7 +146,7 @@ def test_the_merge_is_not_blamed_when_there_is_no_memory_anywhere(
     # each place had both of its processes, the reference first
     assert [device for _, device, _ in card.loaded()] == ["cuda", "cuda", "cpu", "cpu", "cpu", "cpu"]
     written = json.loads((tmp_path / "merge" / "proof.json").read_text())
-    assert (written["passed"], "no memory to prove" in written["error"]) == (False, True)
+    assert (written["passed"], "not enough memory to prove" in written["error"]) == (False, True)
 
 
 @pytest.mark.parametrize(
@@ -254,12 +254,12 @@ def test_the_summary_says_where_if_it_was_not_the_first_choice() -> None:
 @pytest.mark.parametrize(
     ("billions", "device", "gpu_free", "host_free", "verdict", "needed"),
     [
-        (4, L4, 20, 60, "ok", "8.5 GiB on the GPU if so much is free then, else 9.9 GiB on the CPU"),
-        (4, L4, 4, 60, "ok", "8.5 GiB on the GPU if so much is free then, else 9.9 GiB on the CPU"),
-        (4, L4, 4, 6, "warning", "8.5 GiB on the GPU if so much is free then, else 9.9 GiB on the CPU"),
-        (4, T4, 14, 12, "ok", "9.9 GiB on the GPU if so much is free then, else 9.9 GiB on the CPU"),
-        (8, T4, 14, 60, "ok", "17.4 GiB on the CPU (17.4 GiB are more than the GPU has)"),
-        (8, T4, 14, 12, "fails", "17.4 GiB on the CPU (17.4 GiB are more than the GPU has)"),
+        (4, L4, 20, 60, "ok", "8.5 GiB on the GPU if that much is free then, otherwise 9.9 GiB on the CPU"),
+        (4, L4, 4, 60, "ok", "8.5 GiB on the GPU if that much is free then, otherwise 9.9 GiB on the CPU"),
+        (4, L4, 4, 6, "warning", "8.5 GiB on the GPU if that much is free then, otherwise 9.9 GiB on the CPU"),
+        (4, T4, 14, 12, "ok", "9.9 GiB on the GPU if that much is free then, otherwise 9.9 GiB on the CPU"),
+        (8, T4, 14, 60, "ok", "17.4 GiB on the CPU (17.4 GiB is more than the GPU has)"),
+        (8, T4, 14, 12, "fails", "17.4 GiB on the CPU (17.4 GiB is more than the GPU has)"),
         (4, CPU, 0, 12, "ok", "9.9 GiB"),
         (4, CPU, 0, 9, "fails", "9.9 GiB"),
     ],

@@ -218,12 +218,15 @@ def test_replay_misses_the_weights_and_nothing_else(appliance: Appliance, folder
     assert (code, wrong) == (
         8,
         {
-            f"stage {stage}": ", ".join(f"{name} has another hash" for name in names)
+            f"stage {stage}": ", ".join(f"{name} has a different hash" for name in names)
             for stage in ("train", "merge", "publish")
             if (names := [path.partition("/")[2] for path in WEIGHTS if path.startswith(stage)])
         },
     )
-    assert "this run is not what it was: stage train: adapter/adapter_model.safetensors has another hash" in err
+    assert (
+        "this run has changed since its release: stage train: adapter/adapter_model.safetensors has a different hash"
+        in err
+    )
 
 
 def test_replay_asks_every_gate(appliance: Appliance, folder: Path) -> None:

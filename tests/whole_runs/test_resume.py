@@ -209,7 +209,7 @@ for LIMIT in range(1, 1000):
     lines = done.stdout.splitlines()
     assert len(lines) > 2 * len(list(source.iterdir())), done.stderr
     assert lines[-1] == "0 checkpoint-8 0"
-    assert "passing over" not in done.stderr  # half of a checkpoint never stood under its name
+    assert "skipping" not in done.stderr  # half of a checkpoint never stood under its name
     assert set(lines[:-1]) == {"-9 checkpoint-6 0", "-9 checkpoint-8 0"}
     assert lines.count("-9 checkpoint-8 0") < 5  # only what follows the rename
 
@@ -249,7 +249,7 @@ def test_an_invalid_checkpoint_is_named_and_passed_over(
     said = spoil(folder / "checkpoint-8", how)
     for _ in range(2):
         assert checkpoints.newest(folder, inputs) == folder / "checkpoint-6"
-        assert f"passing over checkpoint-8: {said}" in capsys.readouterr().err
+        assert f"skipping checkpoint-8: {said}" in capsys.readouterr().err
 
 
 def test_what_was_passed_over_is_written_anew(shop: Shop, copy: Path, whole: Path) -> None:
@@ -330,7 +330,7 @@ def test_a_choice_of_val_rows_is_the_same_after_a_kill_and_after_a_reload(
     )
     gate = gates.best_val_loss_again(files.read_json(tmp_path / "evaluate" / "measures.json")["val_loss"])
     assert gate.passed
-    assert "val loss on 2 of 4 rows of what was kept" in gate.meaning
+    assert "val loss on 2 of 4 rows of the kept weights" in gate.meaning
 
 
 def test_rows_prepared_without_groups_are_all_evaluated(
@@ -411,7 +411,7 @@ def test_a_signal_that_cannot_be_said_is_saved_all_the_same(
         patch.setattr(console, "say", gone)
         with pytest.raises(Interrupted, match="SIGHUP after step 5; it is saved"):
             shop.fit(tmp_path / "train")
-    assert unsaid == ["SIGHUP: stopping after this step (once more: at once)"]
+    assert unsaid == ["SIGHUP: stopping after this step (send it again to stop at once)"]
     assert checkpoints.fault_of(tmp_path / "train" / "checkpoints" / "checkpoint-5") is None
 
 
@@ -475,7 +475,7 @@ def test_micro_batches_are_halved_until_they_fit(
     assert said.endswith("micro batches of 1 rows fitted")
     fit = files.read_json(tmp_path / "small" / "fit.json")["batch"]
     assert (fit["micro_batch_size"], fit["gradient_accumulation_steps"], len(fit["notes"])) == (1, 8, 2)
-    assert "going on with micro_batch_size 2, gradient_accumulation_steps 4" in capsys.readouterr().err
+    assert "continuing with micro_batch_size 2, gradient_accumulation_steps 4" in capsys.readouterr().err
     lines = results.read_metrics(tmp_path / "small" / "metrics.jsonl")
     assert len([line for line in lines if "out_of_memory" in line]) == 2
 
@@ -590,7 +590,7 @@ def test_what_cannot_be_learnt_from_is_named_by_its_rows(
     patched = "training_step" if kind == "no trained token" else "compute_loss"
     monkeypatch.setattr(trainer.OrderedTrainer, patched, training_step if kind == "no trained token" else compute_loss)
     words = {"loss": "loss nan is not finite", "gradient": "norm .* is not finite"}.get(
-        kind, "no token of them is trained"
+        kind, "none of their tokens is trained"
     )
     with pytest.raises(TrainingFailed, match=rf"step 5: CSV rows [\d, ]+: .*{words}") as caught:
         shop.fit(tmp_path / "train")
