@@ -308,7 +308,7 @@ def test_in_a_container_the_folder_of_the_host_is_named(tmp_path: Path, monkeypa
     (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(EnvironmentUnavailable) as caught:
         RunDir(tmp_path / "file" / "run").create()
-    assert f"sudo chown -R {os.getuid()}:{os.getgid()} ./runs, or put" in caught.value.hint
+    assert f"sudo chown -R {os.getuid()}:{os.getgid()} ./runs, or set APP_UID" in caught.value.hint
     assert str(tmp_path) not in caught.value.hint
 
 

@@ -236,7 +236,7 @@ def test_a_killed_child_is_not_tried_again(case: Path, tmp_path: Path, monkeypat
 
     monkeypatch.setattr("subprocess.run", killed)
     monkeypatch.setattr("appliance.weights.child_out_of_memory.kernel_kills", lambda: next(counts))
-    with pytest.raises(EnvironmentUnavailable, match=r"(?s)killed by signal 9, as the kernel does.*oom_kill") as e:
+    with pytest.raises(EnvironmentUnavailable, match=r"(?s)killed by signal 9, which the kernel sends.*oom_kill") as e:
         merged(case, tmp_path / "merge", CPU)
     assert "may use" in str(e.value)
     assert "are free now" in str(e.value)
