@@ -184,7 +184,8 @@ def test_what_a_format_refuses_the_release_must_refuse(
     refused = [one.name for one in wanted.conversations if one.ids["training"] is None]
     assert refused == ["system text", "system text and input", "system text, earlier turns and input"]
     _template(refusal, "")(out)
-    assert looked_at(out, wanted).prompts == [f"{name} (training): refused in training, accepted here" for name in refused]
+    differs = "(training): refused in training, accepted here"
+    assert looked_at(out, wanted).prompts == [f"{name} {differs}" for name in refused]
 
 
 def test_a_merge_across_the_boundary_would_be_other_ids() -> None:
