@@ -8,8 +8,9 @@ otherwise; extra prompts, which are shown and not scored, as evaluate.sampling s
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,7 @@ from appliance.engines.decoding import GREEDY, from_recipe
 from appliance.engines.engine import Engine
 from appliance.engines.rows_at_once import RowsAtOnce
 from appliance.errors import DataError
-from appliance.evaluation import extra_questions as evaluation_extra_questions
-from appliance.evaluation import generate, other_model, scores
+from appliance.evaluation import extra_questions, generate, other_model, scores
 from appliance.evaluation.generate import Answer
 from appliance.evaluation.loss import LOSS_ROWS_AT_ONCE, mean_loss
 from appliance.evaluation.verdict import Comparison, compare, stop_rates
@@ -30,11 +30,42 @@ from appliance.machine import device as machine_device
 from appliance.machine.device import Device
 from appliance.process import console, files
 from appliance.prompt import format as prompt_format
+from appliance.prompt.encoding import Encoding
 from appliance.recipe.fields import EvaluateSection, ModelSection
 from appliance.release import gates
 from appliance.rows import csv_file
 from appliance.rundir import results
+from appliance.training import encoded_rows
 from appliance.weights.shards import is_adapter
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What both models are asked. Rooms in tokens: what an answer may have at most."""
+
+    prompt: prompt_format.Prompt
+    rows: Sequence[csv_file.Row]
+    rows_of_test: int  # all of them
+    encoded: Sequence[prompt_format.Encoded]  # `rows` with their wanted answers
+    prompts: Sequence[Sequence[int]]  # ids, of `rows`
+    room: int
+    extra: Sequence[extra_questions.Question]
+    extra_prompts: Sequence[Sequence[int]]  # ids
+    room_of_extra: int
+    val_rows: Sequence[prompt_format.Encoded]  # those that training was evaluated on
+    others: Sequence[str] | None  # another model's answers to `rows`
+
+
+@dataclass
+class _Seen:
+    """What the models answered, `base` first, then `tuned`. Losses in nats per trained token."""
+
+    answers: dict[str, list[Answer]] = field(default_factory=dict)
+    answers_to_extra: dict[str, list[str]] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
+    val_loss: dict[str, Any] = field(default_factory=dict)  # of the tuned model: `again`, and how it was computed
+    in_losses: RowsAtOnce = field(default_factory=lambda: RowsAtOnce(LOSS_ROWS_AT_ONCE, "losses"))
+    in_answers: RowsAtOnce = field(default_factory=lambda: RowsAtOnce(generate.ROWS_AT_ONCE, "answers"))
 
 
 def run(
@@ -52,126 +83,164 @@ def run(
 ) -> Comparison:
     """Writes metrics.json, measures.json (for the gates), predictions.csv, proof_rows.json and extra_answers.csv.
 
+    Args:
+        engine: loads the models; they answer on `device`.
+        base: the base model, complete on this disk.
+        model, evaluate: sections of the recipe.
+        prompt_name: the recipe's `prompt`.
+        seed: which test rows are chosen, and what is drawn where answers are sampled.
+        prepare_dir: the prepared rows.
+        trained_dir: the adapter or the model that training left; fit.json is beside it.
+        stage_dir: what is written.
+
     Raises DataError: the user's questions or the other model's answers cannot be read, before anything is loaded.
     """
-    tokenizer = AutoTokenizer.from_pretrained(str(trained_dir), local_files_only=True, trust_remote_code=False)
-    prompt = prompt_format.from_transformers(prompt_name, tokenizer)
-    test_rows = csv_file.read_canonical(prepare_dir / "test.csv")
-    rows = _chosen(test_rows, evaluate.max_rows, seed)
-    extra = evaluation_extra_questions.collect(
-        evaluate.extra_prompts, prepare_dir / "train.csv", evaluate.train_questions, seed
-    )
-    others = other_model.read(Path(evaluate.other_answers), rows) if evaluate.other_answers else None
-    questions, extra_questions = (
-        [prompt.prompt_ids(prompt_format.user_message(one.instruction, one.input)) for one in asked]
-        for asked in (rows, extra)
-    )
-    room = _room(base.max_positions, questions, evaluate.max_new_tokens)
-    room_of_extra = _room(base.max_positions, extra_questions, evaluate.max_new_tokens)
-    chosen = evaluate.sampling
-    sampling = from_recipe(chosen, seed=seed)
-    encoded = [prompt.encode(row.instruction, row.input, row.output) for row in rows]
     fit = files.read_json(trained_dir.parent / "fit.json")
-    evaluated = fit.get("evaluation", {"lines": None})  # a training before there was a choice took all val rows
-    val_rows = _val_rows(prompt, prepare_dir / "val.csv", evaluated["lines"], **fit["encoding"])
-    answers: dict[str, list[Answer]] = {}
-    answers_to_extra: dict[str, list[str]] = {}
-    losses: dict[str, float] = {}
-    val_loss: dict[str, Any] = {"best": fit["best_val_loss"], "in_4bit": model.load_in_4bit}
-    val_loss |= {key: evaluated[key] for key in ("rows", "of") if key in evaluated}
+    asked = _questions(evaluate, base, fit, prompt_name, seed, prepare_dir, trained_dir)
+    seen = _Seen()
 
-    in_losses, in_answers = RowsAtOnce(LOSS_ROWS_AT_ONCE, "losses"), RowsAtOnce(generate.ROWS_AT_ONCE, "answers")
+    def ask(who: str, loaded: Any) -> None:
+        if not seen.answers:  # with the model loaded, what is free is what answers may take
+            seen.in_answers.rows = _answers_at_once(base, device, asked, loaded.dtype.itemsize)
+        _ask(who, loaded, engine, asked, evaluate, seed, seen)
 
-    def look(who: str, loaded: Any) -> None:
-        if not answers:  # with the model loaded, what is free is what answers may take
-            longest = max(map(len, [*questions, *extra_questions]))
-            in_answers.rows = _answers_at_once(base, device, longest, max(room, room_of_extra), loaded.dtype.itemsize)
-        with console.Steps(f"answers of the {who} model", len(rows) + len(extra)) as bar:
-            losses[who] = mean_loss(engine, loaded, encoded, prompt.pad_token_id, in_losses)
-            if who == "tuned":  # the model that has just come from disk: as good as the best one in training?
-                val_loss["again"] = mean_loss(engine, loaded, val_rows, prompt.pad_token_id, in_losses)
-                val_loss["compute_dtype"] = str(loaded.dtype).removeprefix("torch.")
-            answers[who] = generate.answer(
-                loaded,
-                prompt,
-                questions,
-                max_new_tokens=room,
-                stop=evaluate.stop,
-                sampling=sampling if chosen.scored else GREEDY,
-                at_once=in_answers,
-                on_progress=bar.advance,
-            )
-            given = generate.answer(
-                loaded,
-                prompt,
-                extra_questions,
-                max_new_tokens=room_of_extra,
-                stop=evaluate.stop,
-                sampling=sampling,
-                at_once=in_answers,
-                on_progress=bar.advance,
-            )
-            answers_to_extra[who] = [one.text for one in given]
-
-    if is_adapter(trained_dir):
-        tuned, _ = engine.load_for_inference(base.dir, model, trained_dir)
-        with tuned.disable_adapter():
-            look("base", tuned)
-        look("tuned", tuned)
-        del tuned
-    else:
-        for who, folder in (("base", base.dir), ("tuned", trained_dir)):
-            look(who, engine.load_for_inference(folder, model, None)[0])
-            engine.release()
-    engine.release()
-
-    files.write_json(
-        stage_dir / "proof_rows.json",  # what merge proves itself on: held-out prompts with the tuned answers
-        [
-            {"input_ids": [*question, *one.ids], "prompt_tokens": len(question)}
-            for question, one in zip(questions, answers["tuned"], strict=True)
-        ],
-    )
-    stops = stop_rates([len(one) - one.prompt_tokens for one in encoded], room, answers)
-    measures = {"stops": stops, "val_loss": val_loss, "out_of_memory": [*in_losses.notes, *in_answers.notes]}
-    files.write_json(stage_dir / gates.MEASURES, measures)
+    _each_model(engine, base, model, trained_dir, ask)
+    files.write_json(stage_dir / "proof_rows.json", _proof_rows(asked, seen))
+    files.write_json(stage_dir / gates.MEASURES, _measures(asked, seen, fit, in_4bit=model.load_in_4bit))
     groups_of = results.read_groups(prepare_dir / results.TEST_GROUPS)
-    groups = [groups_of[row.line] for row in rows]
-    comparison, row_scores = compare(rows, answers, losses, groups, evaluate.primary)
-    figures = asdict(comparison) | {"rows_of_test": len(test_rows)}
-    if others is not None:
-        figures["other"] = other_model.score(
-            Path(str(evaluate.other_answers)).stem,
-            [row.output for row in rows],
-            others,
-            row_scores["tuned"],
-            groups,
-            unit=scores.f1_unit([row.output for row in rows]),
-            primary=evaluate.primary,
-        ).as_json()
-    _write_predictions(stage_dir / results.PREDICTIONS, rows, answers, row_scores, others)
-    if extra:
-        evaluation_extra_questions.write(
-            stage_dir / results.EXTRA_ANSWERS, extra, answers_to_extra["base"], answers_to_extra["tuned"]
-        )
+    groups = [groups_of[row.line] for row in asked.rows]
+    comparison, row_scores = compare(asked.rows, seen.answers, seen.losses, groups, evaluate.primary)
+    figures = asdict(comparison) | {"rows_of_test": asked.rows_of_test}
+    if asked.others is not None:
+        figures["other"] = _score_of_other(evaluate, asked, asked.others, row_scores["tuned"], groups)
+    _write_predictions(stage_dir / results.PREDICTIONS, asked.rows, seen.answers, row_scores, asked.others)
+    if asked.extra:
+        extra = seen.answers_to_extra
+        extra_questions.write(stage_dir / results.EXTRA_ANSWERS, asked.extra, extra["base"], extra["tuned"])
     files.write_json(stage_dir / results.COMPARISON, figures)
     return comparison
 
 
-def _val_rows(
-    prompt: prompt_format.Prompt,
-    path: Path,
-    lines: Collection[int] | None,
-    *,
-    loss_on: str,
-    max_seq_length: int,
-    cut_long_rows: bool,
-) -> list[prompt_format.Encoded]:
-    """The val rows as training encoded them: those of `lines`, or all."""
-    wanted = None if lines is None else set(lines)
-    used = (row for row in csv_file.iter_canonical(path) if wanted is None or row.line in wanted)
-    rows = [prompt.encode(r.instruction, r.input, r.output, loss_on=loss_on) for r in used]
-    return [prompt.cut(row, max_seq_length) for row in rows] if cut_long_rows else rows
+def _questions(
+    evaluate: EvaluateSection,
+    base: Base,
+    fit: Mapping[str, Any],
+    prompt_name: str,
+    seed: int,
+    prepare_dir: Path,
+    trained_dir: Path,
+) -> _Asked:
+    """Everything that is asked, before a model is loaded. `fit`: train/fit.json. Raises DataError."""
+    tokenizer = AutoTokenizer.from_pretrained(str(trained_dir), local_files_only=True, trust_remote_code=False)
+    prompt = prompt_format.from_transformers(prompt_name, tokenizer)
+    test_rows = csv_file.read_canonical(prepare_dir / "test.csv")
+    rows = _chosen(test_rows, evaluate.max_rows, seed)
+    extra = extra_questions.collect(evaluate.extra_prompts, prepare_dir / "train.csv", evaluate.train_questions, seed)
+    others = other_model.read(Path(evaluate.other_answers), rows) if evaluate.other_answers else None
+    of_rows, of_extra = (
+        [prompt.prompt_ids(prompt_format.user_message(one.instruction, one.input)) for one in asked]
+        for asked in (rows, extra)
+    )
+    lines = _evaluated(fit)["lines"]
+    val_rows, _ = encoded_rows.encode(prompt, prepare_dir / "val.csv", Encoding(**fit["encoding"]), only=lines)
+    return _Asked(
+        prompt=prompt,
+        rows=rows,
+        rows_of_test=len(test_rows),
+        encoded=[prompt.encode(row.instruction, row.input, row.output) for row in rows],
+        prompts=of_rows,
+        room=_room(base.max_positions, of_rows, evaluate.max_new_tokens),
+        extra=extra,
+        extra_prompts=of_extra,
+        room_of_extra=_room(base.max_positions, of_extra, evaluate.max_new_tokens),
+        val_rows=val_rows,
+        others=others,
+    )
+
+
+def _evaluated(fit: Mapping[str, Any]) -> dict[str, Any]:
+    """Which val rows training was evaluated on; a training before there was a choice took all of them."""
+    return dict(fit.get("evaluation", {"lines": None}))
+
+
+def _each_model(
+    engine: Engine, base: Base, model: ModelSection, trained_dir: Path, ask: Callable[[str, Any], None]
+) -> None:
+    """Calls `ask` with "base" and its model, then with "tuned" and its model; never are two in memory."""
+    if is_adapter(trained_dir):
+        tuned, _ = engine.load_for_inference(base.dir, model, trained_dir)
+        with tuned.disable_adapter():
+            ask("base", tuned)
+        ask("tuned", tuned)
+        del tuned
+    else:
+        for who, folder in (("base", base.dir), ("tuned", trained_dir)):
+            ask(who, engine.load_for_inference(folder, model, None)[0])
+            engine.release()
+    engine.release()
+
+
+def _ask(
+    who: str, loaded: Any, engine: Engine, asked: _Asked, evaluate: EvaluateSection, seed: int, seen: _Seen
+) -> None:
+    """One model's losses and answers, into `seen`."""
+    sampling = from_recipe(evaluate.sampling, seed=seed)
+    pad = asked.prompt.pad_token_id
+    with console.Steps(f"answers of the {who} model", len(asked.rows) + len(asked.extra)) as bar:
+        seen.losses[who] = mean_loss(engine, loaded, asked.encoded, pad, seen.in_losses)
+        if who == "tuned":  # the model that has just come from disk: as good as the best one in training?
+            seen.val_loss["again"] = mean_loss(engine, loaded, asked.val_rows, pad, seen.in_losses)
+            seen.val_loss["compute_dtype"] = str(loaded.dtype).removeprefix("torch.")
+        answer = partial(
+            generate.answer,
+            loaded,
+            asked.prompt,
+            stop=evaluate.stop,
+            at_once=seen.in_answers,
+            on_progress=bar.advance,
+        )
+        scored = sampling if evaluate.sampling.scored else GREEDY
+        seen.answers[who] = answer(asked.prompts, max_new_tokens=asked.room, sampling=scored)
+        to_extra = answer(asked.extra_prompts, max_new_tokens=asked.room_of_extra, sampling=sampling)
+        seen.answers_to_extra[who] = [one.text for one in to_extra]
+
+
+def _proof_rows(asked: _Asked, seen: _Seen) -> list[dict[str, Any]]:
+    """What merge proves its result on: held-out prompts with the tuned model's answers."""
+    pairs = zip(asked.prompts, seen.answers["tuned"], strict=True)
+    return [{"input_ids": [*question, *one.ids], "prompt_tokens": len(question)} for question, one in pairs]
+
+
+def _measures(asked: _Asked, seen: _Seen, fit: Mapping[str, Any], *, in_4bit: bool) -> dict[str, Any]:
+    """What the gates judge: how often answers stop by themselves, and the val loss, computed again."""
+    evaluated = _evaluated(fit)
+    val_loss = {"best": fit["best_val_loss"], "in_4bit": in_4bit, **seen.val_loss}
+    val_loss |= {key: evaluated[key] for key in ("rows", "of") if key in evaluated}
+    return {
+        "stops": stop_rates([len(one) - one.prompt_tokens for one in asked.encoded], asked.room, seen.answers),
+        "val_loss": val_loss,
+        "out_of_memory": [*seen.in_losses.notes, *seen.in_answers.notes],
+    }
+
+
+def _score_of_other(
+    evaluate: EvaluateSection,
+    asked: _Asked,
+    others: Sequence[str],
+    tuned_scores: Sequence[float],
+    groups: Sequence[str],
+) -> dict[str, Any]:
+    """The other model's answers against the tuned one's. `groups`: of each row."""
+    wanted = [row.output for row in asked.rows]
+    return other_model.score(
+        Path(str(evaluate.other_answers)).stem,
+        wanted,
+        others,
+        tuned_scores,
+        groups,
+        unit=scores.f1_unit(wanted),
+        primary=evaluate.primary,
+    ).as_json()
 
 
 def summarise(seen: Comparison) -> str:
@@ -199,15 +268,15 @@ def _room(positions: int, questions: Sequence[Sequence[int]], wanted_tokens: int
     return min(wanted_tokens, positions - longest)
 
 
-def _answers_at_once(base: Base, device: Device, prompt_tokens: int, answer_tokens: int, number_bytes: int) -> int:
+def _answers_at_once(base: Base, device: Device, asked: _Asked, number_bytes: int) -> int:
     """Rows that are answered together: on a card as many as its memory holds."""
     shape = memory.shape_of(base.config)
     if device.kind == "cpu" or shape is None:
         return generate.ROWS_AT_ONCE
     return memory.answers_at_once(
         shape,
-        prompt_tokens=prompt_tokens,
-        answer_tokens=answer_tokens,
+        prompt_tokens=max(map(len, [*asked.prompts, *asked.extra_prompts])),
+        answer_tokens=max(asked.room, asked.room_of_extra),
         number_bytes=number_bytes,
         room=machine_device.room_bytes(device),
     )
@@ -232,6 +301,6 @@ def _write_predictions(
         for i, row in enumerate(rows):
             before, after = scores["base"][i], scores["tuned"][i]
             verdict = "win" if after > before else "loss" if after < before else "tie"
-            question = evaluation_extra_questions.shown(row.instruction, row.input)
+            question = extra_questions.shown(row.instruction, row.input)
             more = () if others is None else (others[i],)
             write((row.line, question, row.output, answers["base"][i].text, answers["tuned"][i].text, verdict, *more))

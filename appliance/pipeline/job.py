@@ -1,7 +1,7 @@
 """One run as the pipeline sees it: its recipe, its CSV, its base model, its machine; what each stage depends on.
 
-Everything here is found out when it is first asked for, so that a finished run is skipped without torch, without the
-base model on disk and without the network.
+Everything here is looked up when it is first needed, so that a finished run is skipped without torch, without the base
+model on disk and without the network.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from appliance.machine import device as machine_device
 from appliance.machine import packages
 from appliance.process import console
 from appliance.process import files as process_files
-from appliance.recipe import earlier_runs
-from appliance.recipe.resolve import Resolved, flatten
+from appliance.recipe import stage_fields
+from appliance.recipe.resolve import Resolved
 from appliance.rundir import directory as rundir_directory
 from appliance.rundir.directory import STAGES, RunDir
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from appliance.prompt.format import Prompt
 
 DEMO_NOTE = (
-    "The demo's test rows ask facts that training saw, in words that it did not see: this is no test of new facts."
+    "The demo's test rows ask for facts that training saw, in words that it did not see: they do not test new facts."
 )
 
 
@@ -42,16 +42,16 @@ def sample_csv() -> Path:
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe, its run directory, and what is found out once and kept."""
+    """A recipe, its run directory, and what is looked up once and kept."""
 
     resolved: Resolved
     run_dir: RunDir
     cache_dir: Path
     until: str = "publish"  # the last stage that this call is to run
-    takes_new_base: bool = False  # whether the base may be another than the one this run began with
-    even_if_worse: bool = False  # whether a model may be released that the verdict speaks against
-    into_existing: bool = False  # whether a repository may be published to that holds something else
-    again: tuple[str, ...] = ()  # the stages that this call makes anew, done or not
+    takes_new_base: bool = False  # whether the base may differ from the one this run began with
+    even_if_worse: bool = False  # whether a model that the verdict calls worse may be released
+    into_existing: bool = False  # whether to publish to a repository that holds something else
+    again: tuple[str, ...] = ()  # the stages that this call redoes, done or not
     is_rehearsal: bool = False
 
     @cached_property
@@ -83,17 +83,17 @@ class Job:
 
     @cached_property
     def base(self) -> Base:
-        """The base model on this disk, fetched where it is not yet."""
+        """The base model on this disk; fetched if it is not here yet."""
         from appliance.base_model import find as base_model_find
 
         return base_model_find.fetch(self.found_base)
 
     @cached_property
     def found_base(self) -> Base:
-        """The base model as far as it is judged by; its weights may be on the Hub. A run keeps the commit that it
+        """What is needed to judge the base model; its weights may still be on the Hub. A run keeps the commit that it
         began with.
 
-        Raises RunDirError: the base's files are others than when this run began.
+        Raises RunDirError: the base's files have changed since this run began.
         """
         from appliance.base_model import find as base_model_find
 
@@ -105,21 +105,21 @@ class Job:
         base = base_model_find.find(moved or model.id, before.get("revision") or model.revision, self.cache_dir)
         if before and base.identity_by(before.get("identity_rule", 1)) != before["identity"]:
             raise RunDirError(
-                f"{self.run_dir.path}: the files of the base model {model.id} changed since this run began",
-                hint="start a new run with --set name=NEW, or make everything anew from them with --redo prepare",
+                f"{self.run_dir.path}: the files of the base model {model.id} have changed since this run began",
+                hint="start a new run with --set name=NEW, or rebuild everything from them with --redo prepare",
             )
         return replace(base, recorded_identity=before.get("identity"))
 
     @property
     def rehearsal_wanted(self) -> str:
-        """The recipe's `rehearse`; who asks for the stage by its name gets one."""
+        """The recipe's `rehearse`; a call for the stage by name always rehearses."""
         return "always" if self.until == "rehearse" else self.resolved.recipe.rehearse
 
     def in_small(self, folder: Path, settings: Mapping[str, Mapping[str, Any]]) -> Job:
         """This job with other settings (section -> field -> value) and its run directory in `folder`.
 
-        Rows, base, machine and engine are the same; run.json is a copy. A release of it goes nowhere, whatever the
-        verdict.
+        Rows, base, machine and engine are the same; run.json is a copy. Its release is uploaded nowhere, and is built
+        whatever the verdict.
         """
         recipe = self.resolved.recipe
         changed = {name: getattr(recipe, name).model_copy(update=dict(values)) for name, values in settings.items()}
@@ -127,7 +127,7 @@ class Job:
         job = replace(
             self, resolved=resolved, run_dir=RunDir(folder), until="publish", even_if_worse=True, is_rehearsal=True
         )
-        # asked for here so that they are found out once: of a frozen dataclass, these are what its properties have kept
+        # looked up here so that it happens once; a frozen dataclass keeps its cached properties in vars()
         kept = ("device", "base", "engine_choice", "engine", "base_identity", "csv_sha256")
         vars(job).update({name: getattr(self, name) for name in kept})
         job.run_dir.create()
@@ -137,7 +137,7 @@ class Job:
 
     @property
     def trained_dir(self) -> Path:
-        """What training leaves: the adapter, or with `method: full` the whole model."""
+        """What training produces: the adapter, or with `method: full` the whole model."""
         name = "adapter" if self.resolved.recipe.tuning.method == "lora" else "model"
         return self.run_dir.stage_dir("train") / name
 
@@ -145,7 +145,7 @@ class Job:
     def prompt(self) -> Prompt:
         """The prompt format with the base's tokenizer as transformers loads it, which may rebuild it from other files.
 
-        Without the `train` extra its tokenizer.json is read as it stands: enough to count and to split.
+        Without the `train` extra, tokenizer.json is read as it is: enough to count and to split.
         """
         from appliance.prompt import format as prompt_format
 
@@ -162,7 +162,7 @@ class Job:
 
     @cached_property
     def base_identity(self) -> str:
-        """What the base is, from run.json where possible: a finished run is skipped without the base on disk."""
+        """What the base is, from run.json if possible, so that a finished run is skipped without the base on disk."""
         return str(self._recorded_base().get("identity") or self.found_base.identity)
 
     @property
@@ -179,7 +179,7 @@ class Job:
 
     @cached_property
     def csv_path(self) -> Path:
-        """The CSV on this machine; one on the Hub is fetched. Raises HubError where that fails."""
+        """The CSV on this machine; one on the Hub is fetched. Raises HubError: that failed."""
         csv = self.resolved.recipe.data.csv
         if self._is_on_hub:
             return self._fetched_csv[0]
@@ -191,7 +191,7 @@ class Job:
 
     @property
     def csv_to_check(self) -> Path | None:
-        """None where the rows are in the run directory already and the CSV is gone, or a pinned one on the Hub."""
+        """None if the rows are in the run directory and the CSV is gone, or is pinned on the Hub."""
         if not self.run_dir.record("prepare") or self.takes_new_base:
             return self.csv_path
         return None if self._is_on_hub or not self.csv_path.exists() else self.csv_path
@@ -215,7 +215,7 @@ class Job:
 
     @cached_property
     def csv_sha256(self) -> str:
-        """Hash of the CSV; of the one read before, where it is gone now and its rows are in the run directory."""
+        """Hash of the CSV; if it is gone and its rows are in the run directory, of the one that was read."""
         if self._is_on_hub and self._recorded_commit and self.run_dir.record("prepare"):
             return str(self._run_json["csv"]["sha256"])  # a commit never changes: needs no network
         recorded = self._run_json.get("csv", {})
@@ -225,29 +225,13 @@ class Job:
             return str(recorded["sha256"])
         raise DataError(
             f"{self.csv_path}: no such file",
-            hint="give the CSV's path: --set data.csv=PATH (in the container, the folder data/ is /data)",
+            hint="set its path: --set data.csv=PATH (in the container, the folder data/ is /data)",
         )
 
     def inputs(self, stage: str) -> dict[str, Any]:
         """What the stage's result depends on: recipe fields, file hashes, and the stages before it."""
         recipe = self.resolved.recipe
-        fields = {
-            "prepare": ("data", "model.max_seq_length", "prompt", "train.seed"),
-            "rehearse": ("engine", "model", "tuning", "train"),
-            "train": ("engine", "model", "tuning", "train"),
-            "evaluate": ("evaluate",),
-            "merge": (),
-            "publish": ("name", "publish"),
-        }[stage]
-        values = {
-            key: value
-            for key, value in flatten(recipe.model_dump())
-            if key.startswith(tuple(f"{field}." for field in fields)) or key in fields
-        }
-        values = earlier_runs.without_younger(values)
-        if stage == "train":  # only the product of the two matters to the result
-            del values["train.micro_batch_size"], values["train.gradient_accumulation_steps"], values["train.report_to"]
-            values["effective batch size"] = recipe.train.effective_batch_size
+        values = stage_fields.of_stage(recipe, stage)
         if stage == "prepare":
             del values["data.csv"]  # its content counts, not its name
             return values | {"CSV (sha256)": self.csv_sha256, "base model": self.base_identity}
@@ -255,14 +239,14 @@ class Job:
             named = {f"evaluate.{key}": getattr(recipe.evaluate, key) for key in ("extra_prompts", "other_answers")}
             files = {f"{key} (sha256)": path for key, path in named.items() if isinstance(path, str)}
             values |= {key: self._sha256_before(stage, key, Path(path)) for key, path in files.items()}
-        # nothing is made from a rehearsal: training goes by the rows, whether it was rehearsed or not
+        # no stage depends on a rehearsal: training depends on the rows, rehearsed or not
         before = "prepare" if stage == "train" else STAGES[STAGES.index(stage) - 1]
         if stage == "rehearse":
             values["rehearse"] = self.rehearsal_wanted
         return values | {f"result of {before}": rundir_directory.fingerprint(self.inputs(before))}
 
     def _sha256_before(self, stage: str, key: str, path: Path) -> str | None:
-        """Hash of a file that only this stage reads; of the one that it read, where the file is gone now."""
+        """Hash of a file that only this stage reads; if it is gone, of the one that was read."""
         if path.is_file():
             return process_files.sha256_of(path)
         record = self.run_dir.record(stage)
@@ -299,7 +283,7 @@ class Job:
                     "commit": (self._recorded_commit or self._fetched_csv[1]) if self._is_on_hub else None,
                 },
                 "test_note": DEMO_NOTE if recipe.data.csv == "demo" else "",
-                # of the last release; replay says whether it still fits
+                # of the last release; replay says whether it still matches
                 **{key: self._run_json[key] for key in ("passport",) if key in self._run_json},
             },
         )

@@ -8,10 +8,8 @@ step. A killed or interrupted training continues from its newest complete checkp
 from __future__ import annotations
 
 import math
-import re
-import shutil
 import signal
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +21,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState, s
 from appliance.base_model.base import Base
 from appliance.engines import master_weights
 from appliance.engines.engine import Engine
-from appliance.errors import DataError, Interrupted, TrainingFailed
+from appliance.errors import Interrupted, TrainingFailed
 from appliance.machine import one_gpu
 from appliance.machine.device import Device
 from appliance.machine.out_of_memory import is_out_of_memory
@@ -31,36 +29,25 @@ from appliance.process import console, files
 from appliance.prompt import batch as prompt_batch
 from appliance.prompt import format as prompt_format
 from appliance.prompt import stop_check
+from appliance.prompt.encoding import Encoding
 from appliance.recipe.fields import ModelSection, TrainSection, TuningSection
 from appliance.release import gates
 from appliance.report import loss_plot
-from appliance.rows import csv_file
-from appliance.training import checkpoints, untrained_tokens, validation
+from appliance.training import checkpoints, encoded_rows, trained_folder, untrained_tokens, validation
 from appliance.training.arguments import trainer_arguments
 from appliance.training.callbacks import FinishWithEvaluation, StopOnSignal
+from appliance.training.encoded_rows import Rows
 from appliance.training.micro_batch import BatchSize, OutOfMemory
 from appliance.training.trainer import (
     EVALUATION_ROWS_PER_BATCH,
     EvaluationStopped,
     Metrics,
     OrderedTrainer,
-    Rows,
     TrainingEnded,
 )
 from appliance.training.validation import Evaluation
 from appliance.weights import moved
 from appliance.weights.shards import is_adapter
-
-_WEIGHTS = r"adapter_model\.safetensors|model[\w.-]*\.safetensors"  # of a checkpoint
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """How rows became ids; evaluate encodes the val rows once more in the same way."""
-
-    loss_on: str
-    max_seq_length: int
-    cut_long_rows: bool
 
 
 @dataclass(frozen=True)
@@ -71,6 +58,61 @@ class Fit:
     best_step: int
     best_val_loss: float
     stopped_early: bool
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is to be trained, on which device, from which rows. `inputs`: what its checkpoints depend on."""
+
+    engine: Engine
+    device: Device
+    base: Base
+    model: ModelSection
+    tuning: TuningSection
+    train: TrainSection
+    encoding: Encoding
+    prepare_dir: Path
+    stage_dir: Path
+    inputs: Mapping[str, Any]
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        return self.stage_dir / "checkpoints"
+
+    @property
+    def dtype(self) -> str:
+        """The type of computation."""
+        return self.device.compute_dtype(self.model.dtype)
+
+    def batch_size(self) -> BatchSize:
+        """The recipe's, or what fitted when memory last ran out."""
+        micro, steps = self.train.micro_batch_size, self.train.gradient_accumulation_steps
+        return BatchSize(micro, micro, steps, EVALUATION_ROWS_PER_BATCH).remembered(self.checkpoints_dir)
+
+    def load(self) -> Any:
+        """(model, tokenizer), as they are before the first step."""
+        set_seed(self.train.seed)
+        loaded = self.engine.load_for_training(
+            self.base.dir, self.model, self.tuning, self.encoding.max_seq_length, self.train.seed
+        )
+        if self.tuning.method == "full":
+            master_weights.refuse_others(loaded[0])
+        return loaded
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What the trainer gets besides the model: the encoded rows of both sides, and how they become batches."""
+
+    prompt: prompt_format.Prompt
+    tokenizer: Any
+    evaluation: Evaluation
+    train: Sequence[prompt_format.Encoded]
+    train_rows: Rows
+    val: Sequence[prompt_format.Encoded]
+    val_rows: Rows
+    dataset: Dataset  # of `train`
+    collate: Callable[[list[Any]], dict[str, Any]]
 
 
 def run(
@@ -88,12 +130,24 @@ def run(
     stage_dir: Path,
     trained_dir: Path,
 ) -> str:
-    """Writes `trained_dir` and, into `stage_dir`, metrics.jsonl, loss.png and gates.json; returns the summary.
+    """Writes `trained_dir` and, into `stage_dir`, metrics.jsonl, loss.png, gates.json and fit.json.
 
-    Raises DataError: a row holds a token that the base never trained. GateRefused: the collated rows would not teach
-    the model to stop. Nothing is trained then. TrainingFailed: a loss that is not finite. Interrupted: SIGINT or
-    SIGTERM, after a checkpoint.
+    Args:
+        engine: loads the base; on `device` the model is trained.
+        base: the base model, complete on this disk.
+        model, tuning, train: sections of the recipe.
+        prompt_name: the recipe's `prompt`.
+        max_seq_length: tokens of the longest row allowed, as prepare found it.
+        cut_long_rows: whether longer rows are cut; otherwise there are none.
+        prepare_dir: the prepared rows.
+        stage_dir: checkpoints and records; a stopped training continues from the checkpoints in it.
+        trained_dir: the adapter, or with `method: full` the model. Its parent is `stage_dir`.
+
+    Returns the summary. Raises DataError: a row holds a token that the base never trained. GateRefused: the collated
+    rows would not teach the model to stop. Nothing is trained then. TrainingFailed: a loss is not finite. Interrupted:
+    SIGINT or SIGTERM, after a checkpoint.
     """
+    encoding = Encoding(train.loss_on, max_seq_length, cut_long_rows)
     inputs = checkpoints.inputs_of(
         engine.name,
         device.compute_dtype(model.dtype),
@@ -106,121 +160,120 @@ def run(
         cut_long_rows,
         prepare_dir,
     )
-    checkpoints_dir = stage_dir / "checkpoints"
-    checkpoints_dir.mkdir(exist_ok=True)
-    checkpoints.newest(checkpoints_dir, inputs)  # refuses before the model is loaded
+    task = _Task(engine, device, base, model, tuning, train, encoding, prepare_dir, stage_dir, inputs)
+    task.checkpoints_dir.mkdir(exist_ok=True)
+    checkpoints.newest(task.checkpoints_dir, inputs)  # refuses before the model is loaded
+    tuned, tokenizer = task.load()
+    material = _material(task, prompt_name, tokenizer)
+    _refuse_untrained_tokens(task, material, tuned)
+    _refuse_rows_that_do_not_stop(task, material, material.dataset, material.collate)
+    while True:
+        try:
+            state = _train_to_the_end(task, material, tuned)
+            break
+        except OutOfMemory as error:
+            task.batch_size().after(error, device, stage_dir)
+        tuned = None  # memory may have run out in the middle of a step: weights and optimizer come from disk again
+        engine.release()
+        tuned, _ = task.load()
+    return _keep_best(task, material, state, trained_dir)
 
-    def load() -> Any:
-        set_seed(train.seed)
-        loaded = engine.load_for_training(base.dir, model, tuning, max_seq_length, train.seed)
-        if tuning.method == "full":
-            master_weights.refuse_others(loaded[0])
-        return loaded
 
-    tuned, tokenizer = load()
+def _material(task: _Task, prompt_name: str, tokenizer: Any) -> _Material:
+    """The rows of both sides as ids. Sets padding and chat template of the tokenizer to those that are released."""
     prompt = prompt_format.from_transformers(prompt_name, tokenizer)
     tokenizer.pad_token = prompt.pad_token  # already in the vocabulary: nothing is resized
     tokenizer.chat_template = prompt.chat_template
-    encoding = Encoding(train.loss_on, max_seq_length, cut_long_rows)
-    train_rows, train_side = _encode(prompt, prepare_dir / "train.csv", encoding)
-    evaluation = validation.of_training(train, len(train_rows), prepare_dir)
-    if train.eval_every == "auto" or evaluation.lines is not None:  # else the recipe says it all
+    train, train_rows = encoded_rows.encode(prompt, task.prepare_dir / "train.csv", task.encoding)
+    evaluation = validation.of_training(task.train, len(train), task.prepare_dir)
+    if task.train.eval_every == "auto" or evaluation.lines is not None:  # otherwise the recipe says it all
         console.say(evaluation.describe())
-    val_rows, val_side = _encode(prompt, prepare_dir / "val.csv", encoding, only=evaluation.lines)
-    for side, rows, named in (("train", train_rows, train_side), ("val", val_rows, val_side)):
-        untrained_tokens.refuse(tuned, tokenizer, rows, named.lines, prepare_dir / f"{side}.csv")
-    dataset, collate = _dataset(train_rows), partial(prompt_batch.collate, pad_token_id=prompt.pad_token_id)
-    refuse = partial(
-        _refuse_rows_that_do_not_stop,
-        prompt=prompt,
-        lines=train_side.lines,
-        csv_path=prepare_dir / "train.csv",
-        stage_dir=stage_dir,
-    )
-    refuse(dataset, collate)
-    keep = partial(
-        _keep_best,
-        target=trained_dir,
-        prompt=prompt,
-        tokenizer=tokenizer,
-        base=base,
-        encoding=encoding,
-        evaluation=evaluation,
+    val, val_rows = encoded_rows.encode(prompt, task.prepare_dir / "val.csv", task.encoding, only=evaluation.lines)
+    collate = partial(prompt_batch.collate, pad_token_id=prompt.pad_token_id)
+    return _Material(
+        prompt, tokenizer, evaluation, train, train_rows, val, val_rows, dataset=_dataset(train), collate=collate
     )
 
-    def attempt(size: BatchSize, tuned: Any) -> TrainerState:
-        """Trains from the newest checkpoint to the end. Raises OutOfMemory."""
-        resume_from = checkpoints.newest(checkpoints_dir, inputs)
-        if resume_from and checkpoints.is_finished(resume_from, train.patience):
-            console.say(f"training had ended with {resume_from.name}; only the best of it was still to be kept")
-            return checkpoints.state_of(resume_from)
-        dtype, step = device.compute_dtype(model.dtype), checkpoints.step_of(resume_from) if resume_from else -1
-        scales_loss = device.kind == "cuda" and dtype == "float16"
-        metrics, stop = Metrics(stage_dir / "metrics.jsonl", resume_step=step, scales_loss=scales_loss), StopOnSignal()
-        trainer = OrderedTrainer(
-            model=tuned,
-            processing_class=tokenizer,
-            args=one_gpu.keep_to_one(
-                trainer_arguments(
-                    train,
-                    evaluation.every,
-                    size,
-                    device,
-                    dtype,
-                    checkpoints_dir,
-                    method=tuning.method,
-                    gradient_checkpointing=engine.trainer_checkpoints_gradients,
-                ),
-            ),
-            train_dataset=dataset,
-            eval_dataset=_dataset(val_rows),
-            data_collator=collate,
-            callbacks=[EarlyStoppingCallback(train.patience, train.min_delta), FinishWithEvaluation(), metrics, stop],
-        )
-        trainer.remove_callback(PrinterCallback)  # it prints every line of metrics; ours writes them
-        if trainer.train_dataset is not dataset or trainer.data_collator is not collate:  # a library put in its own
-            refuse(trainer.train_dataset, trainer.data_collator)
-        trainer.use(
-            train_rows=train_side,
-            val_rows=val_side,
-            rows_per_step=train.effective_batch_size,
-            size=size,
-            inputs=inputs,
-            stop=stop,
-            evaluation_due=resume_from is not None and checkpoints.manifest_of(resume_from).evaluation_due,
-        )
-        metrics.trainer = trainer
-        if resume_from:
-            console.say(f"continuing from step {step} ({resume_from.name})")
-        with stop, metrics:
-            _train(trainer, resume_from)
-        if stop.signal_number is not None:
-            saved = trainer.state.global_step > 0
-            raise Interrupted(
-                stop.signal_number,
-                f"stopped by {signal.Signals(stop.signal_number).name} after step {trainer.state.global_step}"
-                + ("; it is saved" if saved else ""),
-                hint="the same command continues from there" if saved else "the same command begins there",
-            )
-        return trainer.state
 
-    asked = BatchSize(
-        train.micro_batch_size, train.micro_batch_size, train.gradient_accumulation_steps, EVALUATION_ROWS_PER_BATCH
+def _dataset(rows: Sequence[prompt_format.Encoded]) -> Dataset:
+    return Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]})
+
+
+def _refuse_untrained_tokens(task: _Task, material: _Material, tuned: Any) -> None:
+    """Raises DataError: a row holds a token that the base never trained."""
+    sides = (("train", material.train, material.train_rows), ("val", material.val, material.val_rows))
+    for side, encoded, rows in sides:
+        path = task.prepare_dir / f"{side}.csv"
+        untrained_tokens.refuse(tuned, material.tokenizer, encoded, rows.lines, path)
+
+
+def _refuse_rows_that_do_not_stop(task: _Task, material: _Material, dataset: Dataset, collate: Any) -> None:
+    """Writes gates.json: whether every row of `dataset`, collated, trains EOS. Raises GateRefused if one does not."""
+    found, broken = stop_check.stops(dataset, collate, material.prompt)
+    files.write_json(task.stage_dir / gates.RECORD, {"gates": [gate.as_json() for gate in found]})
+    stop_check.refuse_rows(found, broken, lambda: list(material.train_rows.lines), task.prepare_dir / "train.csv")
+
+
+def _train_to_the_end(task: _Task, material: _Material, tuned: Any) -> TrainerState:
+    """Trains from the newest checkpoint on. Raises OutOfMemory, Interrupted, TrainingFailed."""
+    resume_from = checkpoints.newest(task.checkpoints_dir, task.inputs)
+    if resume_from and checkpoints.is_finished(resume_from, task.train.patience):
+        console.say(f"training had already ended with {resume_from.name}; keeping the best of its checkpoints")
+        return checkpoints.state_of(resume_from)
+    step = checkpoints.step_of(resume_from) if resume_from else -1
+    scales_loss = task.device.kind == "cuda" and task.dtype == "float16"
+    metrics = Metrics(task.stage_dir / "metrics.jsonl", resume_step=step, scales_loss=scales_loss)
+    stop = StopOnSignal()
+    trainer = _trainer(task, material, tuned, metrics, stop)
+    trainer.use(
+        train_rows=material.train_rows,
+        val_rows=material.val_rows,
+        rows_per_step=task.train.effective_batch_size,
+        size=task.batch_size(),
+        inputs=task.inputs,
+        stop=stop,
+        evaluation_due=resume_from is not None and checkpoints.manifest_of(resume_from).evaluation_due,
     )
-    while True:
-        try:
-            state = attempt(asked.remembered(checkpoints_dir), tuned)
-            break
-        except OutOfMemory as error:
-            asked.remembered(checkpoints_dir).after(error, device, stage_dir)
-        tuned = None  # weights and optimizer may have been half way through a step: both come from disk again
-        engine.release()
-        tuned, _ = load()
-    return keep(state, size=asked.remembered(checkpoints_dir))
+    metrics.trainer = trainer
+    if resume_from:
+        console.say(f"continuing from step {step} ({resume_from.name})")
+    with stop, metrics:
+        _train(trainer, resume_from)
+    if stop.signal_number is not None:
+        raise _interrupted(stop.signal_number, trainer.state.global_step)
+    return trainer.state
+
+
+def _trainer(task: _Task, material: _Material, tuned: Any, metrics: Metrics, stop: StopOnSignal) -> OrderedTrainer:
+    """The trainer, with our rows and our collator. Raises GateRefused: a library replaced them, and EOS got lost."""
+    train, dataset, collate = task.train, material.dataset, material.collate
+    arguments = trainer_arguments(
+        train,
+        material.evaluation.every,
+        task.batch_size(),
+        task.device,
+        task.dtype,
+        task.checkpoints_dir,
+        method=task.tuning.method,
+        gradient_checkpointing=task.engine.trainer_checkpoints_gradients,
+    )
+    trainer = OrderedTrainer(
+        model=tuned,
+        processing_class=material.tokenizer,
+        args=one_gpu.keep_to_one(arguments),
+        train_dataset=dataset,
+        eval_dataset=_dataset(material.val),
+        data_collator=collate,
+        callbacks=[EarlyStoppingCallback(train.patience, train.min_delta), FinishWithEvaluation(), metrics, stop],
+    )
+    trainer.remove_callback(PrinterCallback)  # it prints every line of metrics; ours writes them
+    if trainer.train_dataset is not dataset or trainer.data_collator is not collate:
+        _refuse_rows_that_do_not_stop(task, material, trainer.train_dataset, trainer.data_collator)
+    return trainer
 
 
 def _train(trainer: OrderedTrainer, resume_from: Path | None) -> None:
-    """Raises OutOfMemory with what the trainer was at."""
+    """Raises OutOfMemory with what the trainer was doing."""
     try:
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     except EvaluationStopped:  # before the first step; StopOnSignal knows why
@@ -233,74 +286,38 @@ def _train(trainer: OrderedTrainer, resume_from: Path | None) -> None:
         raise OutOfMemory(trainer.at_work, trainer.state.global_step, str(error).splitlines()[0]) from None
 
 
-def _refuse_rows_that_do_not_stop(
-    dataset: Dataset,
-    collate: Any,
-    *,
-    prompt: prompt_format.Prompt,
-    lines: Sequence[int],
-    csv_path: Path,
-    stage_dir: Path,
-) -> None:
-    """Writes gates.json: whether every collated row trains EOS. Raises GateRefused where one does not."""
-    found, broken = stop_check.stops(dataset, collate, prompt)
-    files.write_json(stage_dir / gates.RECORD, {"gates": [gate.as_json() for gate in found]})
-    stop_check.refuse_rows(found, broken, lambda: list(lines), csv_path)
+def _interrupted(signal_number: int, step: int) -> Interrupted:
+    saved = step > 0
+    return Interrupted(
+        signal_number,
+        f"stopped by {signal.Signals(signal_number).name} after step {step}" + ("; it is saved" if saved else ""),
+        hint="the same command continues from there" if saved else "the same command begins there",
+    )
 
 
-def _keep_best(
-    state: TrainerState,
-    *,
-    target: Path,
-    prompt: prompt_format.Prompt,
-    tokenizer: Any,
-    base: Base,
-    encoding: Encoding,
-    evaluation: Evaluation,
-    size: BatchSize,
-) -> str:
-    """What was trained, loss.png and fit.json of a training that ended; returns the summary."""
-    fit = _fit(state)
-    stage_dir = target.parent
-    checkpoint = stage_dir / "checkpoints" / f"checkpoint-{fit.best_step}"
-    _save_best(checkpoint, target, prompt, tokenizer, base)
+def _keep_best(task: _Task, material: _Material, state: TrainerState, trained_dir: Path) -> str:
+    """Writes what was trained, loss.png and fit.json of a training that ended; returns the summary."""
+    fit, base, evaluation, size = _fit(state), task.base, material.evaluation, task.batch_size()
+    checkpoint = task.checkpoints_dir / f"checkpoint-{fit.best_step}"
+    trained_folder.write(checkpoint, trained_dir, base, material.prompt, material.tokenizer)
     on = "" if evaluation.lines is None else f" on {evaluation.rows} of {evaluation.of} val rows"
-    loss_plot.plot_loss(stage_dir / "metrics.jsonl", stage_dir / "loss.png", best_step=fit.best_step, val=f"val{on}")
-    written = checkpoints.manifest_of(checkpoint).files  # the hashes of when it was saved, not of what was copied
-    best_files = {name: sha256 for name, sha256 in written.items() if re.fullmatch(_WEIGHTS, name)}
-    more = {"best_files": best_files, "encoding": encoding.__dict__, "evaluation": evaluation.__dict__}
-    change = None if is_adapter(target) else moved.measure(base.dir, target, dtype=base.stored_dtype)
-    more |= {"moved": change.__dict__} if change else {}
-    files.write_json(stage_dir / "fit.json", fit.__dict__ | more | {"batch": size.__dict__})
+    loss_plot.plot_loss(
+        task.stage_dir / "metrics.jsonl", task.stage_dir / "loss.png", best_step=fit.best_step, val=f"val{on}"
+    )
+    change = None if is_adapter(trained_dir) else moved.measure(base.dir, trained_dir, dtype=base.stored_dtype)
+    record = fit.__dict__ | {
+        "best_files": trained_folder.weights_of(checkpoint),
+        "encoding": task.encoding.__dict__,
+        "evaluation": evaluation.__dict__,
+        **({"moved": change.__dict__} if change else {}),
+        "batch": size.__dict__,
+    }
+    files.write_json(task.stage_dir / "fit.json", record)
     early = "stopped early" if fit.stopped_early else "ran to the end"
+    best = f"best val loss {fit.best_val_loss:.4f} at step {fit.best_step}{on}"
     smaller = f"; micro batches of {size.micro_batch_size} rows fitted" if size.notes else ""
     shares = f"; {change}" if change else ""
-    best = f"best val loss {fit.best_val_loss:.4f} at step {fit.best_step}{on}"
     return f"{early} after {fit.steps} steps; {best}{smaller}{shares}"
-
-
-def _encode(
-    prompt: prompt_format.Prompt, path: Path, encoding: Encoding, *, only: Collection[int] | None = None
-) -> tuple[list[prompt_format.Encoded], Rows]:
-    """The rows of a prepared CSV as ids, and where they stand in the user's CSV; `only` those of these lines."""
-    encoded, lines, wanted = [], [], None if only is None else set(only)
-    for row in csv_file.iter_canonical(path):
-        if wanted is not None and row.line not in wanted:
-            continue
-        one = prompt.encode(row.instruction, row.input, row.output, loss_on=encoding.loss_on)
-        one = prompt.cut(one, encoding.max_seq_length) if encoding.cut_long_rows else one
-        if len(one) > encoding.max_seq_length:
-            raise DataError(
-                f"{path}: row {row.line} has {len(one)} tokens, over max_seq_length {encoding.max_seq_length}",
-                hint="the tokenizer changed after `prepare`; redo it with --redo prepare",
-            )
-        encoded.append(one)
-        lines.append(row.line)
-    return encoded, Rows(lines, [len(one) for one in encoded])
-
-
-def _dataset(rows: Sequence[prompt_format.Encoded]) -> Dataset:
-    return Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]})
 
 
 def _fit(state: TrainerState) -> Fit:
@@ -312,33 +329,3 @@ def _fit(state: TrainerState) -> Fit:
         best_val_loss=state.best_metric,
         stopped_early=state.global_step < state.max_steps,
     )
-
-
-def _save_best(checkpoint: Path, target: Path, prompt: prompt_format.Prompt, tokenizer: Any, base: Base) -> None:
-    """The best checkpoint's weights as they were saved, with tokenizer and chat template; no local path in them."""
-    fault = checkpoints.fault_of(checkpoint)
-    if fault is not None:
-        raise TrainingFailed(
-            f"the best checkpoint {checkpoint} cannot be kept: {fault}",
-            hint="train again with --redo train; the other checkpoints are worse by their val loss",
-        )
-    with files.atomic_dir(target) as folder:
-        if is_adapter(checkpoint):
-            shutil.copy2(checkpoint / "adapter_model.safetensors", folder)
-            config = files.read_json(checkpoint / "adapter_config.json")
-            config |= {"base_model_name_or_path": base.public_id, "revision": base.revision, "inference_mode": True}
-            files.write_json(folder / "adapter_config.json", config)
-        else:
-            for path in checkpoint.glob("model*.safetensors*"):  # with their index
-                files.link_or_copy(path, folder / path.name)
-            # the base's own config: a library may have written settings of its own into the model's
-            files.write_json(folder / "config.json", {k: v for k, v in base.config.items() if k != "_name_or_path"})
-            if (base.dir / "generation_config.json").is_file():
-                shutil.copyfile(base.dir / "generation_config.json", folder / "generation_config.json")
-        tokenizer.save_pretrained(str(folder))
-        settings = files.read_json(folder / "tokenizer_config.json")  # transformers 5 keeps how it was loaded here
-        kept = {k: v for k, v in settings.items() if k not in ("is_local", "local_files_only", "name_or_path")}
-        files.write_json(folder / "tokenizer_config.json", kept)
-        files.write_json(
-            folder / "prompt.json", {"prompt": prompt.name, "eos": prompt.eos_token, "pad": prompt.pad_token}
-        )

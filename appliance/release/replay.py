@@ -23,6 +23,7 @@ from appliance.machine import packages
 from appliance.process import files, redact
 from appliance.prompt import format as prompt_format
 from appliance.prompt import stop_check
+from appliance.prompt.encoding import Encoding
 from appliance.recipe import resolve
 from appliance.recipe.fields import Recipe
 from appliance.release import gates, leak_scan, passport
@@ -172,13 +173,12 @@ def _stops(run_path: Path) -> list[Gate]:
     from appliance.prompt import batch as prompt_batch
 
     trained = next(path for name in ("adapter", "model") if (path := run_path / "train" / name).is_dir())
-    encoding = _json(run_path / "train" / "fit.json")["encoding"]
+    encoding = Encoding(**_json(run_path / "train" / "fit.json")["encoding"])
     prompt = prompt_format.from_folder(_json(trained / "prompt.json")["prompt"], trained)
 
     def rows() -> Iterator[dict[str, list[int]]]:
         for row in csv_file.read_canonical(run_path / "prepare" / "train.csv"):
-            one = prompt.encode(row.instruction, row.input, row.output, loss_on=encoding["loss_on"])
-            one = prompt.cut(one, encoding["max_seq_length"]) if encoding["cut_long_rows"] else one
+            one = encoding.encode(prompt, row.instruction, row.input, row.output)
             yield {"input_ids": one.input_ids, "labels": one.labels}
 
     found, _ = stop_check.stops(rows(), partial(prompt_batch.collate, pad_token_id=prompt.pad_token_id), prompt)

@@ -23,13 +23,14 @@ from appliance.errors import RunDirError, TrainingFailed
 from appliance.machine import disk, packages
 from appliance.process import console
 from appliance.process import files as process_files
-from appliance.recipe import earlier_runs
+from appliance.recipe import stage_fields
 from appliance.recipe.fields import ModelSection, TrainSection, TuningSection
 from appliance.rundir import directory as rundir_directory
 from appliance.training import validation
 
 MANIFEST = "complete.json"
 START_OVER = "train from the beginning with --redo train"
+_RESOLVED = ("model.id", "model.revision", "model.max_seq_length")  # a checkpoint depends on what they came to
 _SAVING, _REMOVING = ".saving", ".removing"
 
 
@@ -116,22 +117,28 @@ def inputs_of(
     cut_long_rows: bool,
     prepare_dir: Path,
 ) -> dict[str, Any]:
-    """What a checkpoint depends on: it is continued with the same only. Of the batch, the rows of a step."""
-    factors = {"micro_batch_size", "gradient_accumulation_steps", "report_to"}
-    fields = {"model": model.model_dump(exclude={"id", "revision", "max_seq_length"}), "tuning": tuning.model_dump()}
+    """What a checkpoint depends on: training continues from it only with the same.
+
+    Args:
+        engine_name: unsloth or transformers; with it the versions of the libraries that compute.
+        dtype: type of computation, such as bfloat16.
+        base_identity: what the base is, in place of `model.id` and `model.revision`.
+        model, tuning, train: sections of the recipe, see recipe/stage_fields.py.
+        prompt_name: the recipe's `prompt`.
+        max_seq_length: tokens, in place of `model.max_seq_length`, which may be auto.
+        cut_long_rows: whether longer rows were cut.
+        prepare_dir: the prepared rows, known by their hashes.
+    """
     files = ["train.csv", "val.csv"]
     if (prepare_dir / validation.GROUPS_FILE).is_file():
         files.append(validation.GROUPS_FILE)
-    fields["train"] = train.model_dump(exclude=factors)
     libraries = ["torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes"]
     libraries += ["unsloth", "unsloth-zoo"] if engine_name == "unsloth" else []
     found = packages.versions()
     masters = master_weights.has_masters(tuning.method, dtype)
+    fields = stage_fields.of_training(model, tuning, train)
     return {
-        **earlier_runs.without_younger(
-            {f"{name}.{key}": value for name, section in fields.items() for key, value in section.items()}
-        ),
-        "effective batch size": train.effective_batch_size,
+        **{key: value for key, value in fields.items() if key not in _RESOLVED},
         "base model": base_identity,
         "engine": engine_name,
         "type of computation": dtype,

@@ -25,6 +25,7 @@ from appliance.prompt import batch as prompt_batch
 from appliance.rundir import results
 from appliance.training import checkpoints, row_order
 from appliance.training.callbacks import StopOnSignal
+from appliance.training.encoded_rows import Rows
 from appliance.training.micro_batch import AtWork, BatchSize
 
 EVALUATION_ROWS_PER_BATCH = 8
@@ -34,19 +35,6 @@ LOOK_AT_ROWS = (
     "look at these rows with `appliance inspect`; otherwise lower train.learning_rate, or train in bfloat16 or float32 "
     f"(model.dtype). The last good checkpoint is kept; after a change, {checkpoints.START_OVER}"
 )
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What the trainer knows of the rows of one side beside their ids: physical lines of the CSV, lengths in tokens."""
-
-    lines: Sequence[int]
-    lengths: Sequence[int]
-
-    def name(self, indexes: Sequence[int]) -> str:
-        """'CSV rows 3, 17'."""
-        lines = sorted(self.lines[i] for i in indexes)
-        return f"CSV row{'s' if len(lines) > 1 else ''} {', '.join(map(str, lines))}"
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,13 @@ from appliance.pipeline import evaluate, prepare, train
 from appliance.process import console, files
 from appliance.prompt import batch as prompt_batch
 from appliance.prompt import format as prompt_format
+from appliance.prompt.encoding import Encoding
 from appliance.recipe.fields import DataSection, EvaluateSection, ModelSection, TrainSection, TuningSection
 from appliance.release import gates
 from appliance.rows import csv_file
 from appliance.rundir import directory as rundir_directory
 from appliance.rundir import results
-from appliance.training import checkpoints, micro_batch, trainer, validation
+from appliance.training import checkpoints, encoded_rows, micro_batch, trainer, validation
 from appliance.training.micro_batch import BatchSize
 from tests.conftest import write_qa
 
@@ -596,10 +597,10 @@ def test_what_cannot_be_learnt_from_is_named_by_its_rows(
         shop.fit(tmp_path / "train")
     named = [int(n) for n in str(caught.value).split("rows ")[1].split(":")[0].split(", ")]
     wanted = [row for batch in (seen if kind == "gradient" else seen[1:2]) for row in batch]
-    encoded, rows = train._encode(
+    encoded, rows = encoded_rows.encode(
         prompt_format.from_folder("alpaca", shop.base.dir),
         shop.prepare_dir / "train.csv",
-        train.Encoding("answer", 320, False),
+        Encoding("answer", 320, False),
     )
     ids = {line: encoded[i].input_ids for i, line in enumerate(rows.lines)}
     padded = sorted([i for i in row if i != 0] for row in wanted)

@@ -1,0 +1,68 @@
+"""The folder that training leaves, an adapter or a model: the best checkpoint's weights with all that is needed to load
+them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any, Protocol
+
+from appliance.errors import TrainingFailed
+from appliance.process import files
+from appliance.prompt import format as prompt_format
+from appliance.training import checkpoints
+from appliance.weights.shards import is_adapter
+
+_WEIGHTS = r"adapter_model\.safetensors|model[\w.-]*\.safetensors"  # of a checkpoint
+
+
+class Base(Protocol):
+    """The base model that was trained: base_model/base.py has it."""
+
+    @property
+    def dir(self) -> Path: ...
+    @property
+    def public_id(self) -> str: ...
+    @property
+    def revision(self) -> str | None: ...
+    @property
+    def config(self) -> dict[str, Any]: ...
+
+
+def weights_of(checkpoint: Path) -> dict[str, str]:
+    """File name -> sha256 from when the checkpoint was saved, not from a copy of it."""
+    return {n: sha256 for n, sha256 in checkpoints.manifest_of(checkpoint).files.items() if re.fullmatch(_WEIGHTS, n)}
+
+
+def write(checkpoint: Path, target: Path, base: Base, prompt: prompt_format.Prompt, tokenizer: Any) -> None:
+    """The checkpoint's weights as they were saved, with tokenizer and chat template; no local path in them.
+
+    Raises TrainingFailed: the checkpoint is damaged.
+    """
+    fault = checkpoints.fault_of(checkpoint)
+    if fault is not None:
+        raise TrainingFailed(
+            f"the best checkpoint {checkpoint} cannot be kept: {fault}",
+            hint="train again with --redo train; the other checkpoints are worse by their val loss",
+        )
+    with files.atomic_dir(target) as folder:
+        if is_adapter(checkpoint):
+            shutil.copy2(checkpoint / "adapter_model.safetensors", folder)
+            config = files.read_json(checkpoint / "adapter_config.json")
+            config |= {"base_model_name_or_path": base.public_id, "revision": base.revision, "inference_mode": True}
+            files.write_json(folder / "adapter_config.json", config)
+        else:
+            for path in checkpoint.glob("model*.safetensors*"):  # with their index
+                files.link_or_copy(path, folder / path.name)
+            # the base's own config: a library may have written settings of its own into the model's
+            files.write_json(folder / "config.json", {k: v for k, v in base.config.items() if k != "_name_or_path"})
+            if (base.dir / "generation_config.json").is_file():
+                shutil.copyfile(base.dir / "generation_config.json", folder / "generation_config.json")
+        tokenizer.save_pretrained(str(folder))
+        settings = files.read_json(folder / "tokenizer_config.json")  # transformers 5 keeps how it was loaded here
+        kept = {k: v for k, v in settings.items() if k not in ("is_local", "local_files_only", "name_or_path")}
+        files.write_json(folder / "tokenizer_config.json", kept)
+        files.write_json(
+            folder / "prompt.json", {"prompt": prompt.name, "eos": prompt.eos_token, "pad": prompt.pad_token}
+        )
