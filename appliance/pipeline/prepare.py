@@ -1,4 +1,4 @@
-"""CSV -> train.csv, val.csv, test.csv and rows.csv, the ledger in which every physical row has its place.
+"""CSV -> train.csv, val.csv, test.csv and rows.csv, the ledger that accounts for every physical row.
 
 Two passes over the file: the first reads, encodes and judges every row and keeps 16 bytes of each; the second writes.
 """
@@ -39,7 +39,7 @@ class Counts:
     val: int
     test: int
     rejected: int
-    repeated_questions: int  # usable rows whose question stood in an earlier row already
+    repeated_questions: int  # usable rows that repeat the question of an earlier row
     shared_questions: int  # questions (or groups) on more than one side of the split
     leaked_test_rows: int  # test rows whose question (or group) is also in train
     near_test_rows: int  # test rows with a near-duplicate in train, of those that were compared
@@ -50,7 +50,7 @@ class Counts:
     median_row_tokens: int
     max_seq_length: int
     cut_rows: int
-    warnings: dict[str, int]  # kind of oddity -> usable rows that have it; where they are, says the log
+    warnings: dict[str, int]  # kind of oddity -> usable rows that have it; the log names them
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def run(
     """`max_seq_length` None: the smallest multiple of 64 that fits all rows, at most `longest_possible`.
 
     Raises DataError: bad or too long rows under `refuse` (all named, the ledger written), too few rows to split, a
-    column `side` that puts equal rows on two sides.
+    column `side` that puts equal questions on two sides.
     """
     fmt = survey.csv_format(csv_path, data)
     judged = _judge(csv_path, fmt, prompt)
@@ -87,16 +87,7 @@ def run(
         _log.warning("%s: %s; %s", csv_path, remark, remark.fix)
     limit = max_seq_length or _fitting_length(judged.lengths, longest_possible)
     too_long = _too_long(judged, limit, cut=data.on_too_long == "cut")
-    longest = max(judged.lengths, default=0)
-    if data.on_bad_row == "refuse":
-        bad = {line: reason for line, reason in judged.rejected.items() if reason != csv_file.BLANK_LINE}
-        _refuse(bad, judged, csv_path, stage_dir, "rows cannot be used")
-    if data.on_too_long == "refuse":
-        fits = -(-longest // ROUND_UP_TO) * ROUND_UP_TO
-        fix = f"the longest row needs model.max_seq_length={fits} (this base reads {longest_possible} at most); "
-        _refuse(
-            too_long, judged, csv_path, stage_dir, "rows are too long", fix + "or choose data.on_too_long=drop or cut"
-        )
+    _refuse_unusable(judged, too_long, data, longest_possible, csv_path, stage_dir)
     kept = [i for i, line in enumerate(judged.lines) if line not in too_long]
     keys, sides = judged.rows.keys.at(kept), judged.rows.sides
     order = _sides(keys, [sides[i] for i in kept] if sides else [], data, seed)
@@ -109,12 +100,7 @@ def run(
         sides=_by_index(order, len(keys)),
     )
     if data.split == "column" and found.count:
-        _write_ledger(stage_dir / "rows.csv", dict.fromkeys(judged.lines, "not split"), judged.rejected | too_long)
-        raise DataError(
-            f"{csv_path}: the column `side` puts {found.count} {found.what} on two sides:\n  "
-            + "\n  ".join(map(str, found.examples)),
-            hint="give equal questions one side, or let the rows be split: --set data.split=group",
-        )
+        _refuse_shared(found, judged, too_long, csv_path, stage_dir)
     side_of = {judged.lines[kept[i]]: side for side, indexes in order.items() for i in indexes}
     _write(csv_path, fmt, stage_dir, order, [judged.lines[i] for i in kept])
     _write_ledger(stage_dir / "rows.csv", side_of, judged.rejected | too_long)
@@ -122,6 +108,53 @@ def run(
     _write_groups(stage_dir / validation.GROUPS_FILE, [(judged.lines[kept[i]], keys[i]) for i in order["val"]])
     twins = near_duplicates.find(stage_dir, {side: len(indexes) for side, indexes in order.items()}, seed)
     leaks.write(stage_dir, found, twins)
+    counts = _count(fmt, judged, kept, keys, order, found, twins, limit)
+    files.write_json(stage_dir / "summary.json", asdict(counts))
+    return counts
+
+
+def _refuse_unusable(
+    judged: _Judged,
+    too_long: dict[int, str],
+    data: DataSection,
+    longest_possible: int,
+    csv_path: Path,
+    stage_dir: Path,
+) -> None:
+    """Raises DataError: rows that cannot be used, or that are too long, and the recipe says `refuse`."""
+    if data.on_bad_row == "refuse":
+        bad = {line: reason for line, reason in judged.rejected.items() if reason != csv_file.BLANK_LINE}
+        _refuse(bad, judged, csv_path, stage_dir, "rows cannot be used")
+    if data.on_too_long == "refuse":
+        fits = -(-max(judged.lengths, default=0) // ROUND_UP_TO) * ROUND_UP_TO
+        fix = f"the longest row needs model.max_seq_length={fits} (this base reads {longest_possible} at most); "
+        fix += "or choose data.on_too_long=drop or cut"
+        _refuse(too_long, judged, csv_path, stage_dir, "rows are too long", fix)
+
+
+def _refuse_shared(
+    found: leaks.Shared, judged: _Judged, too_long: dict[int, str], csv_path: Path, stage_dir: Path
+) -> None:
+    """Raises DataError: the column `side` puts equal questions on two sides. The ledger still has every row."""
+    _write_ledger(stage_dir / "rows.csv", dict.fromkeys(judged.lines, "not split"), judged.rejected | too_long)
+    raise DataError(
+        f"{csv_path}: the column `side` puts {found.count} {found.what} on two sides:\n  "
+        + "\n  ".join(map(str, found.examples)),
+        hint="put equal questions on one side, or have the rows split for you: --set data.split=group",
+    )
+
+
+def _count(
+    fmt: csv_file.CsvFormat,
+    judged: _Judged,
+    kept: list[int],
+    keys: split.Keys,
+    order: dict[Side, list[int]],
+    found: leaks.Shared,
+    twins: near_duplicates.Near,
+    limit: int,
+) -> Counts:
+    """`kept`: positions of the rows that were split, with their `keys`; `limit`: max_seq_length."""
     lengths = sorted(min(judged.lengths[i], limit) for i in kept)
     counts = Counts(
         format=fmt.describe(),
@@ -129,7 +162,7 @@ def run(
         train=len(order["train"]),
         val=len(order["val"]),
         test=len(order["test"]),
-        rejected=len(judged.rejected) + len(too_long),
+        rejected=len(judged.rejected) + len(judged.lines) - len(kept),
         repeated_questions=len(keys) - len(set(keys)),
         shared_questions=found.count,
         leaked_test_rows=found.test_rows,
@@ -144,7 +177,6 @@ def run(
         warnings={remark.kind: remark.rows for remark in judged.remarks},
     )
     assert counts.rows == counts.train + counts.val + counts.test + counts.rejected
-    files.write_json(stage_dir / "summary.json", asdict(counts))
     return counts
 
 
@@ -173,7 +205,7 @@ def _judge(csv_path: Path, fmt: csv_file.CsvFormat, prompt: prompt_format.Prompt
 
 
 def _with_column(reason: str, row: Row, fmt: csv_file.CsvFormat, prompt: prompt_format.Prompt) -> str:
-    """The reason with the column whose cell cannot be encoded alone either."""
+    """The reason, with the column whose cell cannot be encoded even on its own."""
     for role in ("instruction", "input", "output"):
         try:
             prompt.encode("", "", getattr(row, role))
@@ -185,7 +217,7 @@ def _with_column(reason: str, row: Row, fmt: csv_file.CsvFormat, prompt: prompt_
 def _refuse(bad: dict[int, str], judged: _Judged, csv_path: Path, stage_dir: Path, what: str, fix: str = "") -> None:
     if not bad:
         return
-    # nothing was split; the ledger still has every row
+    # nothing was split, but the ledger has every row
     sides = dict.fromkeys(judged.lines, "not split")
     _write_ledger(stage_dir / "rows.csv", sides, judged.rejected | bad)
     first = tuple(sorted(bad.items())[: survey.SHOWN])
@@ -194,7 +226,7 @@ def _refuse(bad: dict[int, str], judged: _Judged, csv_path: Path, stage_dir: Pat
 
 
 def _too_long(judged: _Judged, limit: int, *, cut: bool) -> dict[int, str]:
-    """Line -> reason of the rows over `limit` tokens; where answers are cut, of those without room for one."""
+    """Line -> reason for rows over `limit` tokens; if answers are cut, only for rows without room for an answer."""
     if cut:
         return {
             line: f"its prompt alone has {length} tokens: no answer fits max_seq_length {limit}"
