@@ -1,8 +1,8 @@
-"""Builds release/: exactly what goes to the Hub, and takes it there. Nothing leaves that a gate speaks against.
+"""Builds release/, exactly what goes to the Hub, and uploads it. Nothing is uploaded unless every gate passes.
 
-The gates run in two halves: first what the stages recorded, then, on the release as it would leave, its files, its
-reload in a fresh process, and its cleanliness. Only a release that all of them let pass gets the name `release`.
-The rows alone, of a run that is no further than `prepare`, can go as well.
+The gates run in two halves: first what the stages recorded; then, on the finished release, its files, its reload in a
+fresh process, and its cleanliness. Only a release that passes all of them gets the name `release`. Rows alone, from a
+run that has got no further than `prepare`, are published by publish_rows.py.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import os
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Set as AbstractSet
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from appliance.errors import GateRefused
 from appliance.findings import Gate
@@ -31,6 +32,30 @@ from appliance.weights import model_files
 EVEN_IF_WORSE = "not_worse"  # the one gate that `publish --even-if-worse` overrides
 
 
+@dataclass(frozen=True)
+class _Order:
+    """What is to be released, from which run, and what may be overridden."""
+
+    name: str
+    publish: PublishSection
+    evaluate: EvaluateSection
+    base: Base
+    prompt_name: str
+    run_path: Path
+    stage_dir: Path
+    overridable: frozenset[str]  # names of gates
+    into_existing: bool
+
+    @cached_property
+    def repositories(self) -> dict[str, tuple[str, Literal["model", "dataset"]]]:
+        """Part of the release -> whole name and type of its repository on the Hub."""
+        found = self.publish.repositories(has_adapter=(self.run_path / "train" / "adapter").is_dir())
+        if self.publish.repo_id and "/" not in self.publish.repo_id:  # the cards need the whole name
+            owner = permissions.owner(hub_token.token())
+            return {part: (f"{owner}/{name}", kind) for part, (name, kind) in found.items()}
+        return found
+
+
 def run(
     *,
     name: str,
@@ -45,40 +70,58 @@ def run(
 ) -> str:
     """Writes release/model, release/adapter, release/dataset and hub.json, the passport into run.json; uploads.
 
-    `even_if_worse` lets a model pass that the verdict speaks against; the card says so. It overrides no other gate.
-    `into_existing` lets an upload go to a repository that holds something else. Returns the summary.
-    Raises GateRefused: a gate does not hold; hub.json names it, and there is no release folder then. HubError: the
-    upload did not come through; the release folder is kept.
+    Args:
+        name: of the run.
+        publish, evaluate: sections of the recipe.
+        base: the base model, complete on this disk.
+        prompt_name: the recipe's `prompt`.
+        run_path: the run directory, every stage before this one done.
+        stage_dir: what is written.
+        even_if_worse: release a model that the verdict speaks against; the card says so. Overrides no other gate.
+        into_existing: upload to a repository that holds something else.
+
+    Returns the summary. Raises GateRefused: a gate does not pass; hub.json names it, and there is no release folder.
+    HubError: the upload failed; the release folder is kept.
     """
-    repositories = publish.repositories(has_adapter=(run_path / "train" / "adapter").is_dir())
-    if publish.repo_id and "/" not in publish.repo_id:  # the cards need the whole name
-        owner = permissions.owner(hub_token.token())
-        repositories = {part: (f"{owner}/{name}", kind) for part, (name, kind) in repositories.items()}
-    overridable = {EVEN_IF_WORSE} if even_if_worse else set()
+    overridable = frozenset({EVEN_IF_WORSE} if even_if_worse else ())
+    order = _Order(name, publish, evaluate, base, prompt_name, run_path, stage_dir, overridable, into_existing)
+    repositories = order.repositories  # asks the Hub, if at all, before anything is written
     found = gates.recorded(
         run_path, min_stop_rate=publish.min_stop_rate, require_improvement=publish.require_improvement
     )
     refuse_failed(found, overridable, stage_dir)
     overridden = sorted(gate.name for gate in found if not gate.passed)
+    files = _release(order, found, overridden)
+    passport.write(run_path, base, found)
+    message = "not uploaded yet" if repositories else "nothing was uploaded: publish.repo_id is not set"
+    write_record(stage_dir, found, message, files=files, overridden=overridden)
+    return _upload(order, found, overridden, files) if repositories else message
+
+
+def _release(order: _Order, found: list[Gate], overridden: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Builds release/ and asks the gates about it as it would leave, adding them to `found`; its files. See `run`."""
+    publish, base, run_path, stage_dir = order.publish, order.base, order.run_path, order.stage_dir
     facts = card.gather(
-        name=name,
+        name=order.name,
         base=base,
-        prompt_name=prompt_name,
+        prompt_name=order.prompt_name,
         run_path=run_path,
         examples=publish.examples,
         overridden=bool(overridden),
-        repos={part: repo_id for part, (repo_id, _) in repositories.items()},
-        stop=evaluate.stop,
-        max_new_tokens=evaluate.max_new_tokens,
+        repos={part: repo_id for part, (repo_id, _) in order.repositories.items()},
+        stop=order.evaluate.stop,
+        max_new_tokens=order.evaluate.max_new_tokens,
     )
     with process_files.atomic_dir(stage_dir / "release") as release:
         _build(release, facts, publish, run_path)
         found += gates.of_files(
             release, run_path, public_id=base.public_id, revision=base.revision, dataset=publish.dataset
         )
-        refuse_failed(found, overridable, stage_dir)  # before a process loads what is there
+        refuse_failed(found, order.overridable, stage_dir)  # before a process loads what is there
         try:
-            found += reload.run(release, run_path, base_dir=base.dir, prompt_name=prompt_name, stage_dir=stage_dir)
+            found += reload.run(
+                release, run_path, base_dir=base.dir, prompt_name=order.prompt_name, stage_dir=stage_dir
+            )
         except GateRefused as error:
             write_record(stage_dir, found, f"refused: {error}")
             raise
@@ -89,39 +132,39 @@ def run(
             private=private(run_path, base.dir, _published(facts, publish.repo_id)),
             shown=publish.examples,
         )
-        refuse_failed(found, overridable, stage_dir)
-        files = files_of_release(release)
-    passport.write(run_path, base, found)
-    message = "nothing was uploaded: publish.repo_id is not set"
-    if repositories:
-        message = "not uploaded yet"
-    write_record(stage_dir, found, message, files=files, overridden=overridden)
-    if not repositories:
-        return message
+        refuse_failed(found, order.overridable, stage_dir)
+        return files_of_release(release)
+
+
+def _upload(
+    order: _Order, found: Sequence[Gate], overridden: Sequence[str], files: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Takes each part to its repository; hub.json is written after each. Returns the summary. Raises HubError."""
     pushed: dict[str, Pushed] = {}
-    for part, (repo_id, repo_type) in repositories.items():
+    for part, (repo_id, repo_type) in order.repositories.items():
         pushed[part] = upload.publish(
-            stage_dir / "release" / part,
+            order.stage_dir / "release" / part,
             repo_id,
             repo_type=repo_type,
-            visibility=publish.visibility,
+            visibility=order.publish.visibility,
             token=hub_token.token(),
-            into_existing=into_existing,
-            message=f"{name}: {part}",
+            into_existing=order.into_existing,
+            message=f"{order.name}: {part}",
             expected=expected_files(files, f"{part}/"),
             allowed=partial(gates.may_be_released, part),
-            again=f"`appliance publish {shlex.quote(str(run_path))}` continues",
+            again=f"`appliance publish {shlex.quote(str(order.run_path))}` continues",
         )
-        more: dict[str, Any] = {"uploaded": len(pushed) == len(repositories), "visibility": pushed[part].visibility}
+        more: dict[str, Any] = {"uploaded": len(pushed) == len(order.repositories)}
+        more |= {"visibility": pushed[part].visibility}
         more |= {"repositories": {part: asdict(one) for part, one in pushed.items()}}
-        write_record(stage_dir, found, "uploaded", files=files, overridden=overridden, **more)
+        write_record(order.stage_dir, found, "uploaded", files=files, overridden=overridden, **more)
     return "; ".join(
-        f"{one.visibility}{'' if one.was_new else ', as it was before'}: {one.commit_url}" for one in pushed.values()
+        f"{one.visibility}{'' if one.was_new else ', already up to date'}: {one.commit_url}" for one in pushed.values()
     )
 
 
 def files_of_release(release: Path) -> dict[str, dict[str, Any]]:
-    """Of every file its size in bytes and its sha256, by its path in the release."""
+    """Path in the release -> size in bytes and sha256 of every file."""
     return {
         str(path.relative_to(release)): {"size": path.stat().st_size, "sha256": process_files.sha256_of(path)}
         for path in sorted(release.rglob("*"))
@@ -130,7 +173,7 @@ def files_of_release(release: Path) -> dict[str, dict[str, Any]]:
 
 
 def expected_files(files: Mapping[str, Mapping[str, Any]], inside: str = "") -> dict[str, tuple[int, str]]:
-    """The files below `inside`, a part's folder, named as in its repository: size in bytes, sha256."""
+    """Path in the repository -> size in bytes, sha256 of the files below `inside`, a part's folder."""
     return {n.removeprefix(inside): (f["size"], f["sha256"]) for n, f in files.items() if n.startswith(inside)}
 
 
@@ -140,7 +183,7 @@ def secrets() -> tuple[str, ...]:
 
 
 def private(run_path: Path, base_dir: Path | None, published: Sequence[str]) -> leak_scan.Private:
-    """What would tell of this machine. A name that is `published` on purpose, as in a repository's, is no trace."""
+    """What would reveal this machine. A name in `published`, such as the repository's, is there on purpose."""
     folders = [run_path] if base_dir is None else [run_path, base_dir]
     paths = {form for folder in folders for form in (folder.absolute(), folder.resolve())}
     return leak_scan.Private(redact.names_here(), tuple(sorted(map(str, paths))), "\n".join(published))
@@ -155,17 +198,17 @@ def _published(facts: card.Facts, repo_id: str | None) -> list[str]:
 
 def refuse_failed(
     found: Sequence[Gate],
-    overridable: set[str],
+    overridable: AbstractSet[str],
     folder: Path,
-    hint: str = "what was trained and the merged model are kept; see report.html for the answers behind the figures",
+    hint: str = "the trained weights and the merged model are kept; see report.html for the answers behind the figures",
 ) -> None:
-    """Raises GateRefused where a gate does not hold that may not be overridden; hub.json then has them all."""
+    """Raises GateRefused if a gate failed that may not be overridden; hub.json then lists them all."""
     failed = [gate for gate in found if not gate.passed and gate.name not in overridable]
     if not failed:
         return
     write_record(folder, found, "refused: nothing may be released")
     if [gate.name for gate in failed] == [EVEN_IF_WORSE]:
-        hint += "; `appliance publish --even-if-worse` releases it all the same, and the card says so"
+        hint += "; `appliance publish --even-if-worse` releases it anyway, and the card says so"
     raise GateRefused("the release is refused: " + "; ".join(gate.sentence() for gate in failed), hint=hint)
 
 
@@ -188,7 +231,7 @@ def _build(release: Path, facts: card.Facts, publish: PublishSection, run_path: 
 
 
 def _link_tree(source: Path, target: Path) -> None:
-    """The files of `source` under `target`: no second copy on disk."""
+    """Links the files of `source` into `target`: no second copy on disk."""
     target.mkdir(parents=True)
     for path in sorted(source.rglob("*")):
         copy = target / path.relative_to(source)
@@ -199,7 +242,7 @@ def _link_tree(source: Path, target: Path) -> None:
 
 
 def _copy_license(base: Base, folder: Path) -> None:
-    """The base's licence travels with what was made from it."""
+    """The base's licence goes with what was made from it."""
     for path in base.dir.iterdir():
         if path.is_file() and model_files.is_licence(path.name):
             shutil.copy2(path, folder)
