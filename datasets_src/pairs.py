@@ -116,10 +116,21 @@ def write(
 ) -> Origin:
     """Writes the pairs as a CSV to `out_path` (UTF-8, LF) and the origin note next to it; returns the note.
 
-    Both appear complete at the end, or not at all. `extra` is read at the end, so a source may count into it on the
-    way. `force` replaces an existing file. `read` is how much was read, if that is not the number of items, and `made`
-    how many of the items a model made. Raises SourceError: an input is not a file, `out_path` exists or cannot be
-    written, or no pair was found; and whatever `items` raises.
+    Both appear complete at the end, or not at all.
+
+    Args:
+        out_path: the CSV.
+        source: name of the source or generator, for the note.
+        inputs: the files that were read, for the note.
+        options: what the user chose, for the note.
+        items: pairs, and what was dropped with the reason.
+        extra: more for the note; read at the end, so that a source can count into it on the way.
+        force: whether an existing file is replaced.
+        read: how much was read, if that is not the number of items.
+        made: how many of the items a model made.
+
+    Raises SourceError: an input is not a file, `out_path` exists or cannot be written, or no pair was found; and
+    whatever `items` raises.
     """
     require_free(out_path, inputs, force)
     described = [_described(path) for path in inputs]

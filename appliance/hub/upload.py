@@ -55,6 +55,18 @@ def publish(
     `repo_id` without USER/ goes to the token's user. `allowed`: whether a file may be published, by its path in the
     folder; any other file there is refused. `again`: how the user continues, for the hint of an error.
 
+    Args:
+        folder: the files to publish; they have to be those of `expected`.
+        repo_id: USER/NAME, or NAME for the token's user.
+        repo_type, visibility: of the repository, which is created if there is none.
+        token: the user's, or None.
+        into_existing: whether the repository may hold something else.
+        message: of the commit.
+        expected: path in the repository -> size in bytes, sha256.
+        again: how the user continues, for the hint of an error.
+        say: shows a line to the user.
+        limits: deadlines and retries.
+
     Raises RunDirError: the folder is not what `expected` says. HubError: the Hub refuses, cannot be reached, or holds
     something else.
     """

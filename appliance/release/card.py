@@ -65,7 +65,19 @@ def gather(
     stop: Sequence[str] = (),
     max_new_tokens: int = 256,
 ) -> Facts:
-    """Reads the finished stages of a run."""
+    """Reads the finished stages of a run.
+
+    Args:
+        name: of the run.
+        base: the base model.
+        prompt_name: the recipe's `prompt`.
+        run_path: the run directory.
+        examples: whether the card shows answers and rows.
+        overridden: whether a gate that did not pass was overridden.
+        repos: part of the release -> its repository on the Hub.
+        stop: texts that ended the scored answers, besides EOS.
+        max_new_tokens: tokens after which a scored answer was cut.
+    """
     adapter_config = run_path / "train" / "adapter" / "adapter_config.json"
     trained_dir = adapter_config.parent if adapter_config.is_file() else run_path / "train" / "model"
     sides = {side: run_path / "prepare" / f"{side}.csv" for side in ("train", "val", "test")}
