@@ -1,4 +1,4 @@
-"""Can this recipe run here? CSV, base model, memory, disk: what was found, what is needed, what to do about it."""
+"""Can this recipe run here? CSV, base model, memory, disk: what was found, what is needed, how to fix it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from appliance.rundir.directory import STAGES
 from appliance.training import validation
 from appliance.weights.proof_place import Weights, memory_finding
 
-# Of a Hub that this call can do without: no run waits minutes for that.
+# For a Hub that this call can do without: no run waits minutes for it.
 BRIEFLY = client.Limits(connect_seconds=5, silence_seconds=20, tries=2)
-PROMPT_TOKENS = 64  # of a format around a row, for the estimate before anything is tokenized
+PROMPT_TOKENS = 64  # that a format puts around a row, for the estimate before anything is tokenized
 
 
 def run(
@@ -52,16 +52,23 @@ def run(
     again: Collection[str] = (),
     into_existing: bool = False,
 ) -> list[Finding]:
-    """All findings; writes table.json. What is cheap comes first: a wrong CSV is said before any model is fetched.
+    """All findings; writes table.json. Cheap checks come first: a bad CSV is reported before any model is fetched.
 
-    `csv_path` None: the CSV is gone, and its rows are in the run directory already. `todo`: the stages that this call
-    is to run, for what is done is not judged again; None: it runs none, and all are judged. `again`: the stages that it
-    makes anew; their old results stay until the new ones are done. `into_existing`: a repository on the Hub may hold
-    something else.
+    Args:
+        data, model, tuning, train, publish: sections of the recipe.
+        csv_path: None if the CSV is gone and its rows are in the run directory already.
+        cache_dir: where kernels are compiled to and the demo's base is.
+        get_base: finds the base model; asked once the machine has passed.
+        get_device: looks at the GPU, or the CPU.
+        engine: the recipe's `engine`.
+        rehearse: the recipe's `rehearse`, or always if the stage was asked for by name.
+        todo: the stages that this call will run, the only ones judged. None: it runs none, and all are judged.
+        stage_dir: where table.json goes; its parent is the run directory.
+        again: the stages that are redone; their old results stay until the new ones are done.
+        into_existing: whether a repository on the Hub may hold something else.
 
-    Raises DataError: the CSV cannot be read. HubError: the Hub will not take what is to be published, or cannot be
-    reached where nothing but time would be lost by waiting for it.
-    EnvironmentUnavailable: another finding fails.
+    Raises DataError: the CSV cannot be read. HubError: the Hub will not accept what is to be published, or cannot be
+    reached before training has begun. EnvironmentUnavailable: another finding fails.
     """
     ahead = set(STAGES) if todo is None or ("rehearse" in todo and rehearse != "never") else set(todo)
     loads = not ahead.isdisjoint(("train", "evaluate"))  # into the engine
@@ -81,7 +88,7 @@ def run(
         fix = "pip install -c constraints.txt '.[train]'"
         needs_torch = todo is not None and not set(todo) <= {"prepare"}
         findings.append(Finding("packages", "no torch", "torch to train", "fails" if needs_torch else "warning", fix))
-    _judge(findings, table_path)  # before a base is fetched: what is wrong with the machine stays wrong
+    _judge(findings, table_path)  # before a base is fetched: it cannot change what is wrong with the machine
     if device:
         choose.refuse_impossible(engine, device)
     findings += _hub_findings(publish, model, tuning, into_existing, stage_dir.parent, todo, again)
@@ -90,7 +97,7 @@ def run(
     base = get_base()
     full_with = train.optimizer if tuning.method == "full" and "train" in ahead else None
     demand = disk_needs.of_run(base, tuning, train, has_hard_links=disk.has_hard_links(stage_dir)).of(ahead)
-    kept = set(STAGES if todo is None else todo).difference(again)  # what stands there of them is written over
+    kept = set(STAGES if todo is None else todo).difference(again)  # their present files will be overwritten
     held = disk_needs.held_bytes(stage_dir.parent, kept)
     findings += _base_findings(base, model, rehearse)
     findings += disk_needs.findings(demand, stage_dir, held=held, base_dir=base.dir, coming=sum(base.coming.values()))
@@ -116,7 +123,7 @@ def _judge(findings: list[Finding], table_path: Path) -> None:
 
 
 def _cache(cache_dir: Path, place: Place) -> Finding:
-    """Whether the caches can be written. The Hub client's may be read-only where all that is needed is in it."""
+    """Whether the caches can be written. The Hub client's may be read-only if it already holds what is needed."""
     found = doctor.caches(cache_dir, place, os.environ)
     of_others = found.verdict == "fails" and not found.what.endswith(f" {cache_dir}")
     return replace(
@@ -125,7 +132,7 @@ def _cache(cache_dir: Path, place: Place) -> Finding:
 
 
 def _survey(csv_path: Path, data: DataSection, seed: int) -> survey.Survey:
-    """What the CSV is and holds. Raises DataError: it cannot be read, or has too few rows to split.
+    """What is in the CSV. Raises DataError: it cannot be read, or has too few rows to split.
 
     Bad rows are a warning here: `prepare`, which has the ledger, refuses them.
     """
@@ -144,10 +151,10 @@ def _hub_findings(
     todo: Collection[str] | None,
     again: Collection[str],
 ) -> list[Finding]:
-    """Whether what is to be published may be: asked now, not after hours of training.
+    """Whether publishing will be permitted: asked now, not after hours of training.
 
-    Where this call does not publish, or hours are spent on the run already, a Hub that cannot be asked is a warning:
-    nothing is gained by waiting for it. Otherwise raises Unreachable.
+    If this call does not publish, or training has already cost hours, an unreachable Hub is only a warning: nothing is
+    gained by waiting for it. Otherwise raises Unreachable.
     """
     repositories = publish.repositories(has_adapter=tuning.method == "lora")
     is_published = (run_path / "publish" / "stage.json").is_file() and "publish" not in again
@@ -164,11 +171,11 @@ def _hub_findings(
     except Unreachable as error:
         if not can_wait:
             raise
-        return [Finding("Hub", f"not reachable: {error}", "", "warning", "publish needs it")]
+        return [Finding("Hub", f"not reachable: {error}", "", "warning", "publishing needs it")]
 
 
 def _has_trained(run_path: Path, again: Collection[str]) -> bool:
-    """Whether training is done or has got as far as a checkpoint, and stays."""
+    """Whether training is done or has reached a checkpoint, and is not redone."""
     trained = run_path / "train"
     begun = (trained / "stage.json").is_file() or any(trained.glob("checkpoints/checkpoint-*"))
     return begun and "train" not in again
@@ -182,10 +189,10 @@ def _base_findings(base: Base, model: ModelSection, rehearse: str) -> list[Findi
     if kind in tunable.TESTED_TYPES:
         findings.append(Finding("architecture", f"{kind}, dense", "", "ok"))
     else:
-        fix = "the rehearsal tries everything with it before training"
-        fix = "set rehearse=auto: it tries everything before training" if rehearse == "never" else fix
+        fix = "the rehearsal tries every stage with it before training"
+        fix = "set rehearse=auto: it tries every stage before training" if rehearse == "never" else fix
         found = f"{kind} is an untested architecture"
-        findings.append(Finding("architecture", found, "one that the appliance is made for", "warning", fix))
+        findings.append(Finding("architecture", found, "a tested one", "warning", fix))
     if isinstance(model.max_seq_length, int) and model.max_seq_length > limit:
         fix = f"set model.max_seq_length to at most {limit}"
         findings.append(Finding("max_seq_length", str(model.max_seq_length), f"<= {limit}", "fails", fix))
@@ -193,7 +200,7 @@ def _base_findings(base: Base, model: ModelSection, rehearse: str) -> list[Findi
 
 
 def _device_findings(device: Device, parts: Collection[gpu_probe.Part], cache_dir: Path) -> list[Finding]:
-    """Whether the GPU and its driver go together, and whether those parts compute on it."""
+    """Whether the GPU and its driver match, and whether these parts can compute on it."""
     if device.kind == "cpu":
         unusable = gpu.unusable_gpu()
         return [unusable] if unusable else []
@@ -205,7 +212,7 @@ def _device_findings(device: Device, parts: Collection[gpu_probe.Part], cache_di
 
 
 def _computing(engine: str, device: Device, model: ModelSection, optimizer: str | None) -> list[gpu_probe.Part]:
-    """What beside torch the run computes with: Triton for Unsloth's kernels, bitsandbytes for 4 and 8 bits."""
+    """What the run computes with besides torch: Triton for Unsloth's kernels, bitsandbytes for 4 and 8 bits."""
     parts: list[gpu_probe.Part] = []
     if engine != "transformers" and choose.unsloth_obstacle(device) is None:
         parts.append("triton")
@@ -217,21 +224,21 @@ def _computing(engine: str, device: Device, model: ModelSection, optimizer: str 
 def _engine_findings(
     engine: str, base: Base, model: ModelSection, device: Device, full_with: str | None, loads: bool
 ) -> list[Finding]:
-    """Which engine, why, and, where it `loads` the base, whether the base's numbers fit its type of computation."""
+    """Which engine and why; if it `loads` the base, also whether the base's numbers fit its type of computation."""
     kind, dtype = str(base.config.get("model_type")), device.compute_dtype(model.dtype)
     name, reason = choose.choose(engine, device, kind)
     findings = [Finding("engine", f"{name} on {device.name} in {dtype}: {reason}", "", "ok")]
     if not loads:
         return findings
-    if dtype == "bfloat16" and device.dtype == "float16":  # emulated by torch, exchanged for float16 by Unsloth
+    if dtype == "bfloat16" and device.dtype == "float16":  # emulated by torch, replaced with float16 by Unsloth
         fix = "set model.dtype=auto, or use a card of compute capability 8.0 or newer"
         findings.append(Finding("number type", f"bfloat16 on {device.name}", "float16", "fails", fix))
-    if name == "unsloth" and dtype == "float32" and device.dtype == "bfloat16":  # its trainer would switch bfloat16 on
+    if name == "unsloth" and dtype == "float32" and device.dtype == "bfloat16":  # its trainer would switch to bfloat16
         fix = "set model.dtype=auto, or engine=transformers for float32"
         findings.append(Finding("number type", "float32 through Unsloth", "bfloat16", "fails", fix))
     if full_with:
         findings.append(_precision(base.parameters, dtype, full_with))
-    if dtype == "float16" and full_with:  # float32 weights under a gradient scaler were never tried here
+    if dtype == "float16" and full_with:  # float32 weights under a gradient scaler have never been tried here
         fix = "use method: lora, a card of compute capability 8.0 or newer, or model.dtype=float32"
         findings.append(Finding("number type", "float16", "bfloat16 or float32 for method: full", "fails", fix))
     if machine_device.overflows(kind, dtype):
@@ -241,7 +248,7 @@ def _engine_findings(
 
 
 def _precision(parameters: int, dtype: str, optimizer: str) -> Finding:
-    """What a full fine-tuning holds its weights in; whether there is room for them, the next rows say."""
+    """What type a full fine-tuning keeps its weights in; the next findings say whether they fit in memory."""
     needed = human(parameters * master_weights.bytes_per_weight(optimizer))
     found = master_weights.describe(dtype, optimizer)
     if master_weights.has_masters("full", dtype):
@@ -260,8 +267,8 @@ def _training_memory(
 ) -> list[Finding]:
     """Room for training.
 
-    Where only the activations do not fit it is a warning: training halves the micro batch by itself, and their
-    estimate stands on the longest row's characters, at a token each, as long as nothing has been tokenized.
+    If only the activations do not fit, it is a warning: training halves the micro batch by itself, and their estimate
+    assumes a token for each character of the longest row, as nothing has been tokenized yet.
     """
     parameters, dtype = base.parameters, device.compute_dtype(model.dtype)
     full_with = train.optimizer if tuning.method == "full" else None
@@ -286,17 +293,17 @@ def _training_memory(
             room=room,
         )
         needed = f"{human(demand.total)} ({demand.describe()}; {train.micro_batch_size} rows of {tokens} tokens)"
-        if full_with and demand.fixed > room:  # no smaller batch saves it
+        if full_with and demand.fixed > room:  # no smaller batch would help
             return [replace(finding, needed=needed, verdict="fails", fix=fix)]
         enough = demand.total <= room
-        fix = "" if enough else "training halves train.micro_batch_size when it must; model.max_seq_length bounds it"
+        fix = "" if enough else "training halves train.micro_batch_size if it must; or lower model.max_seq_length"
         finding = replace(finding, needed=needed, verdict="ok" if enough else "warning", fix=fix)
     return [finding]
 
 
 def _merging_memory(base: Base, device: Device) -> list[Finding]:
-    """Room for the merge, and for the proof, which loads the model again: on the GPU if it then has room."""
-    shape, host = memory.shape_of(base.config), host_memory.memory_available_bytes()  # in the container's limit
+    """Room for the merge and for the proof, which loads the model again: on the GPU if there is room then."""
+    shape, host = memory.shape_of(base.config), host_memory.memory_available_bytes()  # within the container's limit
     findings = [_fits("the merge", "cpu", host, memory.merge_bytes(shape))] if shape else []
     largest = shape.vocabulary * shape.hidden if shape else 0  # the embedding
     return [*findings, memory_finding(Weights(base.parameters, largest, base.stored_dtype), device)]

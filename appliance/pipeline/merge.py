@@ -1,12 +1,7 @@
 """The merge: base shards + adapter -> 16-bit shards, one tensor at a time, and the proof of the result.
 
-After full fine-tuning there is nothing to add: the trained weights are rounded to 16 bits and proven alike.
-
-Owns the arithmetic of merging and the files it writes. Must not know recipes or how the adapter was trained. Memory:
-one weight matrix in float32, whatever the size of the model.
-
->>> merge_adapter(base_dir, adapter_dir, out_dir, dtype="bfloat16")
-MergeSummary(shards=3, tensors=201, merged_tensors=154, bytes=2200121344, dtype='bfloat16')
+After full fine-tuning there is nothing to add: the trained weights are rounded to 16 bits and proven the same way.
+weights/merge.py has the arithmetic, weights/proof.py the proof. Knows neither recipes nor how the adapter was trained.
 """
 
 from __future__ import annotations
@@ -32,11 +27,11 @@ def run(
     rows: Sequence[proof.ProofRow],
     device: device.Device,
 ) -> tuple[MergeSummary, proof.Proof]:
-    """Merges into `stage_dir/model` and proves it; `stage_dir/proof.json` is written whatever happens.
+    """Merges into `stage_dir/model` and proves it; `stage_dir/proof.json` is written whatever the result.
 
-    `trained_dir` holds an adapter of the base, or a model of its own. `dtype` is what the merged model is stored in;
-    on `device`, or on the CPU beside it, the proof computes (weights/proof_place.py). The model is called `model` only
-    once it is proven; a refused one is kept as `model.refused`.
+    `trained_dir` holds an adapter for the base, or a whole model. The merged model is stored in `dtype`; the proof runs
+    on `device`, or on the CPU next to it (weights/proof_place.py). The folder is called `model` only once it is proven;
+    a refused one is kept as `model.refused`.
     Raises GateRefused: a gate did not pass, or the adapter cannot be merged. EnvironmentUnavailable: disk, base files,
     memory for the proof.
     """
@@ -69,8 +64,9 @@ def run(
     failed = [gate for gate in result.gates if not gate.passed]
     if failed:
         raise GateRefused(
-            "the merged model is not the trained one: " + "; ".join(gate.sentence() for gate in failed),
-            hint=f"what was trained is kept; nothing is published. Compare {refused} and {stage_dir / 'proof.json'}, "
-            "then run merge again: a second refusal on the same files is a bug to report",
+            "the merged model differs from the trained one: " + "; ".join(gate.sentence() for gate in failed),
+            hint="the trained weights are kept; nothing is published. "
+            f"Compare {refused} with {stage_dir / 'proof.json'}, then run merge again; "
+            "if the same files are refused twice, please report a bug",
         )
     return summary, result

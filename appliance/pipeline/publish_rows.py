@@ -28,8 +28,8 @@ def upload_rows(
     """The rows of a prepared run, as `run` releases them, to a dataset repository. `folder`: release/ and hub.json.
 
     `repo_id` without USER/ goes to the token's user; `again`: the command that continues after a failed upload.
-    Raises HubError: the Hub refuses, which is asked first, or cannot be reached. GateRefused: the rows hold what must
-    not leave; there is no release folder then.
+    Raises HubError: the Hub refuses, which is checked first, or cannot be reached. GateRefused: the rows hold something
+    that must not be published; there is no release folder then.
     """
     token = hub_token.token()
     if "/" not in repo_id:
@@ -40,9 +40,7 @@ def upload_rows(
         rows = dataset.build(release, run_path, name=name, repo=repo_id)
         hidden = private(run_path, Path(base["dir"]) if base["dir"] else None, (name, base["public_id"], repo_id))
         found = gates.of_cleanliness(release, run_path, secrets=secrets(), private=hidden, shown=True)
-        refuse_failed(
-            found, set(), folder, "correct the CSV or the log that is named here, then the same command continues"
-        )
+        refuse_failed(found, set(), folder, "correct the CSV or the log named here; then the same command continues")
         files = files_of_release(release)
     write_record(folder, found, "not uploaded yet", files=files)
     pushed = upload.publish(

@@ -1,7 +1,8 @@
-"""Everything that a long run does, done in small before it: a few steps on the longest rows, resumed, merged, released.
+"""Everything that a long run does, tried on a small scale first: a few steps on the longest rows, resumed, evaluated,
+merged, released.
 
-The stages are the real ones, on a run directory of their own that is removed afterwards; who calls this hands them in.
-Here: whether it is worth it, which rows, and what the real run will take, from what the small one took.
+The stages are the real ones, passed in by the caller, in a run directory of their own that is removed afterwards. This
+module decides whether a rehearsal is worth it and on which rows, and estimates the real run from the small one.
 """
 
 from __future__ import annotations
@@ -37,25 +38,25 @@ from appliance.training.validation import Schedule
 STEPS, EVAL_EVERY = 3, 2  # the second step is timed: no kernel is compiled in it, no evaluation follows the first
 VAL_ROWS, TEST_ROWS = 8, 2
 SETTINGS: dict[str, dict[str, Any]] = {
-    # at its full rate from the first step on: a step of nothing would prove nothing
+    # at the full learning rate from the first step: a step that changes nothing would prove nothing
     "train": {"max_steps": STEPS, "eval_every": EVAL_EVERY, "patience": STEPS, "warmup_steps": 0},
-    # another model need not have answered the rows that a rehearsal draws
+    # the other model may not have answered the rows that a rehearsal picks
     "evaluate": {"max_rows": TEST_ROWS, "max_new_tokens": 8, "other_answers": None},
-    # not asked of so young a model: to stop by itself, to be better than its base
+    # after three steps no model has to stop by itself or to be better than its base
     "publish": {"repo_id": None, "min_stop_rate": 0.0, "require_improvement": False},
 }
 LONG_SECONDS = 600.0
-# Arithmetic that is done in a second while training, in round numbers. CPU: a core in float32; the demo (2 M weights)
-# makes 15 to 24 GFLOP/s a core. GPU: a sixth of the 65 TFLOP/s of the slowest card with tensor cores (T4, its data
-# sheet); above so many weights training is taken for long on any.
+# Arithmetic per second while training, in round numbers. CPU: of a core in float32; the demo (2 M weights) reaches 15
+# to 24 GFLOP/s a core. GPU: a sixth of the 65 TFLOP/s of the slowest card with tensor cores (T4, its data sheet); with
+# more than LARGE_ON_GPU weights, training counts as long on any card.
 CPU_CORE_FLOPS, GPU_FLOPS = 20e9, 10e12
 LARGE_ON_GPU = 1_000_000_000
-_RESUMED = 0.01  # how far the resumed step's loss may lie from the uninterrupted one's, relative to it
+_RESUMED = 0.01  # how far the resumed step's loss may be from the uninterrupted one's, relative to it
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the training will do at most: it may stop early."""
+    """The most that the training will do; it may stop early."""
 
     steps: int
     train_tokens: float  # of all steps
@@ -63,8 +64,8 @@ class Plan:
     val_tokens: float  # of one evaluation
 
     def seconds(self, tokens_per_second: float) -> float:
-        """At so many trained tokens a second; infinite at none. An evaluation is a forward pass only, a third of a
-        step's arithmetic.
+        """Duration at this speed; infinite at 0. An evaluation is only a forward pass, a third of a step's
+        arithmetic.
         """
         if tokens_per_second <= 0:
             return math.inf
@@ -79,11 +80,11 @@ def plan(schedule: Schedule, prepared: dict[str, Any]) -> Plan:
 
 
 def guess_seconds(planned: Plan, parameters: int, device: Device, cores: int) -> float:
-    """How long training will take, before anything was tried.
+    """How long training will take, estimated before anything has run.
 
     A token takes 6 N floating-point operations, N the number of weights: 2 N forward, 4 N backward (Kaplan et al. 2020,
     "Scaling Laws for Neural Language Models", section 2.1). Adapters save up to 2 N of the backward pass, gradient
-    checkpointing adds 2 N: within what is known of the speed.
+    checkpointing adds 2 N: both less than the uncertainty of the speed.
     """
     if device.kind == "cuda" and parameters > LARGE_ON_GPU:
         return math.inf
@@ -94,11 +95,11 @@ def reason(wanted: str, base: Base, seconds: float) -> tuple[bool, str]:
     """Whether to rehearse, and why or why not. `wanted`: the recipe's `rehearse`; `seconds`: as guessed."""
     kind = str(base.config.get("model_type"))
     if wanted != "auto":
-        return wanted == "always", "asked for" if wanted == "always" else "not wanted: rehearse is `never`"
+        return wanted == "always", "requested" if wanted == "always" else "switched off: rehearse is `never`"
     if kind not in tunable.TESTED_TYPES:
         return True, f"{kind} is an untested architecture"
     if seconds > LONG_SECONDS:
-        return True, "a long training" + (f": about {console.duration(seconds)}" if math.isfinite(seconds) else "")
+        return True, "training is long" + (f", about {console.duration(seconds)}" if math.isfinite(seconds) else "")
     return False, f"not needed: training is estimated to take about {console.duration(seconds)}"
 
 
@@ -115,10 +116,21 @@ def run(
     run_stage: Callable[[str], None],
     stage_dir: Path,
 ) -> list[Finding]:
-    """Rehearses in `scratch`, with `run_stage`, which does one of its stages; writes table.json.
+    """Rehearses in `scratch` and writes table.json.
 
-    Raises what the stage that fails raises, "rehearsal: " in front. EnvironmentUnavailable: the disk is too small for
-    the rehearsal, or, from what it wrote, for the run.
+    Args:
+        base: the base model, complete on this disk.
+        device: what the run will train on.
+        prompt: the format with the base's tokenizer, for the lengths of the rows.
+        tuning, train: sections of the recipe of the real run.
+        prepare_dir: the prepared rows of the real run.
+        cut_long_rows: whether rows over max_seq_length are cut.
+        scratch: the run directory of the rehearsal, removed at the end.
+        run_stage: runs one stage of it.
+        stage_dir: where table.json goes.
+
+    Raises whatever a failing stage raises, with "rehearsal: " in front. EnvironmentUnavailable: the disk is too small
+    for the rehearsal or, judging by what it wrote, for the run.
     """
     prepared = files.read_json(prepare_dir / "summary.json")
     limit = prepared["max_seq_length"] if cut_long_rows else None
@@ -140,7 +152,7 @@ def run(
         lines = _steps(scratch)
         checkpoint = scratch.stage_dir("train") / "checkpoints" / f"checkpoint-{STEPS}"
         checkpoint_bytes = disk.size_of(checkpoint)
-        shutil.rmtree(checkpoint)  # as if a kill had come before it was written
+        shutil.rmtree(checkpoint)  # as if the process had been killed before writing it
         run_stage("train")
         findings.append(_resumed(lines, _steps(scratch)))
         for stage in ("evaluate", "merge", "publish"):
@@ -154,7 +166,7 @@ def run(
         error.args = (f"rehearsal: {error}",)
         if isinstance(error, Interrupted):
             error.hint = "the same command rehearses from the beginning"
-        if not isinstance(error, GateRefused):  # whose evidence is kept until the next try
+        if not isinstance(error, GateRefused):  # its evidence is kept until the next attempt
             shutil.rmtree(scratch.path)
         raise
     shutil.rmtree(scratch.path)
@@ -168,9 +180,9 @@ def run(
 
 
 def longest(path: Path, count: int, prompt: Prompt, limit: int | None) -> list[Row]:
-    """The `count` rows of a canonical CSV with the most tokens (`limit`: what longer ones are cut to), longest first.
+    """The `count` rows of a canonical CSV with the most tokens, longest first. `limit`: what longer ones are cut to.
 
-    Tokenized are only the four times as many with the most bytes.
+    Only four times as many rows, those with the most bytes, are tokenized.
     """
     rows = csv_file.iter_canonical(path)
     likely = heapq.nlargest(4 * count, rows, key=lambda row: len((row.instruction + row.input + row.output).encode()))
@@ -185,13 +197,13 @@ def longest(path: Path, count: int, prompt: Prompt, limit: int | None) -> list[R
 def summarise(findings: list[Finding]) -> str:
     """One line for people."""
     seen = {finding.what: finding.found for finding in findings}
-    return f"everything that follows works here; training: {seen['training time']}; {seen['peak memory']} of memory"
+    return f"every later stage works here; training: {seen['training time']}; {seen['peak memory']} of memory"
 
 
 def _prepare(scratch: RunDir, prepare_dir: Path, rows: dict[str, list[Row]]) -> None:
-    """The stage `prepare` of the scratch run: the real one's records, with these rows.
+    """Fills the stage `prepare` of the scratch run: the real one's records, with these rows.
 
-    Without the groups of the val rows: all of these few are evaluated, the longest ones among them.
+    The groups of the val rows are left out, so that all of these few are evaluated, including the longest.
     """
     folder = scratch.begin("prepare", {})
     for path in prepare_dir.iterdir():
@@ -211,17 +223,17 @@ def _steps(scratch: RunDir) -> dict[int, dict[str, Any]]:
 
 
 def _resumed(before: dict[int, dict[str, Any]], after: dict[int, dict[str, Any]]) -> Finding:
-    """Whether the step after the checkpoint was the same step once more."""
+    """Whether the step after the checkpoint, run again, gave the same loss."""
     checkpoint = f"checkpoint-{EVAL_EVERY}"
     was, again = before[STEPS]["loss"], after[STEPS]["loss"]
     same = abs(again - was) <= _RESUMED * abs(was) and after.get(1) == before[1]
     found = f"from {checkpoint}: loss {again:.4f}, uninterrupted {was:.4f}"
-    fix = "" if same else "a run that is interrupted will not end as one that is not; please report this"
+    fix = "" if same else "an interrupted run will not give the same result as an uninterrupted one; please report this"
     return Finding("resume", found, "the same loss", "ok" if same else "warning", fix)
 
 
 def _done(scratch: RunDir) -> list[Finding]:
-    """What each stage of the scratch run said. Of evaluate and train only that they ran: their figures mean nothing."""
+    """Each stage of the scratch run, with merge's summary; the figures of the others mean nothing after three steps."""
     found = []
     for stage in ("train", "evaluate", "merge", "publish"):
         record = scratch.record(stage)
@@ -237,20 +249,20 @@ def _done(scratch: RunDir) -> list[Finding]:
 
 
 def _estimates(planned: Plan, lines: dict[int, dict[str, Any]], device: Device, longest_tokens: int) -> list[Finding]:
-    """Time from the second step's tokens a second; memory from the longest rows."""
+    """Time from the speed of the second step; memory from the longest rows."""
     speed = lines[2]["tokens_per_second"]
     seconds = planned.seconds(speed)
     lasts = f"{console.duration(seconds)} at most" if math.isfinite(seconds) else "not measured"
     time = f"{lasts}, {planned.steps} steps at {speed:.0f} tokens/s"
     peak = max(line["peak_memory_bytes"] or 0 for line in lines.values())
     if device.kind == "cpu":
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # of this process, the largest it ever was
-    there = f"{human(device.memory_bytes)} are there; the longest row has {longest_tokens} tokens"
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # the largest that this process ever was
+    there = f"{human(device.memory_bytes)} in all; the longest row has {longest_tokens} tokens"
     return [Finding("training time", time, "", "ok"), Finding("peak memory", human(peak), there, "ok")]
 
 
 def _disk(scratch: RunDir, tuning: TuningSection, checkpoint_bytes: int, *, has_hard_links: bool) -> Finding:
-    """What the run will write, from what the rehearsal wrote. It is still there, and will be free."""
+    """What the run will write, judging by what the rehearsal wrote, which will be removed and so counts as free."""
     trained = scratch.stage_dir("train") / ("adapter" if tuning.method == "lora" else "model")
     trained_bytes = 0 if tuning.method == "full" and has_hard_links else disk.size_of(trained)
     merged = disk.size_of(scratch.stage_dir("merge") / "model")

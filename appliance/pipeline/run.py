@@ -1,7 +1,8 @@
 """The stages in order, skipping what is done. Read this file first.
 
-check -> prepare -> rehearse -> train -> evaluate -> merge -> publish. The whole recipe ends here: a stage gets its own
-sections and plain values. A stage is done when its stage.json says so for the same inputs; other inputs are refused.
+check -> prepare -> rehearse -> train -> evaluate -> merge -> publish. The whole recipe goes no further than this
+package: a stage gets its own sections and plain values. A stage is done if its stage.json says so for the same inputs;
+other inputs are refused.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from appliance import findings as appliance_findings
 from appliance.engines import memory
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine import device, disk
+from appliance.pipeline import due
 from appliance.pipeline.job import Job
 from appliance.preflight import disk_needs
 from appliance.process import console, files, signals, typed
@@ -44,31 +46,31 @@ def run(
     even_if_worse: bool = False,
     into_existing: bool = False,
 ) -> None:
-    """Runs every stage up to `until` that is not done yet. `redo`: this stage and all after it once more.
+    """Runs every stage up to `until` that is not done yet. `redo`: runs this stage and all later ones again.
 
-    `even_if_worse` and `into_existing` let publish do what it else refuses: see pipeline/publish.py and hub/upload.py.
-    Raises ApplianceError or Interrupted; what was finished before stays finished, and the same call continues.
+    `even_if_worse` and `into_existing` let publish do what it otherwise refuses: see pipeline/publish.py and
+    hub/upload.py. Raises ApplianceError or Interrupted; finished stages stay finished, and the same call continues.
     """
     signals.check()
     run_dir.create()
     with run_dir.lock(), console.log_file(run_dir.path / "appliance.log"):
         again: Sequence[str] = STAGES[STAGES.index(redo) :] if redo else ()
-        if redo == "rehearse":  # nothing is made from it
+        if redo == "rehearse":  # no later stage depends on it
             again = ("rehearse",)
         takes_new_base = redo in ("check", "prepare")
         resolved = earlier_runs.as_begun(resolved, run_dir.path / "recipe.yaml")
         job = Job(resolved, run_dir, cache_dir, until, takes_new_base, even_if_worse, into_existing, tuple(again))
         made_from = rundir_directory.fingerprint(job.inputs("publish")) if redo else ""
         if redo and run_dir.redo_under_way == (redo, made_from):
-            console.say(f"going on with the redo of {redo} that was stopped")
+            console.say(f"continuing the redo of {redo} that was interrupted")
             again = ()
             job = replace(job, again=())
-        done = _done(job, again)
+        done = due.done(job, again)
         todo = [stage for stage in STAGES[: STAGES.index(until) + 1] if stage not in done]
         if todo:
             _header(job)
-            _run_stage(job, "check")  # looks at this machine: it precedes whatever is still to be done
-            # only now, when nothing refuses any more, is anything of the run changed or set aside
+            _run_stage(job, "check")  # it judges this machine, so it precedes whatever is still to be done
+            # from here on nothing refuses: only now may files of the run be changed or set aside
             files.write_text(run_dir.path / "recipe.yaml", resolved.to_yaml())
             job.write_run_json()
             run_dir.set_aside([stage for stage in again if stage != "check"])
@@ -81,7 +83,7 @@ def run(
                     run_dir.drop_old(stage)
                     record = run_dir.record(stage)
                     summary = record.summary if record else "not needed: training has begun"
-                    console.say(f"{stage:<9} done before: {summary}", style="dim")
+                    console.say(f"{stage:<9} already done: {summary}", style="dim")
                 elif stage != "check":
                     _run_stage(job, stage)
             under_way = run_dir.redo_under_way
@@ -93,49 +95,20 @@ def run(
 
 
 def _tell_what_goes(run_dir: RunDir, again: Sequence[str], until: str) -> None:
-    """A redo that ends before the last stage leaves those behind it undone."""
+    """Names the later stages that a redo set aside and will not run again, because it ends before them."""
     behind = [stage for stage in again if STAGES.index(stage) > STAGES.index(until)]
     gone = [stage for stage in behind if (run_dir.path / f"{stage}.old").exists()]
     if gone:
-        hint = typed.as_typed(f"`appliance run {run_dir.path}` makes them anew")
-        console.say(f"{', '.join(gone)}: set aside, since they follow from it; {hint}", style="yellow")
+        hint = typed.as_typed(f"`appliance run {run_dir.path}` rebuilds them")
+        console.say(f"{', '.join(gone)}: set aside, because they depend on it; {hint}", style="yellow")
 
 
 def _write_report(run_dir: RunDir) -> None:
-    """report.html; on a full disk its failure must not take the place of what went wrong before."""
+    """Writes report.html. On a full disk, its failure must not hide what went wrong before."""
     try:
         report_page.write_html(run_dir.path)
     except OSError as error:
         console.say(f"report.html cannot be written: {error.strerror}", style="yellow")
-
-
-def _done(job: Job, again: Sequence[str]) -> set[str]:
-    """The stages to skip. Every stage that has begun is looked at, also those after `until`: raises RunDirError where
-    the recipe, the CSV or the base are others than the stage's, so that nothing finished is ever orphaned."""
-    run_dir = job.run_dir
-    judged = [stage for stage in STAGES[1:] if stage != "rehearse" and stage not in again]
-    done = {stage for stage in judged if run_dir.has_begun(stage) and run_dir.is_done(stage, job.inputs(stage))}
-    if "rehearse" not in again and _is_rehearsed(job, again):
-        done.add("rehearse")
-    up_to = STAGES[1 : STAGES.index(job.until) + 1]
-    if up_to and done.issuperset(up_to) and run_dir.record("check") and "check" not in again:
-        done.add("check")
-    return done
-
-
-def _is_rehearsed(job: Job, again: Sequence[str]) -> bool:
-    """Whether no rehearsal is due. With another recipe there is a new one, which costs minutes and no result; none
-    where training has begun already."""
-    trained = job.run_dir.stage_dir("train")
-    if "train" not in again and ((trained / "stage.json").is_file() or any(trained.glob("checkpoints/checkpoint-*"))):
-        return True
-    record = job.run_dir.record("rehearse")
-    if record is None:
-        return False
-    inputs = job.inputs("rehearse")
-    if "table.json" in record.outputs:  # it took place: whether it has to is no question any more
-        inputs["rehearse"] = record.inputs.get("rehearse")
-    return record.inputs == inputs
 
 
 def _run_stage(job: Job, stage: str, label: str = "") -> None:
@@ -180,7 +153,7 @@ def _check(job: Job, stage_dir: Path) -> str:
 
     recipe, todo = job.resolved.recipe, None
     if job.until != "check":
-        done = _done(job, job.again)
+        done = due.done(job, job.again)
         todo = [stage for stage in STAGES[1 : STAGES.index(job.until) + 1] if stage not in done]
     _refuse_unreadable(recipe.evaluate, todo)
     try:
@@ -202,18 +175,18 @@ def _check(job: Job, stage_dir: Path) -> str:
             into_existing=job.into_existing,
         )
     finally:
-        # Also what was found before something refused; the command `check` shows it on stdout.
+        # Also shown if a finding refuses the run; the command `check` prints the table on stdout itself.
         if job.until != "check" and (stage_dir / "table.json").is_file():
             found = files.read_json(stage_dir / "table.json")
             console.table("", appliance_findings.COLUMNS, [tuple(row.values()) for row in found])
     if job.until != "check":
-        job.base  # noqa: B018  fetched now that nothing speaks against it: the weights may be tens of GB
-    warnings = [finding for finding in findings if finding.verdict == "warning"]
-    return f"{len(findings)} looked at, {len(warnings)} warning{'' if len(warnings) == 1 else 's'}"
+        job.base  # noqa: B018  fetched only now that every check has passed: the weights may be tens of GB
+    warnings = sum(finding.verdict == "warning" for finding in findings)
+    return f"{len(findings)} findings, {warnings} warning{'' if warnings == 1 else 's'}"
 
 
 def _refuse_unreadable(wanted: EvaluateSection, todo: Sequence[str] | None) -> None:
-    """Files that evaluate will read, looked at before hours of training. Raises DataError."""
+    """Checks the files that evaluate will read, before hours of training. Raises DataError."""
     from appliance.evaluation import extra_questions, other_model
 
     if todo is None or "evaluate" in todo:
@@ -252,7 +225,7 @@ def _rehearse(job: Job, stage_dir: Path) -> str:
     wanted, why = rehearse.reason(job.rehearsal_wanted, job.base, seconds)
     if not wanted:
         return why
-    console.say(f"{why}: everything that follows is tried in small first")
+    console.say(f"{why}: every later stage is tried on a small scale first")
     small = job.in_small(stage_dir / "scratch", rehearse.SETTINGS)
     findings = rehearse.run(
         base=job.base,
@@ -290,7 +263,7 @@ def _train(job: Job, stage_dir: Path) -> str:
         trained_dir=job.trained_dir,
     )
     change = moved.recorded(stage_dir)
-    if change and change.warning and not job.is_rehearsal:  # its few steps say nothing of the training's
+    if change and change.warning and not job.is_rehearsal:  # a rehearsal's few steps say nothing about the training
         console.say(change.warning, style="yellow")
     engine.release()
     return summary
@@ -340,7 +313,7 @@ def _merge(job: Job, stage_dir: Path) -> str:
 def _proven(proven: Proof) -> str:
     seen = proven.measures
     device = {"cuda": "GPU", "cpu": "CPU"}[proven.device]
-    where = f", on the {device} in {proven.compute_dtype} for want of memory" if proven.notes else ""
+    where = f", on the {device} in {proven.compute_dtype} for lack of memory" if proven.notes else ""
     return (
         f"proven on {seen.positions} tokens of {seen.rows} test rows{where}: divergence from the trained model "
         f"{seen.kl_tuned:.1e} nats, from the base {seen.kl_base:.1e}, same likeliest token {seen.agreement:.1%}"

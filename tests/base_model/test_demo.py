@@ -244,7 +244,7 @@ def test_the_demo_learns_its_facts_and_a_second_call_skips(cache_dir: Path, tmp_
     began = time.monotonic()
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    assert again.stderr.count("done before") == len(rundir_directory.STAGES)
+    assert again.stderr.count("already done") == len(rundir_directory.STAGES)
     assert time.monotonic() - began < 15
 
 

@@ -252,7 +252,7 @@ def test_a_run_keeps_the_commit_it_began_with(hub: LoopbackHub, recipe: Path, tm
     # done: neither the Hub nor the cache is needed any more
     offline = called("http://127.0.0.1:9", tmp_path / "elsewhere", "prepare", str(run))
     assert offline.returncode == 0, offline.stderr
-    assert "prepare   done before" in offline.stderr
+    assert "prepare   already done" in offline.stderr
 
     other = called(hub.url, tmp_path, "prepare", str(run), "--set", "data.csv=hf://datasets/shop/faq@v1/train.csv")
     assert other.returncode == 8

@@ -158,7 +158,7 @@ def test_a_second_call_skips_and_the_csv_is_as_it_was(trained: tuple[Project, st
     before = sha256(project.folder / "data" / "train.csv")
     code, said = project.train()
     assert code == 0
-    assert said.count("done before") == len(rundir_directory.STAGES)
+    assert said.count("already done") == len(rundir_directory.STAGES)
     assert sha256(project.folder / "data" / "train.csv") == before
     code, said = project.run("publish")
     assert code == 0, said

@@ -221,7 +221,7 @@ def test_a_hub_that_cannot_be_asked_stops_only_what_has_not_begun(
     for todo in (STAGES, None):  # a new run; `appliance check`
         with pytest.raises(HubError, match="no network"):
             look(tmp_path, base_dir, publish=publish, todo=todo)
-    warning = Finding("Hub", "not reachable: no network", "", "warning", "publish needs it")
+    warning = Finding("Hub", "not reachable: no network", "", "warning", "publishing needs it")
     assert look(tmp_path, base_dir, publish=publish, todo=["prepare", "rehearse", "train"])["Hub"] == warning
     checkpoint = tmp_path / "train" / "checkpoints" / "checkpoint-4"
     checkpoint.mkdir(parents=True)

@@ -73,7 +73,7 @@ def test_the_same_again_commits_nothing(run: FinishedRun, hub: LoopbackHub) -> N
     run.publish(repo_id="alice/again", adapter=False)
     commits = len(hub.repo("alice/again", "model")["commits"])
     said = run.publish(repo_id="alice/again", adapter=False)
-    assert said.startswith("private, as it was before: ")
+    assert said.startswith("private, already up to date: ")
     assert len(hub.repo("alice/again", "model")["commits"]) == commits
 
 

@@ -248,7 +248,7 @@ def test_the_summary_says_where_if_it_was_not_the_first_choice() -> None:
     first = SimpleNamespace(measures=measures, device="cuda", compute_dtype="bfloat16", notes=())
     later = SimpleNamespace(measures=measures, device="cpu", compute_dtype="float32", notes=("not on the GPU",))
     assert "of 4 test rows: divergence" in pipeline_run._proven(first)  # type: ignore[arg-type]
-    assert "of 4 test rows, on the CPU in float32 for want of memory: " in pipeline_run._proven(later)  # type: ignore[arg-type]
+    assert "of 4 test rows, on the CPU in float32 for lack of memory: " in pipeline_run._proven(later)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def _stamps(run: Path) -> dict[str, tuple[int, str]]:
 
 
 def _done_before(err: str) -> list[str]:
-    return [line.split()[0] for line in err.splitlines() if " done before: " in line]
+    return [line.split()[0] for line in err.splitlines() if " already done: " in line]
 
 
 def test_no_file_of_the_fixture_holds_weights_or_a_path() -> None:

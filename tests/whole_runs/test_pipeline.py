@@ -167,7 +167,7 @@ main()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("done before") == len(STAGES)
+    assert done.stderr.count("already done") == len(STAGES)
     assert done.stdout.splitlines()[-1].startswith("log")
 
 
@@ -252,7 +252,7 @@ def test_a_redo_that_was_stopped_goes_on_with_the_same_command(
     assert (run / "redo.json").is_file()
     (run / "train.old").mkdir()  # as a kill right after stage.json leaves it
     again(copy, redo="train")
-    assert "going on with the redo of train that was stopped" in capsys.readouterr().err
+    assert "continuing the redo of train that was interrupted" in capsys.readouterr().err
     assert (run / "train" / "stage.json").stat().st_mtime_ns == made
     assert (run / "publish" / "stage.json").is_file()
     assert not [path.name for path in run.iterdir() if path.name.endswith(".old") or path.name == "redo.json"]
@@ -282,7 +282,7 @@ def test_a_redo_with_other_settings_is_another(copy: Path, monkeypatch: pytest.M
 def test_what_a_redo_leaves_undone_is_said(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     again(copy, redo="evaluate", until="evaluate")
     told = capsys.readouterr().err
-    assert "merge, publish: set aside, since they follow from it; `appliance run" in told
+    assert "merge, publish: set aside, because they depend on it; `appliance run" in told
     again(copy, redo="publish")
     assert "set aside" not in capsys.readouterr().err
 

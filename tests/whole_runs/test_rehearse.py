@@ -106,7 +106,7 @@ def test_everything_that_follows_is_tried_and_nothing_is_left(rehearsed: Path) -
     assert left == ["stage.json", "table.json"]
     record = RunDir(path).record("rehearse")
     assert record is not None
-    assert record.summary.startswith("everything that follows works here; training: ")
+    assert record.summary.startswith("every later stage works here; training: ")
 
 
 @pytest.mark.slow
@@ -119,7 +119,7 @@ def test_the_training_is_the_same_with_and_without(rehearsed: Path, begun: Path)
     assert ours.fingerprint == theirs.fingerprint
     record = RunDir(begun / "runs/shop").record("rehearse")
     assert record is not None
-    assert (record.summary, record.outputs) == ("not wanted: rehearse is `never`", {})
+    assert (record.summary, record.outputs) == ("switched off: rehearse is `never`", {})
 
 
 @pytest.mark.slow
@@ -288,11 +288,11 @@ def prepared(folder: Path, rows: int = 4) -> Path:
     ("wanted", "kind", "seconds", "expected"),
     [
         ("auto", "llama", 599.0, (False, "not needed: training is estimated to take about 9 min 59 s")),
-        ("auto", "llama", 601.0, (True, "a long training: about 10 min 1 s")),
-        ("auto", "llama", math.inf, (True, "a long training")),
+        ("auto", "llama", 601.0, (True, "training is long, about 10 min 1 s")),
+        ("auto", "llama", math.inf, (True, "training is long")),
         ("auto", "olmo2", 1.0, (True, "olmo2 is an untested architecture")),
-        ("always", "llama", 1.0, (True, "asked for")),
-        ("never", "olmo2", math.inf, (False, "not wanted: rehearse is `never`")),
+        ("always", "llama", 1.0, (True, "requested")),
+        ("never", "olmo2", math.inf, (False, "switched off: rehearse is `never`")),
     ],
 )
 def test_when(wanted: str, kind: str, seconds: float, expected: tuple[bool, str], tmp_path: Path) -> None:
