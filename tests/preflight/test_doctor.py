@@ -24,7 +24,7 @@ from appliance.findings import Finding
 from appliance.machine import device as machine_device
 from appliance.machine import disk, packages
 from appliance.machine.device import Card, Device
-from appliance.preflight import doctor, gpu, gpu_probe, hub_reachable
+from appliance.preflight import doctor, gpu, gpu_chain, gpu_probe, hub_reachable
 from tests.helpers import loopback_hub
 
 GIB = 1 << 30
@@ -34,13 +34,13 @@ DOCKER = {".dockerenv": ""}
 NODES = {"dev/nvidiactl": "", "dev/nvidia0": ""}
 WSL = {"proc/sys/kernel/osrelease": "6.6.87.2-microsoft-standard-WSL2\n"}
 CANARY = "hf_CANARYcanaryCANARYcanaryCANARYcanary"
-NO_DRIVER = f"nvidia-driver-580, or your distribution's package); without a GPU, use the CPU mode: {doctor.CPU_MODE}"
+NO_DRIVER = f"nvidia-driver-580, or your distribution's package); without a GPU, use the CPU mode: {gpu_chain.CPU_MODE}"
 Look = Callable[..., dict[str, Finding]]
 
 
 def driver(version: str) -> dict[str, str]:
     text = f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {version}  Release Build\nGCC version: 12\n"
-    return {doctor.DRIVER_FILE: text}
+    return {gpu_chain.DRIVER_FILE: text}
 
 
 def tree(root: Path, files: Mapping[str, str]) -> Path:
@@ -110,13 +110,13 @@ def test_the_order(look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 CHAIN: dict[str, tuple[dict[str, str], str | None, str, str, str, str, str]] = {
     # name: files, torch.version.cuda, refusal, what, verdict, in found, in fix
     "no driver": ({}, "13.0", "", "driver", "warning", "no NVIDIA driver", NO_DRIVER),
-    "old driver": (driver("570.26") | NODES, "13.0", "", "driver", "fails", "570.26", doctor.OLDER_DRIVERS),
+    "old driver": (driver("570.26") | NODES, "13.0", "", "driver", "fails", "570.26", gpu_chain.OLDER_DRIVERS),
     "old driver, no nodes": (driver("570.26"), "13.0", "", "driver", "fails", "570.26", "driver 580 or newer"),
     "in a container": (
         *(driver("580.65.06") | DOCKER, "13.0", "No NVIDIA driver", "GPU", "ok"),
         "the host has a driver (580.65.06), but this container was given no GPU",
         "docker compose run --rm --entrypoint nvidia-smi train; if that answers `could not select device driver "
-        f'"nvidia"`, install the NVIDIA Container Toolkit and run: {doctor.TOOLKIT}',
+        f'"nvidia"`, install the NVIDIA Container Toolkit and run: {gpu_chain.TOOLKIT}',
     ),
     "no nodes": (driver("580.65.06"), "13.0", "", "GPU", "fails", "module is loaded", "sudo nvidia-modprobe"),
     "CPU build": (driver("580.65.06") | NODES, None, "", "CUDA", "fails", "CPU build", "docker compose build"),
