@@ -68,7 +68,7 @@ def answer(
         # Copies: a batch that does not fit is retried in parts, with the same random numbers.
         drawn = LogitsProcessorList([_Draw(sampling, [copy(streams[i]) for i in batch])]) if streams else None
         with torch.inference_mode():
-            output = model.generate(
+            output = model.generate(  # (B, T + new tokens)
                 input_ids=input_ids.to(model.device),
                 attention_mask=attention_mask.to(model.device),
                 generation_config=config,
@@ -111,7 +111,7 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
         # Holtzman's nucleus: the fewest tokens that reach top_p, including the one that crosses it.
         kept = (reached - likely < self._sampling.top_p).sum(-1, keepdim=True)  # (B, 1), at least 1
         mass = reached.gather(-1, kept - 1)
-        chance = torch.tensor([[stream.random()] for stream in self._streams], device=scores.device)
+        chance = torch.tensor([[stream.random()] for stream in self._streams], device=scores.device)  # (B, 1)
         place = torch.searchsorted(reached, chance * mass, right=True).clamp(max=kept - 1)
         chosen = tokens.gather(-1, place)
         return torch.full_like(scores, -torch.inf).scatter(-1, chosen, 0.0)

@@ -22,7 +22,7 @@ def mean_loss(
 
     Raises RuntimeError: there is not enough memory for a single row.
     """
-    sums: list[torch.Tensor] = []  # left on the device: reading a value would wait for it
+    sums: list[torch.Tensor] = []  # scalars, left on the device: reading a value would wait for it
 
     def add(rows: Sequence[prompt_format.Encoded]) -> None:
         part = [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]

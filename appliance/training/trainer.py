@@ -123,7 +123,7 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
         step = self.state.global_step
         if self._passes_of != step:
             self._passes_of, self.passes = step, []
-        count, width = inputs["input_ids"].shape
+        count, width = inputs["input_ids"].shape  # (B, T)
         first = len(self.passes) * self.args.per_device_train_batch_size
         rows = self.rows_of_step(step)[first : first + count]
         self.at_work = AtWork("training", count, width)
@@ -138,7 +138,8 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
 
         Copies the losses and flags of all micro batches from the device at once: each copy makes it wait.
         """
-        seen = torch.stack([torch.stack([one.loss.float(), one.is_trained.float()]) for one in self.passes]).tolist()
+        both = [torch.stack([one.loss.float(), one.is_trained.float()]) for one in self.passes]
+        seen = torch.stack(both).tolist()  # (micro batches, 2)
         for one, (loss, is_trained) in zip(self.passes, seen, strict=True):
             where = f"step {self._passes_of + 1}: {self._train_rows.name(one.rows)}"
             if not is_trained:
@@ -181,7 +182,7 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
 
         self.model.eval()
         self._evaluation.each(by_length[: self._evaluation.rows] if longest_only else by_length, compute)
-        figures = torch.stack(seen).tolist()
+        figures = torch.stack(seen).tolist()  # (batches, 2)
         for indexes, (loss, _) in zip(asked, figures, strict=True):
             if not math.isfinite(loss):
                 raise TrainingFailed(
