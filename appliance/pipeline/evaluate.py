@@ -1,8 +1,8 @@
 """Base against tuned on the untouched test rows: the same prompts, greedy, one model in memory.
 
-With an adapter it is one model, the adapter off and on; after full fine-tuning two models, one after the other: the
-base's answers are those of before the training. Test rows are answered greedily unless evaluate.sampling.scored says
-otherwise; extra prompts, which are shown and not scored, as evaluate.sampling says.
+An adapter is switched off and on in one loaded model; after full fine-tuning, the base and the tuned model are loaded
+one after the other. Test rows are answered greedily unless evaluate.sampling.scored says otherwise; extra prompts,
+which are shown but not scored, as evaluate.sampling says.
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ def summarise(seen: Comparison) -> str:
 
 
 def _room(positions: int, questions: Sequence[Sequence[int]], wanted_tokens: int) -> int:
-    """Tokens that the answers may have: no more than the base has positions for, which in GPT-2 is a hard end.
+    """Tokens that an answer may have: no more than the base has positions for, which is a hard limit in GPT-2.
 
     Raises DataError: a question fills them all.
     """
@@ -269,7 +269,7 @@ def _room(positions: int, questions: Sequence[Sequence[int]], wanted_tokens: int
 
 
 def _answers_at_once(base: Base, device: Device, asked: _Asked, number_bytes: int) -> int:
-    """Rows that are answered together: on a card as many as its memory holds."""
+    """Rows that are answered together: on a GPU, as many as its memory holds."""
     shape = memory.shape_of(base.config)
     if device.kind == "cpu" or shape is None:
         return generate.ROWS_AT_ONCE
@@ -283,7 +283,7 @@ def _answers_at_once(base: Base, device: Device, asked: _Asked, number_bytes: in
 
 
 def _chosen(rows: list[csv_file.Row], max_rows: int, seed: int) -> list[csv_file.Row]:
-    """All rows, or a random `max_rows` of them in the file's order: the first ones may all be alike."""
+    """All rows, or a random `max_rows` of them in file order: the first ones may all be alike."""
     if len(rows) <= max_rows:
         return rows
     return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), max_rows))]

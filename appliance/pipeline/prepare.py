@@ -140,7 +140,7 @@ def _refuse_shared(
     raise DataError(
         f"{csv_path}: the column `side` puts {found.count} {found.what} on two sides:\n  "
         + "\n  ".join(map(str, found.examples)),
-        hint="put equal questions on one side, or have the rows split for you: --set data.split=group",
+        hint="put equal questions on one side, or let the rows be split: --set data.split=group",
     )
 
 

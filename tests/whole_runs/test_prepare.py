@@ -479,7 +479,7 @@ def test_named_sides_that_leak_are_refused_with_examples(work: Work) -> None:
     questions[17] = "  질문 0? "
     _sided(work, SIDES, questions)
     error = work.refused(split="column")
-    assert (error.exit_code, error.hint.startswith("give equal questions one side")) == (3, True)
+    assert (error.exit_code, error.hint.startswith("put equal questions on one side")) == (3, True)
     assert "the column `side` puts 1 questions on two sides:" in str(error)
     assert "line 2 (train) and line 19 (test): '질문 0?'" in str(error)
     assert {side for side, _ in work.ledger().values()} == {"not split"}
