@@ -352,7 +352,7 @@ def test_a_compiler_that_does_not_run(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_no_folder_to_try_the_compiler_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
-    assert gpu.compiler_finding().fix.startswith("give it a writable /tmp")
+    assert gpu.compiler_finding().fix.startswith("provide a writable /tmp")
 
 
 def test_no_compiler_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

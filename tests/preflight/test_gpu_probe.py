@@ -122,7 +122,7 @@ def test_the_child_loads_nothing_of_the_recipe_or_the_trainer() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     packages, ours = ["appliance.preflight", "appliance.process"], "appliance.preflight.gpu_probe_child"
-    assert done.stdout.split() == ["appliance", *packages, "appliance.process.child", ours]
+    assert done.stdout.split() == ["appliance", *packages, "appliance.process.redact", "appliance.process.child", ours]
 
 
 # --- what is remembered
