@@ -109,7 +109,7 @@ def test_rows_are_halved_until_they_fit(
     assert small.tuned.loss == pytest.approx(with_room.tuned.loss, rel=1e-5)
     assert read_csv(tmp_path / "small" / "predictions.csv") == read_csv(tmp_path / "room" / "predictions.csv")
     notes = files.read_json(tmp_path / "small" / "measures.json")["out_of_memory"]
-    assert [note.partition(" were")[0] for note in notes] == [
+    assert [note.partition(" did not fit")[0] for note in notes] == [
         "losses: 4 rows at once", "answers: 10 rows at once", "answers: 5 rows at once",
     ]  # fmt: skip
     assert "Tried to allocate" in notes[0]
