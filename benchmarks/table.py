@@ -14,7 +14,7 @@ def main(what: str, path: Path) -> None:
     if what == "read":
         rows = sum(isinstance(row, csv_file.Row) for row in csv_file.read(path, survey.csv_format(path, data)))
     else:
-        seen = survey.look(path, data, seed=0)
+        seen = survey.of_csv(path, data, seed=0)
         rows = sum(seen.sides.values())
     assert rows > 0
 

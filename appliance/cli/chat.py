@@ -23,7 +23,7 @@ from appliance.process import console, files
 from appliance.rundir import find as rundir_find
 from appliance.rundir.directory import MADE_FROM, RunDir
 from appliance.serving.conversation import Conversation, Reply
-from appliance.serving.loaded_model import Speaker, load
+from appliance.serving.loaded_model import LoadedModel, load
 
 PROMPT = "you> "
 COMMANDS = "/new starts over, /quit or Ctrl-D ends the chat, Ctrl-C stops an answer"
@@ -37,8 +37,8 @@ def chat(run_path: Path | None, runs_dir: Path, *, max_new_tokens: int | None, t
     prompt.
     """
     interactive = sys.stdin.isatty()
-    speaker = load(find_run(run_path, runs_dir), max_new_tokens=max_new_tokens, temperature=temperature)
-    conversation = Conversation(speaker)
+    model = load(find_run(run_path, runs_dir), max_new_tokens=max_new_tokens, temperature=temperature)
+    conversation = Conversation(model)
     if interactive:
         console.say(COMMANDS, style="dim")
     while (line := _read_line(interactive)) is not None:
@@ -46,7 +46,7 @@ def chat(run_path: Path | None, runs_dir: Path, *, max_new_tokens: int | None, t
         if question == "/quit":
             break
         if question == "/new":
-            conversation = Conversation(speaker)
+            conversation = Conversation(model)
         elif interactive and re.fullmatch(r"/\w+", question):
             console.say(COMMANDS, style="dim")
         elif question and not interactive:
@@ -58,7 +58,7 @@ def chat(run_path: Path | None, runs_dir: Path, *, max_new_tokens: int | None, t
                     reply = conversation.say(question, write=_write, interrupted=interrupted)
                     _write("\n")
                     if not interrupted():
-                        _tell_cut(reply, speaker)
+                        _tell_cut(reply, model)
             except DataError as error:
                 console.error(str(error), error.hint)
             _write("\n")
@@ -75,12 +75,12 @@ def ask(
 ) -> None:
     """Answer one question: `words`, the first of which may be a run directory. Raises what `chat` raises."""
     run_path, question = split_words(words)
-    speaker = load(find_run(run_path, runs_dir), max_new_tokens=max_new_tokens, temperature=temperature)
-    reply = Conversation(speaker).say(question, input_text, write=None if as_json else _write)
+    model = load(find_run(run_path, runs_dir), max_new_tokens=max_new_tokens, temperature=temperature)
+    reply = Conversation(model).say(question, input_text, write=None if as_json else _write)
     if as_json:
         sys.stdout.write(reply.to_json())
     _write("\n")
-    _tell_cut(reply, speaker)
+    _tell_cut(reply, model)
 
 
 def split_words(words: Sequence[str]) -> tuple[Path | None, str]:
@@ -150,11 +150,11 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _tell_cut(reply: Reply, speaker: Speaker) -> None:
+def _tell_cut(reply: Reply, model: LoadedModel) -> None:
     """Say why an answer stops midway."""
     if not reply.stopped:
-        full = reply.tokens >= speaker.max_new_tokens
-        why = "--max-new-tokens allows more" if full else f"the model has {speaker.positions} positions"
+        full = reply.tokens >= model.max_new_tokens
+        why = "--max-new-tokens allows more" if full else f"the model has {model.positions} positions"
         console.say(f"cut off after {reply.tokens} tokens: {why}", style="dim")
 
 

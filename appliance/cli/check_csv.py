@@ -48,7 +48,7 @@ def check_csv(source: str, overrides: Sequence[str]) -> CsvCheck:
     csv_path = dataset_file.DatasetFile.parse(source).fetch()[0] if source.startswith("hf://") else Path(source)
     usual = os.environ.get("APPLIANCE_RECIPE") or usual_recipe()
     recipe = load(usual, overrides=[f"data.csv={source}", *overrides]).recipe
-    seen = survey.look(csv_path, recipe.data, recipe.train.seed)
+    seen = survey.of_csv(csv_path, recipe.data, recipe.train.seed)
     refusal = survey.refusal(seen, recipe.data)
     rows = [("CSV", source), ("format", seen.fmt.describe_text()), ("columns", seen.fmt.describe_columns())]
     for finding in survey.findings(seen)[1:]:

@@ -136,7 +136,7 @@ def _survey(csv_path: Path, data: DataSection, seed: int) -> survey.Survey:
 
     Bad rows are a warning here: `prepare`, which has the ledger, refuses them.
     """
-    seen = survey.look(csv_path, data, seed)
+    seen = survey.of_csv(csv_path, data, seed)
     if seen.too_few:
         raise DataError(f"{csv_path}: {seen.too_few}", hint=seen.too_few.hint) from seen.too_few
     return seen

@@ -106,7 +106,7 @@ def run(
     _write_ledger(stage_dir / "rows.csv", side_of, judged.rejected | too_long)
     _write_groups(stage_dir / results.TEST_GROUPS, [(judged.lines[kept[i]], keys[i]) for i in order["test"]])
     _write_groups(stage_dir / validation.GROUPS_FILE, [(judged.lines[kept[i]], keys[i]) for i in order["val"]])
-    twins = near_duplicates.find(stage_dir, {side: len(indexes) for side, indexes in order.items()}, seed)
+    twins = near_duplicates.near_pairs(stage_dir, {side: len(indexes) for side, indexes in order.items()}, seed)
     leaks.write(stage_dir, found, twins)
     counts = _count(fmt, judged, kept, keys, order, found, twins, limit)
     files.write_json(stage_dir / "summary.json", asdict(counts))

@@ -93,7 +93,7 @@ class _Held:
     pairs: list[Pair] = field(default_factory=list)
 
 
-def find(prepare_dir: Path, rows: Mapping[Side, int], seed: int) -> Near:
+def near_pairs(prepare_dir: Path, rows: Mapping[Side, int], seed: int) -> Near:
     """Compares test.csv and val.csv with train.csv of `prepare_dir`; `rows`: how many rows each file has.
 
     Equal questions are left out: `split.leaks` counts every one of those.

@@ -64,7 +64,7 @@ def csv_format(csv_path: Path, data: DataSection) -> CsvFormat:
     )
 
 
-def look(csv_path: Path, data: DataSection, seed: int) -> Survey:
+def of_csv(csv_path: Path, data: DataSection, seed: int) -> Survey:
     """Reads the whole file once. Raises DataError: it cannot be read, or has no usable row."""
     fmt = csv_format(csv_path, data)
     seen = FirstPass(csv_path, fmt)

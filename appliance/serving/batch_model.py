@@ -33,7 +33,7 @@ class LocalModel:
     """`model` is found immediately and loaded with the first prompt. Raises what `find` raises."""
 
     def __init__(self, model: str, cache_dir: Path, sampling: Sampling, *, max_new_tokens: int) -> None:
-        self._base = find(model, cache_dir)
+        self._base = base_of(model, cache_dir)
         self._cache_dir, self._sampling, self._max_new_tokens = cache_dir, sampling, max_new_tokens
         self._loaded: tuple[Any, Any] | None = None
 
@@ -85,7 +85,7 @@ class LocalModel:
         return self._loaded
 
 
-def find(model: str, cache_dir: Path) -> Base:
+def base_of(model: str, cache_dir: Path) -> Base:
     """The merged model of a run directory, the model in a folder, `demo`, or a Hub id, downloaded if necessary.
 
     Raises RecipeError: there is no such folder or name. EnvironmentUnavailable: the run has no merged model yet, or

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from appliance.errors import DataError
 from appliance.process import console
 from appliance.prompt.format import Message, user_message
-from appliance.serving.loaded_model import Speaker
+from appliance.serving.loaded_model import LoadedModel
 from appliance.serving.stream import Stream
 
 
@@ -34,9 +34,9 @@ class Reply:
 class Conversation:
     """The questions and answers so far, as far back as the model's context reaches."""
 
-    def __init__(self, speaker: Speaker) -> None:
+    def __init__(self, model: LoadedModel) -> None:
         self.messages: list[Message] = []
-        self._speaker = speaker
+        self._model = model
 
     def say(
         self,
@@ -56,12 +56,12 @@ class Conversation:
             raise DataError("the question is not UTF-8 text", hint="set the terminal to UTF-8") from error
         began = time.monotonic()
         messages = [*self.messages, *user_message(question, input_text)]
-        prompt, limit = self._speaker.prompt(messages), self._speaker.max_new_tokens
-        positions = self._speaker.positions
+        prompt, limit = self._model.prompt(messages), self._model.max_new_tokens
+        positions = self._model.positions
         turns = len(messages)
         while positions and prompt.shape[1] + limit > positions and len(messages) > 1:
             messages = messages[2:]  # a question and its answer
-            prompt = self._speaker.prompt(messages)
+            prompt = self._model.prompt(messages)
         if dropped := (turns - len(messages)) // 2:
             turns_dropped = "the oldest turn" if dropped == 1 else f"the {dropped} oldest turns"
             console.say(f"dropped {turns_dropped}: the model has {positions} positions", style="dim")
@@ -73,12 +73,12 @@ class Conversation:
                 f"{seen}, which leaves none of the model's {positions} positions for an answer",
                 hint="ask a shorter question",
             )
-        stream = Stream(self._decode, self._speaker.ends, self._speaker.stop, write)
-        self._speaker.generate(prompt, stream, limit, interrupted)
+        stream = Stream(self._decode, self._model.ends, self._model.stop, write)
+        self._model.generate(prompt, stream, limit, interrupted)
         answer = stream.finish()
         self.messages = [*messages, {"role": "assistant", "content": answer}] if answer else messages[:-1]
         return Reply(question, answer, stream.stopped, stream.tokens, round(time.monotonic() - began, 3))
 
     def _decode(self, ids: list[int]) -> str:
-        tokenizer = self._speaker.tokenizer
+        tokenizer = self._model.tokenizer
         return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

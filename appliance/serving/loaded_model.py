@@ -3,8 +3,8 @@
 Knows transformers and the run's recipe. Must not know engines, stages, the terminal, or how a prompt is written: the
 chat template, which comes with the tokenizer, decides that.
 
->>> speaker = load(Path("runs/demo"), max_new_tokens=None, temperature=0.0)
->>> Conversation(speaker).say("가격은?").answer
+>>> model = load(Path("runs/demo"), max_new_tokens=None, temperature=0.0)
+>>> Conversation(model).say("가격은?").answer
 '만원입니다.'
 """
 
@@ -29,7 +29,7 @@ from appliance.serving.stream import Stream
 
 
 @dataclass(frozen=True)
-class Speaker:
+class LoadedModel:
     """A merged model in memory, and how it answers: a recipe's `evaluate`."""
 
     model: Any
@@ -94,7 +94,7 @@ def _room() -> str:
     return f"nvidia-smi lists other programs on the card; put {typed.cpu_instead()} before the command to use the CPU"
 
 
-def load(run_path: Path, *, max_new_tokens: int | None, temperature: float | None) -> Speaker:
+def load(run_path: Path, *, max_new_tokens: int | None, temperature: float | None) -> LoadedModel:
     """The run's merged model, loaded as a user of the release would: in float32 on a CPU, in its stored dtype on a GPU.
 
     If `max_new_tokens` or `temperature` is None, the recipe's applies (`evaluate`). Raises EnvironmentUnavailable: a
@@ -138,7 +138,7 @@ def load(run_path: Path, *, max_new_tokens: int | None, temperature: float | Non
         sampling = replace(sampling, temperature=temperature)
     if not sampling.greedy:
         torch.seed()  # by default, torch starts every process with the same seed
-    return Speaker(model.eval(), tokenizer, tuple(wanted.stop), max_new_tokens or wanted.max_new_tokens, sampling)
+    return LoadedModel(model.eval(), tokenizer, tuple(wanted.stop), max_new_tokens or wanted.max_new_tokens, sampling)
 
 
 def _damaged(folder: Path, run_path: Path, seen: str) -> EnvironmentUnavailable:

@@ -27,7 +27,7 @@ def find(folder: Path, seed: int = 1, **sides: list[Row]) -> Near:
             for row in sides[side]:
                 write(row)
         rows[side] = len(sides[side])
-    return near_duplicates.find(folder, rows, seed)
+    return near_duplicates.near_pairs(folder, rows, seed)
 
 
 def made(count: int, first_line: int = 1000) -> list[Row]:

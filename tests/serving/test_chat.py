@@ -39,7 +39,7 @@ from appliance.prompt import format as prompt_format
 from appliance.rundir.directory import RunDir
 from appliance.serving import conversation, loaded_model
 from appliance.serving.conversation import Conversation
-from appliance.serving.loaded_model import Speaker
+from appliance.serving.loaded_model import LoadedModel
 from appliance.serving.stream import Stream
 from tests.helpers.models import tiny_tokenizer
 
@@ -72,14 +72,14 @@ def run_path(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def loaded(run_path: Path) -> Speaker:
+def loaded(run_path: Path) -> LoadedModel:
     return loaded_model.load(run_path, max_new_tokens=None, temperature=0.0)
 
 
-def scripted(speaker: Speaker, script: Callable[[str], str], *, pause: float = 0.0) -> Speaker:
-    """`speaker`, whose model says `script(prompt)` and then EOS; `pause` in seconds before each token."""
-    tokenizer = speaker.tokenizer
-    model = AutoModelForCausalLM.from_pretrained(speaker.model.name_or_path, dtype=torch.float32)
+def scripted(model: LoadedModel, script: Callable[[str], str], *, pause: float = 0.0) -> LoadedModel:
+    """`model`, whose model says `script(prompt)` and then EOS; `pause` in seconds before each token."""
+    tokenizer = model.tokenizer
+    model = AutoModelForCausalLM.from_pretrained(model.model.name_or_path, dtype=torch.float32)
     plain = model.generate
 
     def generate(**arguments: Any) -> Any:
@@ -96,7 +96,7 @@ def scripted(speaker: Speaker, script: Callable[[str], str], *, pause: float = 0
         return plain(**arguments, logits_processor=[force])
 
     model.generate = generate
-    return replace(speaker, model=model)
+    return replace(model, model=model)
 
 
 def echo(prompt: str) -> str:
@@ -168,7 +168,7 @@ def test_the_first_word_may_be_the_run(tmp_path: Path, run_path: Path, monkeypat
 # --- the model
 
 
-def test_the_model_is_loaded_as_a_user_of_the_release_would(loaded: Speaker, base_dir: Path) -> None:
+def test_the_model_is_loaded_as_a_user_of_the_release_would(loaded: LoadedModel, base_dir: Path) -> None:
     kind = next(loaded.model.parameters())
     expected = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     assert (kind.dtype, kind.is_cuda, loaded.model.training) == (expected, torch.cuda.is_available(), False)
@@ -190,7 +190,7 @@ def test_the_recipe_says_how_an_answer_ends(tmp_path: Path, base_dir: Path) -> N
     assert most_of_a_pair(greedy) == 1 < most_of_a_pair(plain)  # no two tokens follow each other twice
 
 
-def most_of_a_pair(speaker: Speaker) -> int:
+def most_of_a_pair(model: LoadedModel) -> int:
     """How often the most frequent pair of tokens stands in an answer of 40."""
     seen: list[list[int]] = [[]]
 
@@ -198,8 +198,8 @@ def most_of_a_pair(speaker: Speaker) -> int:
         seen.append(ids)
         return ""
 
-    prompt = speaker.prompt(prompt_format.user_message("가격은?"))
-    speaker.generate(prompt, Stream(decode, set(), (), None), 40, lambda: False)
+    prompt = model.prompt(prompt_format.user_message("가격은?"))
+    model.generate(prompt, Stream(decode, set(), (), None), 40, lambda: False)
     return max(Counter(pairwise(seen[-1])).values())
 
 
@@ -255,29 +255,29 @@ def test_json_shows_no_control_character() -> None:
     assert json.loads(reply.to_json())["answer"] == reply.answer
 
 
-def test_the_context_goes_where_it_was_trained(loaded: Speaker) -> None:
+def test_the_context_goes_where_it_was_trained(loaded: LoadedModel) -> None:
     seen: list[str] = []
-    speaker = scripted(loaded, lambda prompt: seen.append(prompt) or "네")
-    assert Conversation(speaker).say("얼마?", "사과 천원").answer == "네"
+    model = scripted(loaded, lambda prompt: seen.append(prompt) or "네")
+    assert Conversation(model).say("얼마?", "사과 천원").answer == "네"
     assert seen[0].endswith("### Instruction:\n얼마?\n\n### Input:\n사과 천원\n\n### Response:\n")
 
 
-def test_sampling_varies(loaded: Speaker) -> None:
-    speaker = replace(loaded, sampling=Sampling(temperature=1.5))
-    assert len({Conversation(speaker).say("가격은?").answer for _ in range(4)}) > 1
+def test_sampling_varies(loaded: LoadedModel) -> None:
+    model = replace(loaded, sampling=Sampling(temperature=1.5))
+    assert len({Conversation(model).say("가격은?").answer for _ in range(4)}) > 1
     assert len({Conversation(loaded).say("가격은?").answer for _ in range(2)}) == 1
 
 
-def test_eos_or_a_stop_text_ends_the_answer(loaded: Speaker) -> None:
-    speaker = scripted(loaded, lambda _: " 네 \nEND 아니요")
+def test_eos_or_a_stop_text_ends_the_answer(loaded: LoadedModel) -> None:
+    model = scripted(loaded, lambda _: " 네 \nEND 아니요")
     pieces: list[str] = []
-    reply = Conversation(replace(speaker, stop=("ENDE", "END"))).say("?", write=pieces.append)
+    reply = Conversation(replace(model, stop=("ENDE", "END"))).say("?", write=pieces.append)
     assert (reply.answer, reply.stopped, reply.tokens) == ("네", True, len(" 네 \nEND".encode()))
     assert "".join(pieces) == "네"
-    reply = Conversation(speaker).say("?")
+    reply = Conversation(model).say("?")
     assert (reply.answer, reply.stopped) == ("네 \nEND 아니요", True)
     assert reply.tokens == len(" 네 \nEND 아니요".encode()) + 1
-    reply = Conversation(replace(speaker, max_new_tokens=3)).say("?")
+    reply = Conversation(replace(model, max_new_tokens=3)).say("?")
     assert (reply.answer, reply.stopped, reply.tokens) == ("", False, 3)  # two bytes of 네 are no character
 
 
@@ -330,7 +330,7 @@ def test_no_part_of_a_stop_text_is_shown() -> None:
 
 
 def test_earlier_turns_are_remembered_until_there_is_no_room(
-    loaded: Speaker, capsys: pytest.CaptureFixture[str]
+    loaded: LoadedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     conversation = Conversation(scripted(loaded, echo))
     assert [conversation.say(f"질문 {i}").answer[0] for i in (1, 2, 3)] == ["1", "2", "3"]
@@ -345,7 +345,7 @@ def test_earlier_turns_are_remembered_until_there_is_no_room(
     assert loaded.prompt(conversation.messages[:-1]).shape[1] + 40 <= 512
 
 
-def test_a_question_that_fills_the_model(loaded: Speaker) -> None:
+def test_a_question_that_fills_the_model(loaded: LoadedModel) -> None:
     conversation = Conversation(scripted(loaded, lambda _: "네" * 40))
     conversation.say("하나")
     room = 512 - loaded.prompt(prompt_format.user_message("")).shape[1]
@@ -359,9 +359,9 @@ def test_a_question_that_fills_the_model(loaded: Speaker) -> None:
         conversation.say("\udcff")
 
 
-def test_ctrl_c_ends_the_answer_and_not_the_chat(loaded: Speaker) -> None:
-    speaker = scripted(loaded, echo)
-    conversation = Conversation(speaker)
+def test_ctrl_c_ends_the_answer_and_not_the_chat(loaded: LoadedModel) -> None:
+    model = scripted(loaded, echo)
+    conversation = Conversation(model)
     pieces: list[str] = []
 
     def press(piece: str) -> None:
@@ -389,14 +389,14 @@ def test_ctrl_c_ends_the_answer_and_not_the_chat(loaded: Speaker) -> None:
 # --- standard input and terminal
 
 
-def _piped(monkeypatch: pytest.MonkeyPatch, speaker: Speaker, run_path: Path, text: str) -> None:
-    monkeypatch.setattr(chat, "load", lambda *_, **__: speaker)
+def _piped(monkeypatch: pytest.MonkeyPatch, model: LoadedModel, run_path: Path, text: str) -> None:
+    monkeypatch.setattr(chat, "load", lambda *_, **__: model)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8"))
     chat.chat(run_path, Path(), max_new_tokens=None, temperature=0.0)
 
 
 def test_a_pipe_gets_an_answer_a_line(
-    loaded: Speaker, run_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    loaded: LoadedModel, run_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _piped(monkeypatch, scripted(loaded, echo), run_path, "하나\n\n둘\n/new\n셋\n/nosuch\n/quit\n넷\n")
     out, err = capsys.readouterr()
