@@ -28,7 +28,7 @@ from appliance.rundir import directory as rundir_directory
 from appliance.rundir.directory import RunDir
 from tests.conftest import read_csv, write_qa
 from tests.datasets_src.test_endpoint import serving
-from tests.helpers import loopback_hub
+from tests.helpers import loopback_hub, warm
 from tests.project import test_readme
 
 STEPS = 2
@@ -317,10 +317,7 @@ def test_the_commands_of_the_readme(cache_dir: Path, tmp_path: Path) -> None:
     environment |= {"APPLIANCE_MODEL__ID": "demo", "APPLIANCE_MODEL__LOAD_IN_4BIT": "false"}
 
     def run(command: str) -> str:
-        line = command.replace("appliance", f"{sys.executable} -m appliance", 1)
-        done = subprocess.run(
-            line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
+        done = warm.typed(command, cwd=tmp_path, env=environment)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         return done.stdout
 

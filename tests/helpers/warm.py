@@ -14,9 +14,11 @@ import json
 import logging
 import os
 import runpy
+import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
@@ -25,6 +27,7 @@ from subprocess import CompletedProcess
 from typing import IO, NoReturn
 
 from appliance.process import child
+from appliance.weights import proof
 
 
 def run(
@@ -45,6 +48,31 @@ def run(
         os.waitpid(pid, 0)
         raise
     return CompletedProcess(list(command), os.waitstatus_to_exitcode(status))
+
+
+def typed(line: str, *, cwd: Path, env: Mapping[str, str]) -> CompletedProcess[str]:
+    """`appliance …` as a user types it, `> FILE` at its end included, as a fork in the folder `cwd`.
+
+    The processes that it starts for the proof are forks of it.
+    """
+    words = shlex.split(line)
+    target = cwd / words[-1] if words[-2:-1] == [">"] else None
+    arguments = words[1:-2] if target else words[1:]
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as out, tempfile.TemporaryFile("w+", encoding="utf-8") as err:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # as above
+            pid = os.fork()
+        if pid == 0:
+            os.chdir(cwd)
+            proof.subprocess = sys.modules[__name__]  # type: ignore[assignment]
+            _become("appliance", arguments, out.fileno(), env, err.fileno())
+        status = os.waitpid(pid, 0)[1]
+        out.seek(0)
+        err.seek(0)
+        stdout, stderr = out.read(), err.read()
+    if target:
+        target.write_text(stdout, encoding="utf-8")
+    return CompletedProcess(words, os.waitstatus_to_exitcode(status), stdout, stderr)
 
 
 class Spare:
@@ -87,16 +115,19 @@ def _serve() -> None:
         sys.stdout.flush()
 
 
-def _become(module: str, arguments: Sequence[str], log: int, env: Mapping[str, str]) -> NoReturn:
+def _become(
+    module: str, arguments: Sequence[str], out: int, env: Mapping[str, str], err: int | None = None
+) -> NoReturn:
+    """`python -m module`, its output in `out`, what it writes to stderr in `err` or there too."""
     code = 1
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
         for name in (None, "appliance"):
             logging.getLogger(name).handlers.clear()
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        sys.stdout, sys.stderr = (os.fdopen(os.dup(log), "w", encoding="utf-8") for _ in range(2))
+        os.dup2(out, 1)
+        os.dup2(out if err is None else err, 2)
+        sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", encoding="utf-8") for number in (1, 2))
         os.environ.clear()
         os.environ.update(env)
         sys.argv = [module, *arguments]
