@@ -76,10 +76,10 @@ def loaded(run_path: Path) -> LoadedModel:
     return loaded_model.load(run_path, max_new_tokens=None, temperature=0.0)
 
 
-def scripted(model: LoadedModel, script: Callable[[str], str], *, pause: float = 0.0) -> LoadedModel:
-    """`model`, whose model says `script(prompt)` and then EOS; `pause` in seconds before each token."""
-    tokenizer = model.tokenizer
-    model = AutoModelForCausalLM.from_pretrained(model.model.name_or_path, dtype=torch.float32)
+def scripted(original: LoadedModel, script: Callable[[str], str], *, pause: float = 0.0) -> LoadedModel:
+    """`original`, whose model says `script(prompt)` and then EOS; `pause` in seconds before each token."""
+    tokenizer = original.tokenizer
+    model = AutoModelForCausalLM.from_pretrained(original.model.name_or_path, dtype=torch.float32)
     plain = model.generate
 
     def generate(**arguments: Any) -> Any:
@@ -96,7 +96,7 @@ def scripted(model: LoadedModel, script: Callable[[str], str], *, pause: float =
         return plain(**arguments, logits_processor=[force])
 
     model.generate = generate
-    return replace(model, model=model)
+    return replace(original, model=model)
 
 
 def echo(prompt: str) -> str:
