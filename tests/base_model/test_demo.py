@@ -317,7 +317,13 @@ def test_the_commands_of_the_readme(cache_dir: Path, tmp_path: Path) -> None:
     environment |= {"APPLIANCE_MODEL__ID": "demo", "APPLIANCE_MODEL__LOAD_IN_4BIT": "false"}
 
     def run(command: str) -> str:
-        done = warm.typed(command, cwd=tmp_path, env=environment)
+        if "USER/" in command:  # the Hub's client reads its address once, when it is imported
+            line = command.replace("appliance", f"{sys.executable} -m appliance", 1)
+            done = subprocess.run(
+                line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+            )
+        else:
+            done = warm.typed(command, cwd=tmp_path, env=environment)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         return done.stdout
 
