@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from appliance.errors import DataError
+from appliance.findings import NAMED_ROWS
 
 if TYPE_CHECKING:
     import torch
 
 ZERO = 1e-16  # up to it a number counts as zero, as in Unsloth (unsloth_zoo, tokenizer_utils.fix_untrained_tokens)
-_NAMED_ROWS = 5
 _SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
@@ -52,8 +52,8 @@ def refuse(model: Any, tokenizer: Any, rows: Sequence[Any], lines: Sequence[int]
     if not found:
         return
     token = next(token for token in found[0][1].input_ids if token in never)
-    more = f" and {len(found) - _NAMED_ROWS} more" if len(found) > _NAMED_ROWS else ""
-    named = ", ".join(str(line) for line, _ in found[:_NAMED_ROWS]) + more
+    more = f" and {len(found) - NAMED_ROWS} more" if len(found) > NAMED_ROWS else ""
+    named = ", ".join(str(line) for line, _ in found[:NAMED_ROWS]) + more
     raise DataError(
         f"{path}: row{'s' if len(found) > 1 else ''} {named}: the base was never trained on the token "
         f"{tokenizer.convert_ids_to_tokens(token)!r} (id {token}): its embedding is zero, and an adapter cannot "
