@@ -21,10 +21,10 @@ DEMO_ID = "demo"
 
 def resolve(model_id: str, revision: str | None, cache_dir: Path) -> Base:
     """The base model `model_id`, complete on this disk. Raises what `find` and `fetch` raise."""
-    return fetch(find(model_id, revision, cache_dir))
+    return fetch(base_of(model_id, revision, cache_dir))
 
 
-def find(model_id: str, revision: str | None, cache_dir: Path) -> Base:
+def base_of(model_id: str, revision: str | None, cache_dir: Path) -> Base:
     """The base model `model_id` with everything it is judged by: for one on the Hub, the config and card.
 
     Raises RecipeError: no such folder or name. HubError: the Hub refuses or cannot be reached.

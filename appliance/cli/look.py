@@ -65,7 +65,7 @@ def replay(run_dir: RunDirArgument, cache_dir: CacheOption = USUAL_CACHE_DIR, as
     from appliance.rundir import find as rundir_find
 
     rundir_find.require_run(run_dir)
-    findings = release_replay.run(run_dir, cache_dir)
+    findings = release_replay.replay_findings(run_dir, cache_dir)
     if as_json:
         console.result(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False, indent=2))
     else:
@@ -88,7 +88,7 @@ def doctor(
     from appliance.preflight import doctor as preflight_doctor
     from appliance.process import console
 
-    findings = preflight_doctor.run(runs_dir, cache_dir, Path("data"))
+    findings = preflight_doctor.machine_findings(runs_dir, cache_dir, Path("data"))
     if as_json:
         console.result(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False, indent=2))
     else:

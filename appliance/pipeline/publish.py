@@ -119,7 +119,7 @@ def _release(order: _Order, found: list[Gate], overridden: Sequence[str]) -> dic
         )
         refuse_failed(found, order.overridable, stage_dir)  # before a process loads what is there
         try:
-            found += reload.run(
+            found += reload.reload_gates(
                 release, run_path, base_dir=base.dir, prompt_name=order.prompt_name, stage_dir=stage_dir
             )
         except GateRefused as error:

@@ -30,7 +30,7 @@ CACHES = ("HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "UNSLOTH_COM
 NETWORK = ("HF_ENDPOINT", "HF_HUB_OFFLINE", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
-def run(
+def machine_findings(
     runs_dir: Path,
     cache_dir: Path,
     data_dir: Path | None = None,

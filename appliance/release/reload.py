@@ -68,7 +68,7 @@ class Seen:
     generation: list[str] = field(default_factory=list)
 
 
-def run(release_dir: Path, run_path: Path, *, base_dir: Path, prompt_name: str, stage_dir: Path) -> list[Gate]:
+def reload_gates(release_dir: Path, run_path: Path, *, base_dir: Path, prompt_name: str, stage_dir: Path) -> list[Gate]:
     """The gates of the release in `release_dir`; the process's output goes to roundtrip.log in `stage_dir`.
 
     Raises GateRefused: the release does not load. EnvironmentUnavailable: the process was killed, or out of memory.

@@ -33,7 +33,7 @@ from appliance.rundir import directory as rundir_directory
 _NAMED = 3
 
 
-def run(run_path: Path, cache_dir: Path) -> list[Finding]:
+def replay_findings(run_path: Path, cache_dir: Path) -> list[Finding]:
     """Everything that was compared, in order. `cache_dir`: where to find the demo's base if it has moved.
 
     Raises RunDirError: the run was never released, so there is nothing to compare with.

@@ -78,7 +78,7 @@ def starts(bench: Bench) -> None:
         memory_gib=round(device.memory_bytes / GIB, 1),
         matmul_tflops=round(product.matmul_flops(256 if bench.is_tiny else 8192) / 1e12, 3),
     )
-    found = doctor.run(bench.work_dir / "runs", bench.work_dir / "cache")
+    found = doctor.machine_findings(bench.work_dir / "runs", bench.work_dir / "cache")
     bench.measured(doctor=[finding.cells() for finding in found])
     failing = [finding.what for finding in found if finding.verdict == "fails"]
     bench.claim("what doctor refuses", failing, [], not failing)

@@ -77,7 +77,7 @@ def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Look:
 
     def findings(files: Mapping[str, str] = {}, environ: Mapping[str, str] = {}, **given: Any) -> dict[str, Finding]:
         folders = {"runs_dir": tmp_path / "runs", "cache_dir": tmp_path / "cache", **given}
-        found = doctor.run(**folders, environ=environ, root=tree(tmp_path / "root", files))
+        found = doctor.machine_findings(**folders, environ=environ, root=tree(tmp_path / "root", files))
         assert all(finding.fix for finding in found if finding.verdict != "ok"), "what is wrong can be mended"
         assert len({finding.what for finding in found}) == len(found)
         return {finding.what: finding for finding in found}
@@ -86,7 +86,7 @@ def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Look:
 
 
 def test_this_very_machine(tmp_path: Path) -> None:
-    found = {finding.what: finding for finding in doctor.run(tmp_path / "runs", tmp_path / "cache")}
+    found = {finding.what: finding for finding in doctor.machine_findings(tmp_path / "runs", tmp_path / "cache")}
     assert found["device"].verdict == "ok"
     assert "torch" in found["packages"].found
     assert found["C compiler"].verdict == "ok"

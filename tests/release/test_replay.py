@@ -47,7 +47,7 @@ def run(whole: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def outcome(run: Path) -> tuple[list[Finding], int]:
     """Everything that is not ok, and the exit code."""
-    findings = replay.run(run, run.parent / "cache")
+    findings = replay.replay_findings(run, run.parent / "cache")
     wrong = [finding for finding in findings if finding.verdict != "ok"]
     if all(finding.verdict != "fails" for finding in wrong):
         replay.refuse(findings)
@@ -60,7 +60,7 @@ def outcome(run: Path) -> tuple[list[Finding], int]:
 
 def test_a_run_that_is_what_it_was(run: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    findings = replay.run(run, run.parent)
+    findings = replay.replay_findings(run, run.parent)
     assert outcome(run) == ([], 0)
     whats = [finding.what for finding in findings]
     assert whats[:10] == [
@@ -267,11 +267,11 @@ def test_a_run_that_was_never_released(run: Path) -> None:
     del record["passport"]
     files.write_json(run / "run.json", record)
     with pytest.raises(RunDirError, match="has no passport") as caught:
-        replay.run(run, run.parent)
+        replay.replay_findings(run, run.parent)
     assert "appliance publish" in caught.value.hint
     (run / "run.json").write_text("{")
     with pytest.raises(RunDirError, match="is damaged"):
-        replay.run(run, run.parent)
+        replay.replay_findings(run, run.parent)
 
 
 def test_the_passport_says_what_a_run_was_made_from(
@@ -320,6 +320,6 @@ def test_large_files_of_the_hub_are_not_read_for_the_passport(tmp_path: Path) ->
 
 
 def test_findings_are_for_people_and_machines(run: Path) -> None:
-    for finding in replay.run(run, run.parent):
+    for finding in replay.replay_findings(run, run.parent):
         assert all(isinstance(cell, str) for cell in finding.cells())
         json.dumps(asdict(finding))

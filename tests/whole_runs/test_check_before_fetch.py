@@ -69,7 +69,7 @@ def fetched(web: LoopbackHub, start: int) -> set[str]:
 @pytest.mark.usefixtures("web")
 def test_sizes_are_the_same_before_and_after_the_weights_are_here(base_dir: Path) -> None:
     base, local = (
-        base_model_find.find(BASE, None, base_dir / "cache"),
+        base_model_find.base_of(BASE, None, base_dir / "cache"),
         base_model_find.resolve(str(base_dir), None, base_dir),
     )
     assert set(base.coming) == {path.name for path in base_dir.iterdir() if path.is_file()} - SMALL
@@ -138,7 +138,7 @@ def test_the_bases_own_disk_is_asked_where_it_is_another(tmp_path: Path, monkeyp
 
 @pytest.mark.usefixtures("web")
 def test_one_disk_for_both_holds_the_download_as_well(tmp_path: Path) -> None:
-    base = base_model_find.find(BASE, None, tmp_path / "cache")
+    base = base_model_find.base_of(BASE, None, tmp_path / "cache")
     demand = disk_needs.of_run(base, TuningSection(), TrainSection(), has_hard_links=True)
     assert disk.is_same_volume(base.dir, tmp_path / "runs" / "not" / "there")
     found = {f["what"]: f for f in files.read_json(run(tmp_path, "check") / "check" / "table.json")}["disk"]

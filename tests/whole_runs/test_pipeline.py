@@ -143,9 +143,9 @@ def test_the_proof_and_the_card_say_what_was_measured(finished: Path) -> None:
 
 def test_a_finished_run_replays(finished: Path) -> None:
     run = finished / "runs" / "shop"
-    assert {f.what: f.found for f in replay.run(run, finished / "cache") if f.verdict != "ok"} == {}
+    assert {f.what: f.found for f in replay.replay_findings(run, finished / "cache") if f.verdict != "ok"} == {}
     again(finished, until="check")  # writes run.json anew, and keeps the passport
-    replay.refuse(replay.run(run, finished / "cache"))
+    replay.refuse(replay.replay_findings(run, finished / "cache"))
 
 
 def test_a_second_call_does_nothing(finished: Path) -> None:
