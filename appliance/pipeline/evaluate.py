@@ -22,7 +22,7 @@ from appliance.engines.decoding import GREEDY, from_recipe
 from appliance.engines.engine import Engine
 from appliance.engines.rows_at_once import RowsAtOnce
 from appliance.errors import DataError
-from appliance.evaluation import extra_questions, generate, other_model, scores
+from appliance.evaluation import extra_questions, generate, other_model, predictions, scores
 from appliance.evaluation.generate import Answer
 from appliance.evaluation.loss import LOSS_ROWS_AT_ONCE, mean_loss
 from appliance.evaluation.verdict import Comparison, compare, stop_rates
@@ -113,7 +113,7 @@ def run(
     figures = asdict(comparison) | {"rows_of_test": asked.rows_of_test}
     if asked.others is not None:
         figures["other"] = _score_of_other(evaluate, asked, asked.others, row_scores["tuned"], groups)
-    _write_predictions(stage_dir / results.PREDICTIONS, asked.rows, seen.answers, row_scores, asked.others)
+    predictions.write(stage_dir / results.PREDICTIONS, asked.rows, seen.answers, row_scores, asked.others)
     if asked.extra:
         extra = seen.answers_to_extra
         extra_questions.write(stage_dir / results.EXTRA_ANSWERS, asked.extra, extra["base"], extra["tuned"])
@@ -287,20 +287,3 @@ def _chosen(rows: list[csv_file.Row], max_rows: int, seed: int) -> list[csv_file
     if len(rows) <= max_rows:
         return rows
     return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), max_rows))]
-
-
-def _write_predictions(
-    path: Path,
-    rows: Sequence[csv_file.Row],
-    answers: dict[str, list[Answer]],
-    scores: dict[str, list[float]],
-    others: Sequence[str] | None = None,
-) -> None:
-    columns = (*results.PREDICTION_COLUMNS, *((results.OTHER_COLUMN,) if others is not None else ()))
-    with files.atomic_file(path) as temporary, csv_file.csv_writer(temporary, columns) as write:
-        for i, row in enumerate(rows):
-            before, after = scores["base"][i], scores["tuned"][i]
-            verdict = "win" if after > before else "loss" if after < before else "tie"
-            question = extra_questions.shown(row.instruction, row.input)
-            more = () if others is None else (others[i],)
-            write((row.line, question, row.output, answers["base"][i].text, answers["tuned"][i].text, verdict, *more))

@@ -12,7 +12,7 @@ import torch
 from appliance.base_model import find as base_model_find
 from appliance.engines.transformers import TransformersEngine
 from appliance.errors import DataError
-from appliance.evaluation import verdict
+from appliance.evaluation import predictions, verdict
 from appliance.machine import device
 from appliance.pipeline import evaluate
 from appliance.process import files
@@ -161,7 +161,7 @@ def test_an_answer_with_a_lone_carriage_return_stays_one_row(tmp_path: Path) -> 
 
     answers = {who: [Answer((1,), f'a\rb, "{who}"\n끝', True)] for who in ("base", "tuned")}
     scores = {who: [0.0] for who in answers}
-    evaluate._write_predictions(tmp_path / "p.csv", [Row(2, "q", "", "w")], answers, scores)
+    predictions.write(tmp_path / "p.csv", [Row(2, "q", "", "w")], answers, scores)
     with (tmp_path / "p.csv").open(encoding="utf-8", newline="") as handle:
         (row,) = csv.DictReader(handle)
     assert row["tuned"] == 'a\rb, "tuned"\n끝'

@@ -1,0 +1,33 @@
+"""predictions.csv: every evaluated test row with the answers that were given to it, and which of the two was better."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from appliance.evaluation import extra_questions
+from appliance.evaluation.generate import Answer
+from appliance.process import files
+from appliance.rows import csv_file
+from appliance.rundir import results
+
+
+def write(
+    path: Path,
+    rows: Sequence[csv_file.Row],
+    answers: Mapping[str, Sequence[Answer]],
+    row_scores: Mapping[str, Sequence[float]],
+    others: Sequence[str] | None = None,
+) -> None:
+    """Writes one line per row. `answers` and `row_scores` (the primary metric): of "base" and "tuned", in that order.
+
+    `others`: another model's answers, for the column `other`.
+    """
+    columns = (*results.PREDICTION_COLUMNS, *((results.OTHER_COLUMN,) if others is not None else ()))
+    with files.atomic_file(path) as temporary, csv_file.csv_writer(temporary, columns) as add:
+        for i, row in enumerate(rows):
+            before, after = row_scores["base"][i], row_scores["tuned"][i]
+            verdict = "win" if after > before else "loss" if after < before else "tie"
+            question = extra_questions.shown(row.instruction, row.input)
+            more = () if others is None else (others[i],)
+            add((row.line, question, row.output, answers["base"][i].text, answers["tuned"][i].text, verdict, *more))
