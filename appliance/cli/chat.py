@@ -27,18 +27,31 @@ from appliance.serving.loaded_model import LoadedModel, load
 
 PROMPT = "you> "
 COMMANDS = "/new starts over, /quit or Ctrl-D ends the chat, Ctrl-C stops an answer"
+ALONE = "each question is asked alone, as the model was trained; --turns keeps the conversation"
+ALONE_BY_CHOICE = "each question is asked alone, although the model was trained on earlier turns"
+TURNS = "earlier turns are kept, as the model was trained; --no-turns asks each question alone"
+TURNS_BY_CHOICE = "earlier turns are kept, but the model was trained on single questions: expect worse answers"
 
 
-def chat(run_path: Path | None, runs_dir: Path, *, max_new_tokens: int | None, temperature: float | None) -> None:
+def chat(
+    run_path: Path | None,
+    runs_dir: Path,
+    *,
+    max_new_tokens: int | None,
+    temperature: float | None,
+    keep_turns: bool | None = None,
+) -> None:
     """Answer the lines of standard input until it ends or a line says /quit.
 
+    Each question is asked alone or with the earlier turns, as the model was trained unless `keep_turns` says otherwise.
     On a terminal, a question that fails is reported and the next one is read. Through a pipe, it ends the command, so
     that a script notices. Raises what `find_run`, `load` and `Conversation.say` raise; Interrupted: Ctrl-C at the
     prompt.
     """
     interactive = sys.stdin.isatty()
     model = load(find_run(run_path, runs_dir), max_new_tokens=max_new_tokens, temperature=temperature)
-    conversation = Conversation(model)
+    conversation = Conversation(model, keep_turns=keep_turns)
+    console.say(_how_asked(conversation.keeps_turns, model.trained_on_turns), style="dim")
     if interactive:
         console.say(COMMANDS, style="dim")
     while (line := _read_line(interactive)) is not None:
@@ -46,7 +59,7 @@ def chat(run_path: Path | None, runs_dir: Path, *, max_new_tokens: int | None, t
         if question == "/quit":
             break
         if question == "/new":
-            conversation = Conversation(model)
+            conversation = Conversation(model, keep_turns=keep_turns)
         elif interactive and re.fullmatch(r"/\w+", question):
             console.say(COMMANDS, style="dim")
         elif question and not interactive:
@@ -62,6 +75,12 @@ def chat(run_path: Path | None, runs_dir: Path, *, max_new_tokens: int | None, t
             except DataError as error:
                 console.error(str(error), error.hint)
             _write("\n")
+
+
+def _how_asked(keeps_turns: bool, trained_on_turns: bool) -> str:
+    if keeps_turns:
+        return TURNS if trained_on_turns else TURNS_BY_CHOICE
+    return ALONE_BY_CHOICE if trained_on_turns else ALONE
 
 
 def ask(

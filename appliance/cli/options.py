@@ -44,4 +44,12 @@ TemperatureOption = Annotated[
     float | None,
     typer.Option("--temperature", min=0.0, help="0 takes the likeliest token. Default: the recipe's sampling."),
 ]
+TurnsOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--turns/--no-turns",
+        show_default=False,
+        help="Keep the earlier questions and answers in the prompt, or ask each question alone. Default: as trained.",
+    ),
+]
 USUAL_CACHE_DIR = Path.home() / ".cache" / "finetune-appliance"

@@ -7,16 +7,20 @@ from typing import Annotated
 
 import typer
 
-from appliance.cli.options import JsonOption, RunsOption, TemperatureOption, TokensOption
+from appliance.cli.options import JsonOption, RunsOption, TemperatureOption, TokensOption, TurnsOption
 
 
 def chat(
     run_dir: Annotated[Path | None, typer.Argument(help="A run directory. Default: the newest proven model.")] = None,
     max_new_tokens: TokensOption = None,
     temperature: TemperatureOption = None,
+    turns: TurnsOption = None,
     runs_dir: RunsOption = Path("runs"),
 ) -> None:
     """Chat with a run's model. /new starts over, /quit or Ctrl-D ends the chat.
+
+    A model tuned on single questions is asked each question alone, as it was trained; one tuned on chats remembers the
+    conversation.
 
     Through a pipe: one question per line in, one answer per line out, with line breaks written as \\n.
 
@@ -26,7 +30,7 @@ def chat(
     """
     from appliance.cli import chat as cli_chat
 
-    cli_chat.chat(run_dir, runs_dir, max_new_tokens=max_new_tokens, temperature=temperature)
+    cli_chat.chat(run_dir, runs_dir, max_new_tokens=max_new_tokens, temperature=temperature, keep_turns=turns)
 
 
 def ask(

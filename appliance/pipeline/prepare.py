@@ -15,6 +15,7 @@ from pathlib import Path
 from appliance.errors import DataError
 from appliance.process import files
 from appliance.prompt import format as prompt_format
+from appliance.prompt import turns
 from appliance.recipe.fields import DataSection
 from appliance.rows import csv_file, leaks, near_duplicates, split, survey
 from appliance.rows.csv_file import Rejected, Row
@@ -50,6 +51,7 @@ class Counts:
     median_row_tokens: int
     max_seq_length: int
     cut_rows: int
+    train_rows_with_turns: int  # train rows whose question holds earlier turns of a chat (prompt/turns.py)
     warnings: dict[str, int]  # kind of oddity -> usable rows that have it; the log names them
 
 
@@ -61,6 +63,7 @@ class _Judged:
     lines: array[int]
     lengths: array[int]
     prompt_lengths: array[int]
+    with_turns: bytearray  # 1: the question holds earlier turns
     rejected: dict[int, str]  # line -> reason
     records: int
     remarks: tuple[Remark, ...]
@@ -174,6 +177,7 @@ def _count(
         median_row_tokens=lengths[len(lengths) // 2],
         max_seq_length=limit,
         cut_rows=sum(judged.lengths[i] > limit for i in kept),
+        train_rows_with_turns=sum(judged.with_turns[kept[i]] for i in order["train"]),
         warnings={remark.kind: remark.rows for remark in judged.remarks},
     )
     assert counts.rows == counts.train + counts.val + counts.test + counts.rejected
@@ -181,7 +185,7 @@ def _count(
 
 
 def _judge(csv_path: Path, fmt: csv_file.CsvFormat, prompt: prompt_format.Prompt) -> _Judged:
-    lines, lengths, prompt_lengths = array("q"), array("l"), array("l")
+    lines, lengths, prompt_lengths, with_turns = array("q"), array("l"), array("l"), bytearray()
     rejected: dict[int, str] = {}
     reasons: dict[str, str] = {}  # one text for equal reasons: a million bad rows have few
     rows, records = FirstPass(csv_path, fmt), 0
@@ -201,7 +205,8 @@ def _judge(csv_path: Path, fmt: csv_file.CsvFormat, prompt: prompt_format.Prompt
             rejected[row.line] = reasons.setdefault(row.reason, row.reason)
         else:
             lines.append(row.line)
-    return _Judged(rows, lines, lengths, prompt_lengths, rejected, records, rows.remarks())
+            with_turns.append(turns.held_by(row.instruction))
+    return _Judged(rows, lines, lengths, prompt_lengths, with_turns, rejected, records, rows.remarks())
 
 
 def _with_column(reason: str, row: Row, fmt: csv_file.CsvFormat, prompt: prompt_format.Prompt) -> str:
@@ -308,6 +313,8 @@ def summarise(counts: Counts) -> str:
     parts += [
         f"side {word!r} is read as {csv_file.SIDE_WORDS[word]} ({n} rows)" for word, n in counts.side_words.items()
     ]
+    if counts.train_rows_with_turns:
+        parts.append(f"{counts.train_rows_with_turns} train rows hold earlier turns")
     if counts.cut_rows:
         parts.append(f"{counts.cut_rows} answers cut")
     if counts.warnings:

@@ -12,6 +12,7 @@ import yaml
 
 from appliance.process import files
 from appliance.prompt import format as prompt_format
+from appliance.prompt import turns
 from appliance.release import languages, usage_snippets
 from appliance.release.base import Base
 from appliance.rows import csv_file, leaks
@@ -178,11 +179,27 @@ def _card(facts: Facts, kind: str, code: str, front: dict[str, str]) -> str:
         f"## Prompt\n\nFormat `{facts.prompt.name}`; the tokenizer's chat template writes it. A question becomes\n",
         f"{_CODE}text\n{_asked(facts, '…').rstrip()}\n{_CODE}\n",
         f"An answer ends with {_listed((facts.prompt.eos_token, *facts.stop))}.\n",
+        f"{_turns(counts)}\n",
         f"## Use\n\n{code}\n",
     ]
     if facts.examples:
         parts.append(f"## Answers on test rows\n\n{_answers(facts.examples)}\n")
     return "\n".join(parts)
+
+
+def _turns(counts: Mapping[str, Any]) -> str:
+    """How to ask a second question. Runs made before prepare counted turns have no count."""
+    held = counts.get("train_rows_with_turns", 0)
+    if not turns.are_usual(held, counts["train"]):
+        return (
+            "Send every question alone, in a conversation of its own: the model was trained on single questions, and "
+            "earlier turns in the prompt make its answers worse."
+        )
+    asked = turns.joined([{"role": r, "content": "…"} for r in ("user", "assistant", "user")])[0]["content"]
+    return (
+        f"{held} of {counts['train']} train rows hold earlier turns. They are part of the question: to continue a "
+        f"conversation, send it as one user message.\n\n{_CODE}text\n{asked}\n{_CODE}"
+    )
 
 
 def _tuning(config: dict[str, Any] | None) -> str:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{repo}")
 model = AutoModelForCausalLM.from_pretrained("{repo}", dtype="auto", device_map="auto")
-messages = [{{"role": "user", "content": "…"}}]  # further context: "…\\n\\n### Input:\\n…"
+messages = [{{"role": "user", "content": "…"}}]  # one question; further context: "…\\n\\n### Input:\\n…"
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 answer = model.generate(**inputs.to(model.device), max_new_tokens={max_new_tokens})
 print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
@@ -60,7 +60,7 @@ TEMPLATE \"\"\"{before}{{{{ .Prompt }}}}{after}\"\"\"
 PARAMETER temperature 0
 {stops}
 END
-ollama create my-model -f Modelfile && ollama run my-model
+ollama create my-model -f Modelfile && ollama run my-model "…"
 {_CODE}"""
 
 

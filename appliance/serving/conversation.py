@@ -1,15 +1,17 @@
-"""A conversation with a loaded model: its turns, and how many of them still fit."""
+"""Questions to a loaded model: each alone or with earlier turns, as it was trained; and how many turns still fit."""
 
 from __future__ import annotations
 
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from appliance.errors import DataError
 from appliance.process import console
+from appliance.prompt import turns
 from appliance.prompt.format import Message, user_message
 from appliance.serving.loaded_model import LoadedModel
 from appliance.serving.stream import Stream
@@ -32,10 +34,16 @@ class Reply:
 
 
 class Conversation:
-    """The questions and answers so far, as far back as the model's context reaches."""
+    """Questions, and the answers so far if turns are kept, as far back as the model's context reaches.
 
-    def __init__(self, model: LoadedModel) -> None:
+    By default a question is asked as the model was trained: alone, unless enough of its rows held earlier turns. Given
+    earlier turns that it never saw in training, a model answers wrongly from about the third question on.
+    """
+
+    def __init__(self, model: LoadedModel, *, keep_turns: bool | None = None) -> None:
+        """`keep_turns` None: as the model was trained."""
         self.messages: list[Message] = []
+        self.keeps_turns = model.trained_on_turns if keep_turns is None else keep_turns
         self._model = model
 
     def say(
@@ -56,13 +64,13 @@ class Conversation:
             raise DataError("the question is not UTF-8 text", hint="set the terminal to UTF-8") from error
         began = time.monotonic()
         messages = [*self.messages, *user_message(question, input_text)]
-        prompt, limit = self._model.prompt(messages), self._model.max_new_tokens
+        prompt, limit = self._prompt(messages), self._model.max_new_tokens
         positions = self._model.positions
-        turns = len(messages)
+        asked = len(messages)
         while positions and prompt.shape[1] + limit > positions and len(messages) > 1:
             messages = messages[2:]  # a question and its answer
-            prompt = self._model.prompt(messages)
-        if dropped := (turns - len(messages)) // 2:
+            prompt = self._prompt(messages)
+        if dropped := (asked - len(messages)) // 2:
             turns_dropped = "the oldest turn" if dropped == 1 else f"the {dropped} oldest turns"
             console.say(f"dropped {turns_dropped}: the model has {positions} positions", style="dim")
         if positions:
@@ -76,8 +84,13 @@ class Conversation:
         stream = Stream(self._decode, self._model.ends, self._model.stop, write)
         self._model.generate(prompt, stream, limit, interrupted)
         answer = stream.finish()
-        self.messages = [*messages, {"role": "assistant", "content": answer}] if answer else messages[:-1]
+        if self.keeps_turns:
+            self.messages = [*messages, {"role": "assistant", "content": answer}] if answer else messages[:-1]
         return Reply(question, answer, stream.stopped, stream.tokens, round(time.monotonic() - began, 3))
+
+    def _prompt(self, messages: Sequence[Message]) -> Any:
+        """The ids, int64 of shape (1, T). Turns go where training had them: into the question, or else as messages."""
+        return self._model.prompt(turns.joined(messages) if self._model.trained_on_turns else messages)
 
     def _decode(self, ids: list[int]) -> str:
         tokenizer = self._model.tokenizer

@@ -23,8 +23,10 @@ from appliance.errors import EnvironmentUnavailable
 from appliance.machine import device as machine_device
 from appliance.machine import disk
 from appliance.process import console, typed
+from appliance.prompt import turns
 from appliance.prompt.format import Message
 from appliance.recipe import resolve
+from appliance.rundir import results
 from appliance.serving.stream import Stream
 
 
@@ -37,6 +39,7 @@ class LoadedModel:
     stop: tuple[str, ...]
     max_new_tokens: int
     sampling: Sampling
+    trained_on_turns: bool = False  # whether enough train rows held earlier turns, written into the question
 
     @property
     def positions(self) -> int | None:
@@ -138,7 +141,22 @@ def load(run_path: Path, *, max_new_tokens: int | None, temperature: float | Non
         sampling = replace(sampling, temperature=temperature)
     if not sampling.greedy:
         torch.seed()  # by default, torch starts every process with the same seed
-    return LoadedModel(model.eval(), tokenizer, tuple(wanted.stop), max_new_tokens or wanted.max_new_tokens, sampling)
+    return LoadedModel(
+        model.eval(),
+        tokenizer,
+        tuple(wanted.stop),
+        max_new_tokens or wanted.max_new_tokens,
+        sampling,
+        _trained_on_turns(run_path),
+    )
+
+
+def _trained_on_turns(run_path: Path) -> bool:
+    """By what prepare counted. False if it did not count them yet, or if only the model is left of the run."""
+    if not (run_path / "prepare" / "summary.json").is_file():
+        return False
+    counts = results.read(run_path, "prepare", "summary.json")
+    return turns.are_usual(counts.get("train_rows_with_turns", 0), counts["train"])
 
 
 def _damaged(folder: Path, run_path: Path, seen: str) -> EnvironmentUnavailable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,14 @@ def test_what_people_copy(run: FinishedRun) -> None:
     # the newline behind the marker was trained: without it the prompt is another
     assert '### Instruction:\n{{ .Prompt }}\n\n### Response:\n"""' in text
     assert 'PARAMETER stop "</s>"' in text
+    assert 'ollama run my-model "…"' in text  # one question: its interactive session sends earlier turns
+    assert "Send every question alone" in text
+    assert "Send every question alone" in card.adapter_card(facts(run))
+    chats = replace(facts(run), counts=facts(run).counts | {"train_rows_with_turns": 9, "train": 60})
+    text = card.model_card(chats)
+    assert "9 of 60 train rows hold earlier turns" in text
+    assert "User: …\n\nAssistant: …\n\nUser: …\n" in text
+    assert "Send every question alone" not in text
     assert 'PARAMETER stop "\\n질문:"' in text
     assert 'PARAMETER stop "a \\"quote\\""' in text
     assert "FOLDER_OR_REPO" not in text

@@ -329,10 +329,54 @@ def test_no_part_of_a_stop_text_is_shown() -> None:
 # --- the conversation
 
 
+def test_questions_in_a_row_are_answered_as_each_alone(
+    loaded: LoadedModel, run_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = ["가격은?", "배송은 얼마나 걸리나요?", "환불되나요?", "가격은?", "어디서 사나요?"]
+    alone = []
+    monkeypatch.setattr(chat, "load", lambda *_, **__: loaded)
+    for question in questions:
+        chat.ask([str(run_path), question], Path(), input_text="", max_new_tokens=None, temperature=0.0, as_json=True)
+        alone.append(json.loads(capsys.readouterr().out)["answer"])
+    assert len(set(alone)) > 1
+    _piped(monkeypatch, loaded, run_path, "\n".join(questions))
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [console.printable(answer.replace("\n", "\\n")) for answer in alone]
+    assert " ".join(err.split()) == chat.ALONE
+    _piped(monkeypatch, loaded, run_path, "\n".join(questions), keep_turns=True)
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0] == console.printable(alone[0].replace("\n", "\\n"))
+    assert out.splitlines()[1:] != [console.printable(answer.replace("\n", "\\n")) for answer in alone[1:]]
+    assert " ".join(err.split()).startswith(chat.TURNS_BY_CHOICE)
+
+
+def test_a_model_of_chats_finds_earlier_turns_where_training_had_them(
+    loaded: LoadedModel, run_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[str] = []
+    model = replace(scripted(loaded, lambda prompt: seen.append(prompt) or "네"), trained_on_turns=True)
+    _piped(monkeypatch, model, run_path, "하나\n둘\n/new\n셋\n")
+    assert " ".join(capsys.readouterr().err.split()) == chat.TURNS
+    asked = [text.split("### Instruction:\n")[1].split("\n\n### Response:")[0] for text in seen]
+    assert asked == ["하나", "User: 하나\n\nAssistant: 네\n\nUser: 둘", "셋"]
+    seen.clear()
+    _piped(monkeypatch, model, run_path, "하나\n둘\n", keep_turns=False)
+    assert [text.split("### Instruction:\n")[1].split("\n\n")[0] for text in seen] == ["하나", "둘"]
+    assert " ".join(capsys.readouterr().err.split()) == chat.ALONE_BY_CHOICE
+
+
+@pytest.mark.parametrize(("held", "keeps"), [(None, False), (0, False), (9, False), (10, True), (100, True)])
+def test_turns_are_kept_if_a_tenth_of_the_rows_held_some(tmp_path: Path, held: int | None, keeps: bool) -> None:
+    (tmp_path / "prepare").mkdir()
+    counted = {} if held is None else {"train_rows_with_turns": held}  # runs of earlier versions lack it
+    write_json(tmp_path / "prepare" / "summary.json", {"train": 100, **counted})
+    assert loaded_model._trained_on_turns(tmp_path) is keeps
+
+
 def test_earlier_turns_are_remembered_until_there_is_no_room(
     loaded: LoadedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    conversation = Conversation(scripted(loaded, echo))
+    conversation = Conversation(scripted(loaded, echo), keep_turns=True)
     assert [conversation.say(f"질문 {i}").answer[0] for i in (1, 2, 3)] == ["1", "2", "3"]
     assert capsys.readouterr().err == ""
     used = loaded.prompt([*conversation.messages, *prompt_format.user_message("")]).shape[1]
@@ -346,7 +390,7 @@ def test_earlier_turns_are_remembered_until_there_is_no_room(
 
 
 def test_a_question_that_fills_the_model(loaded: LoadedModel) -> None:
-    conversation = Conversation(scripted(loaded, lambda _: "네" * 40))
+    conversation = Conversation(scripted(loaded, lambda _: "네" * 40), keep_turns=True)
     conversation.say("하나")
     room = 512 - loaded.prompt(prompt_format.user_message("")).shape[1]
     reply = conversation.say("a" * (room - 9))
@@ -361,7 +405,7 @@ def test_a_question_that_fills_the_model(loaded: LoadedModel) -> None:
 
 def test_ctrl_c_ends_the_answer_and_not_the_chat(loaded: LoadedModel) -> None:
     model = scripted(loaded, echo)
-    conversation = Conversation(model)
+    conversation = Conversation(model, keep_turns=True)
     pieces: list[str] = []
 
     def press(piece: str) -> None:
@@ -389,27 +433,29 @@ def test_ctrl_c_ends_the_answer_and_not_the_chat(loaded: LoadedModel) -> None:
 # --- standard input and terminal
 
 
-def _piped(monkeypatch: pytest.MonkeyPatch, model: LoadedModel, run_path: Path, text: str) -> None:
+def _piped(
+    monkeypatch: pytest.MonkeyPatch, model: LoadedModel, run_path: Path, text: str, keep_turns: bool | None = None
+) -> None:
     monkeypatch.setattr(chat, "load", lambda *_, **__: model)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8"))
-    chat.chat(run_path, Path(), max_new_tokens=None, temperature=0.0)
+    chat.chat(run_path, Path(), max_new_tokens=None, temperature=0.0, keep_turns=keep_turns)
 
 
 def test_a_pipe_gets_an_answer_a_line(
     loaded: LoadedModel, run_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _piped(monkeypatch, scripted(loaded, echo), run_path, "하나\n\n둘\n/new\n셋\n/nosuch\n/quit\n넷\n")
+    _piped(monkeypatch, scripted(loaded, echo), run_path, "하나\n\n둘\n/new\n셋\n/nosuch\n/quit\n넷\n", keep_turns=True)
     out, err = capsys.readouterr()
     assert out.splitlines() == ["1번째: 하나", "2번째: 둘", "1번째: 셋", "2번째: /nosuch"]
-    assert err == ""
+    assert " ".join(err.split()) == chat.TURNS_BY_CHOICE
     _piped(monkeypatch, scripted(loaded, lambda _: "a\nb\x1b[2J\x9bc\n\n"), run_path, "?\n?")
     assert capsys.readouterr().out == "a\\nb\\x1b[2J\\x9bc\n" * 2
     with pytest.raises(DataError, match="the question has"):
         _piped(monkeypatch, loaded, run_path, "가" * 200)
 
 
-def test_a_pipe_that_is_no_text(run_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "load", lambda *_, **__: None)
+def test_a_pipe_that_is_no_text(loaded: LoadedModel, run_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "load", lambda *_, **__: loaded)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"))
     with pytest.raises(DataError, match="standard input is not UTF-8"):
         chat.chat(run_path, Path(), max_new_tokens=None, temperature=0.0)
@@ -438,7 +484,7 @@ class Terminal:
         self._screen, self._far = pty.openpty()
         command = [sys.executable, "-c", _ON_A_TERMINAL.format(load=load), os.ttyname(self._far), "chat", str(run_path)]
         self.process = subprocess.Popen(
-            [*command, "--max-new-tokens", "250"],
+            [*command, "--max-new-tokens", "250", "--turns"],
             stdin=self._far,
             stdout=self._far,
             stderr=self._far,
@@ -501,7 +547,7 @@ def test_on_a_terminal(terminal: Callable[[str], Terminal]) -> None:
 
 
 def test_ctrl_c_at_the_prompt_ends(terminal: Callable[[str], Terminal]) -> None:
-    opened = terminal("chat.load = lambda *a, **k: None")
+    opened = terminal("chat.load = lambda *a, **k: type('Model', (), {'trained_on_turns': False})")
     opened.until("you> ")
     time.sleep(0.5)  # Python does not wake up for a signal between showing the prompt and waiting for keys
     opened.type("\x03")

@@ -114,6 +114,16 @@ def test_every_record_has_its_place(work: Work) -> None:
     assert json.loads((work.stage_dir / "summary.json").read_text(encoding="utf-8")) == asdict(counts)
 
 
+def test_train_rows_with_earlier_turns_are_counted(work: Work) -> None:
+    chats = [(f"User: 질문 {i}?\n\nAssistant: 답\n\nUser: 그럼?", f"답 {i}") for i in range(30)]
+    counts = work.run([*_rows(30), *chats])
+    train = {row.line: row for row in read_canonical(work.stage_dir / "train.csv")}
+    held = [line for line, row in train.items() if row.instruction.startswith("User: ")]
+    assert counts.train_rows_with_turns == len(held) > 0
+    assert len(held) < len(chats)  # the others are on other sides
+    assert f"{len(held)} train rows hold earlier turns" in prepare.summarise(counts)
+
+
 def test_rows_are_written_as_they_were_typed(work: Work) -> None:
     odd = ('  줄\n바꿈, "따옴표"  ', "\t답\r\n끝 ")
     work.run([odd, *_rows(9)])
