@@ -18,7 +18,7 @@ from appliance.cli.recipe import recipe_app
 from appliance.cli.run import check, demo, publish, run, stage_command
 from appliance.cli.talk import ask, chat
 from appliance.errors import ApplianceError, Interrupted
-from appliance.process import signals
+from appliance.process import signals, terminal
 
 app = typer.Typer(
     add_completion=False,
@@ -45,6 +45,7 @@ def main() -> None:
     # slower, sleeping no slower than a single thread; on a quiet machine both are equal. OpenMP reads this when torch
     # loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    terminal.replace_what_cannot_be_shown()
     signals.install()
     try:
         app()

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from appliance.errors import DataError, Interrupted, RecipeError, RunDirError
-from appliance.process import console, files
+from appliance.process import console, files, terminal
 from appliance.rundir import find as rundir_find
 from appliance.rundir.directory import MADE_FROM, RunDir
 from appliance.serving.conversation import Conversation, Reply
@@ -165,7 +165,7 @@ def _require_model(run_path: Path) -> None:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(console.printable(text))
+    sys.stdout.write(terminal.printable(text))
     sys.stdout.flush()
 
 

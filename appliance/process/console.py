@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from rich.table import Table
 
 from appliance.errors import ApplianceError, Interrupted
 from appliance.process import redact, signals
+from appliance.process.terminal import printable
 from appliance.process.typed import as_typed
 
 _log = logging.getLogger("appliance")
@@ -36,7 +36,10 @@ class _Screen(io.TextIOBase):
     checkpoint matters more than its message.
     """
 
-    encoding = "utf-8"
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """By this, rich chooses between its own lines and bars and those in ASCII."""
+        return str(getattr(self._stream, "encoding", None) or "utf-8")
 
     def write(self, text: str) -> int:
         try:
@@ -92,11 +95,6 @@ def result_markup(text: str) -> None:
 
 def printable_markup(text: str) -> str:
     return escape(printable(text))
-
-
-def printable(text: str) -> str:
-    """`text` with control characters (ANSI escapes, NUL, …) shown as \\x1b; newlines and tabs stay."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda m: f"\\x{ord(m[0]):02x}", text)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, to_stdout: bool = False) -> None:

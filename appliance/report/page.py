@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from appliance.process import console, files
+from markupsafe import Markup
+
+from appliance.process import console, files, terminal
 from appliance.rows import leaks
 from appliance.rundir import directory as rundir_directory
 from appliance.rundir import results
@@ -21,11 +23,16 @@ def write_html(run_dir: Path) -> Path:
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(loader=PackageLoader("appliance.report", "."), autoescape=True, trim_blocks=True)
-    environment.filters |= {"percent": "{:.1%}".format, "duration": console.duration, "printable": console.printable}
+    environment.filters |= {"percent": "{:.1%}".format, "duration": console.duration, "printable": _text}
     html = environment.get_template("page.html.j2").render(facts(run_dir))
     path = run_dir / "report.html"
     files.write_text(path, html)
     return path
+
+
+def _text(text: str) -> Markup:
+    """Somebody's text in a page: nothing in it acts, and its direction ends with it."""
+    return Markup("<bdi>{}</bdi>").format(terminal.printable(text))
 
 
 def facts(run_dir: Path) -> Mapping[str, Any]:

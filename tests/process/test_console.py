@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from appliance.errors import DataError
-from appliance.process import console, typed
+from appliance.process import console, terminal, typed
 
 NASTY = "\x1b[31mred\x1b[0m \x00 over\rwritten \x9b2J [bold]no[/bold] :warning: 가격"
 SHOWN = r"\x1b[31mred\x1b[0m \x00 over\x0dwritten \x9b2J [bold]no[/bold] :warning: 가격"
@@ -28,10 +28,10 @@ def _width(text: str) -> int:
 
 
 def test_control_characters_are_shown_not_obeyed() -> None:
-    assert console.printable(NASTY) == SHOWN
-    assert console.printable("line\n\ttab 한글 é") == "line\n\ttab 한글 é"
+    assert terminal.printable(NASTY) == SHOWN
+    assert terminal.printable("line\n\ttab 한글 é") == "line\n\ttab 한글 é"
     assert not any(
-        unicodedata.category(c) == "Cc" for c in console.printable("".join(map(chr, range(0x100)))) if c not in "\n\t"
+        unicodedata.category(c) == "Cc" for c in terminal.printable("".join(map(chr, range(0x100)))) if c not in "\n\t"
     )
 
 

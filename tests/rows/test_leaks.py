@@ -70,8 +70,8 @@ def test_the_page_shows_leaks_and_near_duplicates_with_examples(run_dir: Path) -
     prepared(run_dir, shared(7), near(PAIR))
     html = report_page.write_html(run_dir).read_text(encoding="utf-8")
     assert "the split leaks: 7 questions are on more than one side, and 7 test rows are also in train" in html
-    assert html.count("<li>line") == 6
-    assert "<li>line 2 (train) and line 20 (test): &#39;질문 0?&#39;</li>" in html
+    assert html.count("<li><bdi>line") == 6
+    assert "<li><bdi>line 2 (train) and line 20 (test): &#39;질문 0?&#39;</bdi></li>" in html
     assert "1 of 5 test and 0 of 5 val rows have a near-duplicate in train" in html
     assert "line 5 (test) and line 9 (train), 88% alike, same answer: " in html
     assert "<b>얼마" not in html

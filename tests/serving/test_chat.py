@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from appliance.cli import chat
 from appliance.engines.decoding import GREEDY, Sampling
 from appliance.errors import DataError, EnvironmentUnavailable, Interrupted, RecipeError, RunDirError
-from appliance.process import console, signals
+from appliance.process import signals
 from appliance.process.files import write_json
 from appliance.prompt import format as prompt_format
 from appliance.rundir.directory import RunDir
@@ -245,7 +245,7 @@ def test_ask_answers_as_transformers_does(run_path: Path, capsys: pytest.Capture
     ask(as_json=False)
     shown = capsys.readouterr().out
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", shown)
-    assert shown == console.printable(told["answer"]) + "\n"
+    assert shown == terminal.printable(told["answer"]) + "\n"
 
 
 def test_json_shows_no_control_character() -> None:
