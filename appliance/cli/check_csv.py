@@ -45,9 +45,10 @@ def check_csv(source: str, overrides: Sequence[str]) -> CsvCheck:
     from appliance.hub import dataset_file
     from appliance.rows import survey
 
-    csv_path = dataset_file.DatasetFile.parse(source).fetch()[0] if source.startswith("hf://") else Path(source)
     usual = os.environ.get("APPLIANCE_RECIPE") or usual_recipe()
     recipe = load(usual, overrides=[f"data.csv={source}", *overrides]).recipe
+    csv = recipe.data.csv
+    csv_path = dataset_file.DatasetFile.parse(csv).fetch()[0] if csv.startswith("hf://") else Path(csv)
     seen = survey.of_csv(csv_path, recipe.data, recipe.train.seed)
     refusal = survey.refusal(seen, recipe.data)
     rows = [("CSV", source), ("format", seen.fmt.describe_text()), ("columns", seen.fmt.describe_columns())]

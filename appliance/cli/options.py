@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -35,6 +35,13 @@ EvenIfWorseOption = Annotated[
 ]
 IntoExistingOption = Annotated[
     bool, typer.Option("--into-existing", help="Publish to a repository that already holds something else.")
+]
+RepoOption = Annotated[
+    str | None,
+    typer.Option("--repo-id", metavar="USER/NAME", help="The repository on the Hub; NAME alone is in your account."),
+]
+VisibilityOption = Annotated[
+    Literal["private", "public"] | None, typer.Option("--visibility", help="Who may see a new repository.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 TokensOption = Annotated[

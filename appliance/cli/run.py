@@ -18,9 +18,11 @@ from appliance.cli.options import (
     JsonOption,
     RecipeArgument,
     RedoOption,
+    RepoOption,
     RunDirOrNewest,
     RunsOption,
     SetOption,
+    VisibilityOption,
 )
 from appliance.errors import RecipeError
 
@@ -123,6 +125,8 @@ def check(
 
 def publish(
     run_dir: RunDirOrNewest = None,
+    repo_id: RepoOption = None,
+    visibility: VisibilityOption = None,
     set_: SetOption = None,
     redo: RedoOption = None,
     even_if_worse: EvenIfWorseOption = False,
@@ -130,15 +134,17 @@ def publish(
     runs_dir: RunsOption = Path("runs"),
     cache_dir: CacheOption = USUAL_CACHE_DIR,
 ) -> None:
-    """Build the release and upload it. It has to pass the gates, and stays local unless publish.repo_id is set.
+    """Build the release and upload it. It has to pass the gates, and stays local unless a repository is named.
 
     Earlier stages that are not done yet run first. After a failed upload, the same command continues.
 
     appliance publish runs/demo
 
-    appliance publish runs/demo --redo publish --set publish.repo_id=me/my-model
+    appliance publish runs/demo --repo-id me/my-model
     """
-    allowed = {"even_if_worse": even_if_worse, "into_existing": into_existing}
+    named = {"publish.repo_id": repo_id, "publish.visibility": visibility}
+    set_ = [*(set_ or []), *(f"{key}={value}" for key, value in named.items() if value)]
+    allowed = {"even_if_worse": even_if_worse, "into_existing": into_existing, "elsewhere": bool(repo_id or visibility)}
     _run_until("publish", run_dir, set_, redo, runs_dir, cache_dir, **allowed)
 
 

@@ -27,12 +27,12 @@ _MOST_BYTES = 4096  # of a file; a token has some 40
 
 @dataclass(frozen=True)
 class _Place:
-    """A place that holds a token, or a file that should and cannot be read."""
+    """A place that holds a token, or something that cannot be one, or a file that cannot be read."""
 
     name: str
-    token: str = field(default="", repr=False)
+    token: str = field(default="", repr=False)  # what it holds, usable or not: every form of it is masked in output
     path: str = ""
-    unreadable: str = ""  # why
+    unusable: str = ""  # why; never with the text itself
 
 
 def token() -> str | None:
@@ -42,12 +42,9 @@ def token() -> str | None:
     Raises EnvironmentUnavailable: the file cannot be read. Never log or store the result.
     """
     for place in _named(os.environ):
-        if place.unreadable:  # without its path: people put the token itself there
-            raise EnvironmentUnavailable(
-                f"{place.name} cannot be read: {place.unreadable}",
-                hint="set it to a file that holds the token and that this user can read, or unset it",
-            )
+        _refuse_unusable(place)
         return place.token
+    _refuse_unusable(_stored(os.environ))
     from huggingface_hub import get_token
     from huggingface_hub.errors import OIDCError
 
@@ -66,22 +63,24 @@ def token_finding(environ: Mapping[str, str]) -> tuple[Finding, str]:
     place = next(_places(environ), None)
     if place is None:
         return Finding(what, "not set", "only for gated models and publishing", "ok"), ""
-    if place.unreadable:
+    if place.unusable and not place.token:
         named = place.path if "/" in place.path else f"{place.name} (value not shown, it may be the token itself)"
         fix = f"set it to a file that uid {os.getuid()} can read, or unset {place.name}"
-        return Finding(what, f"{named}: {place.unreadable}", "a readable file", "warning", fix), ""
+        return Finding(what, f"{named}: {place.unusable}", "a readable file", "warning", fix), ""
     source = f"{place.name}, {place.path}" if place.path else place.name
-    if re.fullmatch(r"hf_\S+", place.token):
+    if not place.unusable and place.token.startswith("hf_"):
         return Finding(what, f"set in {source}", "", "ok"), place.token
     fix = f"copy it again from {TOKENS_PAGE}, without quotes or spaces"
-    found = f"set in {source}, and does not look like one"
+    found = f"set in {source}, and {place.unusable or 'does not look like one'}"
     return Finding(what, found, "hf_ and no spaces or quotes", "warning", fix), ""
 
 
 def every_token() -> list[str]:
-    """All tokens that this process could have written somewhere, not only the one that it uses."""
-    used = token()
-    return [*filter(None, [used]), *(place.token for place in _places(os.environ) if place.token)]
+    """All tokens that this process could have written somewhere, usable or not, not only the one that it uses."""
+    held = [place.token for place in _places(os.environ)]
+    if not any(place.unusable for place in _places(os.environ)):
+        held.append(token() or "")
+    return [part for text in held for part in text.split()]
 
 
 def saved_token(environ: Mapping[str, str]) -> str | None:
@@ -91,6 +90,11 @@ def saved_token(environ: Mapping[str, str]) -> str | None:
         return _text(expanded(named) if named else client_home(environ) / "token") or None
     except (OSError, UnicodeDecodeError):
         return None
+
+
+def _stored(environ: Mapping[str, str]) -> _Place:
+    saved = saved_token(environ) or ""
+    return _Place(_STORE, saved, unusable=_fault(saved))
 
 
 def client_home(environ: Mapping[str, str]) -> Path:
@@ -107,26 +111,58 @@ def expanded(path: str) -> Path:
 def _places(environ: Mapping[str, str]) -> Iterator[_Place]:
     """Every place that holds a token or should, in order of precedence."""
     yield from _named(environ)
-    if saved := saved_token(environ):
-        yield _Place(_STORE, saved)
+    stored = _stored(environ)
+    if stored.token:
+        yield stored
 
 
 def _named(environ: Mapping[str, str]) -> Iterator[_Place]:
     for name in HUB_TOKEN_VARIABLES:
         value = environ.get(name, "").strip()
-        place = _file(name, value) if value and name.endswith("_FILE") else _Place(name, value)
-        if place.token or place.unreadable:
+        is_path = value and name.endswith("_FILE")
+        place = _file(name, value) if is_path else _Place(name, value, unusable=_fault(value))
+        if place.token or place.unusable:
             yield place
 
 
 def _file(name: str, path: str) -> _Place:
     """What the variable's file holds; an empty one is Compose's way of saying that there is no token."""
     try:
-        return _Place(name, _text(Path(path)), path)
+        text = _text(Path(path))
+        return _Place(name, text, path, _fault(text))
     except OSError as error:
-        return _Place(name, path=path, unreadable=error.strerror or type(error).__name__)
+        return _Place(name, path=path, unusable=error.strerror or type(error).__name__)
     except UnicodeDecodeError:
-        return _Place(name, path=path, unreadable="it is not a text file")
+        return _Place(name, path=path, unusable="it is not a text file")
+
+
+def _refuse_unusable(place: _Place) -> None:
+    """Raises EnvironmentUnavailable, without the file's path: people put the token itself there."""
+    if not place.unusable:
+        return
+    if not place.token:
+        raise EnvironmentUnavailable(
+            f"{place.name} cannot be read: {place.unusable}",
+            hint="set it to a file that holds the token and that this user can read, or unset it",
+        )
+    raise EnvironmentUnavailable(
+        f"the token of {place.name} cannot be used: it {place.unusable} (its value is not shown)",
+        hint=f"a token is one line of letters and digits that begins with hf_; copy it again from {TOKENS_PAGE}, "
+        "without quotes, spaces or other lines",
+    )
+
+
+def _fault(text: str) -> str:
+    """What keeps `text` from being a token, which is one line of visible ASCII; empty if nothing does."""
+    if len(text.splitlines()) > 1:
+        return f"has {len(text.splitlines())} lines"
+    if re.search("[\u2018-\u201f\u00ab\u00bb\u300c-\u300f\uff02\uff07]", text):
+        return "is in curly quotes"
+    if text[:1] in ('"', "'", "`"):
+        return "is in quotes"
+    if re.search(r"\s", text):
+        return "contains a space"
+    return "" if re.fullmatch("[!-~]*", text) else "contains characters that are not visible ASCII"
 
 
 def _text(path: Path) -> str:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
+from appliance.errors import RunDirError
+from appliance.findings import Finding
 from appliance.pipeline.job import Job
-from appliance.rundir.directory import STAGES
+from appliance.process import console, files, typed
+from appliance.recipe import stage_fields
+from appliance.recipe.fields import Recipe
+from appliance.rundir.directory import STAGES, RunDir
 
 
 def done(job: Job, again: Sequence[str]) -> set[str]:
@@ -23,6 +29,42 @@ def done(job: Job, again: Sequence[str]) -> set[str]:
     if up_to and found.issuperset(up_to) and run_dir.record("check") and "check" not in again:
         found.add("check")
     return found
+
+
+def done_or_other(job: Job, again: Sequence[str]) -> tuple[set[str], RunDirError | None]:
+    """`done`, and None. For a call that only checks: what `done` refuses, as it does not touch the run.
+
+    Raises RunDirError: as `done`, for every other call.
+    """
+    try:
+        return done(job, again), None
+    except RunDirError as error:
+        if job.until != "check":
+            raise
+        return set(), error
+
+
+def tell_of_other(job: Job, other: RunDirError) -> None:
+    """Adds to the table of `check` that this recipe cannot continue the run of its name."""
+    path = job.run_dir.stage_dir("check") / "table.json"
+    finding = Finding("run directory", str(other), "a run of this recipe, or none", "warning", other.hint)
+    files.write_json(path, [*files.read_json(path), asdict(finding)])
+
+
+def is_published_otherwise(recipe: Recipe, run_dir: RunDir) -> bool:
+    """Whether the run was published, to the Hub or not, with other settings for publishing than the recipe's."""
+    record = run_dir.record("publish")
+    wanted = stage_fields.of_stage(recipe, "publish")
+    return record is not None and {key: record.inputs.get(key) for key in wanted} != wanted
+
+
+def tell_what_goes(run_dir: RunDir, again: Sequence[str], until: str) -> None:
+    """Names the later stages that a redo set aside and will not run again, because it ends before them."""
+    behind = [stage for stage in again if STAGES.index(stage) > STAGES.index(until)]
+    gone = [stage for stage in behind if (run_dir.path / f"{stage}.old").exists()]
+    if gone:
+        hint = typed.as_typed(f"`appliance run {run_dir.path}` rebuilds them")
+        console.say(f"{', '.join(gone)}: set aside, because they depend on it; {hint}", style="yellow")
 
 
 def _is_rehearsed(job: Job, again: Sequence[str]) -> bool:

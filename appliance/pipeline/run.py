@@ -20,7 +20,7 @@ from appliance.machine import device, disk
 from appliance.pipeline import due
 from appliance.pipeline.job import Job
 from appliance.preflight import disk_needs
-from appliance.process import console, files, signals, typed
+from appliance.process import console, files, signals
 from appliance.recipe import earlier_runs
 from appliance.recipe.resolve import Resolved, flatten
 from appliance.report import page as report_page
@@ -45,15 +45,19 @@ def run(
     until: str = "publish",
     even_if_worse: bool = False,
     into_existing: bool = False,
+    elsewhere: bool = False,
 ) -> None:
     """Runs every stage up to `until` that is not done yet. `redo`: runs this stage and all later ones again.
 
     `even_if_worse` and `into_existing` let publish do what it otherwise refuses: see pipeline/publish.py and
-    hub/upload.py. Raises ApplianceError or Interrupted; finished stages stay finished, and the same call continues.
+    hub/upload.py. `elsewhere`: a finished publish is redone if the recipe now names another place. Raises
+    ApplianceError or Interrupted; finished stages stay finished, and the same call continues.
     """
     signals.check()
     run_dir.create()
     with run_dir.lock(), console.log_file(run_dir.path / "appliance.log"):
+        if elsewhere and redo is None and due.is_published_otherwise(resolved.recipe, run_dir):
+            redo = "publish"
         again: Sequence[str] = STAGES[STAGES.index(redo) :] if redo else ()
         if redo == "rehearse":  # no later stage depends on it
             again = ("rehearse",)
@@ -65,18 +69,21 @@ def run(
             console.say(f"continuing the redo of {redo} that was interrupted")
             again = ()
             job = replace(job, again=())
-        done = due.done(job, again)
+        done, other = due.done_or_other(job, again)
         todo = [stage for stage in STAGES[: STAGES.index(until) + 1] if stage not in done]
         if todo:
             _header(job)
             _run_stage(job, "check")  # it judges this machine, so it precedes whatever is still to be done
+            if other:
+                due.tell_of_other(job, other)
+                return
             # from here on nothing refuses: only now may files of the run be changed or set aside
             files.write_text(run_dir.path / "recipe.yaml", resolved.to_yaml())
             job.write_run_json()
             run_dir.set_aside([stage for stage in again if stage != "check"])
             if redo and again:
                 run_dir.mark_redo(redo, made_from)
-                _tell_what_goes(run_dir, again, until)
+                due.tell_what_goes(run_dir, again, until)
         try:
             for stage in STAGES[: STAGES.index(until) + 1]:
                 if stage in done:
@@ -92,15 +99,6 @@ def run(
         finally:
             if todo or not (run_dir.path / "report.html").is_file():
                 _write_report(run_dir)
-
-
-def _tell_what_goes(run_dir: RunDir, again: Sequence[str], until: str) -> None:
-    """Names the later stages that a redo set aside and will not run again, because it ends before them."""
-    behind = [stage for stage in again if STAGES.index(stage) > STAGES.index(until)]
-    gone = [stage for stage in behind if (run_dir.path / f"{stage}.old").exists()]
-    if gone:
-        hint = typed.as_typed(f"`appliance run {run_dir.path}` rebuilds them")
-        console.say(f"{', '.join(gone)}: set aside, because they depend on it; {hint}", style="yellow")
 
 
 def _write_report(run_dir: RunDir) -> None:

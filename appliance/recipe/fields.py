@@ -7,9 +7,12 @@ go single sections or plain values. No secret is ever part of a recipe.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from appliance.recipe import hub_names
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -39,6 +42,11 @@ class ModelSection(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Compute type; auto decides by device: float32 on a CPU, 16 bits on a GPU."
     )
+
+    @field_validator("id")
+    @classmethod
+    def _id_of_its_page(cls, value: str) -> str:
+        return hub_names.model_id(value)
 
 
 class Columns(Section):
@@ -77,6 +85,12 @@ class DataSection(Section):
     on_too_long: Literal["refuse", "drop", "cut"] = Field(
         "refuse", description="What to do with a row over max_seq_length; cut shortens the answer and puts EOS back."
     )
+
+    @field_validator("csv")
+    @classmethod
+    def _csv_as_it_is_found(cls, value: str) -> str:
+        home = value == "~" or value.startswith(("~/", "~\\"))
+        return str(Path(value).expanduser()) if home else hub_names.csv_address(value)
 
 
 class TuningSection(Section):
@@ -221,6 +235,11 @@ class PublishSection(Section):
             found["dataset"] = (f"{self.repo_id}-dataset", "dataset")
         return found
 
+    @field_validator("repo_id")
+    @classmethod
+    def _id_of_its_page(cls, value: str | None) -> str | None:
+        return None if value is None else hub_names.repo_id(value)
+
     @model_validator(mode="after")
     def _something_is_released(self) -> PublishSection:
         if not self.adapter and not self.merged:
@@ -257,6 +276,15 @@ class Recipe(Section):
             raise ValueError("tuning.method: full trains the weights themselves: set model.load_in_4bit to false")
         if self.tuning.method == "full" and not self.publish.merged:
             raise ValueError("publish.merged: false leaves nothing to release: method: full makes no adapter")
+        return self
+
+    @model_validator(mode="after")
+    def _repositories_have_names(self) -> Recipe:
+        for name, _ in self.publish.repositories(has_adapter=self.tuning.method == "lora").values():
+            try:
+                hub_names.refuse_name(name)
+            except ValueError as error:
+                raise ValueError(f"publish.repo_id: {error}") from error
         return self
 
     @model_validator(mode="after")

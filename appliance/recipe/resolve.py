@@ -29,7 +29,7 @@ from appliance.recipe.fields import Recipe, fields
 def is_recipe(source: str) -> bool:
     """Whether `check` was given a recipe (or a run directory) rather than a CSV."""
     path = Path(source)
-    if source.startswith("hf://"):
+    if "://" in source:
         return False
     if path.is_file():
         return path.suffix in (".yaml", ".yml")

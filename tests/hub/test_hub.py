@@ -382,6 +382,33 @@ def test_a_token_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Mo
     assert "hf_secret" not in str(caught.value) + caught.value.hint  # people put the token itself there
 
 
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("# my token\nhf_secret", "has 2 lines"),
+        ("hf_secret\r\nhf_secret", "has 2 lines"),
+        ("\u201chf_secret\u201d", "is in curly quotes"),
+        ("\u2018hf_secret\u2019", "is in curly quotes"),
+        ('"hf_secret"', "is in quotes"),
+        ("hf_secret # mine", "contains a space"),
+        ("hf_secret\u200b", "contains characters that are not visible ASCII"),
+        ("hf_secret\x1b[0m", "contains characters that are not visible ASCII"),
+    ],
+)
+@pytest.mark.parametrize("where", ["HF_TOKEN", "HF_TOKEN_FILE", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"])
+def test_a_token_that_is_not_one_line_of_visible_ascii_is_refused_without_its_text(
+    text: str, fault: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").write_text(text, encoding="utf-8", newline="")
+    monkeypatch.setenv(where, str(tmp_path / "token") if where in ("HF_TOKEN_FILE", "HF_TOKEN_PATH") else text)
+    with pytest.raises(EnvironmentUnavailable) as caught:
+        hub_token.token()
+    said = str(caught.value) + caught.value.hint
+    assert fault in said
+    assert "secret" not in said
+    assert any("hf_secret" in token for token in hub_token.every_token())  # so that it is masked all the same
+
+
 # --- what a failure is called
 
 

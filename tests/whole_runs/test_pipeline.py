@@ -287,11 +287,41 @@ def test_what_a_redo_leaves_undone_is_said(copy: Path, capsys: pytest.CaptureFix
     assert "set aside" not in capsys.readouterr().err
 
 
-def test_a_check_that_refuses_changes_nothing(copy: Path) -> None:
-    """Neither a check of another recipe, nor a redo that check refuses, costs the run its results or its recipe."""
+def test_check_of_another_recipe_warns_and_changes_nothing(copy: Path) -> None:
+    """The run of that name stays as it is: neither its results nor its recipe are touched."""
     before = stamps(copy / "runs" / "shop")
-    with pytest.raises(RunDirError, match=r"train\.learning_rate"):
-        again(copy, "train.learning_rate=0.5", until="check")
+    again(copy, "train.learning_rate=0.5", until="check")
+    finding = files.read_json(copy / "runs" / "shop" / "check" / "table.json")[-1]
+    assert (finding["what"], finding["verdict"]) == ("run directory", "warning")
+    assert "train.learning_rate: was 0.01, is 0.5" in finding["found"]
+    assert "--set name=NEW" in finding["fix"]
+    after = stamps(copy / "runs" / "shop")
+    changed = {name for name in before if before[name] != after.get(name)}
+    assert {name for name in changed if not name.startswith("check/")} <= {"appliance.log", ".lock", "report.html"}
+    again(copy)
+
+
+def test_a_finished_run_is_published_elsewhere_without_redo(copy: Path) -> None:
+    """Only if the place changed; the run's recipe then names it."""
+    run = copy / "runs" / "shop"
+    beside = [f"data.csv={copy / 'train.csv'}", "publish.visibility=public"]
+
+    def publish(overrides: list[str]) -> float:
+        resolved = resolve.load(str(copy / "shop.yaml"), overrides=overrides, environ={})
+        pipeline_run.run(resolved, RunDir(run), copy / "cache", elsewhere=True)
+        return (run / "publish" / "stage.json").stat().st_mtime_ns
+
+    first = publish(beside[:1])
+    second = publish(beside)
+    assert publish(beside) == second > first
+    assert resolve.load(str(run), environ={}).recipe.publish.visibility == "public"
+    with pytest.raises(RunDirError, match=r"publish\.visibility: was public, is private"):
+        again(copy)
+
+
+def test_a_check_that_refuses_changes_nothing(copy: Path) -> None:
+    """A redo that check refuses does not cost the run its results or its recipe."""
+    before = stamps(copy / "runs" / "shop")
     with pytest.raises(DataError, match="no column 'nope'"):
         again(copy, "data.columns.output=nope", redo="prepare")
     after = stamps(copy / "runs" / "shop")
