@@ -15,13 +15,14 @@ from appliance.cli import report
 from appliance.cli.dataset import generate, hub, sources, upload
 from appliance.cli.look import doctor, inspect, replay, status
 from appliance.cli.recipe import recipe_app
+from appliance.cli.recipe_command import RecipeCommand
 from appliance.cli.run import check, demo, publish, run, stage_command
 from appliance.cli.talk import ask, chat
 from appliance.errors import ApplianceError, Interrupted
 from appliance.process import signals, terminal
 
 app = typer.Typer(
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -88,19 +89,18 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 # In the order in which --help lists them.
-app.command()(run)
-app.command()(demo)
-app.command()(check)
-app.command("prepare")(
-    stage_command("prepare", "Read the CSV and account for every row. Then split the rows into train, val and test.")
-)
-app.command("rehearse")(
-    stage_command("rehearse", "Try every later stage for a few steps. Faults show before the long run.")
-)
-app.command("train")(stage_command("train", "Train the adapter."))
-app.command("evaluate")(stage_command("evaluate", "Score the base and the tuned model. Both answer the test rows."))
-app.command("merge")(stage_command("merge", "Merge the adapter and prove the result."))
-app.command()(publish)
+app.command(cls=RecipeCommand)(run)
+app.command(cls=RecipeCommand)(demo)
+app.command(cls=RecipeCommand)(check)
+for _stage, _what in (
+    ("prepare", "Read the CSV and account for every row. Then split the rows into train, val and test."),
+    ("rehearse", "Try every later stage for a few steps. Faults show before the long run."),
+    ("train", "Train the adapter."),
+    ("evaluate", "Score the base and the tuned model. Both answer the test rows."),
+    ("merge", "Merge the adapter and prove the result."),
+):
+    app.command(_stage, cls=RecipeCommand)(stage_command(_stage, _what))
+app.command(cls=RecipeCommand)(publish)
 app.command()(status)
 app.command()(inspect)
 app.command()(replay)

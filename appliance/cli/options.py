@@ -10,10 +10,10 @@ import typer
 RecipeArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[RECIPE|RUN_DIR]",
+        metavar="[RECIPE|RUN_DIR|CSV]",
         envvar="APPLIANCE_RECIPE",
         show_default=False,
-        help="A shipped recipe's name, a YAML file, or a run directory. "
+        help="A shipped recipe's name, a YAML file, a run directory, or a CSV. "
         "Default: data/recipe.yaml if it exists, otherwise the recipe `default`.",
     ),
 ]

@@ -38,13 +38,22 @@ def run(
 ) -> None:
     """Run all stages of a recipe. Finished stages are skipped; an interrupted one continues.
 
+    Given a CSV, it takes data/recipe.yaml, or else the recipe `default` on a GPU and `chatbot-cpu` on a CPU.
+
     appliance run demo
+
+    appliance run data/train.csv
 
     appliance run my.yaml --set train.epochs=1 --set name=short
     """
     from appliance.recipe import resolve
 
     allowed = {"even_if_worse": even_if_worse, "into_existing": into_existing}
+    if source and resolve.is_csv(source):
+        from appliance.pipeline import first_run
+
+        source, values = first_run.of_csv(source)
+        set_ = [*values, *(set_ or [])]
     _run(source or resolve.usual_recipe(), set_, redo, runs_dir, cache_dir, until="publish", **allowed)
 
 

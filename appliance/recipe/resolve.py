@@ -88,6 +88,12 @@ def load(source: str, *, overrides: Sequence[str] = (), environ: Mapping[str, st
     return Resolved(recipe, {key: origins.get(key, "default") for key, _ in flatten(recipe.model_dump())})
 
 
+def is_csv(source: str) -> bool:
+    """Whether `run` was given a CSV, here or on the Hub, instead of a recipe."""
+    path = Path(source)
+    return source not in shipped() and not is_recipe(source) and ("://" in source or path.suffix != "")
+
+
 def usual_recipe() -> str:
     """The recipe to run if none is named: the one next to the CSV, else the shipped default."""
     beside = Path("data/recipe.yaml")
@@ -259,15 +265,19 @@ def _explain(error: Any, origins: Mapping[str, str]) -> str:
     return f"{key}{where}: {message}; found {error['input']!r}" if key else message
 
 
-def _near(key: str) -> str:
-    """'; did you mean …?' for the nearest field, first within the same section, then by the last word anywhere."""
+def near_field(key: str) -> str | None:
+    """The nearest field or section, first within the same section, then by the last word anywhere."""
     leaves = list(_leaves())
     sections = sorted({leaf.rpartition(".")[0] for leaf in leaves} - {""})
-    near = difflib.get_close_matches(key, [*leaves, *sections], n=1, cutoff=0.75)
-    if not near:
-        by_word = {leaf.rpartition(".")[2]: leaf for leaf in leaves}
-        near = [by_word[w] for w in difflib.get_close_matches(key.rpartition(".")[2], by_word, n=1, cutoff=0.8)]
-    return f"; did you mean `{near[0]}`?" if near else ""
+    if near := difflib.get_close_matches(key, [*leaves, *sections], n=1, cutoff=0.75):
+        return near[0]
+    by_word = {leaf.rpartition(".")[2]: leaf for leaf in leaves}
+    word = key.rpartition(".")[2]
+    return by_word[near[0]] if (near := difflib.get_close_matches(word, by_word, n=1, cutoff=0.8)) else None
+
+
+def _near(key: str) -> str:
+    return f"; did you mean `{near}`?" if (near := near_field(key)) else ""
 
 
 def _first_message(error: Exception) -> str:

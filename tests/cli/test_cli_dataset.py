@@ -219,7 +219,7 @@ def test_the_sources_and_their_options_are_frozen() -> None:
     listed = re.findall(r"^  ([\w-]+)", _help().partition("Commands:")[2], re.MULTILINE)
     assert {*OPTIONS, "hub", "paraphrase", "self-instruct", "upload"} == set(listed)
     for source, options in OPTIONS.items():
-        assert re.findall(r"^  (-[\w-]+)", _help(source).partition("Options:")[2], re.MULTILINE) == [*options, "--help"]
+        assert re.findall(r"^  (-[\w-]+)", _help(source).partition("Options:")[2], re.MULTILINE) == [*options, "-h"]
 
 
 @pytest.mark.parametrize("source", OPTIONS)

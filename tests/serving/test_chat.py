@@ -35,6 +35,7 @@ from appliance.engines.decoding import GREEDY, Sampling
 from appliance.errors import DataError, EnvironmentUnavailable, Interrupted, RecipeError, RunDirError
 from appliance.process import signals
 from appliance.process.files import write_json
+from appliance.process.terminal import printable
 from appliance.prompt import format as prompt_format
 from appliance.rundir.directory import RunDir
 from appliance.serving import conversation, loaded_model
@@ -245,7 +246,7 @@ def test_ask_answers_as_transformers_does(run_path: Path, capsys: pytest.Capture
     ask(as_json=False)
     shown = capsys.readouterr().out
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", shown)
-    assert shown == terminal.printable(told["answer"]) + "\n"
+    assert shown == printable(told["answer"]) + "\n"
 
 
 def test_json_shows_no_control_character() -> None:
@@ -341,12 +342,12 @@ def test_questions_in_a_row_are_answered_as_each_alone(
     assert len(set(alone)) > 1
     _piped(monkeypatch, loaded, run_path, "\n".join(questions))
     out, err = capsys.readouterr()
-    assert out.splitlines() == [console.printable(answer.replace("\n", "\\n")) for answer in alone]
+    assert out.splitlines() == [printable(answer.replace("\n", "\\n")) for answer in alone]
     assert " ".join(err.split()) == chat.ALONE
     _piped(monkeypatch, loaded, run_path, "\n".join(questions), keep_turns=True)
     out, err = capsys.readouterr()
-    assert out.splitlines()[0] == console.printable(alone[0].replace("\n", "\\n"))
-    assert out.splitlines()[1:] != [console.printable(answer.replace("\n", "\\n")) for answer in alone[1:]]
+    assert out.splitlines()[0] == printable(alone[0].replace("\n", "\\n"))
+    assert out.splitlines()[1:] != [printable(answer.replace("\n", "\\n")) for answer in alone[1:]]
     assert " ".join(err.split()).startswith(chat.TURNS_BY_CHOICE)
 
 
