@@ -14,15 +14,17 @@ from typing import Any
 from appliance.errors import DataError
 from appliance.evaluation import scores
 from appliance.evaluation.extra_questions import shown
-from appliance.rows import charset, dialect
+from appliance.rows import charset
 from appliance.rows.csv_file import Row
+from appliance.rows.header import ALIASES, plain_name
+from appliance.rows.records import records
 
 _SETTING = "evaluate.other_answers"
 # Without `output`, the column of the wanted answers in prepare/test.csv: that file itself would score 100 %.
 _NAMES = {
     "row": ("row",),
-    "question": ("question", "instruction", *dialect.ALIASES["instruction"]),
-    "answer": ("answer", *dialect.ALIASES["output"]),
+    "question": ("question", "instruction", *ALIASES["instruction"]),
+    "answer": ("answer", *ALIASES["output"]),
 }
 _DELIMITERS = ",;\t|"
 _HINT = (
@@ -125,7 +127,7 @@ def _answers(path: Path) -> tuple[str, dict[str, str]]:
 
 def _records(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
     try:
-        yield from dialect.records(path, lines, delimiter)
+        yield from records(path, lines, delimiter)
     except DataError as error:  # its hint names a setting for data.csv
         raise DataError(str(error), hint='inside a quoted cell, write a quote as ""') from error
 
@@ -136,10 +138,10 @@ def _columns(path: Path, codec: str) -> tuple[str, int, str, tuple[int, int]]:
     for delimiter in _DELIMITERS:
         with charset.open_lines(path, codec) as lines:
             try:
-                _, cells = next(dialect.records(path, lines, delimiter), (1, []))
+                _, cells = next(records(path, lines, delimiter), (1, []))
             except DataError:  # a quoted header does not parse with the wrong delimiter
                 continue
-        header = [dialect.plain_name(cell) for cell in cells]
+        header = [plain_name(cell) for cell in cells]
         headers.append(header)
         answer = _column(header, "answer")
         key = next((name for name in ("row", "question") if _column(header, name) is not None), None)

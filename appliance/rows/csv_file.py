@@ -19,8 +19,9 @@ from appliance.errors import DataError
 from appliance.process import files
 from appliance.rows.charset import open_lines, shown, wrong_byte
 from appliance.rows.dialect import CsvFormat as CsvFormat
-from appliance.rows.dialect import plain_name, records
 from appliance.rows.dialect import sniff as sniff
+from appliance.rows.header import plain_name
+from appliance.rows.records import records
 
 BLANK_LINE = "blank line"
 CANONICAL_COLUMNS = ("row", "instruction", "input", "output")

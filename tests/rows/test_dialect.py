@@ -11,7 +11,8 @@ import pytest
 from appliance.errors import DataError
 from appliance.rows import charset
 from appliance.rows.csv_file import CsvFormat, Rejected, Row, read
-from appliance.rows.dialect import ALIASES, plain_name, sniff
+from appliance.rows.dialect import sniff
+from appliance.rows.header import ALIASES, plain_name
 
 DEFAULT = {"instruction": "instruction", "input": "input", "output": "output"}
 QA = {"instruction": "Q", "input": "input", "output": "A"}
