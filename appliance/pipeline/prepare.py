@@ -126,7 +126,7 @@ def _refuse_unusable(
 ) -> None:
     """Raises DataError: rows that cannot be used, or that are too long, and the recipe says `refuse`."""
     if data.on_bad_row == "refuse":
-        bad = {line: reason for line, reason in judged.rejected.items() if reason != csv_file.BLANK_LINE}
+        bad = {line: reason for line, reason in judged.rejected.items() if reason not in csv_file.NO_ROWS}
         _refuse(bad, judged, csv_path, stage_dir, "rows cannot be used")
     if data.on_too_long == "refuse":
         fits = -(-max(judged.lengths, default=0) // ROUND_UP_TO) * ROUND_UP_TO

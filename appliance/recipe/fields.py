@@ -63,6 +63,9 @@ class DataSection(Section):
     )
     columns: Columns = Columns()
     encoding: str | None = Field(None, description="Encoding of the CSV, such as cp949; null detects it.")
+    header_line: Positive | None = Field(
+        None, description="Line of the header. null: line 1, or line 2 if line 1 is Excel's `sep=;`."
+    )
     quoting: Literal["double", "backslash", "literal"] | None = Field(
         None,
         description="double: a quote in a quoted cell is written twice. backslash: it is escaped with a backslash. "

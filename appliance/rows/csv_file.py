@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal, TextIO
 
@@ -24,6 +25,8 @@ from appliance.rows.header import plain_name
 from appliance.rows.records import records
 
 BLANK_LINE = "blank line"
+ABOVE_HEADER = "above the header"
+NO_ROWS = (BLANK_LINE, ABOVE_HEADER)  # reasons of lines that nobody has to correct
 CANONICAL_COLUMNS = ("row", "instruction", "input", "output")
 LEDGER_COLUMNS = ("row", "side", "reason")
 
@@ -37,7 +40,7 @@ SIDE_WORDS: dict[str, Literal["train", "val", "test"]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One CSV row, cells exactly as typed. `line`: 1-based physical line where the record starts (the header is 1)."""
+    """One CSV row, cells exactly as typed. `line`: 1-based physical line where the record starts."""
 
     line: int
     instruction: str
@@ -56,12 +59,14 @@ class Rejected:
 
 
 def read(path: Path, fmt: CsvFormat) -> Iterator[Row | Rejected]:
-    """Every record below the header, in file order, as a Row or as Rejected: none is left out.
+    """Every record below the header and every line above it, in file order, as a Row or as Rejected: none is left out.
 
     Raises DataError: from some line on this is not a CSV (an unbalanced quote, a cell of more than 16 Mi characters).
     """
     with open_lines(path, fmt.encoding.codec) as lines:
-        found = records(path, lines, fmt.delimiter, fmt.quoting)
+        for line, _ in enumerate(islice(lines, fmt.header_line - 1), 1):
+            yield Rejected(line, ABOVE_HEADER)
+        found = records(path, lines, fmt.delimiter, fmt.quoting, first_line=fmt.header_line)
         next(found, None)
         used = [i for i in (fmt.instruction, fmt.input, fmt.output, fmt.group, fmt.side) if i is not None]
         for line, cells in found:

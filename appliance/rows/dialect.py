@@ -1,7 +1,7 @@
 """How a CSV is written: encoding, delimiter, quoting, and the role of each column.
 
-`rows/header.py` knows the columns' names; `rows/csv_file.py` decides whether a row is usable. Standard exports, database
-exports and spreadsheets from any country are understood without settings; `describe` reports what was detected.
+`rows/header.py` knows the columns' names; `rows/csv_file.py` decides whether a row is usable. Exports of
+databases and of spreadsheets from any country are understood without settings; `describe` reports what was detected.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal
 from appliance.errors import DataError
 from appliance.rows import charset
 from appliance.rows.charset import Encoding, open_bytes, open_lines, shown
-from appliance.rows.header import DELIMITERS, column_of, header_of
+from appliance.rows.header import DELIMITERS, Header, column_of, header_of
 from appliance.rows.records import Quoting, records
 
 Normalize = Literal["none", "nfc"]
@@ -42,6 +42,8 @@ class CsvFormat:
     side: int | None = None
     quoting: Quoting = "double"
     normalize: Normalize = "none"
+    header_line: int = 1  # the physical line where the header begins
+    is_named: bool = False  # whether a line `sep=…` names the delimiter
     aliased: tuple[str, ...] = ()  # roles whose column was recognised only by a common name
 
     def describe(self) -> str:
@@ -50,7 +52,9 @@ class CsvFormat:
 
     def describe_text(self) -> str:
         """UTF-8, comma, double quotes."""
-        parts = [self.encoding.describe(), DELIMITERS[self.delimiter], _QUOTINGS[self.quoting]]
+        delimiter = DELIMITERS.get(self.delimiter, shown(self.delimiter)) + " (as `sep=` says)" * self.is_named
+        parts = [self.encoding.describe(), delimiter, _QUOTINGS[self.quoting]]
+        parts += [f"header in line {self.header_line}"] * (self.header_line > 1)
         return ", ".join(parts + ["normalised to NFC"] * (self.normalize == "nfc"))
 
     def describe_columns(self) -> str:
@@ -81,10 +85,19 @@ def sniff(
     codec: str | None = None,
     quoting: Quoting | None = None,
     normalize: Normalize = "none",
+    header_line: int | None = None,
 ) -> CsvFormat:
-    """Encoding, delimiter, quoting and columns of the CSV. `columns`: instruction, input, output -> name in the header.
+    """Encoding, delimiter, quoting and columns of the CSV.
 
-    `with_side`: the file must have a column `side`. `codec`, `quoting`: given, not detected.
+    Args:
+        path: the CSV.
+        columns: instruction, input, output -> name in the header.
+        group_by: name of the column that groups rows.
+        with_side: the file must have a column `side`.
+        codec: the encoding, if it is given and not detected.
+        quoting: the same for quoting.
+        normalize: what happens to the letters of a cell.
+        header_line: the line of the header, if it is given.
 
     The delimiter is the one under which most wanted columns are found in the header. That beats judging by regularity,
     which picks the comma or the pipe inside the cells if the prose is regular (clevercsv does, for two rows of
@@ -98,8 +111,8 @@ def sniff(
         wanted |= {role: name} if name is not None else {}
     wanted |= {"group": group_by} if group_by is not None else {}
     wanted |= {"side": "side"} if with_side else {}
-    delimiter, names = header_of(path, found_encoding.codec, wanted)
-    found = {role: column_of(path, names, role, wanted) for role in wanted}
+    header = header_of(path, found_encoding.codec, wanted, header_line)
+    found = {role: column_of(path, header, role, wanted) for role in wanted}
     roles = {role: found[role][0] if role in found else None for role in _ROLES}
     if wanted.get("input") == "input" and roles["input"] in (roles["instruction"], roles["output"]):
         roles["input"] = None  # a column `input` that the recipe names for the question is not also its context
@@ -113,40 +126,42 @@ def sniff(
         )
     return CsvFormat(
         encoding=found_encoding,
-        delimiter=delimiter,
-        header=names,
+        delimiter=header.delimiter,
+        header=header.names,
         instruction=instruction,
         input=roles["input"],
         output=output,
         group=roles["group"],
         side=roles["side"],
-        quoting=quoting or _quoting(path, found_encoding.codec, delimiter, len(names)),
+        quoting=quoting or _quoting(path, found_encoding.codec, header),
         normalize=normalize,
+        header_line=header.line,
+        is_named=header.is_named,
         aliased=tuple(role for role in _ROLES if role in found and found[role][1] and roles[role] is not None),
     )
 
 
-def _quoting(path: Path, codec: str, delimiter: str, fields: int) -> Quoting:
+def _quoting(path: Path, codec: str, header: Header) -> Quoting:
     """How quotes are written. Other readings are tried only if the plain one may fail, so they usually cost nothing.
 
     The plain one stays unless another reads the whole file, and more regularly. Only tab-separated files can be without
     quoting: elsewhere an unclosed quote is a mistake that no other reading should hide.
     """
-    if not _is_suspicious(path, codec, delimiter, fields):
+    if not _is_suspicious(path, codec, header):
         return "double"
     best: Quoting = "double"
-    fewest = _irregular(path, codec, delimiter, best, fields)
-    others: list[Quoting] = ["backslash", "literal"] if delimiter == "\t" else ["backslash"]
+    fewest = _irregular(path, codec, header, best)
+    others: list[Quoting] = ["backslash", "literal"] if header.delimiter == "\t" else ["backslash"]
     for quoting in others:
         if fewest == 0:
             break
-        irregular = _irregular(path, codec, delimiter, quoting, fields)
+        irregular = _irregular(path, codec, header, quoting)
         if irregular is not None and (fewest is None or irregular < fewest):
             best, fewest = quoting, irregular
     return best
 
 
-def _is_suspicious(path: Path, codec: str, delimiter: str, fields: int) -> bool:
+def _is_suspicious(path: Path, codec: str, header: Header) -> bool:
     r"""Whether `\"` occurs, quotes do not pair, or the first records cannot be read or are ragged."""
     quotes, tail, zeros = 0, b"", codec.startswith(("utf-16", "utf-32"))
     with open_bytes(path) as stream:
@@ -156,14 +171,10 @@ def _is_suspicious(path: Path, codec: str, delimiter: str, fields: int) -> bool:
                 return True
             quotes += chunk.count(b'"')
             tail = chunk[-1:]
-    return quotes > 0 and (
-        quotes % 2 == 1 or bool(_irregular(path, codec, delimiter, "double", fields, _TRIAL_RECORDS) != 0)
-    )
+    return quotes > 0 and (quotes % 2 == 1 or bool(_irregular(path, codec, header, "double", _TRIAL_RECORDS) != 0))
 
 
-def _irregular(
-    path: Path, codec: str, delimiter: str, quoting: Quoting, fields: int, limit: int | None = None
-) -> int | None:
+def _irregular(path: Path, codec: str, header: Header, quoting: Quoting, limit: int | None = None) -> int | None:
     """How many records of the file (of `limit` at most) are ragged under this quoting; None if it cannot read them.
 
     For `literal` also None if more cells are wrapped in quotes than merely begin with one.
@@ -171,8 +182,9 @@ def _irregular(
     ragged = wrapped = begun = 0
     with open_lines(path, codec) as lines:
         try:
-            for _, cells in islice(records(path, lines, delimiter, quoting), limit):
-                ragged += len(cells) != fields and any(cell.strip() for cell in cells)
+            below = islice(lines, header.line - 1, None)
+            for _, cells in islice(records(path, below, header.delimiter, quoting), limit):
+                ragged += len(cells) != len(header.names) and any(cell.strip() for cell in cells)
                 if quoting == "literal":
                     quoted = [cell for cell in cells if cell.startswith('"')]
                     closed = sum(len(cell) > 1 and cell.rstrip("\r\n").endswith('"') for cell in quoted)

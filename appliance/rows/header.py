@@ -5,13 +5,18 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 
 from appliance.errors import DataError
 from appliance.rows.charset import open_lines, shown
 from appliance.rows.records import records
 
+_LINES_ABOVE = 30  # lines searched for a header that is not in line 1
+_BLANK = " \t\r\n,;|"
+_SEPARATOR = re.compile(r'(?i)\ufeff?"?sep=(\\t|\t|[^\w\s"])"?[,;|\s]*')
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 # Common column names, as `plain_name` returns them: used if the recipe names none and the default name is absent.
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -27,6 +32,21 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 
 
+@dataclass(frozen=True)
+class Header:
+    """`line`: the physical line where it begins. `is_named`: whether a line `sep=…` names the delimiter."""
+
+    line: int
+    delimiter: str
+    names: tuple[str, ...]
+    is_named: bool = False
+
+    def has_columns(self, wanted: Mapping[str, str]) -> bool:
+        """Whether all of the wanted columns are there, but for an input that the recipe does not name."""
+        needed = [role for role, name in wanted.items() if (role, name) != ("input", "input")]
+        return all(_candidates(self.names, role, wanted) for role in needed)
+
+
 def plain_name(cell: str) -> str:
     """A name without case, surrounding spaces, BOM and Unicode form: equal for all spellings of it."""
     return unicodedata.normalize("NFC", trimmed(cell)).casefold()
@@ -36,37 +56,99 @@ def trimmed(cell: str) -> str:
     return cell.strip("\ufeff \t\r\n\v\f\u00a0\u3000")
 
 
-def header_of(path: Path, codec: str, wanted: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
-    """The delimiter under which most of the wanted columns are found, and the header it gives."""
+def header_of(path: Path, codec: str, wanted: Mapping[str, str], line: int | None = None) -> Header:
+    """The header, in `line` if that is given, under the delimiter that finds most of the wanted columns in it.
+
+    Excel's `sep=;` in line 1 names the delimiter, and the header is then in line 2. Raises DataError: a header or rows
+    are missing; or a lower line looks like the header (then the message names it).
+    """
+    with open_lines(path, codec) as lines:
+        named = _named_delimiter(next(lines, ""))
+    start = line or (1 if named is None else 2)
+    delimiters = [named] if named else list(DELIMITERS)
     headers: dict[str, tuple[str, ...]] = {}
-    refused = None
-    for delimiter in DELIMITERS:
+    refused, has_rows, ended = None, False, False
+    for delimiter in delimiters:
         with open_lines(path, codec) as lines:
+            below = islice(lines, start - 1, None)
             try:
-                headers[delimiter] = tuple(next(records(path, lines, delimiter), (1, []))[1])
+                record = next(records(path, below, delimiter, first_line=start), None)
             except DataError as error:  # a quoted header is not a CSV under any delimiter but its own
                 refused = refused or error
                 continue
-            has_rows = any(line.strip() for line in lines)
+            headers[delimiter], ended = tuple(record[1] if record else ()), record is None
+            has_rows = any(text.strip() for text in below)
     if not headers and refused:
         raise refused
-
-    def fit(delimiter: str) -> tuple[int, int]:
-        header = headers[delimiter]
-        return sum(bool(_candidates(header, role, wanted)) for role in wanted), len(header)
-
-    delimiter = max(headers, key=fit)
-    header = headers[delimiter]
-    if not any(trimmed(cell) for cell in header):
-        raise DataError(
-            f"{path}: line 1 is empty, expected the header",
-            hint="put the column names in line 1, for example instruction,output",
-        )
-    if any("\0" in cell for cell in header):
-        raise DataError(f"{path}: NUL bytes in line 1; expected text", hint="save the file as CSV UTF-8 again")
+    if ended and line is not None:
+        raise DataError(f"{path} ends above line {start}, where the header should be", hint="correct data.header_line")
+    header = _best(headers, start, wanted, named)
+    if line is None and not header.has_columns(wanted):
+        _refuse_lines_above(path, codec, header, delimiters, wanted)
+    _require_names(path, header)
     if not has_rows:
         raise DataError(f"{path} has a header but no rows", hint="add rows below the header")
-    return delimiter, header
+    return header
+
+
+def _named_delimiter(line: str) -> str | None:
+    """What Excel's `sep=;` names, if this first line of a file is one."""
+    found = _SEPARATOR.fullmatch(line)
+    return None if found is None else found[1].replace("\\t", "\t")
+
+
+def _best(headers: Mapping[str, tuple[str, ...]], line: int, wanted: Mapping[str, str], named: str | None) -> Header:
+    def fit(delimiter: str) -> tuple[int, int]:
+        names = headers[delimiter]
+        return sum(bool(_candidates(names, role, wanted)) for role in wanted), len(names)
+
+    delimiter = max(headers, key=fit)
+    return Header(line, delimiter, headers[delimiter], is_named=named is not None)
+
+
+def _require_names(path: Path, header: Header) -> None:
+    if not any(trimmed(cell) for cell in header.names):
+        raise DataError(
+            f"{path}: line {header.line} is empty, expected the header",
+            hint=f"put the column names in line {header.line}, for example instruction,output",
+        )
+    if any("\0" in cell for cell in header.names):
+        raise DataError(
+            f"{path}: NUL bytes in line {header.line}; expected text", hint="save the file as CSV UTF-8 again"
+        )
+
+
+def _refuse_lines_above(
+    path: Path, codec: str, above: Header, delimiters: Sequence[str], wanted: Mapping[str, str]
+) -> None:
+    """Raises DataError if a title, a comment or blank lines stand above what looks like the header.
+
+    That is a line with all wanted columns or, if `above` cannot be a header, one with several names.
+    """
+    with open_lines(path, codec) as lines:
+        first = list(islice(lines, above.line - 1, above.line - 1 + _LINES_ABOVE))
+    filled = [trimmed(cell) for cell in above.names if trimmed(cell)]
+    padded = len(above.names) > 1  # `FAQ 2024,,`, as spreadsheets write a title
+    is_title = len(filled) == 1 and (padded or filled[0].startswith("#") or not "".join(first[1:2]).strip(_BLANK))
+    for number in range(1, len(first)):
+        headers = {}
+        for delimiter in delimiters:
+            try:
+                found = next(records(path, first[number:], delimiter), None)
+            except DataError:  # not a CSV from here on, under this delimiter
+                continue
+            headers[delimiter] = tuple(found[1] if found else ())
+        if not headers:
+            continue
+        header = _best(headers, above.line + number, wanted, None)
+        names = [name for name in header.names if trimmed(name)]
+        if header.has_columns(wanted) or ((is_title or not filled) and len(names) > 1 and not _looks_like_data(names)):
+            seen = shown(trimmed(first[0])) if filled else "empty"
+            raise DataError(
+                f"{path}: line {above.line} is {seen}, expected the header; line {header.line} looks like the header: "
+                + ", ".join(shown(name) for name in names[:30]),
+                hint=f"delete the lines above it, or --set data.header_line={header.line}",
+            )
 
 
 def _matches(header: Sequence[str], name: str) -> list[int]:
@@ -87,9 +169,12 @@ def _candidates(header: Sequence[str], role: str, wanted: Mapping[str, str]) -> 
     return [i for i, cell in enumerate(header) if plain_name(cell) in ALIASES.get(role, ()) and i not in taken]
 
 
-def column_of(path: Path, header: Sequence[str], role: str, wanted: Mapping[str, str]) -> tuple[int | None, bool]:
-    """Index of the role's column, and whether it was found by a common name; None: an unnamed input."""
-    name = wanted[role]
+def column_of(path: Path, found_header: Header, role: str, wanted: Mapping[str, str]) -> tuple[int | None, bool]:
+    """Index of the role's column, and whether it was found by a common name; None: an unnamed input.
+
+    Raises DataError: the column is missing or ambiguous.
+    """
+    header, name = found_header.names, wanted[role]
     found = _candidates(header, role, wanted)
     if len(found) == 1:
         return found[0], not _matches(header, name)
@@ -110,10 +195,11 @@ def column_of(path: Path, header: Sequence[str], role: str, wanted: Mapping[str,
         )
     if (role, name) == ("input", "input"):
         return None, False
-    raise _missing(path, header, role, name, setting)
+    raise _missing(path, found_header, role, name, setting)
 
 
-def _missing(path: Path, header: Sequence[str], role: str, name: str, setting: str) -> DataError:
+def _missing(path: Path, found_header: Header, role: str, name: str, setting: str) -> DataError:
+    header, line = found_header.names, found_header.line
     names = ", ".join(shown(cell) for cell in header[:30])
     if role == "side":
         return DataError(
@@ -123,16 +209,18 @@ def _missing(path: Path, header: Sequence[str], role: str, name: str, setting: s
         )
     if _looks_like_data(header):
         return DataError(
-            f"{path}: line 1 looks like data, expected a header with a column {shown(name)} for the {role}; "
-            f"line 1 has {names}",
+            f"{path}: line {line} looks like data, expected a header with a column {shown(name)} for the {role}; "
+            f"line {line} has {names}",
             hint="put the column names in a line above the first row, for example instruction,output; if "
-            f"line 1 is a header: --set {setting}=NAME",
+            f"line {line} is a header: --set {setting}=NAME",
         )
     forms = {plain_name(cell): trimmed(cell) for cell in header}
     nearest = get_close_matches(plain_name(name), forms, n=1)
     common = f" nor one with a common name ({', '.join(ALIASES[role][:4])}, …)" if name == role in ALIASES else ""
     hint = f"did you mean {shown(forms[nearest[0]])}? " if nearest else ""
     hint += f"name the column with --set {setting}={forms[nearest[0]] if nearest else 'NAME'}"
+    if len(header) == 1 and line == 1:
+        hint += "; if the header is in a lower line: --set data.header_line=LINE"
     return DataError(f"{path}: no column {shown(name)} for the {role}{common}; the header has {names}", hint=hint)
 
 

@@ -17,9 +17,12 @@ _BACKSLASH = re.compile(r'\\(["\\\r\n])?')
 
 
 def records(
-    path: Path, lines: Iterable[str], delimiter: str, quoting: Quoting = "double"
+    path: Path, lines: Iterable[str], delimiter: str, quoting: Quoting = "double", *, first_line: int = 1
 ) -> Iterator[tuple[int, list[str]]]:
-    """Each CSV record with the physical line where it starts. Raises DataError: from there on it is not a CSV."""
+    """Each CSV record with the physical line where it starts. Raises DataError: from there on it is not a CSV.
+
+    `lines` are those of the file from `first_line` on.
+    """
     csv.field_size_limit(charset.LIMIT)
     if quoting == "backslash":
         # \" and \\ are escapes, and so is \ before a line end (MySQL); \n, \N or C:\dir stay as typed (Spark)
@@ -30,7 +33,7 @@ def records(
     else:
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
-        start = reader.line_num + 1
+        start = reader.line_num + first_line
         try:
             cells = next(reader)
         except StopIteration:

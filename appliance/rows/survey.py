@@ -28,7 +28,7 @@ _PREVIEW_CHARACTERS = 600  # of each cell
 
 @dataclass(frozen=True)
 class Survey:
-    """`reasons`: reason -> number of rows, blank lines included. `bad`: the first bad rows, with their lines."""
+    """`reasons`: reason -> rows that have it, lines without a row included. `bad`: the first bad rows, by line."""
 
     path: Path
     fmt: CsvFormat
@@ -47,8 +47,8 @@ class Survey:
 
     @property
     def bad_rows(self) -> int:
-        """Rows to correct: the rejected ones, except blank lines."""
-        return self.rejected - self.reasons.get(csv_file.BLANK_LINE, 0)
+        """Rows to correct: the rejected ones, except lines that hold no row."""
+        return self.rejected - sum(self.reasons.get(reason, 0) for reason in csv_file.NO_ROWS)
 
 
 def csv_format(csv_path: Path, data: DataSection) -> CsvFormat:
@@ -61,6 +61,7 @@ def csv_format(csv_path: Path, data: DataSection) -> CsvFormat:
         codec=data.encoding,
         quoting=data.quoting,
         normalize=data.normalize,
+        header_line=data.header_line,
     )
 
 
@@ -75,7 +76,7 @@ def of_csv(csv_path: Path, data: DataSection, seed: int) -> Survey:
     for row in seen.records():
         if isinstance(row, Rejected):
             reasons[row.reason] += 1
-            if len(bad) < SHOWN and row.reason != csv_file.BLANK_LINE:
+            if len(bad) < SHOWN and row.reason not in csv_file.NO_ROWS:
                 bad.append((row.line, row.reason))
             continue
         longest = max(longest, len(row.instruction) + len(row.input) + len(row.output))

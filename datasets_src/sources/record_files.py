@@ -14,6 +14,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -24,23 +25,27 @@ from datasets_src.sources.texts import json_kind, parse_json, read_text, require
 Record = Mapping[str, Any]
 _EXPECTED = "JSON, JSONL, Parquet or XLSX"
 _BATCH_ROWS = 256
+_ROWS_ABOVE = 30  # rows searched for a header that is not the first row
 _DAMAGED = (zipfile.BadZipFile, zlib.error, ElementTree.ParseError)  # what unpacking a workbook raises
 _EXTRA = "pip install 'finetune-appliance[sources]'"
 
 
-def records(path: Path, sheet: str | None = None) -> Iterator[tuple[str, Record]]:
+def records(path: Path, sheet: str | None = None, header_row: int | None = None) -> Iterator[tuple[str, Record]]:
     """Place ("line 3", "record 3", "row 3") and fields of every record. Blank lines and sheet rows are skipped.
 
+    `header_row`: of a workbook; None takes the first row that is not blank.
     Raises SourceError: no such file, other content, damaged (with line and column, or the library's words), no such
     sheet, a library that is not installed.
     """
     start = require_kind(path, _EXPECTED)
     if sheet is not None and not start.startswith(b"PK\x03\x04"):
         raise SourceError(f"{path} is not an XLSX workbook, so it has no sheet {sheet!r}", hint="leave --sheet out")
+    if header_row is not None and not start.startswith(b"PK\x03\x04"):
+        raise SourceError(f"{path} is not an XLSX workbook, so it has no header row", hint="leave --header-row out")
     if start.startswith(b"PAR1"):
         return _parquet(path)
     if start.startswith(b"PK\x03\x04"):
-        return _xlsx(path, sheet)
+        return _xlsx(path, sheet, header_row)
     if start.startswith(b"\xd0\xcf\x11\xe0"):
         raise SourceError(f"{path} is an old or encrypted Excel workbook; expected {_EXPECTED}", hint="save it as XLSX")
     return _json(path)
@@ -120,7 +125,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Record]]:
         ) from error
 
 
-def _xlsx(path: Path, sheet: str | None) -> Iterator[tuple[str, Record]]:
+def _xlsx(path: Path, sheet: str | None, header_row: int | None) -> Iterator[tuple[str, Record]]:
     try:
         import openpyxl
         from openpyxl.utils.exceptions import InvalidFileException
@@ -141,27 +146,42 @@ def _xlsx(path: Path, sheet: str | None) -> Iterator[tuple[str, Record]]:
         if name not in names:
             raise SourceError(f"{path}: no sheet {name!r}; the workbook has {', '.join(map(repr, names)) or 'none'}")
         try:
-            yield from _sheet_rows(path, book[name])
+            yield from _sheet_rows(path, book[name], header_row)
         except _DAMAGED as error:
             raise SourceError(f"{path}: a damaged XLSX workbook ({error})", hint="save or download it again") from error
 
 
-def _sheet_rows(path: Path, page: Any) -> Iterator[tuple[str, Record]]:
-    """Each row below the first non-blank one, which names the fields."""
+def _sheet_rows(path: Path, page: Any, header_row: int | None) -> Iterator[tuple[str, Record]]:
+    """Each row below the header, which is the first non-blank row unless `header_row` names it."""
     page.reset_dimensions()  # some programs write a wrong size, and openpyxl would stop there
-    header: list[str] | None = None
-    for number, cells in enumerate(page.iter_rows(), 1):
-        texts = [_sheet_text(cell) for cell in cells]
-        if not any(text.strip() for text in texts):
-            continue
-        if header is None:
-            header = [text.strip() for text in texts]
-            twice = sorted({name for name in header if name and header.count(name) > 1})
-            if twice:
-                raise SourceError(f"{path}, row {number}: two columns are named {twice[0]!r}; expected different names")
-            continue
+    rows = ((number, [_sheet_text(cell) for cell in cells]) for number, cells in enumerate(page.iter_rows(), 1))
+    filled = ((number, texts) for number, texts in rows if any(text.strip() for text in texts))
+    row, header = next(((n, texts) for n, texts in filled if header_row in (None, n)), (0, []))
+    if header_row is not None and not row:
+        raise SourceError(f"{path}, row {header_row}: blank, expected the header", hint="correct --header-row")
+    header = [text.strip() for text in header]
+    twice = sorted({name for name in header if name and header.count(name) > 1})
+    if twice:
+        raise SourceError(f"{path}, row {row}: two columns are named {twice[0]!r}; expected different names")
+    first: list[tuple[int, list[str]]] = []
+    if header_row is None and sum(map(bool, header)) == 1:
+        first = list(islice(filled, _ROWS_ABOVE))
+        _refuse_title(path, row, header, first)
+    for number, texts in chain(first, filled):
         texts += [""] * (len(header) - len(texts))  # a row ends at its last filled cell
         yield f"row {number}", {name: text for name, text in zip(header, texts, strict=False) if name}
+
+
+def _refuse_title(path: Path, row: int, title: list[str], below: list[tuple[int, list[str]]]) -> None:
+    """Raises SourceError if a row of a single cell stands above one of several, which looks like the header."""
+    for number, texts in below:
+        names = [text.strip() for text in texts if text.strip()]
+        if len(names) > 1:
+            raise SourceError(
+                f"{path}, row {row}: {''.join(title)!r}, expected the header; row {number} looks like the header: "
+                + ", ".join(map(repr, names[:30])),
+                hint=f"delete the rows above it, or name it: --header-row {number}",
+            )
 
 
 def _sheet_text(cell: Any) -> str:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import unicodedata
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,7 @@ def pairs(
     fields: Fields = Fields(),
     turns: Literal["all", "last"] = "all",
     sheet: str | None = None,
+    header_row: int | None = None,
     extra: dict[str, Any] | None = None,
 ) -> Iterator[Pair | Dropped]:
     """One item per record, or per instance of a Self-Instruct task. JSONL, Parquet and XLSX stream.
@@ -67,7 +69,7 @@ def pairs(
     Raises SourceError: as `record_files.records`; no field, or several, for a role in the first record.
     """
     reader = _Reader(path, fields, turns, {} if extra is None else extra)
-    for where, record in records(path, sheet):
+    for where, record in records(path, sheet, header_row):
         yield from reader.items(where, record)
 
 
@@ -197,6 +199,8 @@ class _Reader:
         hint = f"name it with --{role} FIELD"
         if {"paragraphs", "qas"} & set(record):
             hint = "this is nested like SQuAD: appliance dataset korquad"
+        if zipfile.is_zipfile(self.path):
+            hint += "; if the header is in a lower row: --header-row ROW"
         wanted = f"no field {asked!r} for the {role}" if asked is not None else f"no field for the {role}"
         return SourceError(f"{self.path}, {where}: {wanted}; the fields are {names}", hint=hint)
 

@@ -12,6 +12,7 @@ import pytest
 from openpyxl import Workbook
 from pyarrow import parquet
 
+from datasets_src.pairs import SourceError
 from datasets_src.sources import records
 from tests.helpers.sources import json_file, jsonl_file, made, text_file
 
@@ -226,3 +227,25 @@ def test_a_workbook_of_another_program(tmp_path: Path) -> None:
                 part = part.replace(b'"A1:B3"', b'"A1"').replace(b">2.5<", b">0.30000000000000004<")
             other.writestr(name, part)
     assert made(tmp_path, records.pairs(tmp_path / "in.xlsx"))[0] == [("가", "", "1"), ("나", "", "0.3")]
+
+
+def test_a_title_above_the_header_of_a_sheet(tmp_path: Path) -> None:
+    rows = (["FAQ 2024"], [], ["번호", "질문", "답변"], [1, "가격은?", "만원"], [2, "배송은?", "이틀"])
+    path = workbook(tmp_path / "in.xlsx", *rows)
+    with pytest.raises(
+        SourceError, match="row 1: 'FAQ 2024', expected the header; row 3 looks like the head"
+    ) as caught:
+        list(records.pairs(path))
+    assert caught.value.hint == "delete the rows above it, or name it: --header-row 3"
+    assert made(tmp_path, records.pairs(path, header_row=3))[0] == [("가격은?", "", "만원"), ("배송은?", "", "이틀")]
+    for row, message in ((2, "row 2: blank, expected the header"), (9, "row 9: blank, expected the header")):
+        with pytest.raises(SourceError, match=message):
+            list(records.pairs(path, header_row=row))
+    wide = workbook(tmp_path / "wide.xlsx", ["FAQ", "2024"], *rows[2:])  # a title of several cells
+    with pytest.raises(SourceError, match="no field for the question; the fields are 'FAQ', '2024'") as caught:
+        list(records.pairs(wide))
+    assert "--header-row ROW" in caught.value.hint
+    assert len(made(tmp_path, records.pairs(wide, header_row=2))[0]) == 2
+    (tmp_path / "in.jsonl").write_text('{"question": "가", "answer": "나"}\n', encoding="utf-8")
+    with pytest.raises(SourceError, match="not an XLSX workbook, so it has no header row"):
+        list(records.pairs(tmp_path / "in.jsonl", header_row=2))

@@ -373,7 +373,7 @@ def test_a_training_older_than_a_field_goes_on(
 
 
 def test_a_new_run_has_todays_default(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(earlier_runs.BEFORE, YOUNGER, THEN)
+    monkeypatch.setattr(earlier_runs, "BEFORE", {YOUNGER: THEN})  # other fields may have the same default as then
     resolved = resolve.load(str(folder / "finished.yaml"), environ={})
     assert earlier_runs.as_begun(resolved, tmp_path / "none" / "recipe.yaml") is resolved
     assert resolved.recipe.train.min_delta == 0.001

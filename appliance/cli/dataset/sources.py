@@ -139,6 +139,10 @@ def records(
     sheet: Annotated[
         str | None, typer.Option("--sheet", metavar="NAME", help="A workbook's sheet. Default: the first.")
     ] = None,
+    header_row: Annotated[
+        int | None,
+        typer.Option("--header-row", min=1, metavar="ROW", help="A workbook's header. Default: the first filled row."),
+    ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -153,9 +157,11 @@ def records(
     from datasets_src.sources import records as sources_records
 
     options = {"question": question, "answer": answer, "input": input_, "group": group, "turns": turns, "sheet": sheet}
+    if header_row is not None:
+        options["header_row"] = str(header_row)
     extra: dict[str, Any] = {}
     fields = sources_records.Fields(question, answer, input_, group)
-    pairs = sources_records.pairs(in_path, fields=fields, turns=turns, sheet=sheet, extra=extra)
+    pairs = sources_records.pairs(in_path, fields=fields, turns=turns, sheet=sheet, header_row=header_row, extra=extra)
     write("records", in_path, out_path, options, pairs, extra, force=force, as_json=as_json)
 
 
