@@ -227,7 +227,7 @@ def _refuse(bad: dict[int, str], judged: _Judged, csv_path: Path, stage_dir: Pat
     _write_ledger(stage_dir / "rows.csv", sides, judged.rejected | bad)
     first = tuple(sorted(bad.items())[: survey.SHOWN])
     where = f"all are listed in {stage_dir / 'rows.csv'}"
-    raise survey.bad_rows_error(csv_path, len(bad), first, where, what=what, fix=fix)
+    raise survey.bad_rows_error(csv_path, judged.rows.fmt, len(bad), first, where, what=what, fix=fix)
 
 
 def _too_long(judged: _Judged, limit: int, *, cut: bool) -> dict[int, str]:

@@ -25,6 +25,7 @@ from appliance.rows.header import plain_name
 from appliance.rows.records import records
 
 BLANK_LINE = "blank line"
+WRONG_WIDTH = "fields; the header has"  # part of a reason
 ABOVE_HEADER = "above the header"
 NO_ROWS = (BLANK_LINE, ABOVE_HEADER)  # reasons of lines that nobody has to correct
 CANONICAL_COLUMNS = ("row", "instruction", "input", "output")
@@ -107,13 +108,11 @@ def read_canonical(path: Path) -> list[Row]:
 
 
 def _row(line: int, cells: list[str], fmt: CsvFormat, used: Sequence[int]) -> Row | Rejected:
-    if not cells or (len(cells) == 1 and not cells[0].strip()):
+    if not any(map(str.strip, cells)):  # also `,,,,`, which spreadsheets write for rows that were once filled
         return Rejected(line, BLANK_LINE)
     if len(cells) != len(fmt.header):
         wrong = wrong_byte("".join(cells), fmt.encoding.codec)
-        return Rejected(
-            line, f"{len(cells)} fields; the header has {len(fmt.header)}" + (f"; {wrong}" if wrong else "")
-        )
+        return Rejected(line, f"{len(cells)} {WRONG_WIDTH} {len(fmt.header)}" + (f"; {wrong}" if wrong else ""))
     for index in used:
         if cells[index].isprintable():
             continue

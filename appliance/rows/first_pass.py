@@ -22,7 +22,7 @@ class FirstPass:
     """Iterate over `records` once, then read the rest. Everything but `side_words` is by position of the usable row."""
 
     def __init__(self, csv_path: Path, fmt: CsvFormat) -> None:
-        self._path, self._fmt = csv_path, fmt
+        self._path, self.fmt = csv_path, fmt
         self._sides = array("B")
         self._remarks = Remarks(fmt)
         self.keys = split.Keys()  # rows with equal keys share a side: the group's key, or the question's
@@ -34,7 +34,7 @@ class FirstPass:
 
         Raises DataError as `csv_file.read`.
         """
-        for row in csv_file.read(self._path, self._fmt):
+        for row in csv_file.read(self._path, self.fmt):
             if isinstance(row, Rejected):
                 yield row
             elif fault := fault_of(row):
@@ -46,7 +46,7 @@ class FirstPass:
     def _keep(self, row: Row) -> None:
         key = question = split.question_key(row)
         self.keys.append(key)
-        if self._fmt.group is not None:
+        if self.fmt.group is not None:
             question = split.question_key(replace(row, group=None))
             self.questions.append(question)
         self._remarks.see(row, question)

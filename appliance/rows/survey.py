@@ -6,6 +6,7 @@ What `check` reports about a file before any model is available. Knows the recip
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -14,7 +15,7 @@ from appliance.errors import DataError
 from appliance.findings import Finding
 from appliance.prompt import format as prompt_format
 from appliance.recipe.fields import DataSection
-from appliance.rows import csv_file, split
+from appliance.rows import csv_file, split, wrong_width
 from appliance.rows.csv_file import CsvFormat, Rejected, Row
 from appliance.rows.first_pass import FirstPass
 from appliance.rows.oddities import Remark
@@ -85,7 +86,7 @@ def of_csv(csv_path: Path, data: DataSection, seed: int) -> Survey:
     if not seen.keys:
         raise DataError(
             f"{csv_path}: no usable row" + "".join(f"; line {line}: {reason}" for line, reason in bad[:1]),
-            hint="every row needs a question and an answer",
+            hint=_width_fix(csv_path, fmt, bad) or "every row needs a question and an answer",
         )
     too_few, counts = None, {}
     try:
@@ -109,7 +110,7 @@ def of_csv(csv_path: Path, data: DataSection, seed: int) -> Survey:
 def refusal(seen: Survey, data: DataSection) -> DataError | None:
     """Why this file cannot be trained on as it is: bad rows under `on_bad_row: refuse`, too few rows to split."""
     if seen.bad_rows and data.on_bad_row == "refuse":
-        return bad_rows_error(seen.path, seen.bad_rows, seen.bad, "`prepare` writes all of them to rows.csv")
+        return bad_rows_error(seen.path, seen.fmt, seen.bad_rows, seen.bad, "`prepare` writes all of them to rows.csv")
     if seen.too_few:
         return DataError(f"{seen.path}: {seen.too_few}", hint=seen.too_few.hint)
     return None
@@ -117,8 +118,9 @@ def refusal(seen: Survey, data: DataSection) -> DataError | None:
 
 def bad_rows_error(
     path: Path,
+    fmt: CsvFormat,
     count: int,
-    first: tuple[tuple[int, str], ...],
+    first: Sequence[tuple[int, str]],
     where: str,
     what: str = "rows cannot be used",
     fix: str = "",
@@ -128,9 +130,15 @@ def bad_rows_error(
     if count > SHOWN:
         shown.append(f"… and {count - SHOWN} more; {where}")
     fix = fix or "correct them, or continue without them: --set data.on_bad_row=drop"
-    if any("fields; the header has" in reason for _, reason in first):
-        fix += '; a cell that contains the delimiter or a line break must be in double quotes: "like, this"'
+    if width_fix := _width_fix(path, fmt, first):
+        fix += f"; {width_fix}"
     return DataError(f"{path}: {count} {what}:\n  " + "\n  ".join(shown), hint=fix)
+
+
+def _width_fix(path: Path, fmt: CsvFormat, bad: Sequence[tuple[int, str]]) -> str:
+    """What to do about the first line with the wrong number of fields; "" if there is none."""
+    line = next((line for line, reason in bad if csv_file.WRONG_WIDTH in reason), None)
+    return "" if line is None else wrong_width.fix_for(path, fmt, line)
 
 
 def findings(seen: Survey) -> list[Finding]:

@@ -27,7 +27,17 @@ OPTIONS = {
     "korquad": ["--with-paragraph", "--answer", "--force", "--json"],
     "qa-text": ["--question-marker", "--answer-marker", "--force", "--json"],
     "delimited": ["--separator", "--pattern", "--force", "--json"],
-    "records": ["--question", "--answer", "--input", "--group", "--turns", "--sheet", "--force", "--json"],
+    "records": [
+        "--question",
+        "--answer",
+        "--input",
+        "--group",
+        "--turns",
+        "--sheet",
+        "--header-row",
+        "--force",
+        "--json",
+    ],
 }
 
 

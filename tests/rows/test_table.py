@@ -205,7 +205,11 @@ BAD_ROWS = [
     (b"1,a\0b", "column 'A': contains a NUL character"),
     (b"", BLANK_LINE),
     (b"  ", BLANK_LINE),
-    (b",", "column 'Q': the instruction is empty"),
+    (b",", BLANK_LINE),
+    (b",,,,", BLANK_LINE),
+    (b'"","\t"', BLANK_LINE),
+    ("\u3000,\u00a0".encode(), BLANK_LINE),
+    (b",,,x", "4 fields; the header has 2"),
 ]
 
 
