@@ -19,14 +19,17 @@ from appliance.weights import model_files
 # 1: *.json, *.safetensors, *.jinja and *.model. 2: every file that a result may depend on, merges.txt among them.
 IdentityRule = Literal[1, 2]
 IDENTITY_RULE: IdentityRule = 2
+DEMO_NAME = "finetune-appliance/demo-base"  # made on the spot, on no Hub
 
 
 @dataclass(frozen=True)
 class Base:
     """A base model in `dir`, complete except for what is still `coming` from the Hub.
 
-    `public_id` is never a local path; `revision` is a commit on the Hub, or None. `recorded_identity`: how a run that
-    began with these files identifies them, if that is not how they are identified today.
+    `public_id` is never a local path: USER/NAME on the Hub, or the name of a folder that nobody said is there.
+    `revision` is a commit on the Hub, or None. `is_folder`: given as a folder, so that its files identify it, whatever
+    it is on the Hub. `recorded_identity`: how a run that began with these files identifies them, if that is not how
+    they are identified today.
     """
 
     dir: Path
@@ -35,6 +38,17 @@ class Base:
     license: str | None
     snapshot: Snapshot | None = field(default=None, compare=False, repr=False)  # of that commit
     recorded_identity: str | None = field(default=None, compare=False, repr=False)
+    is_folder: bool = False
+
+    @property
+    def is_on_hub(self) -> bool:
+        """Whether `public_id` names a repository, which a card may link to and a user can load."""
+        return "/" in self.public_id and self.public_id != DEMO_NAME
+
+    @property
+    def trained_as(self) -> tuple[str, str | None]:
+        """The name and commit that a trained adapter gives its base: a folder's own, whatever it is said to be."""
+        return (self.dir.name, None) if self.is_folder else (self.public_id, self.revision)
 
     @property
     def coming(self) -> dict[str, int]:
@@ -66,7 +80,7 @@ class Base:
 
     def identity_by(self, rule: IdentityRule) -> str:
         """`identity` by the rule that an earlier version went by."""
-        if self.revision:
+        if self.revision and not self.is_folder:
             return f"{self.public_id}@{self.revision}"
         digest = hashlib.sha256()
         for path in sorted(self.dir.glob("*")):

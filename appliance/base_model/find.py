@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from appliance.base_model import tunable
-from appliance.base_model.base import Base
+from appliance.base_model.base import DEMO_NAME, Base
 from appliance.errors import EnvironmentUnavailable, RecipeError
 from appliance.hub import download
 from appliance.hub.cache import Source
@@ -17,15 +18,19 @@ from appliance.process import console
 from appliance.weights import model_files
 
 DEMO_ID = "demo"
+# A folder of the Hub client's cache (huggingface_hub, "Understand caching").
+_SNAPSHOT = re.compile(r"models--(?P<user>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})")
 
 
 def resolve(model_id: str, revision: str | None, cache_dir: Path) -> Base:
-    """The base model `model_id`, complete on this disk. Raises what `find` and `fetch` raise."""
+    """The base model `model_id`, complete on this disk. Raises what `base_of` and `fetch` raise."""
     return fetch(base_of(model_id, revision, cache_dir))
 
 
-def base_of(model_id: str, revision: str | None, cache_dir: Path) -> Base:
+def base_of(model_id: str, revision: str | None, cache_dir: Path, hub_id: str | None = None) -> Base:
     """The base model `model_id` with everything it is judged by: for one on the Hub, the config and card.
+
+    `hub_id`: what a local folder is on the Hub, at `revision`. A snapshot in the Hub client's cache tells by its path.
 
     Raises RecipeError: no such folder or name. HubError: the Hub refuses or cannot be reached.
     EnvironmentUnavailable: it cannot be tuned (see `tunable`), or it has no safetensors.
@@ -34,10 +39,11 @@ def base_of(model_id: str, revision: str | None, cache_dir: Path) -> Base:
         from appliance.base_model import demo
 
         folder = demo.ensure_base_apart(cache_dir, on_progress=console.say)
-        base = Base(folder, "finetune-appliance/demo-base", None, "apache-2.0")
+        base = Base(folder, DEMO_NAME, None, "apache-2.0")
     elif Path(model_id).is_dir():
         folder = Path(model_id).resolve()
-        base = Base(folder, folder.name, None, _license(folder))
+        public_id, commit = (hub_id, revision) if hub_id else _snapshot_of(folder) or (folder.name, None)
+        base = Base(folder, public_id, commit, _license(folder), is_folder=True)
     elif model_id.count("/") == 1 and not model_id.startswith((".", "/", "~")):
         base = _find_on_hub(model_id, revision, cache_dir)
     else:
@@ -77,6 +83,12 @@ def _find_on_hub(model_id: str, revision: str | None, cache_dir: Path) -> Base:
     console.say(f"base model {model_id} at commit {snapshot.commit}{without_asking(snapshot)}")
     folder = download.obtain(source, snapshot, [name for name in model_files.JUDGED_FILES if name in snapshot.files])
     return Base(folder, model_id, snapshot.commit, _license(folder), snapshot)
+
+
+def _snapshot_of(folder: Path) -> tuple[str, str] | None:
+    """The repository and commit whose files the Hub client keeps in this folder; None if it is another folder."""
+    found = _SNAPSHOT.fullmatch("/".join(folder.parts[-3:]))
+    return (f"{found['user']}/{found['name']}", found["commit"]) if found else None
 
 
 def _license(folder: Path) -> str | None:

@@ -102,7 +102,8 @@ class Job:
         moved = (
             before.get("dir") if not typed.is_dir() and before.get("dir") else None
         )  # typed relative to another folder
-        base = base_model_find.base_of(moved or model.id, before.get("revision") or model.revision, self.cache_dir)
+        revision = before.get("revision") or model.revision
+        base = base_model_find.base_of(moved or model.id, revision, self.cache_dir, model.hub_id)
         if before and base.identity_by(before.get("identity_rule", 1)) != before["identity"]:
             raise RunDirError(
                 f"{self.run_dir.path}: the files of the base model {model.id} have changed since this run began",

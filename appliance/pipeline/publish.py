@@ -224,10 +224,19 @@ def _build(release: Path, facts: card.Facts, publish: PublishSection, run_path: 
         process_files.write_text(release / "model" / "README.md", card.model_card(facts))
     if publish.adapter and (run_path / "train" / "adapter").is_dir():
         _link_tree(run_path / "train" / "adapter", release / "adapter")
+        _name_base(release / "adapter" / "adapter_config.json", facts.base)
         _copy_license(facts.base, release / "adapter")
         process_files.write_text(release / "adapter" / "README.md", card.adapter_card(facts))
     if publish.dataset:
         dataset.build(release / "dataset", run_path, name=facts.name, repo=facts.repo("dataset"))
+
+
+def _name_base(path: Path, base: Base) -> None:
+    """The adapter of a local base names what that base is on the Hub, which may be said after training."""
+    config = process_files.read_json(path)
+    if (config.get("base_model_name_or_path"), config.get("revision")) == base.trained_as:
+        path.unlink()  # a link to the trained adapter's own
+        process_files.write_json(path, config | {"base_model_name_or_path": base.public_id, "revision": base.revision})
 
 
 def _link_tree(source: Path, target: Path) -> None:

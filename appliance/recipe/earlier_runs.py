@@ -20,7 +20,11 @@ from appliance.recipe.resolve import Resolved
 
 # Field added after version 0.1 -> its value in a run that began without it. Every new recipe field needs an entry: the
 # value that does what the program did before, whatever the default for new runs.
-BEFORE: dict[str, Any] = {"train.val_rows": None, "data.header_line": None}
+BEFORE: dict[str, Any] = {
+    "train.val_rows": None,
+    "data.header_line": None,
+    "model.hub_id": None,
+}
 ORIGIN = "as before this field"  # of such a value, in recipe.yaml
 
 

@@ -33,6 +33,9 @@ class Section(BaseModel):
 class ModelSection(Section):
     id: str = Field(min_length=1, description="Base model: a Hub id, a local folder, or `demo` (built on the spot).")
     revision: str | None = Field(None, description="Commit, tag or branch on the Hub; null pins the newest commit.")
+    hub_id: str | None = Field(
+        None, description="What a local folder is on the Hub, as USER/NAME, for the model card and the adapter."
+    )
     max_seq_length: Literal["auto"] | Annotated[int, Field(ge=8)] = Field(
         "auto", description="Longest row in tokens; auto takes the smallest multiple of 64 that fits all rows."
     )
@@ -47,6 +50,14 @@ class ModelSection(Section):
     @classmethod
     def _id_of_its_page(cls, value: str) -> str:
         return hub_names.model_id(value)
+
+    @field_validator("hub_id")
+    @classmethod
+    def _whole_name(cls, value: str | None) -> str | None:
+        name = None if value is None else hub_names.repo_id(value)
+        if name is not None and "/" not in name:
+            raise ValueError("expected USER/NAME")
+        return name
 
 
 class Columns(Section):

@@ -14,8 +14,9 @@ READ_BY = {
     "train": ("engine", "model", "tuning", "train"),
     "evaluate": ("evaluate",),
     "merge": (),
-    "publish": ("name", "publish"),
+    "publish": ("name", "publish", "model.hub_id"),
 }
+_PUBLISHED = {"model.hub_id"}  # only told to others: nothing is computed from it
 # Neither where metrics go nor how a step is divided into micro batches changes what is learned; the rows of a step do.
 _WITHOUT_EFFECT = {"micro_batch_size", "gradient_accumulation_steps", "report_to"}
 
@@ -26,14 +27,18 @@ def of_stage(recipe: Recipe, stage: str) -> dict[str, Any]:
         return {"engine": recipe.engine} | of_training(recipe.model, recipe.tuning, recipe.train)
     read = READ_BY[stage]
     sections = tuple(f"{name}." for name in read)
-    values = {key: value for key, value in flatten(recipe.model_dump()) if key in read or key.startswith(sections)}
+    values = {
+        key: value
+        for key, value in flatten(recipe.model_dump())
+        if key in read or (key.startswith(sections) and key not in _PUBLISHED)
+    }
     return earlier_runs.without_younger(values)
 
 
 def of_training(model: ModelSection, tuning: TuningSection, train: TrainSection) -> dict[str, Any]:
     """Dotted key -> value of what a training depends on, for the stage's fingerprint and for its checkpoints."""
     sections = {
-        "model": model.model_dump(),
+        "model": model.model_dump(exclude={"hub_id"}),
         "tuning": tuning.model_dump(),
         "train": train.model_dump(exclude=_WITHOUT_EFFECT),
     }

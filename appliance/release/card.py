@@ -121,9 +121,8 @@ def model_card(facts: Facts) -> str:
 
 def adapter_card(facts: Facts) -> str:
     """README.md of the adapter."""
-    code = usage_snippets.with_peft(
-        facts.base.public_id, facts.base.revision, facts.repo("adapter"), facts.prompt.eos_token
-    )
+    base_id = facts.base.public_id if facts.base.is_on_hub else None
+    code = usage_snippets.with_peft(base_id, facts.base.revision, facts.repo("adapter"), facts.prompt.eos_token)
     kind = f"A LoRA adapter for {facts.base.public_id}."
     return _card(facts, kind, code, {"library_name": "peft", "base_model_relation": "adapter"})
 
@@ -155,9 +154,11 @@ def dataset_card(name: str, counts: Mapping[str, Any], repo: str, files: Collect
 
 def _card(facts: Facts, kind: str, code: str, front: dict[str, str]) -> str:
     counts, tuning = facts.counts, facts.tuning
+    if not facts.base.is_on_hub:
+        front = {key: value for key, value in front.items() if key != "base_model_relation"}
     matter = {
         "license": facts.base.license or "unknown",
-        "base_model": facts.base.public_id,
+        **({"base_model": facts.base.public_id} if facts.base.is_on_hub else {}),
         **({"language": list(facts.languages)} if facts.languages else {}),
         "pipeline_tag": "text-generation",
         "tags": ["lora" if tuning else "full-fine-tuning", "sft", facts.prompt.name],
@@ -165,6 +166,7 @@ def _card(facts: Facts, kind: str, code: str, front: dict[str, str]) -> str:
         "model-index": [_index(facts)],
     }
     revision = f", commit {facts.base.revision}" if facts.base.revision else ""
+    revision += "" if facts.base.is_on_hub else " (a local folder, not named on the Hub)"
     parts = [
         f"---\n{yaml.safe_dump(matter, allow_unicode=True, sort_keys=False)}---\n",
         f"# {facts.name}\n\n{kind}\n",

@@ -22,14 +22,14 @@ print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_to
 {_CODE}"""
 
 
-def with_peft(base: str, revision: str | None, repo: str, eos: str) -> str:
-    """The adapter on the base it was trained on."""
+def with_peft(base: str | None, revision: str | None, repo: str, eos: str) -> str:
+    """The adapter on the base it was trained on. `base`: its id on the Hub; None if it is not there."""
     at = f', revision="{revision}"' if revision else ""
     return f"""{_CODE}python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-base = AutoModelForCausalLM.from_pretrained("{base}"{at}, dtype="auto", device_map="auto")
+base = AutoModelForCausalLM.from_pretrained("{base or "FOLDER_OF_THE_BASE_MODEL"}"{at}, dtype="auto", device_map="auto")
 model = PeftModel.from_pretrained(base, "{repo}")
 tokenizer = AutoTokenizer.from_pretrained("{repo}")
 model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids({json.dumps(eos, ensure_ascii=False)})

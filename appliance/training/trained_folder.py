@@ -23,9 +23,7 @@ class Base(Protocol):
     @property
     def dir(self) -> Path: ...
     @property
-    def public_id(self) -> str: ...
-    @property
-    def revision(self) -> str | None: ...
+    def trained_as(self) -> tuple[str, str | None]: ...
     @property
     def config(self) -> dict[str, Any]: ...
 
@@ -50,7 +48,8 @@ def write(checkpoint: Path, target: Path, base: Base, prompt: prompt_format.Prom
         if is_adapter(checkpoint):
             shutil.copy2(checkpoint / "adapter_model.safetensors", folder)
             config = files.read_json(checkpoint / "adapter_config.json")
-            config |= {"base_model_name_or_path": base.public_id, "revision": base.revision, "inference_mode": True}
+            name, commit = base.trained_as
+            config |= {"base_model_name_or_path": name, "revision": commit, "inference_mode": True}
             files.write_json(folder / "adapter_config.json", config)
         else:
             for path in checkpoint.glob("model*.safetensors*"):  # with their index

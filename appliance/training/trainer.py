@@ -26,15 +26,12 @@ from appliance.rundir import results
 from appliance.training import checkpoints, row_order
 from appliance.training.callbacks import StopOnSignal
 from appliance.training.encoded_rows import Rows
+from appliance.training.learning_rate import hint_if_not_finite
 from appliance.training.micro_batch import AtWork, BatchSize
 
 EVALUATION_ROWS_PER_BATCH = 8
 # torch.amp.GradScaler starts at 2**16 and halves: if gradients still overflow at scale 1, the scale is not the cause.
 LOSS_SCALE_HALVINGS = 16
-LOOK_AT_ROWS = (
-    "look at these rows with `appliance inspect`; otherwise lower train.learning_rate, or train in bfloat16 or float32 "
-    f"(model.dtype). The last good checkpoint is kept; after a change, {checkpoints.START_OVER}"
-)
 
 
 @dataclass(frozen=True)
@@ -148,7 +145,7 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
                     hint="see what is trained with `appliance inspect`; their answers may have been cut off",
                 )
             if not math.isfinite(loss):
-                raise TrainingFailed(f"{where}: the loss {loss} is not finite", hint=LOOK_AT_ROWS)
+                raise TrainingFailed(f"{where}: the loss {loss} is not finite", hint=self._hint)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -187,9 +184,13 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
             if not math.isfinite(loss):
                 raise TrainingFailed(
                     f"step {self.state.global_step}: {self._val_rows.name(indexes)}: the val loss {loss} is not finite",
-                    hint=LOOK_AT_ROWS,
+                    hint=self._hint,
                 )
         return float(sum(loss * count for loss, count in figures) / sum(count for _, count in figures))
+
+    @property
+    def _hint(self) -> str:
+        return hint_if_not_finite(self.args.learning_rate)
 
     def _remember_what_fits(self) -> None:
         """Each time an evaluation batch was halved: a run that is stopped and resumed starts with what fitted."""
@@ -291,7 +292,7 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
                 "step": step,
                 "loss": logs["loss"],
                 "learning_rate": logs["learning_rate"],
-                "grad_norm": self._finite(step, logs["grad_norm"]),
+                "grad_norm": self._finite(step, logs["grad_norm"], args.learning_rate),
                 "tokens": tokens,
                 "padded_tokens": padded,
                 "tokens_per_second": round(tokens / max(now - self._at, 1e-9), 1),
@@ -307,7 +308,7 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
         """Appends a line. Raises EnvironmentUnavailable: the disk is full."""
         checkpoints.append_line(self._path, line)
 
-    def _finite(self, step: int, grad_norm: float) -> float | None:
+    def _finite(self, step: int, grad_norm: float, learning_rate: float) -> float | None:
         """The norm; None if float16's loss scale is being found and the step was skipped."""
         if math.isfinite(grad_norm):
             self._overflows = 0
@@ -318,5 +319,5 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
         where = f"step {step}: {self.trainer.name_rows_of_step(step - 1)}" if self.trainer else f"step {step}"
         raise TrainingFailed(
             f"{where}: the gradient's norm {grad_norm} is not finite",
-            hint=LOOK_AT_ROWS,
+            hint=hint_if_not_finite(learning_rate),
         )

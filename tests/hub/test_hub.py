@@ -67,6 +67,21 @@ def test_a_folder_is_a_base(folder: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_snapshot_of_the_hubs_cache_is_what_it_was_fetched_as(folder: Path, tmp_path: Path) -> None:
+    """Its files still identify it: nobody has compared them with the Hub's."""
+    snapshot = tmp_path / "hub" / "models--maker--base-1--x" / "snapshots" / COMMIT
+    shutil.copytree(folder, snapshot)
+    base = resolve(str(snapshot), None, tmp_path)
+    assert (base.public_id, base.revision, base.is_on_hub) == ("maker/base-1--x", COMMIT, True)
+    assert base.identity == resolve(str(folder), None, tmp_path).identity
+
+
+def test_a_folder_that_is_said_to_be_on_the_hub(folder: Path, tmp_path: Path) -> None:
+    base = base_model_find.base_of(str(folder), "v1", tmp_path, "maker/base")
+    assert (base.public_id, base.revision, base.is_on_hub) == ("maker/base", "v1", True)
+    assert not resolve(str(folder), None, tmp_path).is_on_hub
+
+
 def test_the_public_name_never_is_a_local_path(folder: Path, tmp_path: Path) -> None:
     assert str(tmp_path) not in resolve(str(folder) + "/", None, tmp_path).public_id
 

@@ -74,6 +74,24 @@ def of_family(folder: Path, base_dir: Path, kind: str) -> Path:
     return folder
 
 
+# --- settings that are seldom meant
+
+
+@pytest.mark.parametrize(("rate", "why"), [(2.0, "diverge"), (2e-9, "hardly move"), (2e-2, "diverge")])
+def test_an_unusual_learning_rate_is_questioned(rate: float, why: str, tmp_path: Path, base_dir: Path) -> None:
+    found = look(tmp_path, base_dir, train=TrainSection(learning_rate=rate))["learning rate"]
+    assert (found.verdict, found.found, why in found.fix) == ("warning", f"{rate:g}", True)
+
+
+@pytest.mark.parametrize("rate", [1e-6, 5e-5, 2e-4, 1e-2])
+def test_a_usual_learning_rate_is_not_questioned(rate: float, tmp_path: Path, base_dir: Path) -> None:
+    assert "learning rate" not in look(tmp_path, base_dir, train=TrainSection(learning_rate=rate))
+
+
+def test_an_unusual_learning_rate_no_longer_matters_after_training(tmp_path: Path, base_dir: Path) -> None:
+    assert "learning rate" not in look(tmp_path, base_dir, train=TrainSection(learning_rate=2.0), todo=["publish"])
+
+
 # --- the share of evaluation
 
 

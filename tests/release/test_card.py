@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ def facts(run: FinishedRun, **changes: Any) -> Facts:
         "max_new_tokens": 64,
         "examples": True,
     }
-    return card.gather(name="shop", base=run.base, prompt_name="alpaca", run_path=run.path, **wanted | changes)
+    wanted |= {"name": "shop", "base": run.base, "prompt_name": "alpaca", "run_path": run.path}
+    return card.gather(**wanted | changes)
 
 
 def front(text: str) -> dict[str, Any]:
@@ -35,8 +37,9 @@ def front(text: str) -> dict[str, Any]:
 
 
 def test_what_the_hub_reads(run: FinishedRun) -> None:
-    matter = front(card.model_card(facts(run)))
-    assert matter["base_model"] == run.base.public_id
+    on_hub = replace(run.base, public_id="maker/base", revision="0123abc")
+    matter = front(card.model_card(facts(run, base=on_hub)))
+    assert (matter["base_model"], matter["base_model_relation"]) == ("maker/base", "finetune")
     assert matter["license"] == (run.base.license or "unknown")
     assert matter["language"] == ["ko"]
     assert matter["library_name"] == "transformers"
@@ -44,7 +47,18 @@ def test_what_the_hub_reads(run: FinishedRun) -> None:
     metrics = files.read_json(run.path / "evaluate" / "metrics.json")
     assert {one["type"]: one["value"] for one in result["metrics"]}["f1"] == round(metrics["tuned"]["f1"], 4)
     assert result["dataset"]["split"] == "test"
-    assert front(card.adapter_card(facts(run)))["base_model_relation"] == "adapter"
+    adapter = card.adapter_card(facts(run, base=on_hub))
+    assert (front(adapter)["base_model"], front(adapter)["base_model_relation"]) == ("maker/base", "adapter")
+    assert 'from_pretrained("maker/base", revision="0123abc", ' in adapter
+
+
+@pytest.mark.parametrize("write", [card.model_card, card.adapter_card])
+def test_a_base_that_is_on_no_hub_is_not_linked(write: Callable[[card.Facts], str], run: FinishedRun) -> None:
+    """The Hub refuses metadata with a name that cannot be a repository, and a name of somebody else's would mislead."""
+    text = write(facts(run))
+    assert not {"base_model", "base_model_relation"} & set(front(text))
+    assert f"Base model: {run.base.public_id} (a local folder, not named on the Hub)" in text
+    assert f'from_pretrained("{run.base.public_id}"' not in text
 
 
 def rows_card(*more: str, torn: int = 0) -> str:

@@ -332,3 +332,15 @@ def test_a_base_of_the_hub_is_named_with_its_commit(run: FinishedRun) -> None:
     named = {"base_model_name_or_path": "maker/base", "revision": "0123abc"}
     edit_json(run.path / "train" / "adapter" / "adapter_config.json", **named)
     of_hub.publish()
+
+
+def test_a_local_base_is_named_as_it_is_known_on_the_hub(run: FinishedRun) -> None:
+    """Said after training: the trained adapter keeps the folder's name."""
+    trained = run.path / "train" / "adapter" / "adapter_config.json"
+    before = trained.read_bytes()
+    base = base_model_base.Base(run.base.dir, "maker/base", "0123abc", None, is_folder=True)
+    FinishedRun(run.path, base).publish()
+    released = files.read_json(run.release / "adapter" / "adapter_config.json")
+    assert (released["base_model_name_or_path"], released["revision"]) == ("maker/base", "0123abc")
+    assert trained.read_bytes() == before
+    assert "base_model: maker/base" in (run.release / "model" / "README.md").read_text(encoding="utf-8")
