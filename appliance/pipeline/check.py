@@ -21,12 +21,13 @@ from appliance.machine import place as machine_place
 from appliance.machine.device import Device
 from appliance.machine.disk import human
 from appliance.machine.place import Place
-from appliance.preflight import disk_needs, doctor, doubtful_settings, gpu, gpu_probe
+from appliance.preflight import disk_needs, doctor, gpu, gpu_probe
 from appliance.process import files
 from appliance.recipe.fields import DataSection, ModelSection, PublishSection, TrainSection, TuningSection
+from appliance.release import base as release_base
 from appliance.rows import survey
 from appliance.rundir.directory import STAGES
-from appliance.training import validation
+from appliance.training import learning_rate, validation
 from appliance.weights.proof_place import Weights, memory_finding
 
 # For a Hub that this call can do without: no run waits minutes for it.
@@ -76,7 +77,7 @@ def run(
     findings = survey.findings(seen) if seen else []
     if seen and "train" in ahead:
         findings.append(validation.finding(validation.schedule(train, seen.sides["train"], seen.sides["val"]), train))
-    findings += doubtful_settings.of_training(train) if "train" in ahead else []
+    findings += learning_rate.findings(train.learning_rate) if "train" in ahead else []
     place = machine_place.place()
     findings += [*doctor.pins(place), _cache(cache_dir, place)]
     table_path = stage_dir / "table.json"
@@ -101,7 +102,8 @@ def run(
     kept = set(STAGES if todo is None else todo).difference(again)  # their present files will be overwritten
     held = disk_needs.held_bytes(stage_dir.parent, kept)
     findings += _base_findings(base, model, rehearse)
-    findings += doubtful_settings.of_publishing(publish, model, base) if "publish" in ahead else []
+    if "publish" in ahead and publish.repo_id and base.is_folder and not base.is_on_hub:
+        findings.append(release_base.unnamed(base))
     findings += disk_needs.findings(demand, stage_dir, held=held, base_dir=base.dir, coming=sum(base.coming.values()))
     if device:
         findings += _engine_findings(engine, base, model, device, full_with, loads)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+from appliance.findings import Finding
+
 
 class Base(Protocol):
     """A base model: base_model/base.py has the one that runs use."""
@@ -23,3 +25,13 @@ class Base(Protocol):
     def license(self) -> str | None: ...
     @property
     def config(self) -> dict[str, Any]: ...
+
+
+def unnamed(base: Base) -> Finding:
+    """Said before training if a release is to be published and its base is not known on the Hub."""
+    found = f"{base.public_id}: a folder, and nothing says what it is on the Hub"
+    fix = (
+        "set model.hub_id=USER/NAME, and model.revision to its commit; without it the model card names no base, and "
+        "the adapter loads only where that folder is"
+    )
+    return Finding("base on the Hub", found, "its name there", "warning", fix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from appliance.findings import Finding
 from appliance.training import checkpoints
 
 # Published fine-tunings lie well inside: QLoRA 1e-4 to 2e-4 (Dettmers et al. 2023, table 9), LoRA on GPT-2 and GPT-3
@@ -11,6 +12,15 @@ USUAL = (1e-6, 1e-2)
 
 def is_usual(rate: float) -> bool:
     return USUAL[0] <= rate <= USUAL[1]
+
+
+def findings(rate: float) -> list[Finding]:
+    """A learning rate that lost or gained a few zeros, to be seen before the first step; empty if it is usual."""
+    if is_usual(rate):
+        return []
+    why = "training would diverge" if rate > USUAL[1] else "the weights would hardly move"
+    fix = f"{why}; usual are 1e-4 to 1e-3 for adapters and 1e-5 to 1e-4 for all weights: --set train.learning_rate=2e-4"
+    return [Finding("learning rate", f"{rate:g}", f"{USUAL[0]:g} to {USUAL[1]:g}", "warning", fix)]
 
 
 def hint_if_not_finite(rate: float) -> str:

@@ -92,6 +92,17 @@ def test_an_unusual_learning_rate_no_longer_matters_after_training(tmp_path: Pat
     assert "learning rate" not in look(tmp_path, base_dir, train=TrainSection(learning_rate=2.0), todo=["publish"])
 
 
+def test_a_local_base_that_is_to_be_published_should_have_a_name(
+    tmp_path: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(permissions, "findings", lambda *_: [])
+    publish = PublishSection(repo_id="me/shop")
+    found = look(tmp_path, base_dir, publish=publish)["base on the Hub"]
+    assert (found.verdict, "model.hub_id" in found.fix) == ("warning", True)
+    assert "base on the Hub" not in look(tmp_path, base_dir)
+    assert "base on the Hub" not in look(tmp_path, base_dir, publish=publish, todo=["train"])
+
+
 # --- the share of evaluation
 
 
