@@ -28,7 +28,7 @@ class Line:
     """Scores of one model's answers, as fractions.
 
     `difference`: 95 % interval of the difference from the first run's tuned model in that run's primary metric; None
-    for that model itself.
+    for that model itself. `reason`: why nothing is proven, if the interval alone does not say so.
     """
 
     name: str
@@ -38,13 +38,15 @@ class Line:
     chrf: float
     difference: tuple[float, float] | None
     verdict: str
+    reason: str = ""
 
     def cells(self) -> tuple[str, ...]:
         scores = tuple(f"{score:.1%}" for score in (self.exact_match, self.f1, self.rouge_l, self.chrf))
         if self.difference is None:
             return (self.name, *scores, "")
         low, high = self.difference
-        return (self.name, *scores, f"{low:+.1%} to {high:+.1%}: {self.verdict}")
+        why = f" ({self.reason})" if self.reason else ""
+        return (self.name, *scores, f"{low:+.1%} to {high:+.1%}: {self.verdict}{why}")
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -68,7 +70,7 @@ def across(run_dirs: Sequence[Path]) -> list[Line]:
     Rows are matched by question and wanted answer, because another CSV may have them on other lines. Raises
     RunDirError: a run has not been evaluated yet, or the runs were not tested on the same rows.
     """
-    from appliance.evaluation import scores
+    from appliance.evaluation import interval, scores
 
     runs = [_read(path) for path in run_dirs]
     first = runs[0]
@@ -87,8 +89,8 @@ def across(run_dirs: Sequence[Path]) -> list[Line]:
             return Line(name, exact, f1, rouge, chrf, None, "")
         reference = [first.rows[key]["tuned"] for key in keys]
         pair = [scores.per_row(primary, wanted, texts, unit) for texts in (reference, answers)]
-        difference = scores.paired_bootstrap(pair[0], pair[1], groups)
-        return Line(name, exact, f1, rouge, chrf, difference, scores.verdict(difference))
+        found = interval.paired(pair[0], pair[1], groups)
+        return Line(name, exact, f1, rouge, chrf, found.interval, found.verdict, found.reason)
 
     lines = [line(run.name, run, "tuned") for run in runs]
     seen: set[tuple[str, ...]] = set()

@@ -14,6 +14,7 @@ from typing import Any
 from appliance.errors import DataError
 from appliance.evaluation import scores
 from appliance.evaluation.extra_questions import shown
+from appliance.evaluation.interval import Verdict, paired
 from appliance.rows import charset
 from appliance.rows.csv_file import Row
 from appliance.rows.header import ALIASES, plain_name
@@ -36,7 +37,8 @@ _HINT = (
 class Other:
     """The other model's scores, as fractions.
 
-    `interval`: 95 % interval of tuned - other in the primary metric. `wins`: rows in which tuned is better.
+    `interval`: 95 % interval of tuned - other in the primary metric; `groups`, `verdict` and `reason` belong to it.
+    `wins`: rows in which tuned is better.
     """
 
     name: str
@@ -47,7 +49,9 @@ class Other:
     wins: int
     losses: int
     interval: tuple[float, float]
-    verdict: str
+    groups: int
+    verdict: Verdict
+    reason: str
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -88,7 +92,7 @@ def score(
     names: tuple[scores.Metric, ...] = ("exact_match", "f1", "rouge_l", "chrf")
     by_row = {metric: scores.per_row(metric, wanted, answers, unit) for metric in names}
     means = {metric: fmean(values) for metric, values in by_row.items()}
-    interval = scores.paired_bootstrap(by_row[primary], tuned, groups)
+    difference = paired(by_row[primary], tuned, groups)
     wins, losses = scores.wins_losses(by_row[primary], tuned)
     return Other(
         name,
@@ -98,8 +102,10 @@ def score(
         means["chrf"],
         wins,
         losses,
-        interval,
-        scores.verdict(interval),
+        difference.interval,
+        difference.groups,
+        difference.verdict,
+        difference.reason,
     )
 
 

@@ -1,4 +1,4 @@
-"""How good answers are: exact match, F1, ROUGE-L, chrF, and whether tuning has improved them. Pure functions.
+"""How good answers are: exact match, F1, ROUGE-L, chrF. Pure functions.
 
 Every score is a fraction from 0 to 1; higher is better. `wanted` is the row's answer, `got` the model's. Must not know
 models, files or run directories.
@@ -13,7 +13,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import fmean
@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 Unit = Literal["character", "word"]
 Metric = Literal["exact_match", "f1", "rouge_l", "chrf"]
-Verdict = Literal["better", "not proven", "worse"]
 
 # The characters that KorQuAD's evaluate-v1.0.py (korquad.github.io) replaces with a space before anything else.
 _KORQUAD_SPACED = str.maketrans(dict.fromkeys("'\"《》<>〈〉()‘’", " "))
@@ -35,8 +34,6 @@ _HAN_KANA = (
 _HANGUL = "\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff\uffa0-\uffdc"
 _EAST_ASIAN = re.compile(f"[{_HAN_KANA}{_HANGUL}]")
 _ROUGE_TOKEN = re.compile(rf"[{_HAN_KANA}]|[^\W{_HAN_KANA}]+")
-
-_BLOCK = 1 << 20  # group indexes drawn at a time by the bootstrap: 8 MiB
 
 
 @dataclass(frozen=True)
@@ -129,51 +126,6 @@ def chrf(wanted: str, got: str) -> float:
     if not wanted.strip() and not got.strip():
         return 1.0
     return min(1.0, float(_chrf_scorer().sentence_score(got, [wanted]).score) / 100)
-
-
-def paired_bootstrap(
-    base: Sequence[float],
-    tuned: Sequence[float],
-    groups: Sequence[Hashable],
-    *,
-    seed: int = 0,
-    resamples: int = 10_000,
-    confidence: float = 0.95,
-) -> tuple[float, float]:
-    """Percentile interval of mean(tuned - base) over rows, from resampling whole groups with replacement.
-
-    Both models are scored on the same resampled rows (Koehn 2004, "Statistical Significance Tests for Machine
-    Translation Evaluation"); percentile interval: Efron & Tibshirani 1993, "An Introduction to the Bootstrap",
-    chapter 13. A group is the rows with the same question, which are not independent evidence. A single group says
-    nothing about others: its interval is the whole range, (-1, 1). A NaN score gives (NaN, NaN). Raises ValueError: no
-    rows, or sequences of different lengths.
-    """
-    import numpy as np
-
-    if not len(base) == len(tuned) == len(groups) > 0:
-        raise ValueError(f"{len(base)} base scores, {len(tuned)} tuned scores and {len(groups)} groups")
-    number_of = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    numbers = np.array([number_of[group] for group in groups])
-    gains = np.bincount(numbers, weights=np.asarray(tuned, float) - np.asarray(base, float))  # (G,) sums over rows
-    sizes = np.bincount(numbers)  # (G,) rows
-    if len(gains) == 1:
-        return (-1.0, 1.0)
-    generator = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    block = max(1, _BLOCK // len(gains))
-    for start in range(0, resamples, block):
-        drawn = generator.integers(len(gains), size=(min(block, resamples - start), len(gains)))  # (block, G)
-        means[start : start + block] = gains[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
-
-
-def verdict(interval: tuple[float, float]) -> Verdict:
-    """What an interval of tuned - base proves: better if above 0, worse if below; not proven if it has 0 or NaN."""
-    low, high = interval
-    if low > 0:
-        return "better"
-    return "worse" if high < 0 else "not proven"
 
 
 def wins_losses(base: Sequence[float], tuned: Sequence[float]) -> tuple[int, int]:

@@ -7,12 +7,17 @@ from dataclasses import dataclass
 
 from appliance.evaluation import scores as evaluation_scores
 from appliance.evaluation.generate import Answer
+from appliance.evaluation.interval import Verdict, paired
 from appliance.rows import csv_file
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """evaluate/metrics.json. Fractions 0-1; losses in nats per answer token; `interval`: 95 %, of tuned - base."""
+    """evaluate/metrics.json. Fractions 0-1; losses in nats per answer token.
+
+    `interval`: 95 %, of tuned - base. `groups`: of the rows; those of one group have the same question. `reason`: why
+    the verdict is "not proven", if the interval alone does not say so.
+    """
 
     rows: int
     base: evaluation_scores.Scores
@@ -22,7 +27,9 @@ class Comparison:
     wins: int
     losses: int
     interval: tuple[float, float]
-    verdict: str
+    groups: int
+    verdict: Verdict
+    reason: str
 
 
 def compare(
@@ -43,7 +50,7 @@ def compare(
         for who, given in answers.items()
     }
     by_row = {who: evaluation_scores.per_row(primary, wanted, given, unit) for who, given in texts.items()}
-    interval = evaluation_scores.paired_bootstrap(by_row["base"], by_row["tuned"], groups)
+    difference = paired(by_row["base"], by_row["tuned"], groups)
     wins, losses_count = evaluation_scores.wins_losses(by_row["base"], by_row["tuned"])
     comparison = Comparison(
         rows=len(rows),
@@ -53,8 +60,10 @@ def compare(
         primary=primary,
         wins=wins,
         losses=losses_count,
-        interval=interval,
-        verdict=evaluation_scores.verdict(interval),
+        interval=difference.interval,
+        groups=difference.groups,
+        verdict=difference.verdict,
+        reason=difference.reason,
     )
     return comparison, by_row
 

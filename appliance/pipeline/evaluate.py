@@ -247,9 +247,10 @@ def summarise(seen: Comparison) -> str:
     """One line for people."""
     before, after = getattr(seen.base, seen.primary), getattr(seen.tuned, seen.primary)
     low, high = seen.interval
+    why = f" ({seen.reason})" if seen.reason else ""
     return (
         f"{seen.primary} {before:.1%} -> {after:.1%} on {seen.rows} test rows "
-        f"(difference {low:+.1%} to {high:+.1%}): {seen.verdict}; "
+        f"(difference {low:+.1%} to {high:+.1%}): {seen.verdict}{why}; "
         f"exact match {seen.base.exact_match:.1%} -> {seen.tuned.exact_match:.1%}"
     )
 

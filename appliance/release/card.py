@@ -217,9 +217,11 @@ def _scores(metrics: dict[str, Any]) -> str:
     lines += [f"| {label} | {metrics['base'][k]:.1%} | {metrics['tuned'][k]:.1%} |" for k, label in METRICS.items()]
     lines.append(f"| loss (nats per answer token) | {metrics['base']['loss']:.4f} | {metrics['tuned']['loss']:.4f} |")
     low, high = metrics["interval"]
+    why = f" ({metrics['reason']})" if metrics.get("reason") else ""
+    of_groups = f", {metrics['groups']} groups of equal questions" if "groups" in metrics else ""
     lines.append(
-        f"\nVerdict: **{metrics['verdict']}**. Tuned minus base in {METRICS[metrics['primary']]}: "
-        f"{low * 100:+.1f} to {high * 100:+.1f} points (95 % paired bootstrap). "
+        f"\nVerdict: **{metrics['verdict']}**{why}. Tuned minus base in {METRICS[metrics['primary']]}: "
+        f"{low * 100:+.1f} to {high * 100:+.1f} points (95 % interval{of_groups}). "
         f"F1 counts {metrics['f1_unit']}s."
     )
     return "\n".join(lines)

@@ -42,6 +42,7 @@ _LARGEST_RECORD = 1 << 26  # bytes
 def recorded(run_path: Path, *, min_stop_rate: float, require_improvement: bool) -> list[Gate]:
     """The gates that follow from what train, evaluate and merge wrote. Raises RunDirError: a file is missing."""
     measures = results.read(run_path, "evaluate", MEASURES)
+    comparison = results.read_comparison(run_path)
     proven = results.read(run_path, "merge", "proof.json")
     refused = [gate["name"] for gate in proven["gates"] if not gate["passed"]]
     return [
@@ -55,7 +56,7 @@ def recorded(run_path: Path, *, min_stop_rate: float, require_improvement: bool)
             0,
             "gates of the proof that failed" + (f": {', '.join(refused)}" if refused else ""),
         ),
-        not_worse(results.read_comparison(run_path)["verdict"], require_improvement),
+        not_worse(comparison["verdict"], require_improvement, comparison.get("reason", "")),
     ]
 
 
@@ -81,9 +82,10 @@ def best_val_loss_again(seen: Mapping[str, Any]) -> Gate:
     return Gate("best_val_loss_again", apart <= bound, apart, bound, f"relative difference: {meaning}")
 
 
-def not_worse(verdict: str, require_improvement: bool) -> Gate:
+def not_worse(verdict: str, require_improvement: bool, reason: str = "") -> Gate:
+    """`reason`: why the test rows prove nothing, if it is known."""
     wanted = ["better"] if require_improvement else ["better", "not proven"]
-    meaning = "tuned compared with base on the test rows"
+    meaning = "tuned compared with base on the test rows" + (f": {reason}" if reason else "")
     return Gate("not_worse", verdict in wanted, verdict, " or ".join(wanted), meaning)
 
 

@@ -121,10 +121,13 @@ def test_what_is_written(base_dir: Path, prepare_dir: Path, tmp_path: Path) -> N
     seen = run(base_dir, adapter_dir, prepare_dir, tmp_path / "evaluate", max_rows=6)
     figures = files.read_json(tmp_path / "evaluate" / "metrics.json")
     assert set(figures) == {
-        "rows", "rows_of_test", "base", "tuned", "f1_unit", "primary", "wins", "losses", "interval", "verdict",
+        "rows", "rows_of_test", "base", "tuned", "f1_unit", "primary", "wins", "losses", "interval", "groups",
+        "verdict", "reason",
     }  # fmt: skip
     assert set(figures["base"]) == {"exact_match", "f1", "rouge_l", "chrf", "loss", "stop_rate"}
     assert (figures["rows"], figures["rows_of_test"], figures["f1_unit"]) == (6, 10, "character")
+    assert (figures["groups"], figures["verdict"]) == (5, "not proven")  # two of the six share a question
+    assert "only 5 different questions" in evaluate.summarise(seen)
     measures = files.read_json(tmp_path / "evaluate" / "measures.json")
     # "답 2" and EOS are 6 tokens of a byte each: over the 5 of max_new_tokens
     assert measures["stops"] == {"rows_that_fit": 0, "base": None, "tuned": None}

@@ -1,10 +1,9 @@
-"""Scores against values worked out by hand, KorQuAD's and SQuAD's rules case by case, and what an interval proves."""
+"""Scores against values worked out by hand, KorQuAD's and SQuAD's rules case by case."""
 
 from __future__ import annotations
 
 import doctest
 import math
-import random
 import subprocess
 import sys
 
@@ -17,11 +16,9 @@ from appliance.evaluation.scores import (
     exact_match,
     f1,
     f1_unit,
-    paired_bootstrap,
     per_row,
     rouge_l,
     score,
-    verdict,
     wins_losses,
 )
 
@@ -162,98 +159,6 @@ def test_sequences_of_different_lengths_are_refused() -> None:
         per_row("f1", ["a", "b"], ["a"], "word")
     with pytest.raises(ValueError, match="2 rows, but 1"):
         score(["a", "b"], ["a", "b"], unit="word", loss=0.0, stopped=[True])
-    with pytest.raises(ValueError, match="1 tuned"):
-        paired_bootstrap([0.0, 1.0], [0.0], [1, 2])
-    with pytest.raises(ValueError, match="0 base"):
-        paired_bootstrap([], [], [])
-
-
-def _noisy(gain: float, rows: int, seed: int) -> tuple[list[float], list[float]]:
-    generator = random.Random(seed)
-    base = [generator.random() for _ in range(rows)]
-    return base, [b + gain + generator.gauss(0, 0.2) for b in base]
-
-
-@pytest.mark.parametrize(("gain", "wanted"), [(0.2, "better"), (0.0, "not proven"), (-0.2, "worse")])
-def test_bootstrap_tells_better_from_worse_from_neither(gain: float, wanted: str) -> None:
-    base, tuned = _noisy(gain, rows=100, seed=4)
-    interval = paired_bootstrap(base, tuned, range(100))
-    assert verdict(interval) == wanted
-    assert interval[0] < sum(tuned) / 100 - sum(base) / 100 < interval[1]
-    # 1.96 standard errors to each side, as normal noise of 0.2 has it
-    assert interval[1] - interval[0] == pytest.approx(2 * 1.96 * 0.2 / math.sqrt(100), rel=0.25)
-
-
-def test_bootstrap_interval_holds_the_truth_about_95_times_in_100() -> None:
-    held = 0
-    for seed in range(200):
-        low, high = paired_bootstrap(*_noisy(0.1, rows=40, seed=seed), range(40), resamples=500)
-        held += low <= 0.1 <= high
-    assert 0.90 <= held / 200 <= 0.99
-
-
-def test_bootstrap_draws_whole_groups() -> None:
-    """Ten copies of each question are no ten times as much evidence."""
-    base, tuned = _noisy(0.05, rows=30, seed=1)
-    single = paired_bootstrap(base, tuned, range(30))
-    copied = paired_bootstrap(base * 10, tuned * 10, [str(i) for i in range(30)] * 10)
-    assert copied == pytest.approx(single)
-    alone = paired_bootstrap(base * 10, tuned * 10, range(300))
-    assert alone[1] - alone[0] < (single[1] - single[0]) / 2
-
-
-def test_bootstrap_weighs_rows_not_groups() -> None:
-    # One group of 98 rows with gain 0 and two of one row with gain 1: the mean over rows stays near 0.
-    low, high = paired_bootstrap([0.0] * 100, [0.0] * 98 + [1.0] * 2, ["big"] * 98 + ["x", "y"])
-    assert low == 0.0
-    assert high == 1.0  # the big group is missed by (2/3)^3 of the resamples
-    narrow = paired_bootstrap([0.0] * 100, [0.0] * 98 + [1.0] * 2, ["big"] * 98 + ["x", "y"], confidence=0.2)
-    assert narrow[1] < 0.03
-
-
-def test_bootstrap_is_the_same_each_time_and_follows_the_seed() -> None:
-    base, tuned = _noisy(0.1, rows=50, seed=2)
-    groups = [row // 2 for row in range(50)]
-    first = paired_bootstrap(base, tuned, groups)
-    assert paired_bootstrap(base, tuned, groups) == first
-    assert paired_bootstrap(base, tuned, groups, seed=1) != first
-
-
-def test_bootstrap_of_many_groups_works_in_blocks() -> None:
-    """More groups than a block holds: each resample is a block of its own."""
-    low, high = paired_bootstrap([0.0] * 600_000, [0.5] * 600_000, range(600_000), resamples=3)
-    assert (low, high) == pytest.approx((0.5, 0.5))
-
-
-def test_equal_scores_prove_nothing() -> None:
-    assert paired_bootstrap([0.5] * 40, [0.5] * 40, range(40)) == (0.0, 0.0)
-    assert verdict((0.0, 0.0)) == "not proven"
-
-
-def test_one_question_proves_nothing() -> None:
-    assert paired_bootstrap([0.0], [1.0], ["a"]) == (-1.0, 1.0)
-    assert paired_bootstrap([0.0] * 50, [1.0] * 50, ["a"] * 50) == (-1.0, 1.0)
-
-
-def test_nan_proves_nothing() -> None:
-    low, high = paired_bootstrap([0.0, 0.0], [1.0, math.nan], [1, 2])
-    assert math.isnan(low)
-    assert math.isnan(high)
-    assert verdict((low, high)) == "not proven"
-
-
-@pytest.mark.parametrize(
-    ("interval", "wanted"),
-    [
-        ((0.01, 0.2), "better"),
-        ((0.0, 0.2), "not proven"),
-        ((-0.1, 0.2), "not proven"),
-        ((-0.2, 0.0), "not proven"),
-        ((-0.2, -0.01), "worse"),
-    ],
-)
-def test_verdict(interval: tuple[float, float], wanted: str) -> None:
-    assert verdict(interval) == wanted
 
 
 def test_wins_and_losses_leave_ties_out() -> None:
