@@ -252,14 +252,19 @@ def test_another_model_stands_in_the_same_table(
     seen = run(base_dir, adapter_dir, prepare_dir, stage_dir, other_answers=str(path))
     figures = files.read_json(stage_dir / "metrics.json")
     other = figures.pop("other")
-    assert (other["name"], other["exact_match"], other["f1"], other["verdict"]) == ("hosted", 1.0, 1.0, "worse")
-    assert other["losses"] == 10  # the tuned model is worse than right answers in every row
+    assert (other["name"], other["exact_match"], other["f1"], other["verdict"]) == ("hosted", 1.0, 1.0, "not proven")
+    # the tuned model is worse than right answers in every row, but the rows have five questions
+    assert (other["losses"], other["groups"]) == (10, 5)
     assert figures["tuned"]["f1"] == seen.tuned.f1
     assert all(row["other"] == row["wanted"] for row in read_csv(stage_dir / "predictions.csv"))
     (stage_dir.parent / "recipe.yaml").write_text("name: x\n", encoding="utf-8")
     html = report_page.write_html(stage_dir.parent).read_text(encoding="utf-8")
-    assert '<th class="number">hosted</th>' in html
+    assert '<th class="number"><bdi>hosted</bdi></th>' in html
     assert html.count('<td class="number">100.0%</td>') >= 2
+    why = "the test rows hold only 5 different questions (or groups); a verdict needs at least 10"
+    assert f"held-out test rows: {why}</span>" in html
+    assert f"points (not proven: {why})" in html
+    assert "95 % interval over 5 groups of equal questions" in html
 
 
 # KorQuAD 1.0, by hand: wanted answer, answer given, exact match; characters shared, given, wanted.

@@ -16,6 +16,7 @@ from typing import Any
 
 from appliance.base_model import base as base_model_base
 from appliance.base_model import find as base_model_find
+from appliance.evaluation.interval import Difference
 from appliance.findings import Gate
 from appliance.pipeline import publish as pipeline_publish
 from appliance.process import files
@@ -157,7 +158,8 @@ def _evaluate(stage_dir: Path, base_dir: Path, _full: bool) -> None:
     write_json(stage_dir / "proof_rows.json", asked)
     scores = dict.fromkeys(("exact_match", "f1", "rouge_l", "chrf", "loss", "stop_rate"), 0.5)
     figures: dict[str, Any] = {"rows": 5, "rows_of_test": 5, "base": scores, "tuned": scores, "f1_unit": "character"}
-    figures |= {"primary": "f1", "wins": 5, "losses": 0, "interval": [-0.1, 0.2], "verdict": "not proven"}
+    figures |= {"primary": "f1", "wins": 5, "losses": 0, "interval": [-0.1, 0.2], "groups": 5}
+    figures |= {"verdict": "not proven", "reason": Difference(-0.1, 0.2, groups=5).reason}
     write_json(stage_dir / "metrics.json", figures)
     stops = {"rows_that_fit": 5, "base": 0.2, "tuned": 1.0}
     val_loss = {"best": 1.5, "again": 1.50001, "compute_dtype": "float32", "in_4bit": False}

@@ -115,9 +115,18 @@ def test_what_it_was_made_from(run: FinishedRun) -> None:
     for side in ("train", "val", "test"):
         assert f"{side}: sha256 {files.sha256_of(run.path / 'prepare' / f'{side}.csv')}" in text
     metrics = files.read_json(run.path / "evaluate" / "metrics.json")
-    assert f"Verdict: **{metrics['verdict']}**" in text
+    assert f"Verdict: **{metrics['verdict']}** (the test rows hold only 5 different questions (or groups); " in text
+    assert "-10.0 to +20.0 points (95 % interval, 5 groups of equal questions)" in text
     assert "Answers on test rows" in text
     assert "Answers on test rows" not in card.model_card(facts(run, examples=False))
+
+
+def test_a_verdict_of_an_earlier_version_has_no_groups(run: FinishedRun) -> None:
+    metrics = files.read_json(run.path / "evaluate" / "metrics.json")
+    earlier = {key: value for key, value in metrics.items() if key not in ("groups", "reason")}
+    text = card.model_card(replace(facts(run), metrics=earlier))
+    assert "Verdict: **not proven**. " in text
+    assert "(95 % interval)" in text
 
 
 def test_languages_are_what_a_tenth_of_the_rows_agree_on() -> None:

@@ -261,6 +261,7 @@ def test_the_val_loss_after_a_reload(best: float, again: float, dtype: str, pass
 )
 def test_not_worse(verdict: str, required: bool, passed: bool) -> None:
     assert gates.not_worse(verdict, required).passed is passed
+    assert "only 7 different" in gates.not_worse(verdict, required, "only 7 different questions").meaning
 
 
 @pytest.mark.slow
