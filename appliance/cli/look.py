@@ -12,20 +12,24 @@ from appliance.cli.options import USUAL_CACHE_DIR, CacheOption, JsonOption, RunD
 
 
 def status(runs_dir: RunsOption = Path("runs"), as_json: JsonOption = False) -> None:
-    """List the runs and how far along each one is.
+    """List the runs: how far along each one is, its verdict, and where it was published.
 
     appliance status
 
     appliance status --runs-dir /runs --json
     """
     from appliance.process import console
-    from appliance.rundir import directory as rundir_directory
+    from appliance.rundir import overview
 
-    runs = rundir_directory.overview(runs_dir)
+    runs = overview.overview(runs_dir)
     if as_json:
         console.result(json.dumps(runs, ensure_ascii=False, indent=2))
     elif runs:
-        console.table("", ("run", *rundir_directory.STAGES), [tuple(run.values()) for run in runs], to_stdout=True)
+        rows = [overview.row(run, console.duration(run["seconds"])) for run in runs]
+        console.table("", overview.COLUMNS, rows, to_stdout=True)
+        for run in runs:
+            if run["message"]:
+                console.say(f"{run['run']}: {run['message']}")
     else:
         console.result(f"no runs in {runs_dir}")
 

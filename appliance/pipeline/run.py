@@ -25,6 +25,7 @@ from appliance.recipe import earlier_runs
 from appliance.recipe.resolve import Resolved, flatten
 from appliance.report import page as report_page
 from appliance.rundir import directory as rundir_directory
+from appliance.rundir import outcome
 from appliance.rundir.directory import STAGES, RunDir
 from appliance.training import validation
 from appliance.weights import moved
@@ -55,7 +56,7 @@ def run(
     """
     signals.check()
     run_dir.create()
-    with run_dir.lock(), console.log_file(run_dir.path / "appliance.log"):
+    with run_dir.lock(), outcome.recorded(run_dir), console.log_file(run_dir.path / "appliance.log"):
         if elsewhere and redo is None and due.is_published_otherwise(resolved.recipe, run_dir):
             redo = "publish"
         again: Sequence[str] = STAGES[STAGES.index(redo) :] if redo else ()

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from appliance.errors import EnvironmentUnavailable, RunDirError
 from appliance.process import files
@@ -79,7 +79,7 @@ class RunDir:
         """
         with (self.path / ".lock").open("a+", encoding="utf-8") as handle:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(handle)
             except BlockingIOError as error:
                 handle.seek(0)
                 raise RunDirError(
@@ -90,6 +90,23 @@ class RunDir:
             handle.write(str(os.getpid()))
             handle.flush()
             yield
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether a process is at work here."""
+        try:
+            with (self.path / ".lock").open(encoding="utf-8") as handle:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # no lock file yet, or another user's
+            return False
+        return False
+
+    @property
+    def under_way(self) -> str | None:
+        """The stage that this process has begun and not finished."""
+        return next(reversed(self._started), None)
 
     def record(self, stage: str) -> StageRecord | None:
         """The stage's record, or None if it is not done. Raises RunDirError: stage.json cannot be read."""
@@ -207,20 +224,13 @@ class RunDir:
         )
 
 
-def overview(runs_dir: Path) -> list[dict[str, str]]:
-    """Every run in `runs_dir`: its name, and for each stage "done", "stopped", "damaged" or ""."""
-    runs = []
-    for path in sorted(runs_dir.glob("*/recipe.yaml")):
-        run_dir = RunDir(path.parent)
-        runs.append({"run": path.parent.name, **{stage: _state(run_dir, stage) for stage in STAGES}})
-    return runs
-
-
-def _state(run_dir: RunDir, stage: str) -> str:
+def _lock(handle: IO[str]) -> None:
+    """Raises BlockingIOError: another process holds the lock, for longer than it takes to look whether one does."""
     try:
-        return "done" if run_dir.record(stage) else "stopped" if run_dir.has_begun(stage) else ""
-    except RunDirError:  # one damaged run must not hide the others
-        return "damaged"
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(0.05)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def fingerprint(inputs: Inputs) -> str:

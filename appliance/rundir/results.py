@@ -19,6 +19,7 @@ from appliance.process import files
 COMPARISON = "metrics.json"  # of the stage evaluate: base against tuned, as evaluation/verdict.py defines it
 PREDICTIONS = "predictions.csv"
 EXTRA_ANSWERS = "extra_answers.csv"
+STEPS = "steps.json"  # of the stage train: how many steps the training will have at most
 TEST_GROUPS = "test_groups.csv"  # of the stage prepare
 PREDICTION_COLUMNS = ("row", "question", "wanted", "base", "tuned", "verdict")
 OTHER_COLUMN = "other"  # behind those, if another model's answers were scored as well

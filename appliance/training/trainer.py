@@ -270,6 +270,7 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
             self._bar.__exit__()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        files.write_json(self._path.with_name(results.STEPS), {"steps": state.max_steps})
         self._bar = console.Steps("train", state.max_steps).__enter__()
         self._at = time.monotonic()
 

@@ -17,7 +17,7 @@ import pytest
 from appliance.errors import EnvironmentUnavailable, RunDirError
 from appliance.process import files
 from appliance.process.files import atomic_dir, atomic_file
-from appliance.rundir.directory import RunDir, fingerprint, overview
+from appliance.rundir.directory import RunDir, fingerprint
 
 INPUTS = {"data.split": "group", "train.seed": 1, "CSV (sha256)": "a" * 64}
 
@@ -312,24 +312,7 @@ def test_in_a_container_the_folder_of_the_host_is_named(tmp_path: Path, monkeypa
     assert str(tmp_path) not in caught.value.hint
 
 
-# --- overview
-
-
-def test_overview_tells_done_from_stopped_and_damaged(tmp_path: Path) -> None:
-    assert overview(tmp_path / "nothing") == []
-    for name in ("b", "a"):
-        run_dir = RunDir(tmp_path / name)
-        run_dir.create()
-        (run_dir.path / "recipe.yaml").write_text("", encoding="utf-8")
-        _finish(run_dir, "check")
-        run_dir.begin("prepare", INPUTS)
-    (tmp_path / "no run").mkdir()
-    (tmp_path / "b" / "check" / "stage.json").write_text("{", encoding="utf-8")
-    rest = {"rehearse": "", "train": "", "evaluate": "", "merge": "", "publish": ""}
-    assert overview(tmp_path) == [
-        {"run": "a", "check": "done", "prepare": "stopped", **rest},
-        {"run": "b", "check": "damaged", "prepare": "stopped", **rest},
-    ]
+# --- records
 
 
 def test_the_record_is_readable_by_machines(run_dir: RunDir) -> None:

@@ -1,0 +1,47 @@
+"""How the last command on a run ended, for whoever looks at it later. A run killed by SIGKILL records nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Literal
+
+from appliance.errors import (
+    DataError,
+    EnvironmentUnavailable,
+    GateRefused,
+    Interrupted,
+    RecipeError,
+    RunDirError,
+)
+from appliance.process import files, redact
+from appliance.rundir.directory import RunDir
+
+Kind = Literal["stopped", "refused", "failed"]
+_FILE = "ended.json"
+# These say no before harm is done; every other error is a failure of what was tried.
+_REFUSALS = (RecipeError, DataError, EnvironmentUnavailable, GateRefused, RunDirError)
+
+
+@contextmanager
+def recorded(run_dir: RunDir) -> Iterator[None]:
+    """Records an exception that ends the block; what an earlier command recorded is gone."""
+    path = run_dir.path / _FILE
+    path.unlink(missing_ok=True)
+    try:
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+        kind: Kind = "stopped" if stopped else "refused" if isinstance(error, _REFUSALS) else "failed"
+        message = redact.redact(str(error).partition("\n")[0], redact.names_here())
+        with suppress(OSError):  # a full disk: the error itself matters more
+            files.write_json(path, {"kind": kind, "stage": run_dir.under_way, "message": message})
+        raise
+
+
+def last(run_dir: RunDir) -> dict[str, Any]:
+    """`kind`, `stage` and `message`; empty if the last command succeeded, was killed, or did not record its end."""
+    try:
+        return dict(files.read_json(run_dir.path / _FILE))
+    except (OSError, ValueError, TypeError):
+        return {}

@@ -1,0 +1,121 @@
+"""All runs in a folder: what each is doing, how far it is, what came out of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import RunDirError
+from appliance.process import files
+from appliance.rundir import outcome, results
+from appliance.rundir.directory import STAGES, RunDir
+
+COLUMNS = ("run", "state", "at", "time", "base → tuned", "verdict", "published")
+
+
+def overview(runs_dir: Path) -> list[dict[str, Any]]:
+    """One dictionary for every run in `runs_dir`, by name. Damaged files never hide a run.
+
+    run: its name. state: running, done, stopped, refused, failed, unfinished (all that was asked for is done) or
+    damaged. stage: the one under way, or the last one. step, steps: of a training that was not finished. seconds: spent
+    in all stages. message: why it ended early. primary, base, tuned: the deciding metric, as fractions. verdict.
+    published: addresses on the Hub. And for each stage "done", "stopped", "damaged" or "".
+    """
+    return [_told(RunDir(path.parent)) for path in sorted(runs_dir.glob("*/recipe.yaml"))]
+
+
+def row(told: dict[str, Any], duration: str) -> tuple[str, ...]:
+    """One run as cells of COLUMNS. `duration`: its seconds, for people."""
+    step = f" {told['step']}/{told['steps'] or '?'}" if told["step"] else ""
+    scores = f"{told['primary']} {told['base']:.1%} → {told['tuned']:.1%}" if told["primary"] else ""
+    at = "" if told["state"] == "done" else f"{told['stage']}{step}"
+    return told["run"], told["state"], at, duration, scores, told["verdict"], "\n".join(told["published"])
+
+
+def _told(run_dir: RunDir) -> dict[str, Any]:
+    states = {stage: _state(run_dir, stage) for stage in STAGES}
+    ended = outcome.last(run_dir)
+    begun = [stage for stage in STAGES if states[stage]]
+    unfinished = [stage for stage in begun if states[stage] == "stopped"]
+    stage = ended.get("stage") or (unfinished or begun or [""])[-1]
+    running = run_dir.is_locked
+    if running:
+        state = "running"
+    elif "damaged" in states.values():
+        state = "damaged"
+    elif states["publish"] == "done":
+        state = "done"
+    else:
+        state = ended.get("kind") or ("stopped" if unfinished else "unfinished")
+    step, steps = _progress(run_dir) if stage == "train" and states["train"] == "stopped" else (None, None)
+    return {
+        "run": run_dir.path.name,
+        "state": state,
+        "stage": stage,
+        "step": step,
+        "steps": steps,
+        "seconds": _seconds(run_dir, stage if running else ""),
+        "message": "" if running else ended.get("message", ""),
+        **_scores(run_dir),
+        "published": _published(run_dir),
+        **states,
+    }
+
+
+def _state(run_dir: RunDir, stage: str) -> str:
+    try:
+        return "done" if run_dir.record(stage) else "stopped" if run_dir.has_begun(stage) else ""
+    except RunDirError:  # one damaged run must not hide the others
+        return "damaged"
+
+
+def _progress(run_dir: RunDir) -> tuple[int | None, int | None]:
+    """The last step in metrics.jsonl, and how many there will be."""
+    try:
+        lines = results.read_metrics(run_dir.stage_dir("train") / "metrics.jsonl")
+        step = max((int(line["step"]) for line in lines), default=None)
+    except (OSError, ValueError, KeyError):
+        return None, None
+    try:
+        return step, int(files.read_json(run_dir.stage_dir("train") / results.STEPS)["steps"])
+    except (OSError, ValueError, KeyError, TypeError):  # a run of an earlier version
+        return step, None
+
+
+def _seconds(run_dir: RunDir, running_stage: str) -> float:
+    """Of the finished stages, and of the one that runs now since it began."""
+    spent = 0.0
+    for stage in STAGES:
+        try:
+            record = run_dir.record(stage)
+        except RunDirError:
+            continue
+        if record:
+            spent += record.seconds
+        elif stage == running_stage:
+            started = run_dir.stage_dir(stage) / "started.json"
+            spent += max(time.time() - started.stat().st_mtime, 0.0) if started.is_file() else 0.0
+    return round(spent, 1)
+
+
+def _scores(run_dir: RunDir) -> dict[str, Any]:
+    nothing = {"primary": None, "base": None, "tuned": None, "verdict": ""}
+    try:
+        figures = results.read_comparison(run_dir.path)
+        primary = figures["primary"]
+        before, after = float(figures["base"][primary]), float(figures["tuned"][primary])
+        return {"primary": primary, "base": before, "tuned": after, "verdict": figures["verdict"]}
+    except (RunDirError, KeyError, TypeError, ValueError):
+        return nothing
+
+
+def _published(run_dir: RunDir) -> list[str]:
+    """Where the parts of the release are on the Hub, with who may see them."""
+    try:
+        hub = json.loads((run_dir.stage_dir("publish") / "hub.json").read_text(encoding="utf-8"))
+        parts = hub.get("repositories", {}).values()
+        return [f"{one['commit_url'].partition('/commit/')[0]} ({one['visibility']})" for one in parts]
+    except (OSError, ValueError, KeyError, AttributeError):
+        return []
