@@ -172,15 +172,15 @@ def test_a_finished_run_refuses_another_recipe(change: str, stage: str, applianc
 
 def test_status_tells_both(appliance: Appliance, folder: Path) -> None:
     code, out, _ = appliance("status", "--runs-dir", folder, "--json")
-    seen = {run.pop("run"): run for run in json.loads(out)}
+    seen = {run["run"]: run for run in json.loads(out)}
+    assert (code, list(seen)) == (0, ["finished", "interrupted"])
+    stages = {name: {stage: run[stage] for stage in STAGES} for name, run in seen.items()}
     done = dict.fromkeys(STAGES, "done")
-    assert (code, seen) == (
-        0,
-        {
-            "finished": done,
-            "interrupted": done | {"train": "stopped"} | dict.fromkeys(STAGES[4:], ""),
-        },
-    )
+    assert stages["finished"] == done
+    assert stages["interrupted"] == done | {"train": "stopped"} | dict.fromkeys(STAGES[4:], "")
+    assert [run["state"] for run in seen.values()] == ["done", "stopped"]
+    assert (seen["interrupted"]["stage"], seen["interrupted"]["step"]) == ("train", 8)
+    assert seen["finished"]["primary"] == "f1"
 
 
 def test_report_reads_every_result(appliance: Appliance, folder: Path) -> None:
