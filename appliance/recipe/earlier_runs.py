@@ -24,6 +24,8 @@ BEFORE: dict[str, Any] = {
     "train.val_rows": None,
     "data.header_line": None,
     "model.hub_id": None,
+    "data.unescape": [],
+    "data.na_values": [],
 }
 ORIGIN = "as before this field"  # of such a value, in recipe.yaml
 

@@ -85,6 +85,13 @@ class DataSection(Section):
     normalize: Literal["none", "nfc"] = Field(
         "none", description="nfc: compose letters (a Mac may store Hangul decomposed). none: text as typed."
     )
+    unescape: list[Literal["newlines", "entities"]] = Field(
+        [],
+        description=r"newlines: \n and \t in a cell become a line break and a tab. entities: `&amp;` becomes `&`.",
+    )
+    na_values: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], description="A cell that holds just one of these texts, such as nan or <noinput>, counts as empty."
+    )
     test_fraction: Fraction = Field(0.1, description="Share of the rows that is scored once, at the end.")
     val_fraction: Fraction = Field(
         0.1, description="Share of all rows that steers early stopping (`split: notebook`: of the rows without test)."

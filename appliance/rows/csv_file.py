@@ -8,7 +8,6 @@ than memory can be read.
 from __future__ import annotations
 
 import csv
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,8 +119,8 @@ def _row(line: int, cells: list[str], fmt: CsvFormat, used: Sequence[int]) -> Ro
             return Rejected(line, f"column {shown(fmt.header[index])}: contains a NUL character")
         if wrong := wrong_byte(cells[index], fmt.encoding.codec):
             return Rejected(line, f"column {shown(fmt.header[index])}: {wrong}")
-    if fmt.normalize == "nfc":
-        cells = [unicodedata.normalize("NFC", cell) for cell in cells]
+    if fmt.cells.changes:
+        cells = [fmt.cells.of(cell) for cell in cells]
     instruction, output = cells[fmt.instruction], cells[fmt.output]
     if not instruction or instruction.isspace():
         return Rejected(line, f"column {fmt.column('instruction')}: the instruction is empty")

@@ -10,15 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 from appliance.errors import DataError
 from appliance.rows import charset
+from appliance.rows.cell_text import AS_TYPED, CellText
 from appliance.rows.charset import Encoding, open_bytes, open_lines, shown
 from appliance.rows.header import DELIMITERS, Header, column_of, header_of
 from appliance.rows.records import Quoting, records
-
-Normalize = Literal["none", "nfc"]
 
 _QUOTINGS: dict[Quoting, str] = {
     "double": "double quotes",
@@ -41,7 +39,7 @@ class CsvFormat:
     group: int | None
     side: int | None = None
     quoting: Quoting = "double"
-    normalize: Normalize = "none"
+    cells: CellText = AS_TYPED
     header_line: int = 1  # the physical line where the header begins
     is_named: bool = False  # whether a line `sep=…` names the delimiter
     aliased: tuple[str, ...] = ()  # roles whose column was recognised only by a common name
@@ -55,7 +53,7 @@ class CsvFormat:
         delimiter = DELIMITERS.get(self.delimiter, shown(self.delimiter)) + " (as `sep=` says)" * self.is_named
         parts = [self.encoding.describe(), delimiter, _QUOTINGS[self.quoting]]
         parts += [f"header in line {self.header_line}"] * (self.header_line > 1)
-        return ", ".join(parts + ["normalised to NFC"] * (self.normalize == "nfc"))
+        return ", ".join(parts + self.cells.describe())
 
     def describe_columns(self) -> str:
         """instruction from 'Q', output from 'A' (instruction and output recognised by a common name)."""
@@ -84,7 +82,7 @@ def sniff(
     with_side: bool = False,
     codec: str | None = None,
     quoting: Quoting | None = None,
-    normalize: Normalize = "none",
+    cells: CellText = AS_TYPED,
     header_line: int | None = None,
 ) -> CsvFormat:
     """Encoding, delimiter, quoting and columns of the CSV.
@@ -96,7 +94,7 @@ def sniff(
         with_side: the file must have a column `side`.
         codec: the encoding, if it is given and not detected.
         quoting: the same for quoting.
-        normalize: what happens to the letters of a cell.
+        cells: what is changed in the text of a cell.
         header_line: the line of the header, if it is given.
 
     The delimiter is the one under which most wanted columns are found in the header. That beats judging by regularity,
@@ -134,7 +132,7 @@ def sniff(
         group=roles["group"],
         side=roles["side"],
         quoting=quoting or _quoting(path, found_encoding.codec, header),
-        normalize=normalize,
+        cells=cells,
         header_line=header.line,
         is_named=header.is_named,
         aliased=tuple(role for role in _ROLES if role in found and found[role][1] and roles[role] is not None),

@@ -1,4 +1,4 @@
-"""Oddities of usable rows: control characters, prompt markers, duplicate and contradictory rows.
+"""Oddities of usable rows: control characters, placeholders, escapes, duplicate and contradictory rows.
 
 Nothing here drops or changes a row: text is trained on as it was typed. Pure; keeps 24 bytes per row. Knows no file
 and no tokenizer: whether `</s>` is a command or plain text depends on the base model.
@@ -6,21 +6,29 @@ and no tokenizer: whether `</s>` is a command or plain text depends on the base 
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from array import array
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from unicodedata import is_normalized
 
+from appliance.rows.cell_text import ESCAPES, PLACEHOLDERS, Escape
 from appliance.rows.charset import shown
 from appliance.rows.csv_file import Row
 from appliance.rows.dialect import CsvFormat
+from appliance.rows.header import plain_name
 
 if TYPE_CHECKING:
     import numpy as np
 
 EXAMPLES = 3  # places named per remark
+OFTEN = 0.25  # share of the rows from which on placeholders or curly quotes are not there by chance
+_ROLES = ("instruction", "input", "output")
+_LONGEST_PLACEHOLDER = 16  # characters, with spaces around it
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _MARKER = re.compile(r"### ?(?:Instruction|Input|Response):", re.IGNORECASE)
@@ -29,13 +37,17 @@ _TOKEN = re.compile(
     r"<[|｜][^<>\s]{1,40}[|｜]>|</?s>|<(?:eos|bos|pad|unk|mask|start_of_turn|end_of_turn|\[EOS\])>"
     r"|\[/?INST\]|\[(?:BOS|EOS|PAD|UNK|SEP|CLS|MASK)\]|\[\|endofturn\|\]"
 )
+_QUOTED = re.compile("\\s*[“„][^“”„]*[”“]\\s*")  # a cell in curly quotes, which a CSV does not know
 _LOST = "\ufffd"
+_BREAKS, _ENTITIES = "literal line breaks", "entities"
 _KINDS = {
     "control characters": "such as terminal colours or a form feed: the model would learn them; remove them",
     "prompt markers": "the model would learn to write the prompt itself; reword them",
     "special tokens": "rows are refused if the base model treats these as commands; reword them",
     "lost characters": "the replacement character U+FFFD: an earlier conversion lost text; export the rows again",
     "decomposed letters": "they look the same but are different tokens; compose them: --set data.normalize=nfc",
+    _BREAKS: r"the model would learn to write \n; if it stands for a line break: --set 'data.unescape=[{}]'",
+    _ENTITIES: "the model would learn to write them; if they stand for characters: --set 'data.unescape=[{}]'",
     "duplicate rows": "a repeated question and answer counts double; remove the repeats unless that is intended",
     "contradictions": "one question with several answers teaches a blend; keep one, or make the questions differ",
 }
@@ -61,6 +73,10 @@ class Remarks:
     def __init__(self, fmt: CsvFormat) -> None:
         self._fmt = fmt
         self._found: dict[str, Remark] = {}
+        self._placeholders = {role: _Placeholders(fmt, role) for role in _ROLES}
+        self._in_curly_quotes = Remark(
+            "curly quotes", 0, (), """if they are the CSV's quotes: sed 's/[“„]/"/g; s/”/"/g' FILE > OUT.csv"""
+        )
         self._lines, self._questions, self._answers = array("q"), bytearray(), array("q")
 
     def see(self, row: Row, question: bytes) -> None:
@@ -73,7 +89,15 @@ class Remarks:
             self._look(row, "prompt markers", _MARKER, text)
         if "<" in text or "[" in text:
             self._look(row, "special tokens", _TOKEN, text)
+        if "\\" in text:
+            self._look(row, _BREAKS, ESCAPES["newlines"], text)
+        if "&" in text:
+            self._look(row, _ENTITIES, ESCAPES["entities"], text)
+        for role, placeholders in self._placeholders.items():
+            placeholders.see(row.line, getattr(row, role))
         if not text.isascii():
+            if "“" in text or "„" in text:
+                self._look_for_quoted(row)
             if _LOST in text:
                 self._look(row, "lost characters", re.compile(_LOST), text)
             if not is_normalized("NFC", text):
@@ -84,28 +108,42 @@ class Remarks:
 
     def found(self) -> tuple[Remark, ...]:
         """All remarks, those about single rows first."""
-        repeated = self._repeated() if len(self._lines) else ()
-        return (*(self._found[kind] for kind in _KINDS if kind in self._found), *repeated)
+        if not self._lines:
+            return ()
+        often = OFTEN * len(self._lines)
+        columns = [found.remark() for found in self._placeholders.values()]
+        frequent = [remark for remark in (*columns, self._in_curly_quotes) if remark.rows and remark.rows >= often]
+        kinds: dict[str, Escape] = {_BREAKS: "newlines", _ENTITIES: "entities"}
+        escapes = ",".join(escape for kind, escape in kinds.items() if kind in self._found)
+        single = [self._found[kind] for kind in _KINDS if kind in self._found]
+        single = [replace(found, fix=found.fix.format(escapes)) if found.kind in kinds else found for found in single]
+        return (*single, *frequent, *self._repeated())
 
     def _look(self, row: Row, kind: str, pattern: re.Pattern[str], text: str) -> None:
         if not pattern.search(text):
             return
-        for role in ("instruction", "input", "output"):
+        for role in _ROLES:
             cell: str = getattr(row, role)
             if hit := pattern.search(cell):
                 around = cell[hit.start() : max(hit.end(), hit.start() + 16)]
                 self._add(kind, f"line {row.line}, column {self._fmt.column(role)}: {shown(around, 24)}")
                 return
 
+    def _look_for_quoted(self, row: Row) -> None:
+        before = self._in_curly_quotes
+        for role in _ROLES:
+            if _QUOTED.fullmatch(getattr(row, role)):
+                place = f"line {row.line}, column {self._fmt.column(role)}: {shown(getattr(row, role), 24)}"
+                self._in_curly_quotes = replace(before, rows=before.rows + 1, places=_added(before.places, place))
+                return
+
     def _decomposed(self, row: Row) -> str:
-        roles = ("instruction", "input", "output")
-        found = (role for role in roles if not is_normalized("NFC", getattr(row, role)))
+        found = (role for role in _ROLES if not is_normalized("NFC", getattr(row, role)))
         return "".join(f", column {self._fmt.column(role)}" for role in found)
 
     def _add(self, kind: str, place: str) -> None:
         before = self._found.get(kind, Remark(kind, 0, (), _KINDS[kind]))
-        places = before.places if len(before.places) == EXAMPLES else (*before.places, place)
-        self._found[kind] = Remark(kind, before.rows + 1, places, before.fix)
+        self._found[kind] = replace(before, rows=before.rows + 1, places=_added(before.places, place))
 
     def _repeated(self) -> Iterator[Remark]:
         """Rows whose question (ignoring case, spaces and Unicode forms) was already in an earlier row.
@@ -142,3 +180,32 @@ class Remarks:
         first = pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))][:EXAMPLES]
         places = tuple(text.format(*pair) for pair in first.tolist())
         yield Remark(kind, len(where), places, _KINDS[kind])
+
+
+class _Placeholders:
+    """Cells of one column that hold nothing but `nan`, `N/A`, `<noinput>` and the like."""
+
+    def __init__(self, fmt: CsvFormat, role: str) -> None:
+        self._fmt, self._role = fmt, role
+        self._texts = Counter[str]()
+        self._places: tuple[str, ...] = ()
+
+    def see(self, line: int, cell: str) -> None:
+        """Count the cell if it is one."""
+        if not cell or len(cell) > _LONGEST_PLACEHOLDER or plain_name(cell) not in PLACEHOLDERS:
+            return
+        self._texts[cell.strip()] += 1
+        if len(self._places) < EXAMPLES:
+            self._places = _added(self._places, f"line {line}, column {self._fmt.column(self._role)}: {shown(cell)}")
+
+    def remark(self) -> Remark:
+        """How many rows have one, and the setting that makes these cells empty."""
+        texts = json.dumps([text for text, _ in self._texts.most_common()], ensure_ascii=False)
+        without = "" if self._role == "input" else f"; a row whose {self._role} becomes empty cannot be used"
+        setting = shlex.quote(f"data.na_values={texts}")
+        fix = f"the model would learn them; if they mean nothing: --set {setting}{without}"
+        return Remark(f"placeholders ({self._role})", self._texts.total(), self._places, fix)
+
+
+def _added(places: tuple[str, ...], place: str) -> tuple[str, ...]:
+    return places if len(places) == EXAMPLES else (*places, place)

@@ -16,6 +16,7 @@ from appliance.findings import Finding
 from appliance.prompt import format as prompt_format
 from appliance.recipe.fields import DataSection
 from appliance.rows import csv_file, split, wrong_width
+from appliance.rows.cell_text import CellText
 from appliance.rows.csv_file import CsvFormat, Rejected, Row
 from appliance.rows.first_pass import FirstPass
 from appliance.rows.oddities import Remark
@@ -61,7 +62,7 @@ def csv_format(csv_path: Path, data: DataSection) -> CsvFormat:
         with_side=data.split == "column",
         codec=data.encoding,
         quoting=data.quoting,
-        normalize=data.normalize,
+        cells=CellText(data.normalize, tuple(data.unescape), tuple(data.na_values)),
         header_line=data.header_line,
     )
 

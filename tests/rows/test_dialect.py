@@ -10,6 +10,7 @@ import pytest
 
 from appliance.errors import DataError
 from appliance.rows import charset
+from appliance.rows.cell_text import CellText
 from appliance.rows.csv_file import CsvFormat, Rejected, Row, read
 from appliance.rows.dialect import sniff
 from appliance.rows.header import ALIASES, plain_name
@@ -262,5 +263,5 @@ def test_nfc_only_if_the_recipe_says_so(tmp_path: Path) -> None:
     apart = unicodedata.normalize("NFD", "값은?")
     path = _file(tmp_path, f"instruction,output\n{apart},{apart}\n")
     assert _pairs(path) == [(apart, apart)]
-    assert _pairs(path, normalize="nfc") == [("값은?", "값은?")]
-    assert "normalised to NFC" in _sniff(path, normalize="nfc").describe()
+    assert _pairs(path, cells=CellText("nfc")) == [("값은?", "값은?")]
+    assert "normalised to NFC" in _sniff(path, cells=CellText("nfc")).describe()
