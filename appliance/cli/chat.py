@@ -45,8 +45,8 @@ def chat(
 
     Each question is asked alone or with the earlier turns, as the model was trained unless `keep_turns` says otherwise.
     On a terminal, a question that fails is reported and the next one is read. Through a pipe, it ends the command, so
-    that a script notices. Raises what `find_run`, `load` and `Conversation.say` raise; Interrupted: Ctrl-C at the
-    prompt.
+    that a script notices. Raises what `find_run`, `load` and `Conversation.say` raise; SystemExit (130): Ctrl-C at the
+    prompt, which is no failure.
     """
     interactive = sys.stdin.isatty()
     model = load(find_run(run_path, runs_dir), max_new_tokens=max_new_tokens, temperature=temperature)
@@ -60,8 +60,8 @@ def chat(
             break
         if question == "/new":
             conversation = Conversation(model, keep_turns=keep_turns)
-        elif interactive and re.fullmatch(r"/\w+", question):
-            console.say(COMMANDS, style="dim")
+        elif interactive and (mistyped := re.match(r"(/\w+)(?:\s|$)", question)):  # /etc/hosts is a question
+            console.say(f"there is no command {mistyped[1]}; {COMMANDS}", style="dim")
         elif question and not interactive:
             conversation.say(question, write=lambda text: _write(text.replace("\n", "\\n")))
             _write("\n")
@@ -178,13 +178,15 @@ def _tell_cut(reply: Reply, model: LoadedModel) -> None:
 
 
 def _read_line(interactive: bool) -> str | None:
-    """The next line, or None at the end of the input. Raises DataError: it is not UTF-8. Interrupted: Ctrl-C."""
+    """The next line, or None at the end of the input. Raises DataError: it is not UTF-8. SystemExit: Ctrl-C."""
     try:
         if not interactive:
             return sys.stdin.readline() or None
         if sys.stdout.isatty():
             if importlib.util.find_spec("readline"):
-                import readline  # noqa: F401  gives input() editing and history
+                import readline  # gives input() editing and history
+
+                readline.parse_and_bind("set enable-bracketed-paste on")  # pasted lines are one question
             return input(PROMPT)
         sys.stderr.write(PROMPT)  # answers go to a file: keep the prompt out of it
         sys.stderr.flush()
@@ -196,8 +198,8 @@ def _read_line(interactive: bool) -> str | None:
         raise DataError(f"standard input is not UTF-8 text: {error}", hint="convert it: iconv -t UTF-8") from error
     except Interrupted as error:
         if interactive and error.exit_code == 128 + signal.SIGINT:
-            console.say("")
-            raise Interrupted(signal.SIGINT, str(error), hint="Ctrl-D or /quit also ends a chat") from error
+            console.say("\nCtrl-D or /quit also ends a chat", style="dim")
+            raise SystemExit(error.exit_code) from error
         raise
 
 

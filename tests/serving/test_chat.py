@@ -481,7 +481,7 @@ chat.load = lambda *a, **k: scripted(load(*a, **k), echo, pause=0.02)
 class Terminal:
     """A chat on a pseudo-terminal, and someone who types."""
 
-    def __init__(self, run_path: Path, load: str) -> None:
+    def __init__(self, run_path: Path, load: str, term: str = "dumb") -> None:
         self._screen, self._far = pty.openpty()
         command = [sys.executable, "-c", _ON_A_TERMINAL.format(load=load), os.ttyname(self._far), "chat", str(run_path)]
         self.process = subprocess.Popen(
@@ -490,7 +490,7 @@ class Terminal:
             stdout=self._far,
             stderr=self._far,
             start_new_session=True,
-            env=os.environ | {"TERM": "dumb", "PYTHONUTF8": "1"},
+            env=os.environ | {"TERM": term, "PYTHONUTF8": "1"},
             cwd=Path(__file__).parents[2],
         )
 
@@ -514,15 +514,15 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(run_path: Path) -> Iterator[Callable[[str], Terminal]]:
+def terminal(run_path: Path) -> Iterator[Callable[..., Terminal]]:
     made: list[Terminal] = []
-    yield lambda load: made.append(Terminal(run_path, load)) or made[-1]
+    yield lambda load, **more: made.append(Terminal(run_path, load, **more)) or made[-1]
     for one in made:
         one.close()
 
 
 @pytest.mark.slow
-def test_on_a_terminal(terminal: Callable[[str], Terminal]) -> None:
+def test_on_a_terminal(terminal: Callable[..., Terminal]) -> None:
     opened = terminal(_SCRIPTED)
     assert "/new starts over" in opened.until("you> ")
     opened.type("하나\n")
@@ -537,8 +537,8 @@ def test_on_a_terminal(terminal: Callable[[str], Terminal]) -> None:
     rest = opened.until("you> ")
     assert "\ufffd" not in rest
     assert rest.count("가나다라") < 10
-    opened.type("/help\n")
-    assert "/quit or Ctrl-D ends" in opened.until("you> ")
+    opened.type("/base hello\n")
+    assert "there is no command /base; /new starts over, /quit or Ctrl-D ends" in opened.until("you> ")
     opened.type("가" * 200 + "\n")
     assert "positions" in opened.until("you> ")
     opened.type("셋\n")
@@ -547,10 +547,31 @@ def test_on_a_terminal(terminal: Callable[[str], Terminal]) -> None:
     assert opened.process.wait(30) == 0
 
 
-def test_ctrl_c_at_the_prompt_ends(terminal: Callable[[str], Terminal]) -> None:
+def test_ctrl_c_at_the_prompt_ends(terminal: Callable[..., Terminal]) -> None:
     opened = terminal("chat.load = lambda *a, **k: type('Model', (), {'trained_on_turns': False})")
     opened.until("you> ")
     time.sleep(0.5)  # Python does not wake up for a signal between showing the prompt and waiting for keys
     opened.type("\x03")
-    assert "Ctrl-D or /quit also ends a chat" in opened.until("ends a chat")
+    assert "Error" not in opened.until("Ctrl-D or /quit also ends a chat")
     assert opened.process.wait(30) == 130
+
+
+_REPEATING = """
+class Repeating:
+    keeps_turns = False
+    def __init__(self, *_, **__): pass
+    def say(self, question, *, write, interrupted):
+        write(f"asked {question!r}")
+        return type("Reply", (), {"stopped": True})
+chat.Conversation, chat.load = Repeating, lambda *a, **k: type("Model", (), {"trained_on_turns": False})
+"""
+
+
+def test_pasted_lines_are_one_question(terminal: Callable[..., Terminal]) -> None:
+    opened = terminal(_REPEATING, term="xterm")
+    opened.until("you> ")
+    opened.type("\x1b[200~첫 줄\n둘째 줄\x1b[201~")
+    opened.type("\n")
+    assert r"asked '첫 줄\n둘째 줄'" in opened.until("you> ").replace("\n", "")
+    opened.type("/etc/hosts?\n")
+    opened.until("asked '/etc/hosts?'")
