@@ -15,7 +15,7 @@ from appliance.errors import DataError
 from appliance.rows import charset
 from appliance.rows.cell_text import AS_TYPED, CellText
 from appliance.rows.charset import Encoding, open_bytes, open_lines, shown
-from appliance.rows.header import DELIMITERS, Header, column_of, header_of
+from appliance.rows.header import DELIMITERS, Header, column_of, header_of, trimmed
 from appliance.rows.records import Quoting, records
 
 _QUOTINGS: dict[Quoting, str] = {
@@ -24,6 +24,7 @@ _QUOTINGS: dict[Quoting, str] = {
     "literal": "no quoting",
 }
 _TRIAL_RECORDS = 1000
+_SHOWN = 10  # columns named that are not read
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,13 @@ class CsvFormat:
         return ", ".join(parts + self.cells.describe())
 
     def describe_columns(self) -> str:
-        """instruction from 'Q', output from 'A' (instruction and output recognised by a common name)."""
+        """instruction from 'Q', output from 'A' (both recognised by a common name); not read: 'topic'."""
         used = [f"{role} from {self.column(role)}" for role in _ROLES if self._index(role) is not None]
         guess = f" ({' and '.join(self.aliased)} recognised by a common name)" if self.aliased else ""
-        return ", ".join(used) + guess
+        read = {self._index(role) for role in _ROLES}
+        others = [shown(name) for i, name in enumerate(self.header) if i not in read and trimmed(name)]
+        more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+        return ", ".join(used) + guess + (f"; not read: {', '.join(others[:_SHOWN])}{more}" if others else "")
 
     def column(self, role: str) -> str:
         """The name of this role's column, quoted."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from appliance.rows.records import records
 _LINES_ABOVE = 30  # lines searched for a header that is not in line 1
 _BLANK = " \t\r\n,;|"
 _SEPARATOR = re.compile(r'(?i)\ufeff?"?sep=(\\t|\t|[^\w\s"])"?[,;|\s]*')
+# BOM, zero-width and direction marks, soft hyphens, variation selectors
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe00-\ufe0f\ufeff]")
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 # Common column names, as `plain_name` returns them: used if the recipe names none and the default name is absent.
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -48,12 +51,13 @@ class Header:
 
 
 def plain_name(cell: str) -> str:
-    """A name without case, surrounding spaces, BOM and Unicode form: equal for all spellings of it."""
+    """A name without case, surrounding spaces, invisible characters and Unicode form: equal for all spellings of it."""
     return unicodedata.normalize("NFC", trimmed(cell)).casefold()
 
 
 def trimmed(cell: str) -> str:
-    return cell.strip("\ufeff \t\r\n\v\f\u00a0\u3000")
+    """A name without surrounding spaces and invisible characters, which nobody could type again."""
+    return _INVISIBLE.sub("", cell).strip()
 
 
 def header_of(path: Path, codec: str, wanted: Mapping[str, str], line: int | None = None) -> Header:
@@ -184,7 +188,7 @@ def column_of(path: Path, found_header: Header, role: str, wanted: Mapping[str, 
         none = f", or --set {setting}=null for none" if role == "input" else ""
         raise DataError(
             f"{path}: columns {which} could each be the {role}",
-            hint=f"choose one: --set {setting}={trimmed(header[found[0]])}{none}",
+            hint=f"choose one: {_set(setting, trimmed(header[found[0]]))}{none}",
         )
     if len(found) > 1:
         numbers = " and ".join(str(i + 1) for i in found)
@@ -218,10 +222,16 @@ def _missing(path: Path, found_header: Header, role: str, name: str, setting: st
     nearest = get_close_matches(plain_name(name), forms, n=1)
     common = f" nor one with a common name ({', '.join(ALIASES[role][:4])}, …)" if name == role in ALIASES else ""
     hint = f"did you mean {shown(forms[nearest[0]])}? " if nearest else ""
-    hint += f"name the column with --set {setting}={forms[nearest[0]] if nearest else 'NAME'}"
+    hint += f"name the column with {_set(setting, forms[nearest[0]] if nearest else 'NAME')}"
     if len(header) == 1 and line == 1:
         hint += "; if the header is in a lower line: --set data.header_line=LINE"
     return DataError(f"{path}: no column {shown(name)} for the {role}{common}; the header has {names}", hint=hint)
+
+
+def _set(setting: str, value: str) -> str:
+    """The option to type, quoted if the shell would not take it as one word."""
+    text = f"{setting}={value}"
+    return "--set " + (shlex.quote(text) if re.search(r"[^\w.=-]", text) else text)
 
 
 def _looks_like_data(header: Sequence[str]) -> bool:

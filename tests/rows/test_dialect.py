@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -265,3 +266,33 @@ def test_nfc_only_if_the_recipe_says_so(tmp_path: Path) -> None:
     assert _pairs(path) == [(apart, apart)]
     assert _pairs(path, cells=CellText("nfc")) == [("값은?", "값은?")]
     assert "normalised to NFC" in _sniff(path, cells=CellText("nfc")).describe()
+
+
+# --- names
+
+
+@pytest.mark.parametrize("mark", ["\u200b", "\ufeff", "\u200e", "\u00ad", "\u2060", "\ufe0f", "\u00a0", "\u3000"])
+def test_invisible_characters_are_no_part_of_a_name(tmp_path: Path, mark: str) -> None:
+    assert _pairs(_file(tmp_path, f"question{mark},{mark}ans{mark}wer\na,b\n".replace(f"s{mark}w", "sw"))) == [
+        ("a", "b")
+    ]
+    with pytest.raises(DataError) as caught:
+        _sniff(_file(tmp_path, f"question,answr{mark}\na,b\n"), {"output": "answer"})
+    assert caught.value.hint == "did you mean 'answr'? name the column with --set data.columns.output=answr"
+
+
+def test_a_suggested_name_is_one_word_for_the_shell(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        _sniff(_file(tmp_path, "question,my answr's\na,b\n"), {"output": "my answer's"})
+    assert shlex.split(caught.value.hint)[-2:] == ["--set", "data.columns.output=my answr's"]
+    with pytest.raises(DataError) as caught:
+        _sniff(_file(tmp_path, "질문,답변 하나\na,b\n"), {"output": "답변하나"})
+    assert caught.value.hint.endswith("--set 'data.columns.output=답변 하나'")
+
+
+def test_columns_that_are_not_read_are_listed(tmp_path: Path) -> None:
+    path = _file(tmp_path, "no,question,answer,,topic,\u200b\n1,a,b,,c,\n")
+    assert _sniff(path).describe_columns().endswith("; not read: 'no', 'topic'")
+    assert "not read" not in _sniff(_file(tmp_path, "question,answer,,\na,b,,\n")).describe()
+    many = ",".join(f"c{i}" for i in range(30))
+    assert _sniff(_file(tmp_path, f"Q,A,{many}\n" + "," * 31)).describe().endswith("'c8', 'c9' and 20 more")
