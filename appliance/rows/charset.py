@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import cast
 
 from appliance.errors import DataError
+from appliance.rows import readings
 
 # Most characters in a line or a cell: bounds the memory that an unbalanced quote or a file without line endings takes.
 LIMIT = 1 << 24
@@ -31,6 +32,8 @@ _BOMS = {
     "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
     "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
 }
+# Encodings of mail in bytes of ASCII: what switches to two bytes a character (RFC 1557, RFC 1468).
+_ISO_2022 = {"iso2022_kr": (b"\x1b$)C",), "iso2022_jp_ext": (b"\x1b$B", b"\x1b$@", b"\x1b$(D")}
 _NAMES = {
     "utf-8": "UTF-8",
     "utf-8-sig": "UTF-8 with BOM",
@@ -39,6 +42,8 @@ _NAMES = {
     "utf-16-be": "UTF-16 without BOM",
     "utf-32": "UTF-32",
     "cp949": "CP949",
+    "iso2022_kr": "ISO-2022-KR",
+    "iso2022_jp_ext": "ISO-2022-JP",
 }
 _SIGNATURES = (
     (b"\xd0\xcf\x11\xe0", "an old Excel file (.xls)", "open it and save it as CSV UTF-8"),
@@ -86,10 +91,10 @@ def name_of(codec: str) -> str:
 def detect(path: Path, *, setting: str = "data.csv", expected: str = "a CSV") -> Encoding:
     """The encoding of a text file, from its beginning and its first 256 KiB of non-ASCII lines.
 
-    A BOM decides; then UTF-16 by its zero bytes; then UTF-8, then CP949, each if all but a few bytes of the lines are
-    valid (in a Korean file hardly one byte in a thousand is valid in the other); then charset-normalizer, if its guess
-    is clear. `setting` is the recipe field that names the file, for the hints. Raises DataError: no such file, empty,
-    a kind of file other than `expected`, an encoding that cannot be determined reliably.
+    A BOM decides; then UTF-16 by its zero bytes and ISO-2022 by its escapes; then UTF-8, then CP949, each if all but a
+    few bytes of the lines are valid (in a Korean file hardly one byte in a thousand is valid in the other); then
+    charset-normalizer, if its guess is clear. `setting` is the recipe field that names the file, for the hints. Raises
+    DataError: no such file, empty, a kind of file other than `expected`, an encoding that cannot be determined.
     """
     if path.is_dir():
         hint = f"name the file: --set {setting}=FOLDER/FILE{'.csv' if expected == 'a CSV' else ''}"
@@ -100,7 +105,7 @@ def detect(path: Path, *, setting: str = "data.csv", expected: str = "a CSV") ->
         head = stream.read(_HEAD)
     _refuse_other_kinds(path, head, setting, expected)
     codec = next((name for name, boms in _BOMS.items() if head.startswith(boms)), None) or _utf_16(head)
-    if codec:
+    if codec := codec or next((name for name, escapes in _ISO_2022.items() if any(e in head for e in escapes)), None):
         return Encoding(codec)
     sample = _sample(path)
     data = b"".join(line for _, line in sample)
@@ -318,12 +323,12 @@ def _guessed(path: Path, data: bytes, sample: Sequence[tuple[int, bytes]], setti
             guess = f"guessed by charset-normalizer: coherence {best.coherence:.0%}, disorder {best.chaos:.0%}"
             return Encoding(_usual(best.could_be_from_charset), guess)
     likely = [_usual(match.could_be_from_charset) for match in matches[:3]] if beyond_ascii >= 20 else []
-    codec = likely[0] if likely and "cp1252" not in likely else "cp1252"
-    others = "".join(f", {name}" for name in likely if name != codec)
+    codec, *others_likely = readings.best_first(["cp1252", "mac_roman", *likely], data)
+    others = "".join(f", {name}" for name in others_likely)
     number, line = sample[0]
     text = line.decode("utf-8", _ESCAPE)
     rows = "".join(
-        f"\n  line {number}: {shown(line.decode(codec, 'replace').strip(), 70)}" for number, line in sample[:3]
+        f"\n  line {number}: {shown(readings.around_doubt(line, codec, 66), 70)}" for number, line in sample[:3]
     )
     hint = (
         f"if this looks right: --set data.encoding={codec}; otherwise name the right one (such as cp949, shift_jis"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from appliance.errors import DataError
-from appliance.rows import charset
+from appliance.rows import charset, readings
 from appliance.rows.cell_text import CellText
 from appliance.rows.csv_file import CsvFormat, Rejected, Row, read
 from appliance.rows.dialect import sniff
@@ -64,6 +64,45 @@ def test_an_encoding_that_is_clear_is_found(tmp_path: Path, text: str, codec: st
     assert _pairs(path) == [tuple(row.split(",")) for row in rows]
     guessed = codec not in ("utf-8", "cp949", "utf-16-le", "utf-16-be")
     assert ("guessed by charset-normalizer: coherence " in fmt.describe()) == guessed
+
+
+@pytest.mark.parametrize(
+    ("codec", "name", "text"),
+    [
+        ("iso2022_kr", "ISO-2022-KR", KOREAN),
+        ("iso2022_jp", "ISO-2022-JP", 'question,answer\n"元気, ですか?","はい, \\元気"\nいくら?,千円です。\n'),
+    ],
+)
+def test_the_encodings_of_mail_are_found(tmp_path: Path, codec: str, name: str, text: str) -> None:
+    path = _file(tmp_path, text.encode(codec))
+    assert _sniff(path).describe().startswith(f"{name}, ")
+    assert _pairs(path) == _pairs(_file(tmp_path, text.encode()))
+
+
+SMART = "It’s “the best” café – only €5 naïve"
+
+
+@pytest.mark.parametrize("codec", ["mac_roman", "cp1252"])
+def test_the_reading_that_reads_best_comes_first_and_shows_the_doubt(tmp_path: Path, codec: str) -> None:
+    row = f"How much does plan Alpha cost per month?,Plan Alpha costs 9 dollars a month or more. {SMART}\n"
+    path = _file(tmp_path, ("question,answer\n" + row * 4).encode(codec))
+    with pytest.raises(DataError) as caught:
+        _sniff(path)
+    first = str(caught.value).splitlines()[1]
+    assert "It’s “the best” café" in first
+    assert first.startswith("  line 2: '…")
+    assert f"--set data.encoding={codec};" in caught.value.hint
+    assert _pairs(path, codec=codec)[0] == tuple(row.strip().split(","))
+
+
+def test_readings_are_ordered_by_how_they_read() -> None:
+    greek = "Πόσο κοστίζει; Δέκα ευρώ.".encode("mac_greek")
+    assert readings.best_first(["mac_roman", "mac_greek", "cp1252"], greek)[0] == "mac_greek"
+    assert (
+        readings.best_first(["mac_greek", "mac_roman"], "déjà vu, über €5 naïve".encode("mac_roman"))[0] == "mac_roman"
+    )
+    assert readings.best_first(["cp1252", "cp1250"], b"plain") == ["cp1252", "cp1250"]
+    assert readings.around_doubt(b"caf\xe9,x\r\n", "cp1252", 66) == "café,x"
 
 
 def test_a_doubtful_encoding_is_refused_with_three_rows(tmp_path: Path) -> None:
