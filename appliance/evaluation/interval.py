@@ -16,9 +16,10 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from appliance.rows.few_groups import FOR_A_VERDICT
+
 Verdict = Literal["better", "not proven", "worse"]
 
-MIN_GROUPS = 10  # below this nothing is proven, whatever the interval
 _BLOCK = 1 << 20  # weights drawn at a time: 8 MiB
 
 
@@ -37,7 +38,7 @@ class Difference:
     @property
     def verdict(self) -> Verdict:
         """better if the interval is above 0, worse if below; not proven if it holds 0 or NaN, or from few groups."""
-        if self.groups < MIN_GROUPS:
+        if self.groups < FOR_A_VERDICT:
             return "not proven"
         if self.low > 0:
             return "better"
@@ -46,10 +47,10 @@ class Difference:
     @property
     def reason(self) -> str:
         """Why nothing is proven, if the interval is not the reason; else ""."""
-        if self.groups >= MIN_GROUPS:
+        if self.groups >= FOR_A_VERDICT:
             return ""
         count = "one question (or group)" if self.groups == 1 else f"{self.groups} different questions (or groups)"
-        return f"the test rows hold only {count}; a verdict needs at least {MIN_GROUPS}"
+        return f"the test rows hold only {count}; a verdict needs at least {FOR_A_VERDICT}"
 
 
 def paired(

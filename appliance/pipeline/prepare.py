@@ -17,7 +17,7 @@ from appliance.process import files
 from appliance.prompt import format as prompt_format
 from appliance.prompt import turns
 from appliance.recipe.fields import DataSection
-from appliance.rows import csv_file, leaks, near_duplicates, split, survey
+from appliance.rows import csv_file, few_groups, leaks, near_duplicates, split, survey
 from appliance.rows.csv_file import Rejected, Row
 from appliance.rows.first_pass import FirstPass
 from appliance.rows.oddities import Remark
@@ -40,6 +40,8 @@ class Counts:
     val: int
     test: int
     rejected: int
+    val_groups: int  # different questions (or groups) among the val rows
+    test_groups: int
     repeated_questions: int  # usable rows that repeat the question of an earlier row
     shared_questions: int  # questions (or groups) on more than one side of the split
     leaked_test_rows: int  # test rows whose question (or group) is also in train
@@ -104,6 +106,9 @@ def run(
     )
     if data.split == "column" and found.count:
         _refuse_shared(found, judged, too_long, csv_path, stage_dir)
+    groups = few_groups.count(keys, order)
+    for warning in few_groups.warnings({side: len(indexes) for side, indexes in order.items()}, groups, data):
+        _log.warning("%s: %s", csv_path, warning)
     side_of = {judged.lines[kept[i]]: side for side, indexes in order.items() for i in indexes}
     _write(csv_path, fmt, stage_dir, order, [judged.lines[i] for i in kept])
     _write_ledger(stage_dir / "rows.csv", side_of, judged.rejected | too_long)
@@ -111,7 +116,7 @@ def run(
     _write_groups(stage_dir / validation.GROUPS_FILE, [(judged.lines[kept[i]], keys[i]) for i in order["val"]])
     twins = near_duplicates.near_pairs(stage_dir, {side: len(indexes) for side, indexes in order.items()}, seed)
     leaks.write(stage_dir, found, twins)
-    counts = _count(fmt, judged, kept, keys, order, found, twins, limit)
+    counts = _count(fmt, judged, kept, keys, order, groups, found, twins, limit)
     files.write_json(stage_dir / "summary.json", asdict(counts))
     return counts
 
@@ -153,11 +158,23 @@ def _count(
     kept: list[int],
     keys: split.Keys,
     order: dict[Side, list[int]],
+    groups: Mapping[Side, int],
     found: leaks.Shared,
     twins: near_duplicates.Near,
     limit: int,
 ) -> Counts:
-    """`kept`: positions of the rows that were split, with their `keys`; `limit`: max_seq_length."""
+    """The figures of summary.json.
+
+    Args:
+        fmt: how the CSV is written.
+        judged: the usable rows and the rejected ones.
+        kept: positions of the rows that were split.
+        keys: of the kept rows.
+        order: the sides, as positions in `kept`.
+        groups: how many different keys val and test hold.
+        found, twins: equal and similar questions on two sides.
+        limit: max_seq_length.
+    """
     lengths = sorted(min(judged.lengths[i], limit) for i in kept)
     counts = Counts(
         format=fmt.describe(),
@@ -166,6 +183,8 @@ def _count(
         val=len(order["val"]),
         test=len(order["test"]),
         rejected=len(judged.rejected) + len(judged.lines) - len(kept),
+        val_groups=groups["val"],
+        test_groups=groups["test"],
         repeated_questions=len(keys) - len(set(keys)),
         shared_questions=found.count,
         leaked_test_rows=found.test_rows,

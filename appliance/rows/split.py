@@ -6,6 +6,7 @@ True
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
 Side = Literal["train", "val", "test"]
 _SIDES: tuple[Side, ...] = ("test", "val", "train")  # in the order in which they are filled
 
+# What a reader does not see: format characters (Unicode category Cf), and what Unicode's toNFKC_Casefold removes
+# (Default_Ignorable_Code_Point in unicode.org/Public/UNIDATA/DerivedCoreProperties.txt): zero-width characters, BOM,
+# soft hyphen, variation selectors, Hangul fillers.
+_UNSEEN = re.compile(
+    "[\u00ad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5\u180b-\u180f"
+    "\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U000110bd\U000110cd"
+    "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+
 
 @dataclass(frozen=True)
 class Leaks:
@@ -37,7 +47,7 @@ def question_key(row: Row) -> bytes:
     """16 bytes that are equal for rows which must stay on the same side of the split.
 
     Those are rows with the same group value or, without one, rows that ask the same question: equal (instruction,
-    input), ignoring Unicode compatibility forms (NFKC), case and whitespace.
+    input), ignoring what `folded` ignores.
     """
     parts = ("question", row.instruction, row.input) if row.group is None else ("group", row.group)
     # Cells contain no NUL (`read` rejects them), so different parts never join to the same bytes.
@@ -45,11 +55,14 @@ def question_key(row: Row) -> bytes:
 
 
 def folded(text: str) -> str:
-    """The text normalised for comparison: Unicode compatibility forms (NFKC), case and whitespace."""
+    """The text normalised for comparison: Unicode compatibility forms (NFKC), case, whitespace, unseen characters.
+
+    The joiners in emoji and Persian words are among the latter: without them the text still asks the same.
+    """
     if text.isascii():  # nothing to normalise, as in the many rows whose input is empty
         return " ".join(text.lower().split())
     # NFKC twice, as in Unicode's toNFKC_Casefold: folding case can undo the normal form.
-    normal = unicodedata.normalize("NFKC", text)
+    normal = unicodedata.normalize("NFKC", _UNSEEN.sub("", text))
     folded = normal.casefold()
     if folded != normal:
         folded = unicodedata.normalize("NFKC", folded)
@@ -84,8 +97,9 @@ def question_split(keys: Sequence[bytes], *, test_fraction: float, val_fraction:
     """The side of each row. Rows with equal keys share a side; each side gets at least one group.
 
     Groups are ordered by a keyed hash: test takes groups while they fit into round(rows * test_fraction) rows, val
-    takes from the remaining ones in the same way, and train gets the rest. The order of the rows does not matter, and
-    rows added later move only those at the cuts. Raises DataError: fewer than three groups.
+    takes from the remaining ones in the same way, and train gets the rest. If only train can take the large groups and
+    the others are too few for test and val, these two share them in proportion. The order of the rows does not matter,
+    and rows added later move only those at the cuts. Raises DataError: fewer than three groups.
     """
     import numpy as np
 
@@ -98,7 +112,7 @@ def question_split(keys: Sequence[bytes], *, test_fraction: float, val_fraction:
         )
     sizes = np.diff(starts, append=len(order))
     targets = [max(1, round(len(keys) * fraction)) for fraction in (test_fraction, val_fraction)]
-    group_sides = _fill(sizes, targets)
+    group_sides = _fill(sizes, _shared_out(sizes, targets))
     row_sides = np.empty(len(order), np.uint8)
     row_sides[order] = np.repeat(group_sides, sizes)
     return [_SIDES[side] for side in row_sides]
@@ -191,6 +205,18 @@ def _grouped(keys: Sequence[bytes], seed: int) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(numbers, kind="stable")
     numbers = numbers[order]
     return order, np.flatnonzero(np.concatenate(([True], numbers[1:] != numbers[:-1]))[: len(keys)])
+
+
+def _shared_out(sizes: np.ndarray, targets: list[int]) -> list[int]:
+    """The rows for test and val, less than `targets` if the groups that fit a target hold fewer rows than both need.
+
+    Otherwise test would take nearly all of them, and val next to none.
+    """
+    fitting = int(sizes[sizes <= max(targets)].sum())
+    if not 0 < fitting < sum(targets):
+        return targets
+    test = max(1, round(fitting * targets[0] / sum(targets)))
+    return [test, max(1, fitting - test)]
 
 
 def _fill(sizes: np.ndarray, targets: Sequence[int]) -> np.ndarray:

@@ -21,6 +21,12 @@ from typing import Any
 from datasets_src.pairs import Dropped
 
 _HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff]")  # unicode.org/Public/UNIDATA/Blocks.txt
+# As appliance/rows/split.py, which says why: what a reader does not see.
+_UNSEEN = re.compile(
+    "[\u00ad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5\u180b-\u180f"
+    "\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U000110bd\U000110cd"
+    "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
 _THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)  # reasoning models think aloud first
 _FENCE = re.compile(r"```[a-zA-Z]*\n(.*?)```", re.DOTALL)
 _NUMBERED = re.compile(r"^\s*(?:\*\*)?(?:[(\[]?\d{1,3}[.):\]](?!\d)(?:\*\*)?|[①-⑳])\s*")
@@ -79,9 +85,11 @@ def is_korean(text: str) -> bool:
 
 
 def folded(text: str) -> str:
-    """The text without compatibility forms (NFKC), case and whitespace: rows equal in this form share a split group."""
+    """The text without compatibility forms (NFKC), case, whitespace and unseen characters, as a run splits rows: those
+    equal in this form share a group."""
     # NFKC twice, as in Unicode's toNFKC_Casefold: folding case can undo the normal form.
-    return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split())
+    seen = _UNSEEN.sub("", text)
+    return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold()).split())
 
 
 def worded(text: str) -> str:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from appliance.evaluation import interval
-from appliance.evaluation.interval import MIN_GROUPS, Difference, paired
+from appliance.evaluation.interval import Difference, paired
+from appliance.rows.few_groups import FOR_A_VERDICT
 
 
 def noisy(gain: float, rows: int, seed: int) -> tuple[list[float], list[float]]:
@@ -76,14 +77,14 @@ def test_groups_of_unequal_size_hold_the_level_too() -> None:
     assert verdicts.count("worse") <= 0.035 * 300
 
 
-@pytest.mark.parametrize("groups", [1, 2, 7, MIN_GROUPS - 1])
+@pytest.mark.parametrize("groups", [1, 2, 7, FOR_A_VERDICT - 1])
 def test_fewer_than_ten_groups_prove_nothing_and_say_so(groups: int) -> None:
     for tuned in (1.0, -1.0):
         found = paired([0.0] * 90, [tuned] * 90, [row % groups for row in range(90)])
         assert (found.verdict, found.groups) == ("not proven", groups)
         assert ("only one question" if groups == 1 else f"only {groups} different questions") in found.reason
         assert found.reason.endswith("a verdict needs at least 10")
-    enough = paired([0.0] * 90, [1.0] * 90, [row % MIN_GROUPS for row in range(90)])
+    enough = paired([0.0] * 90, [1.0] * 90, [row % FOR_A_VERDICT for row in range(90)])
     assert (enough.verdict, enough.reason) == ("better", "")
 
 

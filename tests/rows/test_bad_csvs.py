@@ -294,7 +294,7 @@ def test_the_table_for_people(check: Check, tmp_path: Path) -> None:
     assert lines["columns"].startswith("instruction from 'Q', input from 'context', output from 'A' (")
     assert lines["rows"] == "4 usable, 0 rejected"
     assert lines["split"] == "2 train, 1 val, 1 test"
-    assert lines["test rows"] == "warning: 1; needed: 30 to show a difference"
+    assert lines["test rows"] == "warning: 1 row, 1 different question; needed: 10 for a verdict"
     assert "--- line 2, as the model will see it\n" in out
     assert "### Instruction:\n가격은?\n\n### Input:\n문맥\n\n### Response:\n만원<EOS>\n" in out
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import doctest
 import random
+import sys
+import unicodedata
 from collections import Counter, defaultdict
 
 import pytest
@@ -14,6 +16,7 @@ from appliance.errors import DataError
 from appliance.rows import split
 from appliance.rows.csv_file import Row
 from appliance.rows.split import Keys, Leaks, Side, column_split, leaks, notebook_split, question_key, question_split
+from datasets_src.generators import replies
 
 # --- which rows belong together
 
@@ -31,11 +34,32 @@ from appliance.rows.split import Keys, Leaks, Side, column_split, leaks, noteboo
         (Row(2, "a", "", "a", "kim"), Row(3, "b", "", "a", "Kim "), True),
         (Row(2, "a", "", "a", "kim"), Row(3, "a", "", "a", "lee"), False),
         (Row(2, "kim", "", "a"), Row(3, "a", "", "a", "kim"), False),
+        (Row(2, "가\u200b격은\ufeff?", "", "a"), Row(3, "\ufeff가격은?", "", "b"), True),  # zero-width space, BOM
+        (Row(2, "re\u00adfund", "", "a"), Row(3, "refund", "\u2060", "b"), True),  # soft hyphen, word joiner
+        (
+            Row(2, "👨\u200d👩\u200d👧 ❤\ufe0f", "", "a"),
+            Row(3, "👨👩👧 ❤", "", "b"),
+            True,
+        ),  # joiners, variation selector
+        (Row(2, "می\u200cخواهم", "", "a"), Row(3, "میخواهم", "", "b"), True),  # the Persian non-joiner
+        (Row(2, "葛\U000e0100", "", "a"), Row(3, "葛", "", "b"), True),  # an ideographic variant
+        (Row(2, "\u3164질문", "", "a"), Row(3, "질문\u202e", "", "b"), True),  # Hangul filler, right-to-left override
+        (Row(2, "a\u200bb", "", "a"), Row(3, "a b", "", "b"), False),
+        (Row(2, "👨👩", "", "a"), Row(3, "👨👧", "", "b"), False),
     ],
 )
 def test_question_key(left: Row, right: Row, same: bool) -> None:
     assert len(question_key(left)) == 16
     assert (question_key(left) == question_key(right)) is same
+
+
+def test_every_format_character_and_variation_selector_is_ignored() -> None:
+    unseen = [chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) == "Cf"]
+    unseen += [unicodedata.lookup(f"VARIATION SELECTOR-{number}") for number in range(1, 257)]
+    assert [f"U+{ord(one):04X}" for one in unseen if split.folded(f"가{one}격") != "가격"] == []
+    assert [f"U+{ord(one):04X}" for one in unseen if replies.folded(f"가{one}격") != "가격"] == []
+    kept = [chr(code) for code in range(0xD800) if unicodedata.category(chr(code))[0] in "LN" and code not in FILLERS]
+    assert [f"U+{ord(one):04X}" for one in kept if split.folded(f"x{one}x") == "xx"] == []
 
 
 def test_keys_is_a_list_of_16_bytes_each() -> None:
@@ -53,6 +77,8 @@ def test_keys_is_a_list_of_16_bytes_each() -> None:
 
 
 # --- split
+
+FILLERS = {0x115F, 0x1160, 0x3164}  # Hangul letters without a shape
 
 numbers = st.lists(st.integers(0, 40), min_size=3, max_size=120)
 fractions = st.sampled_from([0.05, 0.1, 0.2, 0.33])
@@ -116,6 +142,8 @@ def test_test_is_full_no_group_left_outside_would_still_fit(
     repeated: list[int], test: float, val: float, seed: int
 ) -> None:
     groups = [*range(41), *repeated]  # so many that none has to be taken from test for an empty side
+    most = max(max(1, round(len(groups) * fraction)) for fraction in (test, val))
+    assume(max(Counter(groups).values()) <= most)  # larger ones may leave test and val less: see below
     sides = question_split(_keys(groups), test_fraction=test, val_fraction=val, seed=seed)
     sizes, room = Counter(groups), max(1, round(len(groups) * test)) - Counter(sides)["test"]
     outside = {group for group, side in zip(groups, sides, strict=True) if side != "test"}
@@ -128,6 +156,30 @@ def test_a_side_exceeds_its_share_only_where_one_group_does(groups: list[int]) -
     bound = max(round(len(groups) * 0.2), *Counter(groups).values())
     assert counts["test"] <= bound
     assert counts["val"] <= bound
+
+
+@pytest.mark.parametrize(
+    ("sizes", "test", "val", "wanted"),
+    [
+        ([90, *[1] * 10], 0.1, 0.1, (5, 5)),
+        ([45, 45, *[1] * 10], 0.1, 0.1, (5, 5)),
+        ([85, *[1] * 15], 0.1, 0.1, (8, 7)),
+        ([88, *[1] * 12], 0.2, 0.1, (8, 4)),
+        ([95, *[1] * 5], 0.1, 0.1, (2, 3)),
+        ([80, *[1] * 20], 0.1, 0.1, (10, 10)),  # just enough for both
+        ([50, *[1] * 50], 0.1, 0.1, (10, 10)),
+        ([97, 1, 2], 0.1, 0.1, None),
+    ],
+)
+def test_what_a_large_group_leaves_is_shared_by_test_and_val(
+    sizes: list[int], test: float, val: float, wanted: tuple[int, int] | None
+) -> None:
+    keys = _keys([group for group, size in enumerate(sizes) for _ in range(size)])
+    for seed in range(10):
+        counts = Counter(question_split(keys, test_fraction=test, val_fraction=val, seed=seed))
+        assert wanted is None or (counts["test"], counts["val"]) == wanted
+        assert min(counts["test"], counts["val"]) >= 1
+        assert counts["train"] >= max(sizes)
 
 
 def test_seeds_give_other_splits_and_one_seed_the_same() -> None:

@@ -241,6 +241,26 @@ def test_warnings_are_counted_and_logged_and_drop_nothing(work: Work, caplog: py
         assert sum(text in message for message in caplog.messages) == 1
 
 
+def test_sides_with_few_questions_are_warned_of(work: Work, caplog: pytest.LogCaptureFixture) -> None:
+    """One question holds 90 % of the rows: val and test share the others, and say that they are few."""
+    counts = work.run([("같은 질문?", f"답 {i}") for i in range(90)] + _rows(10))
+    assert (counts.train, counts.val, counts.test) == (90, 5, 5)
+    assert (counts.val_groups, counts.test_groups) == (5, 5)
+    assert any("test rows: only 5 rows, 5 different questions; needed: 10" in text for text in caplog.messages)
+    assert not any("val rows" in text for text in caplog.messages)
+    caplog.clear()
+    work.run(_rows(140))
+    assert not any("different questions" in text for text in caplog.messages)
+
+
+def test_questions_that_differ_in_unseen_characters_stay_together(work: Work) -> None:
+    rows = [(question, "답") for i in range(30) for question in (f"질문 {i}?", f"질\u200b문 {i}\ufe0f?\ufeff")]
+    counts = work.run(rows)
+    assert counts.repeated_questions == 30
+    assert counts.shared_questions == 0
+    assert counts.test_groups == counts.test / 2
+
+
 def test_too_few_rows_are_refused(work: Work) -> None:
     assert "need at least one each" in str(work.refused([("a", "1"), ("b", "2"), (" A", "3"), ("B", "4")]))
     assert work.run([("a", "1"), ("b", "2"), ("c", "3")]).train == 1
