@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import unicodedata
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -15,7 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datasets_src.pairs import Dropped, Pair, SourceError, usable
-from datasets_src.sources.record_files import Record, cell_text, records
+from datasets_src.sources.record_files import CHATS, SIDES, Record, records
+from datasets_src.sources.texts import cell_text
+from datasets_src.sources.workbook import RESAVE, is_formula
 
 _ALIASES = {
     "question": ("instruction", "question", "prompt", "query", "q", "질문", "지시", "지시문", "물음"),
@@ -25,7 +29,6 @@ _ALIASES = {
     ),
     "input": ("input", "context", "입력", "문맥", "지문"),
 }
-_CHATS = ("messages", "conversations", "conversation")
 _ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human"), "user"),
@@ -40,6 +43,10 @@ OTHER_ROLE = "a turn with a role other than system, user and assistant"
 NO_ASSISTANT = "no assistant turn"
 NO_USER = "no user turn before the last answer"
 NO_INSTANCE = "no instance of the task"
+NOT_A_CHAT = "a chat that is not a list of turns"
+NOT_A_HISTORY = "a history that is not pairs of question and answer"
+CALLS_TOOLS = "calls tools, for which the prompt has no place"
+NOT_STORED = f"a formula without a stored value ({RESAVE})"
 
 
 @dataclass(frozen=True)
@@ -68,8 +75,9 @@ def pairs(
     `extra` receives the fields used and unused in the first record, and counts of what was combined or left out.
     Raises SourceError: as `record_files.records`; no field, or several, for a role in the first record.
     """
-    reader = _Reader(path, fields, turns, {} if extra is None else extra)
-    for where, record in records(path, sheet, header_row):
+    extra = {} if extra is None else extra
+    reader = _Reader(path, fields, turns, extra)
+    for where, record in records(path, sheet, header_row, extra):
         yield from reader.items(where, record)
 
 
@@ -83,9 +91,13 @@ class _Reader:
 
     def items(self, where: str, record: Record) -> Iterator[Pair | Dropped]:
         if self.fields.question is None and self.fields.answer is None:
-            chat = next((name for name in _CHATS if isinstance(record.get(name), list)), None)
+            chat = next((name for name in CHATS if record.get(name)), None)
             if chat is not None:
-                yield self._chat(where, record, record[chat])
+                messages = _listed(record[chat])
+                yield Dropped(where, NOT_A_CHAT) if messages is None else self._chat(where, record, messages)
+                return
+            if isinstance(record.get("prompt"), list) and isinstance(record.get("completion"), list):
+                yield self._chat(where, record, [*record["prompt"], *record["completion"]])  # TRL's conversations
                 return
             if isinstance(record.get("instances"), list) and "instruction" in record:
                 yield from self._instances(where, record)
@@ -99,16 +111,36 @@ class _Reader:
     def _pair(self, where: str, record: Record, chosen: Fields) -> Pair | Dropped:
         assert chosen.question
         assert chosen.answer
-        texts = [
-            cell_text(record[chosen.question]),
-            self._answer(record[chosen.answer]),
-            cell_text(record.get(chosen.input or "")),
-            cell_text(record.get(chosen.group or "")),
-        ]
+        cells = [record[chosen.question], record[chosen.answer], record.get(chosen.input or "")]
+        if any(map(is_formula, cells)):
+            return Dropped(where, NOT_STORED)
+        if record.get("tools") and "tools" not in (chosen.question, chosen.answer, chosen.input, chosen.group):
+            return Dropped(where, CALLS_TOOLS)
+        group = cell_text(record.get(chosen.group or ""))
+        texts = [cell_text(cells[0]), self._answer(cells[1]), cell_text(cells[2]), group]
         if None in texts:
             return Dropped(where, NO_TEXT)
         question, answer, input_text, group = (text or "" for text in texts)
-        return usable(where, Pair(question, answer, input_text, group or None))
+        before = self._before(record, chosen)
+        if before is None:
+            return Dropped(where, NOT_A_HISTORY)
+        system, turns = before
+        if question.strip() and self.turns == "all":
+            question = _with_turns(system, [*turns, ("user", question)])
+        return usable(where, Pair(question, answer, input_text, group or None, _side(record)))
+
+    def _before(self, record: Record, chosen: Fields) -> tuple[list[str], list[tuple[str, str]]] | None:
+        """Alpaca's `system` text and the turns of its `history`; None if that cannot be read."""
+        taken = (chosen.question, chosen.answer, chosen.input, chosen.group)
+        system = cell_text(record.get("system")) if "system" not in taken else ""
+        turns = _history(record.get("history")) if "history" not in taken else []
+        if system is None or turns is None:
+            return None
+        if system.strip():
+            self._count("rows_with_system_text")
+        if turns:
+            self._count("rows_with_earlier_turns")
+        return [system] if system.strip() else [], turns
 
     def _answer(self, value: Any) -> str | None:
         """The text; the first of several answers (a list, or SQuAD's {"text": […]} as in the Hub's tables)."""
@@ -152,13 +184,10 @@ class _Reader:
         self._count("conversations_with_system_text", bool(system))
         self._count("conversations_with_earlier_turns", len(before) > 1)
         self._count("conversations_with_turns_after_the_last_answer", last + 1 < len(said))
-        pair = usable(where, Pair(before[-1][1], said[last][1]))
+        pair = usable(where, Pair(before[-1][1], said[last][1], side=_side(record)))
         if isinstance(pair, Dropped) or self.turns == "last":
             return pair
-        question = pair.instruction
-        if len(before) > 1:
-            question = "\n\n".join(f"{_LABELS[role]}: {text}" for role, text in before)
-        return usable(where, Pair("\n\n".join([*system, question]), pair.output))
+        return usable(where, Pair(_with_turns(system, before), pair.output, side=_side(record)))
 
     def _choose(self, where: str, record: Record) -> Fields | None:
         """The fields to use in records with these names; None if there are none but earlier records had some.
@@ -179,7 +208,8 @@ class _Reader:
             if missing:
                 raise self._no_field(where, record, missing[0])
             self.extra["fields"] = {role: name for role, name in found.items() if name is not None}
-            self.extra["unused_fields"] = [name for name in record if name not in found.values()]
+            read = {*found.values(), "system", "history", "tools", *(("side",) if _side(record) else ())}
+            self.extra["unused_fields"] = [name for name in record if name not in read]
         return None if missing else Fields(**found)
 
     def _by_alias(self, where: str, record: Record, role: str) -> str | None:
@@ -206,6 +236,49 @@ class _Reader:
 
     def _count(self, name: str, happened: bool = True) -> None:
         self.extra[name] = self.extra.get(name, 0) + happened
+
+
+def _with_turns(system: Sequence[str], turns: Sequence[tuple[str, str]]) -> str:
+    """The question with the system text and the turns before it; the last turn is the question."""
+    question = turns[-1][1] if len(turns) == 1 else "\n\n".join(f"{_LABELS[role]}: {text}" for role, text in turns)
+    return "\n\n".join([*system, question])
+
+
+def _listed(value: Any) -> Sequence[Any] | None:
+    """A list, or one that a cell of a table holds as JSON or as Python writes it; None if it is neither."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            try:  # pandas saves lists this way
+                value = ast.literal_eval(value)
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                return None
+    return value if isinstance(value, list) else None
+
+
+def _history(value: Any) -> list[tuple[str, str]] | None:
+    """Turns of [[question, answer], …], as Alpaca files hold them, or of a list of messages; None: another form."""
+    if value is None or value == "":
+        return []
+    listed = _listed(value)
+    if listed is None:
+        return None
+    turns: list[tuple[str, str]] = []
+    for one in listed:
+        if isinstance(one, list) and len(one) == 2 and all(isinstance(text, str) for text in one):
+            turns += [("user", one[0]), ("assistant", one[1])]
+        elif isinstance(turn := _turn(one), tuple) and turn[0] != "system":
+            turns.append(turn)
+        else:
+            return None
+    return turns
+
+
+def _side(record: Record) -> str | None:
+    """Which split the record is of, if it says so in the words that data.split=column takes."""
+    side = record.get("side")
+    return side if isinstance(side, str) and side in SIDES.values() else None
 
 
 def _turn(message: Any) -> tuple[str, str] | str:

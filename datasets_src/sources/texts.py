@@ -6,8 +6,11 @@ Knows no source's format.
 from __future__ import annotations
 
 import codecs
+import datetime
+import decimal
 import io
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,3 +133,16 @@ def _undecodable(path: Path, encoding: str) -> tuple[int, int] | None:
                 return line + before.replace("\r\n", "\n").replace("\r", "\n").count("\n"), error.object[error.start]
             if not chunk:
                 return None
+
+
+def cell_text(value: Any) -> str | None:
+    """A value as the text that is shown for it; "" for null and NaN, None for what has no text (a list, bytes)."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    return str(value) if isinstance(value, (str, int, float, decimal.Decimal)) else None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import zipfile
+from collections.abc import Callable
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -200,7 +203,7 @@ def test_xlsx_cells_are_texts_as_shown(tmp_path: Path) -> None:
         *("007", "7", "7", "0.3", "TRUE", "2026-03-01", "2026-03-01T09:30:00"),
         "둘\n줄",
     ]
-    assert origin.examples == {"empty answer": ["row 10", "row 11", "row 12"]}  # a formula that was never computed
+    assert origin.examples == {records.NOT_STORED: ["row 10"], "empty answer": ["row 11", "row 12"]}
     assert made(tmp_path, records.pairs(path, sheet="둘째"))[0] == [("다른", "", "시트")]
 
 
@@ -249,3 +252,104 @@ def test_a_title_above_the_header_of_a_sheet(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"question": "가", "answer": "나"}\n', encoding="utf-8")
     with pytest.raises(SourceError, match="not an XLSX workbook, so it has no header row"):
         list(records.pairs(tmp_path / "in.jsonl", header_row=2))
+
+
+# --- what stands before the question, and whole chats in a cell
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [["안녕", "네"]],
+        [{"role": "user", "content": "안녕"}, {"role": "assistant", "content": "네"}],
+        '[["안녕", "네"]]',
+        "[['안녕', '네']]",
+    ],
+    ids=["pairs", "messages", "JSON in a cell", "Python in a cell"],
+)
+def test_alpaca_with_system_text_and_history(tmp_path: Path, history: object) -> None:
+    record = {"instruction": "가", "input": "글", "output": "나", "system": "친절하게.", "history": history}
+    extra: dict[str, Any] = {}
+    rows, _ = made(tmp_path, records.pairs(json_file(tmp_path, [record]), extra=extra), extra)
+    assert rows == [("친절하게.\n\nUser: 안녕\n\nAssistant: 네\n\nUser: 가", "글", "나")]
+    assert (extra["rows_with_system_text"], extra["rows_with_earlier_turns"]) == (1, 1)
+    assert extra["unused_fields"] == []
+    assert made(tmp_path, records.pairs(json_file(tmp_path, [record]), turns="last"))[0] == [("가", "글", "나")]
+
+
+def test_a_history_or_tools_that_cannot_be_read_drop_the_row_by_name(tmp_path: Path) -> None:
+    usable = {"instruction": "가", "output": "나", "system": "", "history": None, "tools": None}
+    listed = [usable, usable | {"history": "어제"}, usable | {"history": [["하나"]]}, usable | {"tools": ["search"]}]
+    rows, origin = made(tmp_path, records.pairs(json_file(tmp_path, listed)))
+    assert rows == [("가", "", "나")]
+    assert origin.examples == {
+        "a history that is not pairs of question and answer": ["record 2", "record 3"],
+        "calls tools, for which the prompt has no place": ["record 4"],
+    }
+
+
+@pytest.mark.parametrize("write", [json.dumps, repr], ids=["JSON", "as pandas writes it"])
+@pytest.mark.parametrize("name", ["messages", "conversations"])
+def test_a_csv_with_a_chat_in_a_cell(tmp_path: Path, name: str, write: Callable[[object], str]) -> None:
+    chat = write([{"role": "system", "content": "짧게,"}, *say('u"가"\n다', "a나")])
+    path = tmp_path / "chats.csv"
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([["id", name], ["1", chat], ["2", "not a chat"]])
+    rows, origin = made(tmp_path, records.pairs(path))
+    assert rows == [('짧게,\n\n"가"\n다', "", "나")]
+    assert list(origin.examples) == ["a chat that is not a list of turns"]
+
+
+def test_trl_prompts_and_completions_of_messages(tmp_path: Path) -> None:
+    record = {"prompt": say("u가", "a나", "u다"), "completion": say("a라")}
+    path = jsonl_file(tmp_path, record, {"prompt": "마", "completion": "바"})
+    rows, _ = made(tmp_path, records.pairs(path))
+    assert rows == [("User: 가\n\nAssistant: 나\n\nUser: 다", "", "라"), ("마", "", "바")]
+
+
+def test_a_document_of_splits_names_the_side_of_each_row(tmp_path: Path) -> None:
+    document = {
+        "train": [{"q": "가", "a": "나"}, {"q": "다", "a": "라"}],
+        "validation": [{"q": "마", "a": "바"}],
+        "test": [{"messages": say("u사", "a아")}],
+    }
+    rows, origin = made(tmp_path, records.pairs(json_file(tmp_path, document)))
+    assert [row[0] for row in rows] == ["가", "다", "마", "사"]
+    assert (origin.read, origin.written) == (4, 4)
+    lines = (tmp_path / "out.csv").read_text("utf-8").splitlines()
+    assert lines[0] == "instruction,input,output,group,side"
+    assert [line.rpartition(",")[2] for line in lines[1:]] == ["train", "train", "val", "test"]
+
+
+# --- what a reader of workbooks loses
+
+
+def test_text_merged_over_rows_stands_for_each_of_them(tmp_path: Path) -> None:
+    book = Workbook()
+    page = book.active
+    for row in (["자주 묻는 것", None], ["질문", "답"], ["가", "나"], [None, "다"], ["라", "마"], ["바", "사"]):
+        page.append(row)
+    page.merge_cells("A3:A4")
+    page.merge_cells("A1:B1")
+    book.save(tmp_path / "in.xlsx")
+    extra: dict[str, Any] = {}
+    rows, _ = made(tmp_path, records.pairs(tmp_path / "in.xlsx", header_row=2, extra=extra), extra)
+    assert rows == [("가", "", "나"), ("가", "", "다"), ("라", "", "마"), ("바", "", "사")]
+    assert extra["ranges_merged_over_rows"] == "1 (A3:A4); the text stands for each row"
+
+
+def test_formulas_without_a_stored_value_are_named(tmp_path: Path) -> None:
+    """openpyxl and other programs write formulas and calculate nothing."""
+    book = Workbook()
+    other = book.create_sheet("other")
+    other.append(["=1+1"])
+    page = book.create_sheet("문의")
+    for row in (["질문", "답", "메모"], ["가", "=1+1", ""], ["나", "다", "=2"], ["라", "마", ""]):
+        page.append(row)
+    book.save(tmp_path / "in.xlsx")
+    extra: dict[str, Any] = {}
+    rows, origin = made(tmp_path, records.pairs(tmp_path / "in.xlsx", sheet="문의", extra=extra), extra)
+    assert rows == [("나", "", "다"), ("라", "", "마")]
+    (reason,) = origin.examples
+    assert (reason.startswith("a formula without a stored value"), origin.examples[reason]) == (True, ["row 2"])
+    assert extra["formulas_without_a_stored_value"].startswith("2 (B2, C3); open the file")
