@@ -48,6 +48,42 @@ def from_recipe(section: SamplingSection, *, seed: int = 0) -> Sampling:
     return Sampling(**section.model_dump(exclude={"scored"}), seed=seed)
 
 
+def scored(section: SamplingSection, *, seed: int = 0) -> Sampling:
+    """How the test rows are answered: greedily, unless the recipe's `evaluate.sampling.scored` says otherwise."""
+    return from_recipe(section, seed=seed) if section.scored else GREEDY
+
+
+def as_settings(sampling: Sampling) -> dict[str, Any]:
+    """The settings of a generation_config.json with which `model.generate` decodes as evaluation does."""
+    settings = _chosen(sampling)
+    if sampling.repetition_penalty != 1:
+        settings["repetition_penalty"] = sampling.repetition_penalty
+    if sampling.no_repeat_ngram_size:
+        settings["no_repeat_ngram_size"] = sampling.no_repeat_ngram_size
+    return settings
+
+
+def _chosen(sampling: Sampling) -> dict[str, Any]:
+    """How transformers chooses the next token; its own top_k, if left unset, is 50."""
+    if sampling.greedy:
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+
+
+def keep_only_ids(model: Any) -> None:
+    """Drops what the model's own generation_config.json says about decoding, except its special ids.
+
+    transformers takes from it whatever a call leaves unset: a base's suppressed or forced tokens and least lengths
+    would take part in evaluation, but not in the release.
+    """
+    from transformers import GenerationConfig
+
+    own = getattr(model, "generation_config", None)
+    if own is not None:
+        ids = {name: getattr(own, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        model.generation_config = GenerationConfig(**ids)
+
+
 def end_ids(model: Any, eos_token_id: int | None) -> set[int]:
     """The ids that end an answer: the EOS that training used, and every one that the model itself declares.
 
@@ -78,11 +114,8 @@ def generation_config(
     """
     from transformers import GenerationConfig
 
-    chosen: dict[str, Any] = {"do_sample": False}
-    if transformers_samples and not sampling.greedy:
-        chosen = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     return GenerationConfig(
-        **chosen,
+        **_chosen(sampling if transformers_samples else GREEDY),
         max_new_tokens=max_new_tokens,
         num_beams=1,
         repetition_penalty=sampling.repetition_penalty,

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
-from appliance.engines import master_weights
+from appliance.engines import decoding, master_weights
 from appliance.engines.engine import Loaded, load_failures, refuse_too_long
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine.device import Device
@@ -111,6 +111,7 @@ class TransformersEngine:
                 trust_remote_code=False,
             )
             tokenizer = prompt_tokenizer.load(base_dir)
+        decoding.keep_only_ids(loaded)
         if model.load_in_4bit:
             _keep_4bit_layout(loaded)
         return loaded, tokenizer

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance.engines import master_weights
+from appliance.engines import decoding, master_weights
 from appliance.engines.engine import INSTALL_UNSLOTH, Loaded, load_failures, refuse_too_long
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine.device import Device
@@ -133,4 +133,5 @@ class UnslothEngine:
                 trust_remote_code=False,
             )
             tokenizer = prompt_tokenizer.load(base_dir)
+        decoding.keep_only_ids(loaded)
         return loaded, tokenizer

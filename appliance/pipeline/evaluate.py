@@ -17,8 +17,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from appliance.base_model.base import Base
-from appliance.engines import memory
-from appliance.engines.decoding import GREEDY, from_recipe
+from appliance.engines import decoding, memory
 from appliance.engines.engine import Engine
 from appliance.engines.rows_at_once import RowsAtOnce
 from appliance.errors import DataError
@@ -184,7 +183,7 @@ def _ask(
     who: str, loaded: Any, engine: Engine, asked: _Asked, evaluate: EvaluateSection, seed: int, seen: _Seen
 ) -> None:
     """One model's losses and answers, into `seen`."""
-    sampling = from_recipe(evaluate.sampling, seed=seed)
+    sampling = decoding.from_recipe(evaluate.sampling, seed=seed)
     pad = asked.prompt.pad_token_id
     with console.Steps(f"answers of the {who} model", len(asked.rows) + len(asked.extra)) as bar:
         seen.losses[who] = mean_loss(engine, loaded, asked.encoded, pad, seen.in_losses)
@@ -199,7 +198,7 @@ def _ask(
             at_once=seen.in_answers,
             on_progress=bar.advance,
         )
-        scored = sampling if evaluate.sampling.scored else GREEDY
+        scored = decoding.scored(evaluate.sampling, seed=seed)
         seen.answers[who] = answer(asked.prompts, max_new_tokens=asked.room, sampling=scored)
         to_extra = answer(asked.extra_prompts, max_new_tokens=asked.room_of_extra, sampling=sampling)
         seen.answers_to_extra[who] = [one.text for one in to_extra]

@@ -7,14 +7,16 @@ weights/merge.py has the arithmetic, weights/proof.py the proof. Knows neither r
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from appliance.errors import ApplianceError, GateRefused
 from appliance.machine import device
 from appliance.process.files import write_json
 from appliance.weights import merge, proof, proof_place
 from appliance.weights.merge import MergeSummary, round_model
+from appliance.weights.model_config import GREEDY
 from appliance.weights.shards import is_adapter
 
 
@@ -26,11 +28,13 @@ def run(
     dtype: str,
     rows: Sequence[proof.ProofRow],
     device: device.Device,
+    decoding: Mapping[str, Any] = GREEDY,
 ) -> tuple[MergeSummary, proof.Proof]:
     """Merges into `stage_dir/model` and proves it; `stage_dir/proof.json` is written whatever the result.
 
     `trained_dir` holds an adapter for the base, or a whole model. The merged model is stored in `dtype`; the proof runs
-    on `device`, or on the CPU next to it (weights/proof_place.py). The folder is called `model` only once it is proven;
+    on `device`, or on the CPU next to it (weights/proof_place.py). `decoding`: how evaluation decoded, and the release
+    will, as in a generation_config.json. The folder is called `model` only once it is proven;
     a refused one is kept as `model.refused`.
     Raises GateRefused: a gate did not pass, or the adapter cannot be merged. EnvironmentUnavailable: disk, base files,
     memory for the proof.
@@ -40,9 +44,9 @@ def run(
     try:
         proof.refuse_no_rows(rows)
         if is_adapter(trained_dir):
-            summary = merge.merge_adapter(base_dir, trained_dir, unproven, dtype=dtype)
+            summary = merge.merge_adapter(base_dir, trained_dir, unproven, dtype=dtype, decoding=decoding)
         else:
-            summary = round_model(trained_dir, unproven, dtype=dtype)
+            summary = round_model(trained_dir, unproven, dtype=dtype, decoding=decoding)
         result = proof_place.prove(
             base_dir,
             trained_dir,
@@ -52,6 +56,7 @@ def run(
             rows=rows,
             device=device,
             log_path=stage_dir / "proof.log",
+            decoding=decoding,
         )
     except ApplianceError as error:
         write_json(stage_dir / "proof.json", {"passed": False, "error": str(error), "gates": []})

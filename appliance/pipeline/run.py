@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from appliance import findings as appliance_findings
-from appliance.engines import memory
+from appliance.engines import decoding, memory
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine import device, disk
 from appliance.pipeline import due
@@ -302,6 +302,7 @@ def _merge(job: Job, stage_dir: Path) -> str:
         dtype=job.base.stored_dtype,
         rows=[proof.ProofRow(tuple(row["input_ids"]), row["prompt_tokens"]) for row in rows],
         device=job.device,
+        decoding=decoding.as_settings(decoding.scored(job.resolved.recipe.evaluate.sampling)),
     )
     changed = f"{merged.merged_tensors} of {merged.tensors} tensors merged into"
     if not merged.merged_tensors:
@@ -313,8 +314,9 @@ def _proven(proven: Proof) -> str:
     seen = proven.measures
     device = {"cuda": "GPU", "cpu": "CPU"}[proven.device]
     where = f", on the {device} in {proven.compute_dtype} for lack of memory" if proven.notes else ""
+    but = "".join(f", but {caution};" for caution in proven.cautions)
     return (
-        f"proven on {seen.positions} tokens of {seen.rows} test rows{where}: divergence from the trained model "
+        f"proven{but} on {seen.positions} tokens of {seen.rows} test rows{where}: divergence from the trained model "
         f"{seen.kl_tuned:.1e} nats, from the base {seen.kl_base:.1e}, same likeliest token {seen.agreement:.1%}"
     )
 

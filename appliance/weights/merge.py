@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from appliance.process.files import atomic_dir, read_json
 from appliance.prompt import format as prompt_format
 from appliance.prompt.special_tokens import eos_ids
 from appliance.weights.model_config import (
+    GREEDY,
     base_config,
     generation_config,
     write_config,
@@ -56,8 +57,12 @@ class MergeSummary:
     dtype: str
 
 
-def merge_adapter(base_dir: Path, adapter_dir: Path, out_dir: Path, *, dtype: str) -> MergeSummary:
+def merge_adapter(
+    base_dir: Path, adapter_dir: Path, out_dir: Path, *, dtype: str, decoding: Mapping[str, Any] | None = None
+) -> MergeSummary:
     """Writes base + adapter as 16-bit safetensors, with config and tokenizer files; `out_dir` is complete or absent.
+
+    `decoding`: how the release answers by default, as in a generation_config.json; None: greedily.
 
     W' = W + scale * B A in float32, rounded once to `dtype` ("bfloat16" | "float16"); with DoRA
     W' = m * (W + scale * B A) / ||W + scale * B A|| by output row (Liu et al. 2024, arXiv 2402.09353, eq. 5).
@@ -65,17 +70,33 @@ def merge_adapter(base_dir: Path, adapter_dir: Path, out_dir: Path, *, dtype: st
     Raises EnvironmentUnavailable: the base cannot be read or is quantised, or the disk is too small.
     Raises GateRefused: the adapter contains something a merge cannot express, or a result is not finite.
     """
-    config = base_config(base_dir)
-    names = [name for listed in files_of(base_dir).values() for name in listed]
-    return _write(base_dir, _match(read_adapter(adapter_dir), names, config), adapter_dir, out_dir, dtype)
+    return _write(base_dir, changed_by(adapter_dir, base_dir), adapter_dir, out_dir, dtype, decoding or GREEDY)
 
 
-def round_model(trained_dir: Path, out_dir: Path, *, dtype: str) -> MergeSummary:
+def round_model(
+    trained_dir: Path, out_dir: Path, *, dtype: str, decoding: Mapping[str, Any] | None = None
+) -> MergeSummary:
     """Writes a fully fine-tuned model as 16-bit safetensors, under the same names; raises as merge_adapter."""
-    return _write(trained_dir, {}, trained_dir, out_dir, dtype)
+    return _write(trained_dir, {}, trained_dir, out_dir, dtype, decoding or GREEDY)
 
 
-def _write(model_dir: Path, deltas: dict[str, Delta], tokenizer_dir: Path, out_dir: Path, dtype: str) -> MergeSummary:
+def changed_by(adapter_dir: Path, base_dir: Path) -> dict[str, Delta]:
+    """What an adapter changes: the base's tensor -> what is added to it. All other tensors stay the base's.
+
+    Merge and proof both go by it. Raises as merge_adapter.
+    """
+    names = [name for listed in files_of(base_dir).values() for name in listed]
+    return _match(read_adapter(adapter_dir), names, base_config(base_dir))
+
+
+def _write(
+    model_dir: Path,
+    deltas: dict[str, Delta],
+    tokenizer_dir: Path,
+    out_dir: Path,
+    dtype: str,
+    decoding: Mapping[str, Any],
+) -> MergeSummary:
     """The tensors of `model_dir`, each with its delta added where there is one, rounded to `dtype`."""
     import torch
 
@@ -102,7 +123,8 @@ def _write(model_dir: Path, deltas: dict[str, Delta], tokenizer_dir: Path, out_d
             write_shard(folder / path.name, shard, rows_of)
         assert used == Counter(deltas.keys()), f"LoRA modules not used exactly once: {used.keys() ^ deltas.keys()}"
         write_config(model_dir, folder, config | special_ids(tokenizer_dir, config), dtype, written_bytes)
-        write_generation_config(model_dir, folder, special_ids(tokenizer_dir, generation_config(model_dir)))
+        settings = generation_config(model_dir)
+        write_generation_config(folder, settings | special_ids(tokenizer_dir, settings), decoding)
         for name in TOKENIZER_FILES:
             if (tokenizer_dir / name).is_file():
                 shutil.copyfile(tokenizer_dir / name, folder / name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from appliance.process.files import read_json, write_json
 from appliance.weights.shards import INDEX
 
 SHORTEST = 256  # tokens: a max_length below it would cut answers
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+GREEDY: Mapping[str, Any] = {"do_sample": False}  # of a generation_config.json
+_HARMLESS = ("transformers_version", "use_cache", "cache_implementation")
 
 
 def base_config(base_dir: Path) -> dict[str, Any]:
@@ -38,16 +42,27 @@ def write_config(base_dir: Path, folder: Path, config: dict[str, Any], dtype: st
 
 
 def generation_config(model_dir: Path) -> dict[str, Any]:
+    """generation_config.json; without it the ids in config.json, which transformers takes then."""
     path = model_dir / "generation_config.json"
-    return dict(read_json(path)) if path.is_file() else {}
+    if path.is_file():
+        return dict(read_json(path))
+    config = read_json(model_dir / "config.json")
+    return {key: config[key] for key in IDS if key in config}
 
 
-def write_generation_config(model_dir: Path, folder: Path, ids: dict[str, Any]) -> None:
-    """Writes the base's settings with our ids, without those that transformers rejects or that cut answers short."""
-    settings = generation_config(model_dir) | ids
-    dropped = set() if settings.get("do_sample") else {"temperature", "top_p", "top_k", "min_p", "typical_p"}
-    # a short max_length is a default nobody chose (20 in older transformers)
-    dropped |= {key for key in ("max_length", "max_new_tokens") if (settings.get(key) or SHORTEST) < SHORTEST}
-    if settings:
-        kept = {key: value for key, value in settings.items() if key not in dropped}
-        write_json(folder / "generation_config.json", kept)
+def write_generation_config(folder: Path, settings: Mapping[str, Any], decoding: Mapping[str, Any]) -> None:
+    """Writes how the release answers by default: the ids in `settings` and `decoding`, which evaluation used.
+
+    A base's own penalties, temperature, suppressed or forced tokens and least lengths are not carried over: evaluation
+    did not use them, and some would keep the tuned model from stopping.
+    """
+    kept = {key: value for key, value in settings.items() if key in IDS or is_harmless(key, value)}
+    write_json(folder / "generation_config.json", {**kept, **decoding})
+
+
+def is_harmless(key: str, value: Any) -> bool:
+    """Whether a base's setting can be carried over: it changes no token of an answer that evaluation saw.
+
+    A short max_length is a default nobody chose (20 in older transformers).
+    """
+    return key in _HARMLESS or (key in ("max_length", "max_new_tokens") and (value or SHORTEST) >= SHORTEST)

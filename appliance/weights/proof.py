@@ -21,9 +21,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,13 @@ from appliance.process import redact
 from appliance.process.child import child_environment
 from appliance.process.files import read_json, write_json
 from appliance.weights import child_out_of_memory
+from appliance.weights.model_config import GREEDY
 from appliance.weights.shards import is_adapter
 
 ROWS = 32  # compared at most; with POSITIONS per row this keeps the saved reference below 60 MB for any vocabulary
 POSITIONS = 64  # per row at most: the first ones and EOS
 TOP_TOKENS = 1024
-SAMPLE = 16384  # weights compared in each merged tensor
+SAMPLE = 16384  # weights of each merged tensor at which peft's own sum is compared
 
 # Bounds between proper and wrong merges, measured on a CPU: Llama and Qwen3 of 3 layers, heads tied and not, 2 seeds,
 # bases and merges in bfloat16 and float16, deltas of 0.3 %, 2 % and 10 % of their weights' norm. 96 proper merges, and
@@ -46,14 +47,14 @@ SAMPLE = 16384  # weights compared in each merged tensor
 #                              proper   wrong at 10 %   at 2 %     at 0.3 %
 #   kl_tuned / kl_calibrated   1.00     >= 8.2          >= 1.2     >= 1.0 (hidden by the rounding to bfloat16)
 #   agreement - calibrated     0.000    <= -0.02        <= 0.002   <= 0.006
-#   delta_missing              0.00     >= 1.00         >= 1.00    >= 1.00
-# So the weights always reveal a wrong merge, and the answers do if the error is larger than rounding. The factor leaves
+# So the answers reveal a wrong merge if the error is larger than rounding; the weights, which are all compared, always
+# do. The factor leaves
 # room for a device that sums in a different order; if it computes in 16 bits, kl_calibrated contains that noise too.
 KL_FACTOR = 4.0
 KL_FLOOR = 1e-6  # a perfect merge had 1.5e-6 or more, unless the adapter is zero: then all divergences are zero
 AGREEMENT_MARGIN = 0.01
-DELTA_BOUND = 0.1
-DELTA_NOISE = 0.001
+# Above this share the merged model is nearer to the base than to the trained one (weights/proof_tensors.py, _Tuning).
+SWALLOWED_BOUND = 0.5
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class ProofRequest:
 
     `weights_dtype`: the type in which the weights are held in memory; 16 bits with float32 computation if nothing
     larger fits (weights/widened.py). `trained_dir`: an adapter of the base or, after full fine-tuning, a whole model.
+    `decoding`: how evaluation decoded, as in a generation_config.json.
     """
 
     base_dir: Path
@@ -84,6 +86,7 @@ class ProofRequest:
     weights_dtype: str
     device: str
     rows: tuple[ProofRow, ...]
+    decoding: Mapping[str, Any] = field(default_factory=lambda: dict(GREEDY))
 
     @property
     def weights_dir(self) -> Path:
@@ -111,8 +114,15 @@ class Measures:
     tensors_not_finite_names: str
     tensors_wrong: int
     tensors_wrong_names: str
-    delta_missing: float  # worst tensor's distance from the wanted weights / the distance the adapter moved them
-    delta_missing_name: str
+    unlike_base: int  # tensors that training did not change, with a value that is not the base's
+    unlike_base_names: str
+    unlike_trained: int  # tensors that it changed, with a value that is not what was trained, rounded
+    unlike_trained_names: str
+    config_changed: int  # fields of config.json that are neither the base's nor ours
+    config_changed_names: str
+    decoding_changed: int  # fields of generation_config.json that evaluation did not use
+    decoding_changed_names: str
+    swallowed: float  # share of the tuning that rounding undid
 
 
 @dataclass(frozen=True)
@@ -130,15 +140,28 @@ class Proof:
     longest_row: int = 0
     notes: tuple[str, ...] = ()
 
+    stored_dtype: str = "16 bits"
+
     @property
     def passed(self) -> bool:
         return all(gate.passed for gate in self.gates)
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What `passed` does not say: sentences that continue "proven, but"."""
+        if self.measures.swallowed <= SWALLOWED_BOUND:
+            return ()
+        return (
+            f"rounding to {self.stored_dtype} swallowed {self.measures.swallowed:.0%} of the tuning: the merged model "
+            "is nearer to the base than to what was trained; train longer or raise train.learning_rate",
+        )
 
     def as_json(self) -> dict[str, Any]:
         """For proof.json. A figure that is not finite is null there."""
         gates = [gate.as_json() for gate in self.gates]
         where = {key: value for key, value in vars(self).items() if key not in ("gates", "measures")}
-        return {"passed": self.passed, "gates": gates, **finite(asdict(self.measures)), **where}
+        said = {"passed": self.passed, "cautions": list(self.cautions), "gates": gates}
+        return {**said, **finite(asdict(self.measures)), **where}
 
 
 def request(
@@ -150,13 +173,16 @@ def request(
     rows: Sequence[ProofRow],
     compute_dtype: str = "float32",
     weights_dtype: str = "float32",
+    decoding: Mapping[str, Any] = GREEDY,
 ) -> ProofRequest:
     """A request for the first ROWS rows. Which types fit which device: weights/proof_place.py.
 
     Raises GateRefused: there is no row to compare.
     """
     refuse_no_rows(rows)
-    return ProofRequest(base_dir, trained_dir, dtype, compute_dtype, weights_dtype, device, tuple(rows[:ROWS]))
+    return ProofRequest(
+        base_dir, trained_dir, dtype, compute_dtype, weights_dtype, device, tuple(rows[:ROWS]), dict(decoding)
+    )
 
 
 def refuse_no_rows(rows: Sequence[ProofRow]) -> None:
@@ -196,7 +222,7 @@ def run_examination(work_dir: Path, merged_dir: Path, log_path: Path) -> Proof:
     measures, wanted = Measures(**read_json(work_dir / "measures.json")), read_json(work_dir / "request.json")
     longest_row = max(len(row["input_ids"]) for row in wanted["rows"])
     where = {name: wanted[name] for name in ("device", "compute_dtype", "weights_dtype")}
-    return Proof(judge(measures), measures, longest_row=longest_row, **where)
+    return Proof(judge(measures), measures, longest_row=longest_row, stored_dtype=wanted["dtype"], **where)
 
 
 def judge(seen: Measures) -> tuple[Gate, ...]:
@@ -207,34 +233,47 @@ def judge(seen: Measures) -> tuple[Gate, ...]:
     # near both. every_delta_is_in, which looks at the weights, still tells a merge from a copy of the base.
     effect_is_visible = seen.kl_effect > kl_bound
     return (
-        Gate(
+        _none(
             "all_finite",
-            seen.positions_not_finite == 0,
             seen.positions_not_finite,
-            0,
+            "",
             "positions with logits that are not finite, in base + adapter and in the merged model",
         ),
-        Gate(
+        _none(
             "every_tensor_finite",
-            seen.tensors_not_finite == 0,
             seen.tensors_not_finite,
-            0,
-            f"tensors of the merged model with a value that is not finite{seen.tensors_not_finite_names}",
+            seen.tensors_not_finite_names,
+            "tensors of the merged model with a value that is not finite",
         ),
-        Gate(
+        _none(
             "tensors_complete",
-            seen.tensors_wrong == 0,
             seen.tensors_wrong,
-            0,
-            f"tensors missing, added, not of the base's shape, or not 16-bit{seen.tensors_wrong_names}",
+            seen.tensors_wrong_names,
+            "tensors missing, added, not of the base's shape, or not 16-bit",
         ),
-        Gate(
+        _none(
+            "untrained_is_the_base",
+            seen.unlike_base,
+            seen.unlike_base_names,
+            "tensors that were not trained and are not the base's, bit for bit",
+        ),
+        _none(
             "every_delta_is_in",
-            seen.delta_missing <= DELTA_BOUND,
-            seen.delta_missing,
-            DELTA_BOUND,
-            "worst distance from the trained weights (an adapter's by peft's float32 merge), 1 = as far as the base: "
-            f"{seen.delta_missing_name}",
+            seen.unlike_trained,
+            seen.unlike_trained_names,
+            "trained tensors that differ from what was trained by more than rounding",
+        ),
+        _none(
+            "config_is_the_base",
+            seen.config_changed,
+            seen.config_changed_names,
+            "fields of config.json that are neither the base's nor set by training",
+        ),
+        _none(
+            "decodes_as_evaluated",
+            seen.decoding_changed,
+            seen.decoding_changed_names,
+            "fields of generation_config.json that are not what evaluation used",
         ),
         Gate(
             "merged_equals_trained",
@@ -260,6 +299,11 @@ def judge(seen: Measures) -> tuple[Gate, ...]:
             + ("" if effect_is_visible else "; the adapter's effect is below rounding, so the weights decide"),
         ),
     )
+
+
+def _none(name: str, count: int, names: str, meaning: str) -> Gate:
+    """A gate that passes if there are none of these."""
+    return Gate(name, count == 0, count, 0, meaning + names)
 
 
 def run_module(module: str, arguments: Sequence[str], log_path: Path) -> tuple[int, str]:

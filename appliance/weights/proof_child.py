@@ -13,16 +13,17 @@ from __future__ import annotations
 import math
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from appliance.errors import ApplianceError, EnvironmentUnavailable, GateRefused
+from appliance.findings import NAMED_ROWS
 from appliance.process import child
 from appliance.process.files import read_json, write_json
-from appliance.weights import child_out_of_memory, proof_tensors, widened
+from appliance.weights import child_out_of_memory, proof_configs, proof_tensors, widened
 from appliance.weights.proof import TOP_TOKENS, Measures, ProofRequest, ProofRow
 from appliance.weights.shards import files_of, is_adapter, stored_name
 
@@ -41,7 +42,7 @@ def write_reference(work_dir: Path, load: Load) -> None:
 
     Writes reference.safetensors: `ids` (P, K) the likeliest tokens of base + adapter, best first; `tuned`, `base`,
     `calibrated` (P, K + 1) float64 log-probabilities of those tokens and of all others; `agrees` (P,); and for each
-    LoRA module sampled weights `wanted/NAME`, `stored/NAME`. One model in memory: rounding happens in place.
+    tensor that the adapter changes `wanted/NAME`, sampled float32 weights. One model in memory: rounding is in place.
     """
     wanted = _read_request(work_dir)
     import torch
@@ -58,7 +59,7 @@ def write_reference(work_dir: Path, load: Load) -> None:
         if adapter_dir:
             with model.disable_adapter():
                 base, _ = _compare(model, wanted.rows, ids)
-        weights = _round_like_a_merge(model, wanted) if adapter_dir else _round_the_trained(model, wanted)
+        weights = _round_like_a_merge(model, wanted)
         calibrated, likeliest = _compare(model, wanted.rows, ids)
         if not adapter_dir:
             del model  # one model in memory
@@ -70,31 +71,32 @@ def write_reference(work_dir: Path, load: Load) -> None:
 
 
 def examine(work_dir: Path, merged_dir: Path) -> Measures:
-    """Loads the merged folder with plain transformers and compares it with the saved reference."""
+    """Compares the merged files, then loads them with plain transformers and compares its answers.
+
+    Raises GateRefused: a folder whose configs were changed does not load.
+    """
     wanted = _read_request(work_dir)
     import torch
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
     reference = load_file(work_dir / "reference.safetensors")
-    wrong = proof_tensors.wrong_tensors(wanted, merged_dir)
-    model, info = AutoModelForCausalLM.from_pretrained(
-        merged_dir,
-        dtype=getattr(torch, wanted.weights_dtype),
-        device_map=wanted.device,
-        local_files_only=True,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
-    wrong += [str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in info[kind]]
+    swallowed, faults = compare_files(wanted, reference, merged_dir)  # before the model is loaded: never both in memory
     ids = torch.split(reference["ids"].long(), [len(row.positions()) for row in wanted.rows])
-    with torch.no_grad():
+    with _blamed_on(faults["config_changed"] + faults["decoding_changed"]), torch.no_grad():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            merged_dir,
+            dtype=getattr(torch, wanted.weights_dtype),
+            device_map=wanted.device,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
         merged, likeliest = _compare(_as_computed(model.eval(), wanted), wanted.rows, ids)
-    del model  # the tensors are read again below: the model and a shard are never both in memory
-    not_finite = proof_tensors.not_finite(merged_dir)
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        faults["tensors_wrong"] += map(str, info[kind])
     answered, tuned_says = _answered(wanted.rows), torch.cat(ids)[:, 0]
     tuned, base, calibrated = (reference[name] for name in ("tuned", "base", "calibrated"))
-    missing, missing_name = proof_tensors.missing_delta(reference, merged_dir)
     return Measures(
         rows=len(wanted.rows),
         positions=len(merged),
@@ -107,14 +109,46 @@ def examine(work_dir: Path, merged_dir: Path) -> Measures:
         agreement_calibrated=reference["agrees"].float().mean().item(),
         agreement_evaluated=_share_equal(likeliest, answered),
         agreement_evaluated_16bit=_share_equal(tuned_says, answered),
-        tensors_not_finite=len(not_finite),
-        tensors_not_finite_names=": " + ", ".join(not_finite[:5]) if not_finite else "",
         positions_not_finite=int(torch.cat([tuned, merged]).isnan().any(1).sum()),
-        tensors_wrong=len(wrong),
-        tensors_wrong_names=": " + ", ".join(wrong[:5]) if wrong else "",
-        delta_missing=missing,
-        delta_missing_name=missing_name,
+        swallowed=swallowed,
+        **counted(faults),
     )
+
+
+def compare_files(
+    wanted: ProofRequest, reference: Mapping[str, torch.Tensor], merged_dir: Path
+) -> tuple[float, dict[str, list[str]]]:
+    """What the files say without running the model: the share of the tuning that rounding swallowed; what is wrong.
+
+    `reference`: of it, the samples of peft's merge. The faults are grouped as in Measures.
+    """
+    by_peft = {key.removeprefix("wanted/"): values for key, values in reference.items() if key.startswith("wanted/")}
+    weights = proof_tensors.compare(wanted, by_peft, merged_dir)
+    return weights.swallowed, {
+        "tensors_not_finite": weights.not_finite,
+        "tensors_wrong": proof_tensors.wrong_tensors(wanted, merged_dir),
+        "unlike_base": weights.unlike_base,
+        "unlike_trained": weights.unlike_trained,
+        "config_changed": proof_configs.changed_fields(wanted, merged_dir),
+        "decoding_changed": proof_configs.changed_decoding(wanted, merged_dir),
+    }
+
+
+def counted(faults: Mapping[str, list[str]]) -> dict[str, Any]:
+    """For Measures: how many of each there are, and the first of them in words."""
+    named = {f"{key}_names": f": {'; '.join(found[:NAMED_ROWS])}" if found else "" for key, found in faults.items()}
+    return {key: len(found) for key, found in faults.items()} | named
+
+
+@contextmanager
+def _blamed_on(changed: list[str]) -> Iterator[None]:
+    """If a merged model does not load or compute, and its configs were changed, that is the reason given."""
+    try:
+        yield
+    except Exception as error:
+        if not changed or child_out_of_memory.is_out_of_memory(error):
+            raise
+        raise GateRefused(f"its configs were changed ({'; '.join(changed)}), and it does not load: {error}") from error
 
 
 def load_with_peft(model_dir: Path, adapter_dir: Path | None, dtype: str, device: str) -> Any:
@@ -221,7 +255,10 @@ def _divergence(p: torch.Tensor, q: torch.Tensor) -> float:
 
 
 def _round_like_a_merge(model: Any, wanted: ProofRequest) -> dict[str, torch.Tensor]:
-    """Turns the loaded model into a perfect merge, in place; returns samples of the weights it changed."""
+    """Turns the loaded model into a perfect merge, in place; samples of what peft added to, before rounding.
+
+    A fully fine-tuned model has nothing to add: it is rounded.
+    """
     import torch
     from peft.tuners.lora import LoraLayer
     from safetensors import safe_open
@@ -245,11 +282,9 @@ def _round_like_a_merge(model: Any, wanted: ProofRequest) -> dict[str, torch.Ten
                 stored = handle.get_tensor(name)
             weight.data = stored.to(weight.device, torch.float32, copy=True)
             layer.merge()
-            rounded = weight.data.to(kind)
             chosen = proof_tensors.sampled(stored.numel())
-            samples[f"wanted/{name}"] = rounded.cpu().reshape(-1)[chosen]
-            samples[f"stored/{name}"] = stored.to(kind).reshape(-1)[chosen]
-            weight.data = rounded.to(computed)
+            samples[f"wanted/{name}"] = weight.data.reshape(-1)[chosen.to(weight.device)].cpu()
+            weight.data = weight.data.to(kind).to(computed)
     return samples
 
 
@@ -261,30 +296,6 @@ def _round(weight: torch.Tensor, kind: torch.dtype) -> None:
         rows = weight if weight.dim() else weight.view(1)
         for piece in torch.split(rows, max(1, _ROUNDED_AT_ONCE // max(1, math.prod(rows.shape[1:])))):
             piece.copy_(piece.to(kind))
-
-
-def _round_the_trained(model: Any, wanted: ProofRequest) -> dict[str, torch.Tensor]:
-    """Rounds a fully fine-tuned model in place; returns samples of its weights, rounded, beside the base's."""
-    import torch
-    from safetensors import safe_open
-
-    kind = getattr(torch, wanted.dtype)
-    for parameter in model.parameters():
-        _round(parameter.data, kind)
-    base_files = {name: path for path, names in files_of(wanted.base_dir).items() for name in names}
-    samples = {}
-    for path, names in files_of(wanted.trained_dir).items():
-        for name in names:
-            with safe_open(path, framework="pt") as handle:
-                trained = handle.get_tensor(name)
-            if not trained.is_floating_point() or name not in base_files:
-                continue
-            with safe_open(base_files[name], framework="pt") as handle:
-                stored = handle.get_tensor(name)
-            chosen = proof_tensors.sampled(trained.numel())
-            samples[f"wanted/{name}"] = trained.reshape(-1)[chosen].to(kind)
-            samples[f"stored/{name}"] = stored.reshape(-1)[chosen].to(kind)
-    return samples
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ represents every 16-bit weight exactly. If four bytes per weight are too many, t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from appliance.errors import EnvironmentUnavailable
 from appliance.findings import Finding
@@ -27,6 +27,7 @@ from appliance.machine.disk import human
 from appliance.process import console
 from appliance.weights import proof
 from appliance.weights.child_out_of_memory import OutOfMemory
+from appliance.weights.model_config import GREEDY
 from appliance.weights.proof import POSITIONS, Proof, ProofRow
 from appliance.weights.shards import files_of, headers
 
@@ -101,12 +102,24 @@ def prove(
     rows: Sequence[ProofRow],
     device: Device,
     log_path: Path,
+    decoding: Mapping[str, Any] = GREEDY,
 ) -> Proof:
     """Runs both processes in the first place with enough memory; `work_dir` is for their files and removed at the end.
 
     If memory runs out anyway, the last place on each device is tried again with the rows cut. The proof's notes, which
     are shown too, name the places tried before. Raises EnvironmentUnavailable: no place had enough memory, or a process
     failed. GateRefused: the merged folder does not load, or there is no row to compare.
+
+    Args:
+        base_dir: the base model.
+        trained_dir: an adapter of it, or a whole model.
+        merged_dir: what the merge wrote.
+        work_dir: for what one process leaves for the other.
+        dtype: the 16-bit type that the merge stores.
+        rows: what evaluation asked and the tuned model answered.
+        device: where to compute, if it has enough memory.
+        log_path: for the output of the processes.
+        decoding: how evaluation decoded, as in a generation_config.json.
     """
     notes: list[str] = []
     ahead = places(Weights.of(merged_dir, dtype), device)
@@ -125,6 +138,7 @@ def prove(
                 rows=some_rows,
                 compute_dtype=place.compute_dtype,
                 weights_dtype=place.weights_dtype,
+                decoding=decoding,
             )
             try:
                 with proof.work_folder(work_dir):

@@ -41,8 +41,15 @@ GOOD = Measures(
     tensors_not_finite_names="",
     tensors_wrong=0,
     tensors_wrong_names="",
-    delta_missing=0.0,
-    delta_missing_name="none",
+    unlike_base=0,
+    unlike_base_names="",
+    unlike_trained=0,
+    unlike_trained_names="",
+    config_changed=0,
+    config_changed_names="",
+    decoding_changed=0,
+    decoding_changed_names="",
+    swallowed=0.0,
 )
 
 
@@ -111,7 +118,7 @@ def test_a_proper_merge_passes(
 
     assert failed(seen) == set()
     assert (seen.rows, seen.positions) == (16, 16 * 31)
-    assert seen.delta_missing == 0
+    assert (seen.unlike_base, seen.unlike_trained) == (0, 0)
     assert seen.kl_tuned <= 1.01 * seen.kl_calibrated + 1e-9
     if adapter_options.get("strength", 0.1) > 0.01:
         assert 0 < seen.kl_calibrated < seen.kl_effect / 10
@@ -187,7 +194,7 @@ def test_a_weight_that_no_row_meets_must_be_finite_too(tmp_path: Path) -> None:
 
     seen = proof_child.examine(work_dir, tmp_path / "merged")
 
-    assert failed(seen) == {"every_tensor_finite"}
+    assert failed(seen) == {"every_tensor_finite", "untrained_is_the_base"}
     assert seen.tensors_not_finite_names == ": model.embed_tokens.weight"
 
 
@@ -218,7 +225,10 @@ def test_gates_at_their_bounds() -> None:
     assert failed(replace(GOOD, agreement=0.96)) == {"top1_agreement"}
     assert failed(replace(GOOD, kl_base=1.8e-4)) == {"nearer_to_tuned"}
     assert failed(replace(GOOD, kl_base=1.8e-4, kl_effect=2e-4)) == set()  # an effect below rounding
-    assert failed(replace(GOOD, delta_missing=1.0)) == {"every_delta_is_in"}
+    assert failed(replace(GOOD, unlike_base=1)) == {"untrained_is_the_base"}
+    assert failed(replace(GOOD, unlike_trained=1)) == {"every_delta_is_in"}
+    assert failed(replace(GOOD, config_changed=1)) == {"config_is_the_base"}
+    assert failed(replace(GOOD, decoding_changed=1)) == {"decodes_as_evaluated"}
     assert failed(replace(GOOD, tensors_wrong=1)) == {"tensors_complete"}
     assert failed(replace(GOOD, tensors_not_finite=1)) == {"every_tensor_finite"}
     assert {"merged_equals_trained", "nearer_to_tuned"} <= failed(replace(GOOD, kl_tuned=float("nan")))
@@ -271,11 +281,13 @@ def test_a_refused_merge_is_kept_under_another_name(
     monkeypatch.setattr(proof, "run_reference", _in_process)
     monkeypatch.setattr(proof, "run_examination", _examined_in_process)
     monkeypatch.setattr(
-        weights_merge, "merge_adapter", lambda base, _adapter, out, dtype: merge_adapter(base, zeroed, out, dtype=dtype)
+        weights_merge,
+        "merge_adapter",
+        lambda base, _, out, **options: merge_adapter(base, zeroed, out, **options),
     )
     stage = tmp_path / "merge"
 
-    with pytest.raises(GateRefused, match=r"every_delta_is_in: 1, bound 0\.1") as caught:
+    with pytest.raises(GateRefused, match=r"every_delta_is_in: 14, bound 0 .*up_proj") as caught:
         pipeline_merge.run(case / "base", case / "adapter", stage, dtype="bfloat16", rows=rows(), device=CPU)
 
     assert "the trained weights are kept" in caught.value.hint
