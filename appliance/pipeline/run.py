@@ -314,7 +314,7 @@ def _proven(proven: Proof) -> str:
     seen = proven.measures
     device = {"cuda": "GPU", "cpu": "CPU"}[proven.device]
     where = f", on the {device} in {proven.compute_dtype} for lack of memory" if proven.notes else ""
-    but = "".join(f", but {caution};" for caution in proven.cautions)
+    but = f", but {proven.swallowed}," if proven.swallowed else ""
     return (
         f"proven{but} on {seen.positions} tokens of {seen.rows} test rows{where}: divergence from the trained model "
         f"{seen.kl_tuned:.1e} nats, from the base {seen.kl_base:.1e}, same likeliest token {seen.agreement:.1%}"

@@ -85,8 +85,9 @@ def changed_by(adapter_dir: Path, base_dir: Path) -> dict[str, Delta]:
 
     Merge and proof both go by it. Raises as merge_adapter.
     """
+    config = base_config(base_dir)
     names = [name for listed in files_of(base_dir).values() for name in listed]
-    return _match(read_adapter(adapter_dir), names, base_config(base_dir))
+    return _match(read_adapter(adapter_dir), names, config)
 
 
 def _write(

@@ -147,20 +147,27 @@ class Proof:
         return all(gate.passed for gate in self.gates)
 
     @property
-    def cautions(self) -> tuple[str, ...]:
-        """What `passed` does not say: sentences that continue "proven, but"."""
-        if self.measures.swallowed <= SWALLOWED_BOUND:
-            return ()
-        return (
-            f"rounding to {self.stored_dtype} swallowed {self.measures.swallowed:.0%} of the tuning: the merged model "
-            "is nearer to the base than to what was trained; train longer or raise train.learning_rate",
+    def swallowed(self) -> str:
+        """What rounding left of the tuning, in words, if the merged model is nearer to the base; otherwise empty."""
+        share = self.measures.swallowed
+        return f"rounding to {self.stored_dtype} swallowed {share:.0%} of the tuning" if share > SWALLOWED_BOUND else ""
+
+    @property
+    def cautions(self) -> list[dict[str, Any]]:
+        """What must stand beside "proven": name, sentence and rows of each."""
+        if not self.swallowed:
+            return []
+        sentence = (
+            f"{self.swallowed}: the merged model is nearer to the base than to what was trained; more steps, or a "
+            "higher train.learning_rate, would get through"
         )
+        return [{"name": "tuning_swallowed", "sentence": sentence, "rows": []}]
 
     def as_json(self) -> dict[str, Any]:
         """For proof.json. A figure that is not finite is null there."""
         gates = [gate.as_json() for gate in self.gates]
         where = {key: value for key, value in vars(self).items() if key not in ("gates", "measures")}
-        said = {"passed": self.passed, "cautions": list(self.cautions), "gates": gates}
+        said = {"passed": self.passed, "cautions": self.cautions, "gates": gates}
         return {**said, **finite(asdict(self.measures)), **where}
 
 

@@ -124,7 +124,7 @@ def released(
     config = LlamaConfig(vocab_size=600, bos_token_id=1, eos_token_id=9).to_dict()
     (out / "config.json").write_text(json.dumps(config | merge.special_ids(out, config)))
     ids = merge.special_ids(out, base_config)
-    model_config.write_generation_config(base_dir, out, ids)
+    model_config.write_generation_config(out, base_config | {"max_length": 20} | ids, model_config.GREEDY)
 
     # evaluation's ids as recorded by a run on this tokenizer
     def recorded(path: Path) -> list[dict[str, Any]]:

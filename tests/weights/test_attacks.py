@@ -352,4 +352,7 @@ def test_swallowed_tuning_is_a_caution(tmp_path: Path) -> None:
     assert seen[0.1].as_json()["cautions"] == []
     assert seen[1e-5].measures.swallowed > 0.9
     (caution,) = seen[1e-5].as_json()["cautions"]
-    assert caution.startswith(f"rounding to bfloat16 swallowed {seen[1e-5].measures.swallowed:.0%} of the tuning")
+    assert (caution["name"], caution["rows"]) == ("tuning_swallowed", [])
+    assert caution["sentence"].startswith(
+        f"rounding to bfloat16 swallowed {seen[1e-5].measures.swallowed:.0%} of the tuning"
+    )

@@ -243,12 +243,15 @@ def test_a_killed_child_is_not_tried_again(case: Path, tmp_path: Path, monkeypat
     assert len(started) == 1
 
 
-def test_the_summary_says_where_if_it_was_not_the_first_choice() -> None:
+def test_the_summary_says_what_was_swallowed_and_where_if_it_was_not_the_first_choice() -> None:
     measures = SimpleNamespace(rows=4, positions=100, kl_tuned=1e-4, kl_base=0.1, agreement=1.0)
-    first = SimpleNamespace(measures=measures, device="cuda", compute_dtype="bfloat16", notes=())
+    first = SimpleNamespace(measures=measures, device="cuda", compute_dtype="bfloat16", notes=(), swallowed="")
     later = SimpleNamespace(measures=measures, device="cpu", compute_dtype="float32", notes=("not on the GPU",))
+    later.swallowed = "rounding to bfloat16 swallowed 71% of the tuning"
     assert "of 4 test rows: divergence" in pipeline_run._proven(first)  # type: ignore[arg-type]
-    assert "of 4 test rows, on the CPU in float32 for lack of memory: " in pipeline_run._proven(later)  # type: ignore[arg-type]
+    words = pipeline_run._proven(later)  # type: ignore[arg-type]
+    assert words.startswith("proven, but rounding to bfloat16 swallowed 71% of the tuning, on 100 tokens")
+    assert "of 4 test rows, on the CPU in float32 for lack of memory: " in words
 
 
 @pytest.mark.parametrize(
