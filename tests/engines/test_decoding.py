@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ast
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from appliance.engines import decoding
 from appliance.engines.decoding import GREEDY, Sampling
-from appliance.recipe.fields import SamplingSection
+from appliance.engines.transformers import TransformersEngine
+from appliance.machine.device import Device
+from appliance.recipe.fields import ModelSection, SamplingSection
+from tests.weights.test_merge import edit_json
 
 ROOT = Path(__file__).parents[2]
 ONLY = ROOT / "appliance" / "engines" / "decoding.py"
@@ -90,3 +95,35 @@ def test_padding_without_a_token_of_its_own_is_an_end() -> None:
     assert config.pad_token_id == 2
     config = decoding.generation_config(GREEDY, max_new_tokens=1, ends=(), pad_token_id=None)
     assert (config.pad_token_id, config.eos_token_id) == (None, None)
+
+
+def test_a_bases_own_decoding_takes_no_part_in_evaluation(base_dir: Path, tmp_path: Path) -> None:
+    """transformers takes what a call leaves unset from the model: suppressed, the EOS could never end an answer."""
+    own = shutil.copytree(base_dir, tmp_path / "base")
+    settings = {"suppress_tokens": [2], "min_new_tokens": 9, "forced_eos_token_id": 7, "eos_token_id": [2, 5]}
+    edit_json(own / "generation_config.json", **settings)
+    engine = TransformersEngine(Device("cpu", "a CPU", 8 << 30, "float32"))
+    model, _ = engine.load_for_inference(own, ModelSection(id="x", load_in_4bit=False), None)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()  # all tokens are as likely: greedily, the first is chosen
+
+    def generate(forbidden: list[int]) -> list[int]:
+        config = decoding.generation_config(GREEDY, max_new_tokens=3, ends=decoding.end_ids(model, 2), pad_token_id=1)
+        config.suppress_tokens = forbidden or None
+        asked = torch.tensor([[1, 9]])
+        found = model.generate(input_ids=asked, attention_mask=torch.ones_like(asked), generation_config=config)
+        return [int(one) for one in found[0, 2:]]
+
+    assert model.generation_config.eos_token_id == [2, 5]
+    assert generate([]) == [0, 0, 0]
+    assert generate([0, 1]) == [2]  # the EOS ends the answer, as its first token
+
+
+def test_the_settings_of_a_release_are_those_of_the_scored_answers() -> None:
+    assert decoding.scored(SamplingSection(temperature=0.7)) == GREEDY
+    scored = decoding.scored(SamplingSection(temperature=0.7, top_p=0.9, repetition_penalty=1.2, scored=True))
+    drawn = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0, "repetition_penalty": 1.2}
+    assert decoding.as_settings(scored) == drawn
+    assert decoding.as_settings(GREEDY) == {"do_sample": False}
+    held = {"do_sample": False, "no_repeat_ngram_size": 2}
+    assert decoding.as_settings(Sampling(temperature=0.0, no_repeat_ngram_size=2)) == held
