@@ -6,9 +6,11 @@ rejected ones are in OUT.csv.rejected.csv.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,56 +28,99 @@ OutArgument = Annotated[
     Path,
     typer.Argument(metavar="OUT.csv", help="The CSV to write; OUT.csv.rejected.csv and …origin.json go next to it."),
 ]
-BaseUrlOption = Annotated[
-    str | None,
-    typer.Option("--base-url", metavar="URL", help="An OpenAI-compatible endpoint. Default: OPENAI_BASE_URL."),
-]
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model", metavar="NAME", help="The endpoint's model. Default: OPENAI_MODEL. The key: OPENAI_API_KEY."
-    ),
-]
-LocalOption = Annotated[
-    str | None,
-    typer.Option(
-        "--local", metavar="MODEL", help="A local model instead: a folder, a run directory, a Hub id, or `demo`."
-    ),
-]
-TemperatureOption = Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token.")]
-TopPOption = Annotated[
-    float,
-    typer.Option("--top-p", min=0.01, max=1.0, help="Sample from the likeliest tokens that make up this share."),
-]
-PenaltyOption = Annotated[
-    float,
-    typer.Option("--repetition-penalty", min=0.1, help="With --local: above 1 makes earlier tokens less likely."),
-]
-NgramOption = Annotated[
-    int,
-    typer.Option("--no-repeat-ngram-size", min=0, help="With --local: repeat no sequence of this length; 0: off."),
-]
-MaxTokensOption = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest reply; a longer one is rejected.")]
-ConcurrencyOption = Annotated[int, typer.Option("--concurrency", min=1, help="Requests in flight at a time.")]
-TimeoutOption = Annotated[float, typer.Option("--timeout", min=1.0, help="Seconds allowed per attempt.")]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="For the split, the seeds shown and a local model.")]
-DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Show the first prompt and the number of requests; send none.")
-]
-KeepOption = Annotated[bool, typer.Option("--keep-journal", help="Keep the replies after OUT.csv is complete.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace OUT.csv if it exists.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
-CacheOption = Annotated[
-    Path, typer.Option("--cache-dir", envvar="APPLIANCE_CACHE_DIR", help="Where models made on this machine are kept.")
-]
 FractionOption = Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of the rows, as in the recipe.")]
-_CACHE = Path.home() / ".cache" / "finetune-appliance"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of both commands, in the order of their help."""
+
+    base_url: Annotated[
+        str | None,
+        typer.Option("--base-url", metavar="URL", help="An OpenAI-compatible endpoint. Default: OPENAI_BASE_URL."),
+    ] = None
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="NAME", help="The endpoint's model. Default: OPENAI_MODEL. The key: OPENAI_API_KEY."
+        ),
+    ] = None
+    local: Annotated[
+        str | None,
+        typer.Option(
+            "--local", metavar="MODEL", help="A local model instead: a folder, a run directory, a Hub id, or `demo`."
+        ),
+    ] = None
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token.")] = 0.7
+    top_p: Annotated[
+        float,
+        typer.Option("--top-p", min=0.01, max=1.0, help="Sample from the likeliest tokens that make up this share."),
+    ] = 1.0
+    repetition_penalty: Annotated[
+        float,
+        typer.Option("--repetition-penalty", min=0.1, help="With --local: above 1 makes earlier tokens less likely."),
+    ] = 1.0
+    no_repeat_ngram_size: Annotated[
+        int,
+        typer.Option("--no-repeat-ngram-size", min=0, help="With --local: repeat no sequence of this length; 0: off."),
+    ] = 0
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest reply; a longer one is rejected.")] = (
+        1024
+    )
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests in flight at a time.")] = 4
+    timeout: Annotated[float, typer.Option("--timeout", min=1.0, help="Seconds allowed per attempt.")] = 120.0
+    seed: Annotated[int, typer.Option("--seed", min=0, help="For the split, the seeds shown and a local model.")] = 123
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the first prompt and the number of requests; send none.")
+    ] = False
+    keep_journal: Annotated[
+        bool, typer.Option("--keep-journal", help="Keep the replies after OUT.csv is complete.")
+    ] = False
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT.csv if it exists.")] = False
+    as_json: Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")] = False
+    cache_dir: Annotated[
+        Path,
+        typer.Option("--cache-dir", envvar="APPLIANCE_CACHE_DIR", help="Where models made on this machine are kept."),
+    ] = Path.home() / ".cache" / "finetune-appliance"
+
+    @property
+    def asking(self) -> Asking:
+        """The model that answers."""
+        sampling = Sampling(self.temperature, self.top_p, self.repetition_penalty, self.no_repeat_ngram_size, self.seed)
+        return Asking(
+            self.local,
+            self.base_url,
+            self.model,
+            sampling,
+            self.max_tokens,
+            self.concurrency,
+            self.timeout,
+            self.cache_dir,
+        )
+
+
+def _with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` as typer has to see it: with the fields of Options in place of its last parameter, `chosen`."""
+    names = [field.name for field in fields(Options)]
+
+    @functools.wraps(command)
+    def called(**given: Any) -> None:
+        command(chosen=Options(**{name: given.pop(name) for name in names}), **given)
+
+    *own, chosen = inspect.signature(command, eval_str=True).parameters.values()
+    assert chosen.annotation is Options
+    options = list(inspect.signature(Options, eval_str=True).parameters.values())
+    called.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*own, *options)]
+    )
+    called.__annotations__ = {one.name: one.annotation for one in (*own, *options)}
+    return called
 
 
 def register(app: typer.Typer) -> None:
     """Adds both commands to `appliance dataset`."""
-    app.command()(paraphrase)
-    app.command("self-instruct")(self_instruct)
+    app.command()(_with_options(paraphrase))
+    app.command("self-instruct")(_with_options(self_instruct))
 
 
 def paraphrase(
@@ -89,22 +134,8 @@ def paraphrase(
     ] = None,
     test_fraction: FractionOption = 0.1,
     val_fraction: FractionOption = 0.1,
-    base_url: BaseUrlOption = None,
-    model: ModelOption = None,
-    local: LocalOption = None,
-    temperature: TemperatureOption = 0.7,
-    top_p: TopPOption = 1.0,
-    repetition_penalty: PenaltyOption = 1.0,
-    no_repeat_ngram_size: NgramOption = 0,
-    max_tokens: MaxTokensOption = 1024,
-    concurrency: ConcurrencyOption = 4,
-    timeout: TimeoutOption = 120.0,
-    seed: SeedOption = 123,
-    dry_run: DryRunOption = False,
-    keep_journal: KeepOption = False,
-    force: ForceOption = False,
-    as_json: JsonOption = False,
-    cache_dir: CacheOption = _CACHE,
+    *,
+    chosen: Options,
 ) -> None:
     """Have a model paraphrase the questions. Train on the result with --set data.split=column.
 
@@ -118,21 +149,20 @@ def paraphrase(
 
     if test_fraction + val_fraction >= 1:
         raise RecipeError("--test-fraction and --val-fraction leave no rows to train on: together they reach 1")
-    sampling = Sampling(temperature, top_p, repetition_penalty, no_repeat_ngram_size, seed)
-    asking = Asking(local, base_url, model, sampling, max_tokens, concurrency, timeout, cache_dir)
+    asking, seed = chosen.asking, chosen.seed
     rows, unusable = _rows(in_path, {"instruction": question, "output": answer, "input": input_})
     sides = _splitter(test_fraction, val_fraction, seed)
-    if dry_run:
+    if chosen.dry_run:
         with errors():
             questions = generators_paraphrase.train_questions(generators_paraphrase.placed(rows, sides)).values()
         prompts = [generators_paraphrase.prompt(one.text, count) for one in questions]
-        _show_plan(prompts[0], len(prompts), 2 * len(prompts), asking.paid_for(out_path, prompts), as_json)
+        _show_plan(prompts[0], len(prompts), 2 * len(prompts), asking.paid_for(out_path, prompts), chosen.as_json)
         return
     tally = generators_paraphrase.Tally()
     fractions = {"test_fraction": test_fraction, "val_fraction": val_fraction}
     options: dict[str, object] = {"count": count, "seed": seed, **fractions}
     read = len(rows) + len(unusable)
-    output = _Output("paraphrase", in_path, out_path, options, read, read, force, keep_journal, as_json)
+    output = _Output("paraphrase", in_path, out_path, options, read, read, chosen)
 
     def items(ask: Ask) -> Iterator[Pair | Dropped]:
         yield from unusable
@@ -147,22 +177,8 @@ def self_instruct(
     ],
     out_path: OutArgument,
     count: Annotated[int, typer.Option("--count", min=1, help="Rows to make.")] = 500,
-    base_url: BaseUrlOption = None,
-    model: ModelOption = None,
-    local: LocalOption = None,
-    temperature: TemperatureOption = 0.7,
-    top_p: TopPOption = 1.0,
-    repetition_penalty: PenaltyOption = 1.0,
-    no_repeat_ngram_size: NgramOption = 0,
-    max_tokens: MaxTokensOption = 1024,
-    concurrency: ConcurrencyOption = 4,
-    timeout: TimeoutOption = 120.0,
-    seed: SeedOption = 123,
-    dry_run: DryRunOption = False,
-    keep_journal: KeepOption = False,
-    force: ForceOption = False,
-    as_json: JsonOption = False,
-    cache_dir: CacheOption = _CACHE,
+    *,
+    chosen: Options,
 ) -> None:
     """Have a model invent rows from seeds. It writes similar instructions and answers them (Self-Instruct).
 
@@ -177,19 +193,22 @@ def self_instruct(
     from appliance.process import console
     from datasets_src.generators import self_instruct as generators_self_instruct
 
-    sampling = Sampling(temperature, top_p, repetition_penalty, no_repeat_ngram_size, seed)
-    asking = Asking(local, base_url, model, sampling, max_tokens, concurrency, timeout, cache_dir)
+    asking, seed = chosen.asking, chosen.seed
     with errors():
         seeds = generators_self_instruct.read_seeds(seeds_path)
-    if dry_run:
+    if chosen.dry_run:
         first = generators_self_instruct.first_prompt(seeds, seed)
         _show_plan(
-            first, generators_self_instruct.fewest_requests(count), None, asking.paid_for(out_path, [first]), as_json
+            first,
+            generators_self_instruct.fewest_requests(count),
+            None,
+            asking.paid_for(out_path, [first]),
+            chosen.as_json,
         )
         return
     tally = generators_self_instruct.Tally()
     options: dict[str, object] = {"count": count, "seed": seed}
-    output = _Output("self-instruct", seeds_path, out_path, options, len(seeds), 0, force, keep_journal, as_json)
+    output = _Output("self-instruct", seeds_path, out_path, options, len(seeds), 0, chosen)
 
     def items(ask: Ask) -> Iterator[Pair | Dropped]:
         return generators_self_instruct.pairs(
@@ -207,9 +226,7 @@ class _Output:
     options: dict[str, object]
     read: int  # rows or seeds in the input
     passed_on: int  # how many of these are among the items; a model made all the others
-    force: bool
-    keep_journal: bool
-    as_json: bool
+    chosen: Options
 
 
 def _generate(
@@ -230,7 +247,7 @@ def _generate(
     items: list[Pair | Dropped] = []
     steps: list[console.Steps] = []
     with errors():
-        datasets_src_pairs.require_free(output.out_path, [output.in_path], output.force)
+        datasets_src_pairs.require_free(output.out_path, [output.in_path], output.chosen.force)
         backend, asked_with, name = asking.backend()
         with journal.opened(journal_path, backend, asked_with, on_reply=lambda: steps[-1].advance()) as paid:
 
@@ -259,16 +276,16 @@ def _generate(
             options,
             items,
             extra=extra,
-            force=output.force,
+            force=output.chosen.force,
             read=output.read,
             made=len(items) - output.passed_on,
         )
-    if not output.keep_journal:
+    if not output.chosen.keep_journal:
         journal_path.unlink(missing_ok=True)
-    sources.show(origin, output.out_path, as_json=output.as_json)
-    if not output.as_json:
+    sources.show(origin, output.out_path, as_json=output.chosen.as_json)
+    if not output.chosen.as_json:
         console.result(f"rejected     {listed_path}")
-        if output.keep_journal:
+        if output.chosen.keep_journal:
             console.result(f"journal      {journal_path}")
     if missing := getattr(tally, "short", 0):
         console.say(f"{missing} of {tally.questions} questions have fewer paraphrases than asked for", style="yellow")
