@@ -149,7 +149,7 @@ def test_check_of_a_csv_needs_no_torch(tmp_path: Path) -> None:
     assert report["bad_rows"] == [{"line": 3, "reason": "column 'instruction': the instruction is empty"}]
 
 
-def test_python_dash_m() -> None:
+def test_python_dash_m_appliance_shows_the_version() -> None:
     done = subprocess.run([sys.executable, "-m", "appliance", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"{__version__}\n"
 
@@ -283,7 +283,7 @@ def test_check_then_prepare_then_inspect_then_status(appliance: Appliance, tmp_p
     assert re.search(r"^shop +done +done$", out.replace(" \n", "\n").rstrip(), re.MULTILINE)
 
 
-def test_check_looks_again_each_time(appliance: Appliance, shop: Path) -> None:
+def test_check_repeats_all_checks_on_every_call(appliance: Appliance, shop: Path) -> None:
     assert appliance("check", shop)[0] == 0
     code, _, err = appliance("check", shop, "--set", "data.columns.output=Antwort")
     assert (code, "no column 'Antwort'" in err) == (3, True)

@@ -66,7 +66,9 @@ def written(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_korquad(appliance: Appliance, tmp_path: Path) -> None:
+def test_korquad_takes_one_of_several_answers_and_counts_what_it_leaves_out(
+    appliance: Appliance, tmp_path: Path
+) -> None:
     questions = [
         {"question": "수도는?", "answers": [{"text": "서울"}, {"text": "서울특별시"}, {"text": "서울특별시"}]},
         {"question": "없는 답?", "answers": [], "is_impossible": True},
@@ -100,7 +102,7 @@ def test_korquad(appliance: Appliance, tmp_path: Path) -> None:
     }
 
 
-def test_qa_text(appliance: Appliance, tmp_path: Path) -> None:
+def test_qa_text_takes_the_usual_markers_or_those_given(appliance: Appliance, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("<|question|>\n색은?\n<|answer|>\n빨강\n", "utf-8")
     assert appliance("qa-text", "in.txt", "out.csv")[0] == 0
     assert (tmp_path / "out.csv").read_text("utf-8") == "instruction,input,output\n색은?,,빨강\n"
@@ -109,7 +111,9 @@ def test_qa_text(appliance: Appliance, tmp_path: Path) -> None:
     assert (tmp_path / "2.csv").read_text("utf-8") == "instruction,input,output\n맛은?,,달다\n"
 
 
-def test_delimited(appliance: Appliance, tmp_path: Path) -> None:
+def test_delimited_splits_at_a_pattern_or_a_separator_and_lists_lines_without_one(
+    appliance: Appliance, tmp_path: Path
+) -> None:
     (tmp_path / "in.txt").write_text("색은? | 빨강\n" * 6 + "없음\n" * 6, "utf-8")
     code, out, _ = appliance("delimited", "in.txt", "out.csv", "--pattern", r"\s+\|\s+")
     assert code == 0
@@ -119,7 +123,7 @@ def test_delimited(appliance: Appliance, tmp_path: Path) -> None:
     assert (tmp_path / "2.csv").read_text("utf-8") == "instruction,input,output\n색은,,빨강\n"
 
 
-def test_records(appliance: Appliance, tmp_path: Path) -> None:
+def test_records_takes_the_columns_that_are_named(appliance: Appliance, tmp_path: Path) -> None:
     (tmp_path / "in.json").write_text(json.dumps({"물음": "가", "a": "나", "지": "글", "m": "1", "날짜": "2"}))
     names = ["--question", "물음", "--answer", "a", "--input", "지", "--group", "m"]
     code, out, _ = appliance("records", "in.json", "out.csv", *names, "--json")
@@ -131,7 +135,7 @@ def test_records(appliance: Appliance, tmp_path: Path) -> None:
     assert "unused fields: '날짜'\n" in out
 
 
-def test_the_turns_of_a_chat(appliance: Appliance, tmp_path: Path) -> None:
+def test_records_turns_a_chat_into_rows_of_all_or_the_last_turns(appliance: Appliance, tmp_path: Path) -> None:
     turns = [("system", "짧게"), ("user", "색은?"), ("assistant", "빨강")]
     (tmp_path / "in.json").write_text(json.dumps({"messages": [{"role": r, "content": c} for r, c in turns]}))
     assert appliance("records", "in.json", "all.csv")[0] == 0

@@ -92,7 +92,7 @@ def test_an_unknown_option_suggests_no_field() -> None:
 
 
 @pytest.mark.parametrize("command", [(), ("run",), ("dataset", "hub"), ("recipe", "show")])
-def test_short_help(command: tuple[str, ...]) -> None:
+def test_dash_h_is_help(command: tuple[str, ...]) -> None:
     assert typed(*command, "-h").output == typed(*command, "--help").output
 
 

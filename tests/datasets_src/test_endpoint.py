@@ -168,7 +168,7 @@ def test_retry_after_is_obeyed(no_waiting: list[float]) -> None:
 
 
 @pytest.mark.parametrize("trouble", [Reply(status=500, body="oops"), Reply(status=503), Reply(breaks_off=True)])
-def test_what_may_pass_is_tried_again(trouble: Reply, no_waiting: list[float]) -> None:
+def test_transient_replies_are_retried(trouble: Reply, no_waiting: list[float]) -> None:
     with serving(lambda _p, n: trouble if n < 2 else "at last") as server:
         assert ask(server, ["a"]) == ["at last"]
     assert len(server.asked) == 3
@@ -203,7 +203,7 @@ def test_what_does_not_pass_is_said_and_stops(reply: Reply, requests: int, messa
     assert KEY not in str(caught.value) + caught.value.hint
 
 
-def test_no_server_there() -> None:
+def test_an_unreachable_endpoint_is_named() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"

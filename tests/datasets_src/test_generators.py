@@ -463,7 +463,7 @@ def test_a_bad_seed_task_is_named_by_its_line(line: str, message: str, tmp_path:
         ("s.txt", "\u3000\n", "contains no seeds", ""),
     ],
 )
-def test_rows_are_no_seeds(name: str, text: str, message: str, hint: str, tmp_path: Path) -> None:
+def test_files_that_are_not_seeds_are_refused(name: str, text: str, message: str, hint: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_text(text, encoding="utf-8")
     with pytest.raises(SourceError, match=message) as caught:

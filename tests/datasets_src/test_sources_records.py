@@ -158,7 +158,7 @@ def test_chats_that_are_no_pair_are_dropped_and_their_turns_counted(tmp_path: Pa
     }
 
 
-def test_parquet(tmp_path: Path) -> None:
+def test_parquet_is_read_by_its_content_not_its_suffix(tmp_path: Path) -> None:
     path = tmp_path / "in.bin"  # the content says what it is
     answers = [7.0, 0.5, None, float("nan")]
     parquet.write_table(pa.table({"question": ["가", "나", "다", "라"], "answer": answers}), path)

@@ -106,7 +106,7 @@ def test_a_token_that_may_write_and_a_new_repository(looker: Looker) -> None:
     ]
 
 
-def test_looking_makes_nothing(looker: Looker) -> None:
+def test_checking_access_creates_no_repository(looker: Looker) -> None:
     begun = len(looker.hub.log())
     looker.look("alice/untouched")
     assert {entry["method"] for entry in looker.hub.log()[begun:]} == {"GET"}
@@ -117,7 +117,7 @@ def test_a_name_alone_is_shown_with_its_user(looker: Looker) -> None:
     assert only(looker.look("shop"), "Hub repository").found == "alice/shop: new, will be private"
 
 
-def test_without_a_token(looker: Looker) -> None:
+def test_a_missing_token_fails_the_access_check(looker: Looker) -> None:
     (found,) = looker.look(token=None)
     assert (found.found, found.verdict) == ("none", "fails")
     assert hub_token.TOKENS_PAGE in found.fix
@@ -163,7 +163,7 @@ def test_what_a_fine_grained_token_may_do(
 # --- the repository
 
 
-def test_somebody_elses_namespace(looker: Looker) -> None:
+def test_a_namespace_of_another_account_fails(looker: Looker) -> None:
     found = only(looker.look("bob/shop"), "Hub repository")
     assert found.verdict == "fails"
     assert found.found == "bob/shop: bob is neither alice nor an organisation of that account"
@@ -213,7 +213,7 @@ def test_the_hub_itself_is_asked_whether_the_token_may_write(looker: Looker) -> 
     assert only(looker.look("acme/closed"), "Hub repository").verdict == "ok"
 
 
-def test_several_repositories(looker: Looker) -> None:
+def test_every_named_repository_gets_a_finding(looker: Looker) -> None:
     findings = looker.look(repo_ids={"shop": "model", "alice/shop-rows": "dataset"})
     assert only(findings, "Hub dataset").found == "alice/shop-rows: new, will be private"
     assert len(findings) == 3
@@ -222,7 +222,7 @@ def test_several_repositories(looker: Looker) -> None:
 # --- the base
 
 
-def test_an_open_base(looker: Looker) -> None:
+def test_an_open_base_is_accessible(looker: Looker) -> None:
     commit = looker.hub.add_repo("meta/open", private=False)
     assert only(looker.look(base=["meta/open", commit]), "base on the Hub").found == "meta/open, open"
 
@@ -283,7 +283,7 @@ def test_a_hub_in_trouble_is_named(fault: dict[str, Any], seen: str, looker: Loo
     assert "the same command continues" in hint
 
 
-def test_trouble_in_passing_is_not_seen(looker: Looker) -> None:
+def test_transient_failures_are_retried_by_the_access_check(looker: Looker) -> None:
     for kind in ("drop", "hang"):
         for call in ("whoami", "GET /api/models/alice/shop"):
             looker.hub.fault(kind, match=call)

@@ -140,7 +140,7 @@ PASSING: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("fault", PASSING)
-def test_what_passes_costs_no_run(fault: str, web: LoopbackHub, tmp_path: Path) -> None:
+def test_transient_failures_are_retried_by_the_download(fault: str, web: LoopbackHub, tmp_path: Path) -> None:
     """Met by the question, by the head of a file and by its body."""
     calls = [GET_WEIGHTS]
     if fault != "a byte flipped":  # the Hub's JSON has no hash to compare, a head no body
@@ -231,7 +231,7 @@ def test_a_transfer_that_stands_still_is_ended_and_tried_again_without_xet(
         assert web.token not in " ".join([*child["args"], *child["env"].values()])
 
 
-def test_slow_is_not_still(web: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_download_is_not_cut_off(web: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each piece comes within the deadline, the whole long after it."""
     monkeypatch.setattr(download.obtain, "__defaults__", (WATCHED,))
     start = len(web.log())

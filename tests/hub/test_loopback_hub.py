@@ -160,7 +160,7 @@ def attempts(hub: LoopbackHub, calls: dict[str, str], **tokens: str) -> dict[str
     return told
 
 
-def test_who_may_do_what(hub: LoopbackHub) -> None:
+def test_what_each_role_of_a_token_may_do(hub: LoopbackHub) -> None:
     tokens = {name: loopback_hub.new_token() for name in ("bob", "reader", "fine", "gone", "member")}
     hub.add_user("bob", tokens["bob"])
     hub.add_user("alice", tokens["reader"], role="read")
@@ -220,7 +220,7 @@ def test_who_may_do_what(hub: LoopbackHub) -> None:
     assert [scope["entity"]["name"] for scope in fine["fineGrained"]["scoped"]] == ["alice/fine"]
 
 
-def test_what_a_commit_refuses(hub: LoopbackHub) -> None:
+def test_invalid_commits_are_refused(hub: LoopbackHub) -> None:
     first = hub.add_repo("alice/rules", files={"a.txt": "1"})
     hub.push("alice/rules", {"a.txt": "2"})
     calls = {
@@ -283,7 +283,7 @@ FAULTS: dict[str, tuple[str, dict[str, Any], str, int]] = {
 }
 
 
-def test_each_fault_once(hub: LoopbackHub) -> None:
+def test_each_fault_fires_once(hub: LoopbackHub) -> None:
     token = loopback_hub.new_token()
     hub.add_user("erin", token)
     hub.add_repo("erin/faulty")

@@ -57,7 +57,7 @@ def test_ptx_runs_on_later_cards_and_odd_names_are_passed_over() -> None:
         ("570.26", "99.0", False),
     ],
 )
-def test_drivers(driver: str | None, cuda: str, is_old: bool) -> None:
+def test_which_drivers_are_too_old_for_their_card_and_torch(driver: str | None, cuda: str, is_old: bool) -> None:
     assert device.driver_is_old(made_up((8, 6), driver=driver, cuda=cuda)) is is_old
 
 
@@ -93,5 +93,5 @@ def test_the_drivers_version_is_read_from_proc(tmp_path: Path) -> None:
     assert device.driver_version(path) == "580.65.06"
 
 
-def test_bytes_for_people() -> None:
+def test_sizes_are_shown_in_binary_units() -> None:
     assert [disk.human(n) for n in (0, 1536, 3 << 30, 5 << 40)] == ["0 B", "1.5 KiB", "3.0 GiB", "5.0 TiB"]

@@ -70,7 +70,7 @@ def test_what_a_cgroup_holds_is_taken_off_and_what_it_can_give_back_is_not(tmp_p
     assert (host_memory.memory_limit_bytes(root), host_memory.memory_available_bytes(root)) == (8 * GIB, GIB)
 
 
-def test_the_same_of_v1(tmp_path: Path) -> None:
+def test_memory_limits_of_cgroup_v1(tmp_path: Path) -> None:
     group = f"{V1}/docker/abc"
     root = tree(tmp_path, "4:memory:/docker/abc", {
         f"{group}/memory.limit_in_bytes": 8 * GIB,

@@ -99,7 +99,9 @@ def test_the_freest_card_is_taken(tmp_path: Path, lines: tuple[str, ...], visibl
         ("-1,0", "-1", ""),  # CUDA reads up to the first that there is not
     ],
 )
-def test_what_the_user_names_holds(tmp_path: Path, named: str, visible: str | None, reason: str) -> None:
+def test_a_card_named_by_the_user_is_taken_without_asking_nvidia_smi(
+    tmp_path: Path, named: str, visible: str | None, reason: str
+) -> None:
     nvidia_smi(tmp_path, f"touch {tmp_path}/asked; exit 1")
     assert one_gpu.choose(named, has_gpu=True) == Choice(visible, reason)
     assert not (tmp_path / "asked").exists()
@@ -156,7 +158,7 @@ import bitsandbytes
     assert set(done.stdout.split()) == {"GPU-cccc"}
 
 
-def test_the_table_says_which(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_checks_table_names_the_chosen_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     lists(tmp_path, *FOUR)
     properties = SimpleNamespace(name="NVIDIA L4", major=8, minor=9, total_memory=24 << 30)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -85,7 +85,7 @@ def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Look:
     return findings
 
 
-def test_this_very_machine(tmp_path: Path) -> None:
+def test_doctor_passes_on_the_machine_of_the_tests(tmp_path: Path) -> None:
     found = {finding.what: finding for finding in doctor.machine_findings(tmp_path / "runs", tmp_path / "cache")}
     assert found["device"].verdict == "ok"
     assert "torch" in found["packages"].found
@@ -93,7 +93,9 @@ def test_this_very_machine(tmp_path: Path) -> None:
     assert found[f"writing to {tmp_path / 'runs'}"].verdict == "ok"
 
 
-def test_the_order(look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_lists_its_findings_from_python_to_the_hub(
+    look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch_says(monkeypatch, None)
     (tmp_path / "constraints.txt").write_text("torch==0.1\n", encoding="utf-8")
     environ = {"HF_ENDPOINT": "http://localhost:1", "UNSLOTH_ALLOW_CPU": "1"}
@@ -212,7 +214,7 @@ def test_a_device_that_cannot_be_asked_does_not_end_the_doctor(look: Look, monke
         (DOCKER | {"proc/self/uid_map": "         0          0 4294967295\n"}, "inside a container (docker)"),
     ],
 )
-def test_containers(files: dict[str, str], found: str, look: Look) -> None:
+def test_doctor_names_the_container_engine(files: dict[str, str], found: str, look: Look) -> None:
     finding = look(files)["container"]
     assert (finding.found, finding.verdict) == (found, "ok")
 
@@ -244,7 +246,9 @@ def test_the_images_pins_and_none(look: Look) -> None:
     assert (finding.verdict, finding.fix) == ("warning", "docker compose build")
 
 
-def test_without_torch_the_rest_is_told(look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torch_all_other_findings_are_shown(
+    look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(packages, "versions", lambda: {"python": "3.11.7", "tokenizers": "0.23"})
     found = look(driver("580.65.06") | NODES)
     assert (found["torch"].verdict, found["torch"].fix) == ("fails", "pip install -c constraints.txt '.[train]'")
@@ -267,7 +271,9 @@ def test_a_card_on_which_nothing_computes(look: Look, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(("size", "verdict"), [(64 << 20, "ok"), (1 << 20, "warning")])
-def test_shared_memory(size: int, verdict: str, look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_shared_memory_in_a_container_is_a_warning(
+    size: int, verdict: str, look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(disk, "volume_bytes", lambda _: size)
     finding = look(DOCKER)["/dev/shm"]
     assert finding.verdict == verdict
@@ -333,7 +339,9 @@ def test_a_file_where_a_folder_should_be(look: Look, tmp_path: Path) -> None:
     assert (finding.verdict, finding.fix) == ("fails", "choose another --cache-dir")
 
 
-def test_the_csv(look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_looks_for_a_readable_train_csv_in_data(
+    look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = tmp_path / "data"
     assert "data" not in look()
     missing = look(data_dir=data)["data"]
@@ -460,7 +468,7 @@ def test_the_switch_that_turns_unsloths_trainer_off(value: str, warned: bool, lo
     assert ("UNSLOTH_ALLOW_CPU" in look(environ={"UNSLOTH_ALLOW_CPU": value})) is warned
 
 
-def test_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_exits_with_4_if_a_finding_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "run", lambda *_: [Finding("driver", "570.26", ">= 580", "fails", "a newer one")])
     done = CliRunner().invoke(cli_app.app, ["doctor", "--json"])
     assert done.exit_code == 4

@@ -151,7 +151,7 @@ def test_a_failure_is_not_remembered_and_does_not_hide_what_works(probe: Probe) 
     assert probe()["Triton"].found.startswith("tried in")
 
 
-def test_only_what_is_needed_is_tried(probe: Probe) -> None:
+def test_only_the_named_parts_are_probed(probe: Probe) -> None:
     assert list(probe(parts=["bitsandbytes"], triton="raise RuntimeError")) == ["bitsandbytes"]
 
 

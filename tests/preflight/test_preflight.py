@@ -281,7 +281,7 @@ def test_a_refusal_of_the_hub_stops_what_has_begun_as_well(
         look(tmp_path, base_dir, publish=publish, todo=["train"])
 
 
-def test_what_unreachable_means(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_errors_count_as_an_unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """A broken network, an offline client, a Hub with trouble; a refusal is none."""
 
     def ask(error: Exception) -> HubError:

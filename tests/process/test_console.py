@@ -164,7 +164,7 @@ def test_on_a_terminal_a_bar_is_redrawn(monkeypatch: pytest.MonkeyPatch) -> None
         (3600 * 25 + 90, "25 h 1 min"),
     ],
 )
-def test_duration(seconds: float, text: str) -> None:
+def test_seconds_are_shown_as_hours_minutes_and_seconds(seconds: float, text: str) -> None:
     assert console.duration(seconds) == text
 
 

@@ -117,7 +117,7 @@ except BaseException as error:
     assert (done.returncode, done.stderr) == (130, "")
 
 
-def test_what_is_ignored_stays_ignored() -> None:
+def test_a_signal_ignored_by_the_parent_stays_ignored() -> None:
     code = "import signal; from appliance.process import signals; signals.install(); print(signal.getsignal(1).name)"
     command = [sys.executable, "-c", code]
     done = subprocess.run(["nohup", *command], capture_output=True, text=True, check=False)

@@ -22,7 +22,7 @@ from appliance.process import redact
         ("my canary", "my …"),
     ],
 )
-def test_scrubbing(text: str, clean: str) -> None:
+def test_secrets_are_replaced_and_a_second_pass_changes_nothing(text: str, clean: str) -> None:
     assert redact.without_secrets(text, ["canary"]) == clean
     assert redact.without_secrets(clean, ["canary"]) == clean
 

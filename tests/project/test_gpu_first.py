@@ -179,7 +179,9 @@ def test_a_signal_ends_the_part_and_writes_what_there_is(tmp_path: Path, number:
     wait_for(lambda: not is_alive(hung["measured"]["beside"]))
 
 
-def test_list_and_only(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_shows_all_parts_and_only_selects_some(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert first.main(["--list"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert listed == ["starts", "default", "bare", "ko8b", "float16", "oom", "resume", "transformers"]

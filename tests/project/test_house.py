@@ -98,11 +98,11 @@ def test_every_package_has_its_floor() -> None:
     assert names - DOORS == FLOORS.keys()
 
 
-def test_imports_go_down() -> None:
+def test_no_import_goes_up_or_sideways() -> None:
     assert not (found := faults()), "\n".join(found)
 
 
-def test_no_circles() -> None:
+def test_no_imports_form_a_circle() -> None:
     assert not (found := circles()), "\n".join(found)
 
 

@@ -57,7 +57,7 @@ def places(is_it: Callable[[ast.AST], bool], root: Path = ROOT) -> list[str]:
 
 
 @pytest.mark.parametrize("what", ONE_PLACE)
-def test_it_is_done_in_one_place(what: str) -> None:
+def test_each_piece_of_work_has_one_place(what: str) -> None:
     is_it, place = ONE_PLACE[what]
     others = [found for found in places(is_it) if not found.startswith(f"{place}:")]
     assert not others, f"{what} is for appliance/{place}; here it is done again: {', '.join(others)}"
@@ -74,7 +74,7 @@ def test_it_is_done_in_one_place(what: str) -> None:
         ("the loop over the CSV", "remarks = Remarks(fmt)"),
     ],
 )
-def test_a_copy_is_found(what: str, copy: str, tmp_path: Path) -> None:
+def test_a_second_place_for_the_same_work_is_found(what: str, copy: str, tmp_path: Path) -> None:
     (tmp_path / "appliance" / "rows").mkdir(parents=True)
     (tmp_path / "appliance" / "rows" / "copy.py").write_text(copy, encoding="utf-8")
     (found,) = places(ONE_PLACE[what][0], tmp_path)

@@ -137,7 +137,7 @@ def test_every_service_and_variable_exists() -> None:
 
 
 @pytest.mark.parametrize("line", appliance_commands())
-def test_the_command_line_takes_it(line: str) -> None:
+def test_every_command_in_the_docs_is_valid(line: str) -> None:
     """Also what no test runs: the command and its options exist, and what is set is a field of the recipe.
 
     A command's name without arguments counts as a mention.

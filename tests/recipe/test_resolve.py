@@ -106,7 +106,7 @@ def test_unknown_name_is_refused_with_the_nearest(
     assert seen in _refused(tmp_path, MINIMAL + text, *overrides, **environ)
 
 
-def test_nothing_near_is_not_guessed(tmp_path: Path) -> None:
+def test_an_unknown_field_unlike_any_other_gets_no_suggestion(tmp_path: Path) -> None:
     assert "did you mean" not in _refused(tmp_path, MINIMAL + "zzz: 1\n")
 
 
@@ -363,7 +363,7 @@ def test_numbers_survive_the_written_yaml(tmp_path: Path) -> None:
     assert load(str(tmp_path / "again.yaml"), environ={}).recipe == resolved.recipe
 
 
-def test_doctest() -> None:
+def test_the_examples_in_resolve_run() -> None:
     assert doctest.testmod(resolve).failed == 0
 
 

@@ -281,7 +281,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone(run_dir: RunDir) ->
         assert (run_dir.path / ".lock").read_text(encoding="utf-8") == str(os.getpid())
 
 
-def test_only_the_owner_can_look_in(tmp_path: Path) -> None:
+def test_a_run_directory_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         RunDir(tmp_path / "a" / "b").create()

@@ -92,7 +92,7 @@ def test_a_step_is_the_same_however_it_is_cut_and_micro_batches_fit_even_better(
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 405])
-def test_what_fills_no_step_stands_last(count: int) -> None:
+def test_rows_that_fill_no_step_come_last_and_are_drawn_at_random(count: int) -> None:
     """The rest is drawn at random: were it the shortest rows, they would always share the small last step."""
     lengths = _skewed(count)
     rest = count % 8

@@ -231,7 +231,9 @@ def test_the_adapter_names_the_public_base_and_carries_the_prompt(
 
 
 @pytest.mark.parametrize("tuning", [{"dora": True}, {"rslora": True}, {"target_modules": ["q_proj", "v_proj"]}])
-def test_kinds_of_lora(tuning: dict[str, Any], base: Base, prepare_dir: Path, tmp_path: Path) -> None:
+def test_every_lora_variant_trains_the_modules_it_names(
+    tuning: dict[str, Any], base: Base, prepare_dir: Path, tmp_path: Path
+) -> None:
     fit(base, prepare_dir, tmp_path / "train", max_steps=4, tuning=tuning)
     names = {
         name.split(".")[-3 if "lora_A" in name or "lora_B" in name else -2] for name in adapter(tmp_path / "train")

@@ -170,7 +170,7 @@ def test_a_finished_run_refuses_another_recipe(change: str, stage: str, applianc
     assert (code, f"`{stage}` ran with other inputs:\n  {change.partition('=')[0]}: was " in err) == (8, True), err
 
 
-def test_status_tells_both(appliance: Appliance, folder: Path) -> None:
+def test_status_lists_old_and_new_runs(appliance: Appliance, folder: Path) -> None:
     code, out, _ = appliance("status", "--runs-dir", folder, "--json")
     seen = {run["run"]: run for run in json.loads(out)}
     assert (code, list(seen)) == (0, ["finished", "interrupted"])

@@ -86,7 +86,7 @@ FAMILIES: dict[str, Family] = {"chatbot-cpu": "llama", "default": "qwen3"}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_plain_ones(name: str, tmp_path: Path) -> None:
+def test_chatbot_cpu_and_default_reach_a_release(name: str, tmp_path: Path) -> None:
     base_dir = tiny_base(tmp_path / "base", family=FAMILIES[name], short_prompts=True)
     header = ("Q", "A") if name == "chatbot-cpu" else ("instruction", "output")
     path = run(name, base_dir, write_qa(tmp_path / "rows.csv", ROWS, header), tmp_path)

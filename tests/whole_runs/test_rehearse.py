@@ -295,7 +295,9 @@ def prepared(folder: Path, rows: int = 4) -> Path:
         ("never", "olmo2", math.inf, (False, "switched off: rehearse is `never`")),
     ],
 )
-def test_when(wanted: str, kind: str, seconds: float, expected: tuple[bool, str], tmp_path: Path) -> None:
+def test_when_a_run_is_rehearsed(
+    wanted: str, kind: str, seconds: float, expected: tuple[bool, str], tmp_path: Path
+) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}), encoding="utf-8")
     assert rehearse.reason(wanted, base_model_base.Base(tmp_path, "base", None, None), seconds) == expected
 
