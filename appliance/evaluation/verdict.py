@@ -16,7 +16,8 @@ class Comparison:
     """evaluate/metrics.json. Fractions 0-1; losses in nats per answer token.
 
     `interval`: 95 %, of tuned - base. `groups`: of the rows; those of one group have the same question. `reason`: why
-    the verdict is "not proven", if the interval alone does not say so.
+    the verdict is "not proven", if the interval alone does not say so. `cut_rows`: rows whose wanted answers count for
+    the loss only as far as max_seq_length, as in training; the other scores compare whole answers.
     """
 
     rows: int
@@ -30,6 +31,7 @@ class Comparison:
     groups: int
     verdict: Verdict
     reason: str
+    cut_rows: int = 0
 
 
 def compare(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ class _Asked:
     prompt: prompt_format.Prompt
     rows: Sequence[csv_file.Row]
     rows_of_test: int  # all of them
-    encoded: Sequence[prompt_format.Encoded]  # `rows` with their wanted answers
+    encoded: Sequence[prompt_format.Encoded]  # `rows` with their wanted answers, as long as training takes them
+    answer_tokens: Sequence[int]  # of the whole wanted answers, EOS included
     prompts: Sequence[Sequence[int]]  # ids, of `rows`
     room: int
     extra: Sequence[extra_questions.Question]
@@ -53,6 +54,12 @@ class _Asked:
     room_of_extra: int
     val_rows: Sequence[prompt_format.Encoded]  # those that training was evaluated on
     others: Sequence[str] | None  # another model's answers to `rows`
+
+    @property
+    def cut_rows(self) -> int:
+        """How many wanted answers are longer than training takes them."""
+        pairs = zip(self.encoded, self.answer_tokens, strict=True)
+        return sum(len(one) - one.prompt_tokens < tokens for one, tokens in pairs)
 
 
 @dataclass
@@ -109,6 +116,7 @@ def run(
     groups_of = results.read_groups(prepare_dir / results.TEST_GROUPS)
     groups = [groups_of[row.line] for row in asked.rows]
     comparison, row_scores = compare(asked.rows, seen.answers, seen.losses, groups, evaluate.primary)
+    comparison = replace(comparison, cut_rows=asked.cut_rows)
     figures = asdict(comparison) | {"rows_of_test": asked.rows_of_test}
     if asked.others is not None:
         figures["other"] = _score_of_other(evaluate, asked, asked.others, row_scores["tuned"], groups)
@@ -140,13 +148,17 @@ def _questions(
         [prompt.prompt_ids(prompt_format.user_message(one.instruction, one.input)) for one in asked]
         for asked in (rows, extra)
     )
-    lines = _evaluated(fit)["lines"]
-    val_rows, _ = encoded_rows.encode(prompt, prepare_dir / "val.csv", Encoding(**fit["encoding"]), only=lines)
+    encoding, lines = Encoding(**fit["encoding"]), _evaluated(fit)["lines"]
+    val_rows, _ = encoded_rows.encode(prompt, prepare_dir / "val.csv", encoding, only=lines)
+    of_answers = replace(encoding, loss_on="answer")
+    encoded, _ = encoded_rows.encode(prompt, prepare_dir / "test.csv", of_answers, only=[row.line for row in rows])
+    whole = (prompt.encode(row.instruction, row.input, row.output) for row in rows)
     return _Asked(
         prompt=prompt,
         rows=rows,
         rows_of_test=len(test_rows),
-        encoded=[prompt.encode(row.instruction, row.input, row.output) for row in rows],
+        encoded=encoded,
+        answer_tokens=[len(one) - one.prompt_tokens for one in whole],
         prompts=of_rows,
         room=_room(base.max_positions, of_rows, evaluate.max_new_tokens),
         extra=extra,
@@ -216,7 +228,7 @@ def _measures(asked: _Asked, seen: _Seen, fit: Mapping[str, Any], *, in_4bit: bo
     val_loss = {"best": fit["best_val_loss"], "in_4bit": in_4bit, **seen.val_loss}
     val_loss |= {key: evaluated[key] for key in ("rows", "of") if key in evaluated}
     return {
-        "stops": stop_rates([len(one) - one.prompt_tokens for one in asked.encoded], asked.room, seen.answers),
+        "stops": stop_rates(asked.answer_tokens, asked.room, seen.answers),
         "val_loss": val_loss,
         "out_of_memory": [*seen.in_losses.notes, *seen.in_answers.notes],
     }
@@ -251,6 +263,7 @@ def summarise(seen: Comparison) -> str:
         f"{seen.primary} {before:.1%} -> {after:.1%} on {seen.rows} test rows "
         f"(difference {low:+.1%} to {high:+.1%}): {seen.verdict}{why}; "
         f"exact match {seen.base.exact_match:.1%} -> {seen.tuned.exact_match:.1%}"
+        + (f"; {seen.cut_rows} long answer{'s' * (seen.cut_rows > 1)} cut for the loss" if seen.cut_rows else "")
     )
 
 

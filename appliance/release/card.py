@@ -216,6 +216,9 @@ def _scores(metrics: dict[str, Any]) -> str:
     lines += ["| | base | tuned |", "|---|---|---|"]
     lines += [f"| {label} | {metrics['base'][k]:.1%} | {metrics['tuned'][k]:.1%} |" for k, label in METRICS.items()]
     lines.append(f"| loss (nats per answer token) | {metrics['base']['loss']:.4f} | {metrics['tuned']['loss']:.4f} |")
+    if metrics.get("cut_rows"):
+        answers = "1 long answer was" if metrics["cut_rows"] == 1 else f"{metrics['cut_rows']} long answers were"
+        lines.append(f"\nFor the loss, {answers} cut to the length that was trained.")
     low, high = metrics["interval"]
     why = f" ({metrics['reason']})" if metrics.get("reason") else ""
     of_groups = f", {metrics['groups']} groups of equal questions" if "groups" in metrics else ""

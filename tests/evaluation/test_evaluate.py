@@ -122,7 +122,7 @@ def test_what_is_written(base_dir: Path, prepare_dir: Path, tmp_path: Path) -> N
     figures = files.read_json(tmp_path / "evaluate" / "metrics.json")
     assert set(figures) == {
         "rows", "rows_of_test", "base", "tuned", "f1_unit", "primary", "wins", "losses", "interval", "groups",
-        "verdict", "reason",
+        "verdict", "reason", "cut_rows",
     }  # fmt: skip
     assert set(figures["base"]) == {"exact_match", "f1", "rouge_l", "chrf", "loss", "stop_rate"}
     assert (figures["rows"], figures["rows_of_test"], figures["f1_unit"]) == (6, 10, "character")
@@ -145,6 +145,36 @@ def test_what_is_written(base_dir: Path, prepare_dir: Path, tmp_path: Path) -> N
     assert len(proof_rows) == 6
     for row, prediction in zip(proof_rows, predictions, strict=True):
         assert prompt.answer_text(row["input_ids"][row["prompt_tokens"] :]) == prediction["tuned"]
+
+
+def test_long_answers_are_held_to_the_length_of_training(
+    base_dir: Path, prepare_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """data.on_too_long=cut: an answer of 20 kB is not put through the loss, in test as little as in val and train."""
+    adapter_dir = tiny_adapter(tmp_path / "adapter", base_dir, strength=0.5)
+    encoding = {"loss_on": "all", "max_seq_length": 256, "cut_long_rows": True}
+    files.write_json(tmp_path / "fit.json", {"best_val_loss": 1.25, "encoding": encoding})
+    with (prepare_dir / "test.csv").open("a", encoding="utf-8") as handle:
+        handle.write(f"20,긴 질문?,,{'답' * 7000}\n")
+    with (prepare_dir / "test_groups.csv").open("a", encoding="utf-8") as handle:
+        handle.write("20,long\n")
+    computed, widths = TransformersEngine.summed_loss, []
+
+    def summed_loss(self: TransformersEngine, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        widths.append(batch["input_ids"].shape[1])
+        return computed(self, model, batch)
+
+    monkeypatch.setattr(TransformersEngine, "summed_loss", summed_loss)
+    seen = run(base_dir, adapter_dir, prepare_dir, tmp_path / "evaluate", max_new_tokens=8)
+    assert max(widths) == 256
+    assert seen.cut_rows == files.read_json(tmp_path / "evaluate" / "metrics.json")["cut_rows"] == 1
+    assert evaluate.summarise(seen).endswith("; 1 long answer cut for the loss")
+    # the long answer itself did not fit into max_new_tokens, whatever is left of it
+    assert files.read_json(tmp_path / "evaluate" / "measures.json")["stops"]["rows_that_fit"] == 10
+    encoding["cut_long_rows"] = False  # then prepare has left no such row, unless the tokenizer has changed since
+    files.write_json(tmp_path / "fit.json", {"best_val_loss": 1.25, "encoding": encoding})
+    with pytest.raises(DataError, match=r"row 20 has 21\d{3} tokens, over max_seq_length 256"):
+        run(base_dir, adapter_dir, prepare_dir, tmp_path / "changed")
 
 
 def test_answers_end_where_the_positions_of_the_base_do(prepare_dir: Path, tmp_path: Path) -> None:

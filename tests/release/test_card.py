@@ -127,6 +127,10 @@ def test_a_verdict_of_an_earlier_version_has_no_groups(run: FinishedRun) -> None
     text = card.model_card(replace(facts(run), metrics=earlier))
     assert "Verdict: **not proven**. " in text
     assert "(95 % interval)" in text
+    assert "cut to" not in text
+    assert "3 long answers were cut to the length" in card.model_card(
+        replace(facts(run), metrics={**metrics, "cut_rows": 3})
+    )
 
 
 def test_languages_are_what_a_tenth_of_the_rows_agree_on() -> None:
