@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState, set_seed
+from transformers import PrinterCallback, TrainerState, set_seed
 
 from appliance.base_model.base import Base
 from appliance.engines import master_weights
@@ -35,7 +35,7 @@ from appliance.release import gates
 from appliance.report import loss_plot
 from appliance.training import checkpoints, encoded_rows, trained_folder, untrained_tokens, validation
 from appliance.training.arguments import trainer_arguments
-from appliance.training.callbacks import FinishWithEvaluation, StopOnSignal
+from appliance.training.callbacks import EarlyStoppingCallback, FinishWithEvaluation, StopOnSignal
 from appliance.training.encoded_rows import Rows
 from appliance.training.micro_batch import BatchSize, OutOfMemory
 from appliance.training.trainer import (
@@ -233,6 +233,7 @@ def _train_to_the_end(task: _Task, material: _Material, tuned: Any) -> TrainerSt
         inputs=task.inputs,
         stop=stop,
         evaluation_due=resume_from is not None and checkpoints.manifest_of(resume_from).evaluation_due,
+        decays_all=resume_from is not None and task.tuning.dora and checkpoints.decays_all(resume_from),
     )
     metrics.trainer = trainer
     if resume_from:

@@ -168,8 +168,12 @@ class TrainSection(Section):
         description="At most this many val rows, a random choice of whole groups, are evaluated on during training. "
         "With eval_every: auto, a short training uses fewer. null: all of them.",
     )
-    patience: Positive = Field(3, description="Evaluations without a better val loss before training stops.")
-    min_delta: Annotated[float, Field(ge=0)] = Field(0.001, description="How far the val loss must fall to count.")
+    patience: Positive = Field(
+        3, description="Evaluations without a val loss better by min_delta before training stops."
+    )
+    min_delta: Annotated[float, Field(ge=0)] = Field(
+        0.001, description="How far the val loss must fall to count; small falls add up."
+    )
     loss_on: Literal["answer", "all"] = Field("answer", description="Train on the answer only, or the prompt as well.")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         123, description="Seed of the split, the adapter weights, the row order and the dropout."

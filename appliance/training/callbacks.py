@@ -1,4 +1,4 @@
-"""Callbacks of the training loop: the last step is evaluated; a signal ends training after its step."""
+"""Callbacks of the training loop: early stopping, an evaluation of the last step, a signal that ends training."""
 
 from __future__ import annotations
 
@@ -8,9 +8,37 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
+import transformers
 from transformers import TrainerCallback
 
 from appliance.process import console, signals
+
+
+class EarlyStoppingCallback(transformers.EarlyStoppingCallback):  # type: ignore[misc]
+    """Counts the evaluations since the val loss last fell by more than the threshold.
+
+    transformers' own compares with the best loss so far, however little that was better: a loss that falls in every
+    evaluation, but by less than the threshold, would end the training. The name is the same because checkpoints file
+    a callback's state under the name of its class.
+    """
+
+    def __init__(self, early_stopping_patience: int = 1, early_stopping_threshold: float = 0.0) -> None:
+        super().__init__(early_stopping_patience, early_stopping_threshold)
+        self.loss_to_beat: float | None = None  # None also in a checkpoint of an earlier version
+
+    def check_metric_value(self, args: Any, state: Any, control: Any, metric_value: float) -> None:  # noqa: ARG002
+        before = state.best_metric if self.loss_to_beat is None else self.loss_to_beat
+        # no best yet: before the first step, and in the evaluation after it, which is the first that can be kept
+        if state.best_metric is None or metric_value < before - self.early_stopping_threshold:
+            self.early_stopping_patience_counter = 0
+            self.loss_to_beat = metric_value
+        else:
+            self.early_stopping_patience_counter += 1
+            self.loss_to_beat = before
+
+    def state(self) -> dict[str, Any]:
+        saved = dict(super().state())
+        return {**saved, "attributes": {**saved["attributes"], "loss_to_beat": self.loss_to_beat}}
 
 
 class FinishWithEvaluation(TrainerCallback):  # type: ignore[misc]

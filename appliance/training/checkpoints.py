@@ -105,6 +105,14 @@ def is_finished(checkpoint: Path, patience: int) -> bool:
     return ended and not manifest_of(checkpoint).evaluation_due
 
 
+def decays_all(checkpoint: Path) -> bool:
+    """Whether weight decay applied to every trained tensor, as in earlier versions: its optimizer has one group."""
+    import torch
+
+    saved = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True, mmap=True)
+    return not any(group["params"] for group in saved["param_groups"] if not group["weight_decay"])
+
+
 def inputs_of(
     engine_name: str,
     dtype: str,

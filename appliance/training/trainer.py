@@ -32,6 +32,10 @@ from appliance.training.micro_batch import AtWork, BatchSize
 EVALUATION_ROWS_PER_BATCH = 8
 # torch.amp.GradScaler starts at 2**16 and halves: if gradients still overflow at scale 1, the scale is not the cause.
 LOSS_SCALE_HALVINGS = 16
+# Trained values that weight decay would pull to zero, although zero means nothing there: DoRA's magnitudes replace the
+# lengths of the base's rows, token rows replace rows of its embeddings. LoRA's A and B are a delta: there, zero is the
+# base.
+NOT_DECAYED = ("lora_magnitude_vector", "trainable_tokens_delta")
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
         inputs: Mapping[str, Any],
         stop: StopOnSignal,
         evaluation_due: bool,
+        decays_all: bool = False,
     ) -> None:
         """Hands over what the Trainer's constructor does not take.
 
@@ -79,6 +84,7 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
             inputs: what a checkpoint depends on.
             stop: whether a signal asked training to stop.
             evaluation_due: the checkpoint to resume from was saved without its evaluation.
+            decays_all: the checkpoint to resume from decays NOT_DECAYED too.
 
         Raises EnvironmentUnavailable: a library made the trainer use several GPUs.
         """
@@ -87,7 +93,7 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
         self._rows_per_step = rows_per_step
         self._size, self._evaluation = size, RowsAtOnce(size.evaluation_rows, purpose="evaluation")
         self._inputs, self._stop = inputs, stop
-        self._evaluation_due = evaluation_due
+        self._evaluation_due, self._decays_all = evaluation_due, decays_all
         self._saving_dir: Path | None = None
         self._order: tuple[int, list[int]] = (-1, [])  # epoch, and its rows in order
         self.passes: list[MicroBatch] = []  # of the current step, or of the one just finished
@@ -107,6 +113,11 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
 
     def name_rows_of_step(self, step: int) -> str:
         return self._train_rows.name(self.rows_of_step(step))
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Without NOT_DECAYED, beyond what transformers leaves out (biases and norms)."""
+        names = list(super().get_decay_parameter_names(model))
+        return [name for name in names if self._decays_all or not any(part in name for part in NOT_DECAYED)]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:  # noqa: ARG002
         return self._sampler
