@@ -28,8 +28,10 @@ def inspect(run_path: Path, line: int | None, cache_dir: Path) -> list[str]:
     run_path = run_path.absolute()  # a run called `demo` is not the shipped recipe
     recipe = load(str(run_path)).recipe
     job = Job(load(str(run_path)), RunDir(run_path), cache_dir)
-    folder = job.trained_dir if job.trained_dir.is_dir() else job.base.dir
-    prompt = prompt_format.from_folder(recipe.prompt, folder)
+    if job.trained_dir.is_dir():
+        prompt = prompt_format.from_folder(recipe.prompt, job.trained_dir)
+    else:
+        prompt = prompt_format.from_folder(recipe.prompt, job.base.dir, job.tokens.eos_token)
     for side in ("train", "val", "test"):
         for row in csv_file.iter_canonical(run_path / "prepare" / f"{side}.csv"):
             if line in (None, row.line):

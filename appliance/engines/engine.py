@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -28,9 +28,18 @@ class Engine(Protocol):
     trainer_checkpoints_gradients: bool  # whether the Trainer should turn gradient checkpointing on
 
     def load_for_training(
-        self, base_dir: Path, model: ModelSection, tuning: TuningSection, max_seq_length: int, seed: int
+        self,
+        base_dir: Path,
+        model: ModelSection,
+        tuning: TuningSection,
+        max_seq_length: int,
+        seed: int,
+        token_rows: Sequence[int] = (),
     ) -> Loaded:
-        """A PEFT model ready to train, its adapters initialized from `seed`; with `method: full`, the base itself."""
+        """A PEFT model ready to train, its adapters initialized from `seed`; with `method: full`, the base itself.
+
+        `token_rows`: ids whose rows of embeddings and head are trained beside the adapters (engines/token_rows.py).
+        """
         ...
 
     def load_for_inference(self, base_dir: Path, model: ModelSection, adapter_dir: Path | None) -> Loaded:

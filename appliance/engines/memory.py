@@ -71,6 +71,10 @@ HEAD_TOKENS = 256
 FUSED_LOSS_BYTES, FUSED_LOGIT_BYTES = 4 << 30, 16
 # The most rows answered at once, and the share of the free memory that they may use.
 MOST_ANSWERS, ANSWERS_FRACTION = 64, 0.8
+# peft puts the few rows trained beside an adapter into a copy of the whole matrix (trainable_tokens/layer.py,
+# get_merged_weights). The loss keeps the head's copy until its backward pass, whose gradient is as large: at the peak
+# of a step, torch holds 2.03 to 2.08 matrices more than without (tests/engines/test_memory.py).
+TOKEN_ROW_COPIES = 2
 # Bytes per adapter weight: the weight and its gradient (float32), and AdamW's two moments (float32, or one byte each).
 ADAPTER_BYTES = {"adamw_torch": 4 + 4 + 8, "adamw_8bit": 4 + 4 + 2}
 
@@ -107,6 +111,7 @@ class Demand:
 
     weights: int
     adapter: int  # with gradients and moments
+    token_rows: int  # what it takes to train single rows of embeddings and head
     gradients: int  # of all weights; like the next two, for `method: full` only
     moments: int
     copies: int  # 16-bit copies of weights that autocast makes
@@ -162,6 +167,7 @@ def training(
     checkpoints_gradients: bool,
     engine: str,
     room: int,
+    trains_token_rows: bool = False,
 ) -> Demand:
     """Memory of a training step.
 
@@ -175,6 +181,7 @@ def training(
         dtype: the compute dtype.
         tokens: the tokens of a row; a step takes `train.micro_batch_size` rows.
         room: the free bytes before anything is loaded.
+        trains_token_rows: whether rows of embeddings and head are trained beside the adapter.
     """
     is_full, has_masters = tuning.method == "full", master_weights.has_masters(tuning.method, dtype)
     weights_dtype = master_weights.weights_dtype(tuning.method, dtype)
@@ -194,6 +201,7 @@ def training(
     return Demand(
         weights=weights,
         adapter=adapter,
+        token_rows=TOKEN_ROW_COPIES * embeddings * size if trains_token_rows and not is_full else 0,
         gradients=gradients,
         moments=moments,
         copies=_copied_weights(shape, train) * master_weights.COPY_BYTES if has_masters else 0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from appliance.engines import decoding, master_weights
+from appliance.engines import token_rows as engines_token_rows
 from appliance.engines.engine import Loaded, load_failures, refuse_too_long
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine.device import Device
@@ -30,7 +31,13 @@ class TransformersEngine:
         self.trainer_checkpoints_gradients = device.kind == "cuda"  # a third slower, but saves memory; a CPU has enough
 
     def load_for_training(
-        self, base_dir: Path, model: ModelSection, tuning: TuningSection, max_seq_length: int, seed: int
+        self,
+        base_dir: Path,
+        model: ModelSection,
+        tuning: TuningSection,
+        max_seq_length: int,
+        seed: int,
+        token_rows: Sequence[int] = (),
     ) -> Loaded:
         """See Engine. Raises EnvironmentUnavailable: the weights do not load, or the base lacks a target module."""
         refuse_too_long(base_dir, max_seq_length)
@@ -50,9 +57,10 @@ class TransformersEngine:
             use_rslora=tuning.rslora,
             use_dora=tuning.dora,
             bias="none",
+            trainable_token_indices=engines_token_rows.indices(base, token_rows),
         )
         try:
-            return get_peft_model(base, config), tokenizer
+            return engines_token_rows.complete(get_peft_model(base, config), trains=True), tokenizer
         except ValueError as error:  # peft: "Target modules … not found in the base model"
             raise EnvironmentUnavailable(
                 f"adapters cannot be attached to this base: {error}",
@@ -64,6 +72,7 @@ class TransformersEngine:
         loaded, tokenizer = self._load_base(base_dir, model, self._device.compute_dtype(model.dtype))
         if adapter_dir is not None:
             loaded = PeftModel.from_pretrained(loaded, str(adapter_dir))
+            engines_token_rows.complete(loaded, trains=False)
         return loaded.eval(), tokenizer
 
     def summed_loss(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:

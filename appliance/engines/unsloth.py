@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,12 +53,20 @@ class UnslothEngine:
         self._unsloth: Any = unsloth.FastLanguageModel
 
     def load_for_training(
-        self, base_dir: Path, model: ModelSection, tuning: TuningSection, max_seq_length: int, seed: int
+        self,
+        base_dir: Path,
+        model: ModelSection,
+        tuning: TuningSection,
+        max_seq_length: int,
+        seed: int,
+        token_rows: Sequence[int] = (),
     ) -> Loaded:
         """See Engine. Raises EnvironmentUnavailable: as in the transformers engine."""
         base, tokenizer = self._load(base_dir, model, max_seq_length, full=tuning.method == "full")
         if tuning.method == "full":
             return base, tokenizer
+        from appliance.engines import token_rows as engines_token_rows  # it imports peft
+
         try:
             tuned = self._unsloth.get_peft_model(
                 base,
@@ -71,21 +79,25 @@ class UnslothEngine:
                 random_state=seed,
                 use_rslora=tuning.rslora,
                 use_dora=tuning.dora,
+                trainable_token_indices=engines_token_rows.indices(base, token_rows),
             )
         except ValueError as error:  # peft: "Target modules … not found in the base model"
             raise EnvironmentUnavailable(
                 f"adapters cannot be attached to this base: {error}",
                 hint="tuning.target_modules=all-linear fits every architecture",
             ) from error
-        return tuned, tokenizer
+        return engines_token_rows.complete(tuned, trains=True), tokenizer
 
     def load_for_inference(self, base_dir: Path, model: ModelSection, adapter_dir: Path | None) -> Loaded:
         """See Engine."""
         from peft import PeftModel
 
+        from appliance.engines import token_rows as engines_token_rows
+
         loaded, tokenizer = self._load(base_dir, model, None)
         if adapter_dir is not None:
             loaded = PeftModel.from_pretrained(loaded, str(adapter_dir))
+            engines_token_rows.complete(loaded, trains=False)
         return self._unsloth.for_inference(loaded), tokenizer
 
     def summed_loss(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:

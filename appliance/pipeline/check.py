@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from appliance.base_model import tunable
+from appliance.base_model import never_trained, tunable
 from appliance.base_model.base import Base
 from appliance.engines import choose, master_weights, memory
 from appliance.errors import DataError, EnvironmentUnavailable
@@ -16,7 +16,7 @@ from appliance.hub import client, permissions
 from appliance.hub import token as hub_token
 from appliance.hub.errors import Unreachable
 from appliance.machine import device as machine_device
-from appliance.machine import disk, host_memory, packages
+from appliance.machine import host_memory, packages
 from appliance.machine import place as machine_place
 from appliance.machine.device import Device
 from appliance.machine.disk import human
@@ -27,6 +27,7 @@ from appliance.recipe.fields import DataSection, ModelSection, PublishSection, T
 from appliance.release import base as release_base
 from appliance.rows import survey
 from appliance.rundir.directory import STAGES
+from appliance.rundir.token_choice import TokenChoice
 from appliance.training import learning_rate, validation
 from appliance.weights.proof_place import Weights, memory_finding
 
@@ -46,6 +47,7 @@ def run(
     cache_dir: Path,
     get_base: Callable[[], Base],
     get_device: Callable[[], Device],
+    get_tokens: Callable[[], TokenChoice | None] = lambda: None,
     engine: str,
     rehearse: str,
     todo: Collection[str] | None,
@@ -61,6 +63,7 @@ def run(
         cache_dir: where kernels are compiled to and the demo's base is.
         get_base: finds the base model; asked once the machine has passed.
         get_device: looks at the GPU, or the CPU.
+        get_tokens: what was found out about EOS and the template's tokens; None while the weights are not here.
         engine: the recipe's `engine`.
         rehearse: the recipe's `rehearse`, or always if the stage was asked for by name.
         todo: the stages that this call will run, the only ones judged. None: it runs none, and all are judged.
@@ -87,9 +90,7 @@ def run(
         parts = _computing(engine, device, model, trained_with) if loads else ()
         findings += _device_findings(device, parts, cache_dir)
     else:
-        fix = "pip install -c constraints.txt '.[train]'"
-        needs_torch = todo is not None and not set(todo) <= {"prepare"}
-        findings.append(Finding("packages", "no torch", "torch to train", "fails" if needs_torch else "warning", fix))
+        findings.append(_no_torch(todo))
     _judge(findings, table_path)  # before a base is fetched: it cannot change what is wrong with the machine
     if device:
         choose.refuse_impossible(engine, device)
@@ -98,22 +99,28 @@ def run(
     permissions.refuse(findings)
     base = get_base()
     full_with = train.optimizer if tuning.method == "full" and "train" in ahead else None
-    demand = disk_needs.of_run(base, tuning, train, has_hard_links=disk.has_hard_links(stage_dir)).of(ahead)
-    kept = set(STAGES if todo is None else todo).difference(again)  # their present files will be overwritten
-    held = disk_needs.held_bytes(stage_dir.parent, kept)
     findings += _base_findings(base, model, rehearse)
     if "publish" in ahead and publish.repo_id and base.is_folder and not base.is_on_hub:
         findings.append(release_base.unnamed(base))
-    findings += disk_needs.findings(demand, stage_dir, held=held, base_dir=base.dir, coming=sum(base.coming.values()))
+    kept = set(STAGES if todo is None else todo).difference(again)  # their present files will be overwritten
+    findings += disk_needs.of_stages(base, tuning, train, stage_dir, ahead, kept)
     if device:
         findings += _engine_findings(engine, base, model, device, full_with, loads)
     if device and "train" in ahead:
         name, _ = choose.choose(engine, device, str(base.config.get("model_type")))
-        findings += _training_memory(base, model, tuning, train, device, name, seen.longest_characters if seen else 0)
+        tokens, longest = get_tokens(), seen.longest_characters if seen else 0
+        findings.append(never_trained.finding(tokens, base, tuning))
+        findings += _training_memory(base, model, tuning, train, device, name, longest, tokens)
     if device and "merge" in ahead:
         findings += _merging_memory(base, device)
     _judge(findings, table_path)
     return findings
+
+
+def _no_torch(todo: Collection[str] | None) -> Finding:
+    needs_torch = todo is not None and not set(todo) <= {"prepare"}
+    fix = "pip install -c constraints.txt '.[train]'"
+    return Finding("packages", "no torch", "torch to train", "fails" if needs_torch else "warning", fix)
 
 
 def _judge(findings: list[Finding], table_path: Path) -> None:
@@ -268,6 +275,7 @@ def _training_memory(
     device: Device,
     engine: str,
     longest_characters: int,
+    choice: TokenChoice | None,
 ) -> list[Finding]:
     """Room for training.
 
@@ -295,6 +303,7 @@ def _training_memory(
             checkpoints_gradients=device.kind == "cuda",
             engine=engine,
             room=room,
+            trains_token_rows=bool(choice and choice.untrained),
         )
         needed = f"{human(demand.total)} ({demand.describe()}; {train.micro_batch_size} rows of {tokens} tokens)"
         if full_with and demand.fixed > room:  # no smaller batch would help

@@ -22,7 +22,9 @@ from appliance.process import files as process_files
 from appliance.recipe import stage_fields
 from appliance.recipe.resolve import Resolved
 from appliance.rundir import directory as rundir_directory
+from appliance.rundir import token_choice
 from appliance.rundir.directory import STAGES, RunDir
+from appliance.rundir.token_choice import TokenChoice
 
 if TYPE_CHECKING:
     from appliance.base_model.base import Base
@@ -129,7 +131,7 @@ class Job:
             self, resolved=resolved, run_dir=RunDir(folder), until="publish", even_if_worse=True, is_rehearsal=True
         )
         # looked up here so that it happens once; a frozen dataclass keeps its cached properties in vars()
-        kept = ("device", "base", "engine_choice", "engine", "base_identity", "csv_sha256")
+        kept = ("device", "base", "engine_choice", "engine", "base_identity", "csv_sha256", "tokens")
         vars(job).update({name: getattr(self, name) for name in kept})
         job.run_dir.create()
         process_files.write_text(folder / "recipe.yaml", resolved.to_yaml())
@@ -153,13 +155,41 @@ class Job:
         name = self.resolved.recipe.prompt
         if not packages.can_train():
             return prompt_format.from_folder(name, self.base.dir)
+        tokens = self.tokens
         self.engine  # noqa: B018  first: Unsloth has to be imported before transformers
         from appliance.engines import engine as engines_engine
         from appliance.prompt import tokenizer as prompt_tokenizer
 
         with engines_engine.load_failures(self.base.dir, self.resolved.recipe.model, self.device):
             tokenizer = prompt_tokenizer.load(self.base.dir)
+        tokens.apply_to(tokenizer)
         return prompt_format.from_transformers(name, tokenizer)
+
+    @cached_property
+    def tokens(self) -> TokenChoice:
+        """Which EOS ends an answer, and which rows are trained. Raises EnvironmentUnavailable: see never_trained.py."""
+        from appliance.base_model import never_trained
+
+        base = self.base  # fetched: its weights are here now
+        never_trained.announce(self._chosen_tokens, base, self.resolved.recipe.tuning)
+        return self._chosen_tokens
+
+    @property
+    def tokens_to_check(self) -> TokenChoice | None:
+        """For the stage check, which downloads nothing: None while the base is still on the Hub."""
+        return None if self.found_base.coming else self._chosen_tokens
+
+    @cached_property
+    def _chosen_tokens(self) -> TokenChoice:
+        """What a training that has begun recorded; before it, what the base's weights show."""
+        train_dir, starts = self.run_dir.stage_dir("train"), self.takes_new_base or "train" in self.again
+        if not starts and (self.run_dir.record("train") or any(train_dir.glob("checkpoints/checkpoint-*"))):
+            return token_choice.read(train_dir)
+        if not packages.can_train():
+            return TokenChoice()
+        from appliance.base_model import never_trained
+
+        return never_trained.of_base(self.found_base, self.resolved.recipe.prompt)
 
     @cached_property
     def base_identity(self) -> str:

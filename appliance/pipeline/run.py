@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from appliance.recipe.fields import EvaluateSection
     from appliance.weights.proof import Proof
 
-RESUMABLE = {"train": ("checkpoints", "metrics.jsonl")}  # what a killed stage may continue from
+RESUMABLE = {"train": ("checkpoints", "metrics.jsonl", "tokens.json")}  # what a killed stage may continue from
 
 
 def run(
@@ -166,6 +166,7 @@ def _check(job: Job, stage_dir: Path) -> str:
             cache_dir=job.cache_dir,
             get_base=lambda: job.found_base,
             get_device=lambda: job.device,
+            get_tokens=lambda: job.tokens_to_check,
             engine=recipe.engine,
             rehearse=job.rehearsal_wanted,
             todo=todo,
@@ -260,6 +261,7 @@ def _train(job: Job, stage_dir: Path) -> str:
         prepare_dir=job.run_dir.stage_dir("prepare"),
         stage_dir=stage_dir,
         trained_dir=job.trained_dir,
+        tokens=job.tokens,
     )
     change = moved.recorded(stage_dir)
     if change and change.warning and not job.is_rehearsal:  # a rehearsal's few steps say nothing about the training

@@ -33,6 +33,7 @@ from appliance.prompt.encoding import Encoding
 from appliance.recipe.fields import ModelSection, TrainSection, TuningSection
 from appliance.release import gates
 from appliance.report import loss_plot
+from appliance.rundir.token_choice import TokenChoice
 from appliance.training import checkpoints, encoded_rows, trained_folder, untrained_tokens, validation
 from appliance.training.arguments import trainer_arguments
 from appliance.training.callbacks import EarlyStoppingCallback, FinishWithEvaluation, StopOnSignal
@@ -74,6 +75,7 @@ class _Task:
     prepare_dir: Path
     stage_dir: Path
     inputs: Mapping[str, Any]
+    tokens: TokenChoice
 
     @property
     def checkpoints_dir(self) -> Path:
@@ -84,6 +86,11 @@ class _Task:
         """The type of computation."""
         return self.device.compute_dtype(self.model.dtype)
 
+    @property
+    def token_rows(self) -> list[int]:
+        """Ids whose rows are trained beside the adapter; full fine-tuning trains every row."""
+        return [] if self.tuning.method == "full" else self.tokens.rows
+
     def batch_size(self) -> BatchSize:
         """The recipe's, or what fitted when memory last ran out."""
         micro, steps = self.train.micro_batch_size, self.train.gradient_accumulation_steps
@@ -93,7 +100,12 @@ class _Task:
         """(model, tokenizer), as they are before the first step."""
         set_seed(self.train.seed)
         loaded = self.engine.load_for_training(
-            self.base.dir, self.model, self.tuning, self.encoding.max_seq_length, self.train.seed
+            self.base.dir,
+            self.model,
+            self.tuning,
+            self.encoding.max_seq_length,
+            self.train.seed,
+            self.token_rows,
         )
         if self.tuning.method == "full":
             master_weights.refuse_others(loaded[0])
@@ -129,6 +141,7 @@ def run(
     prepare_dir: Path,
     stage_dir: Path,
     trained_dir: Path,
+    tokens: TokenChoice | None = None,
 ) -> str:
     """Writes `trained_dir` and, into `stage_dir`, metrics.jsonl, loss.png, gates.json and fit.json.
 
@@ -142,6 +155,7 @@ def run(
         prepare_dir: the prepared rows.
         stage_dir: checkpoints and records; a stopped training continues from the checkpoints in it.
         trained_dir: the adapter, or with `method: full` the model. Its parent is `stage_dir`.
+        tokens: which EOS ends an answer, and the tokens whose rows are trained; None: the tokenizer's own, and none.
 
     Returns the summary. Raises DataError: a row holds a token that the base never trained. GateRefused: the collated
     rows would not teach the model to stop. Nothing is trained then. TrainingFailed: a loss is not finite. Interrupted:
@@ -160,9 +174,11 @@ def run(
         cut_long_rows,
         prepare_dir,
     )
-    task = _Task(engine, device, base, model, tuning, train, encoding, prepare_dir, stage_dir, inputs)
+    tokens = tokens or TokenChoice()
+    task = _Task(engine, device, base, model, tuning, train, encoding, prepare_dir, stage_dir, inputs, tokens)
     task.checkpoints_dir.mkdir(exist_ok=True)
     checkpoints.newest(task.checkpoints_dir, inputs)  # refuses before the model is loaded
+    tokens.write(stage_dir)
     tuned, tokenizer = task.load()
     material = _material(task, prompt_name, tokenizer)
     _refuse_untrained_tokens(task, material, tuned)
@@ -181,6 +197,7 @@ def run(
 
 def _material(task: _Task, prompt_name: str, tokenizer: Any) -> _Material:
     """The rows of both sides as ids. Sets padding and chat template of the tokenizer to those that are released."""
+    task.tokens.apply_to(tokenizer)
     prompt = prompt_format.from_transformers(prompt_name, tokenizer)
     tokenizer.pad_token = prompt.pad_token  # already in the vocabulary: nothing is resized
     tokenizer.chat_template = prompt.chat_template
@@ -204,7 +221,7 @@ def _refuse_untrained_tokens(task: _Task, material: _Material, tuned: Any) -> No
     sides = (("train", material.train, material.train_rows), ("val", material.val, material.val_rows))
     for side, encoded, rows in sides:
         path = task.prepare_dir / f"{side}.csv"
-        untrained_tokens.refuse(tuned, material.tokenizer, encoded, rows.lines, path)
+        untrained_tokens.refuse(tuned, material.tokenizer, encoded, rows.lines, path, taught=task.token_rows)
 
 
 def _refuse_rows_that_do_not_stop(task: _Task, material: _Material, dataset: Dataset, collate: Any) -> None:

@@ -27,6 +27,10 @@ class Base(Protocol):
     """What the arithmetic needs from a base model; base_model/base.py has the one that runs use."""
 
     @property
+    def dir(self) -> Path: ...
+    @property
+    def coming(self) -> dict[str, int]: ...
+    @property
     def weights_bytes(self) -> int: ...
     @property
     def parameters(self) -> int: ...
@@ -93,6 +97,20 @@ def of_run(base: Base, tuning: TuningSection, train: TrainSection, *, has_hard_l
         release=0 if has_hard_links else weights + trained,
         proof=PROOF_BYTES,
     )
+
+
+def of_stages(
+    base: Base,
+    tuning: TuningSection,
+    train: TrainSection,
+    stage_dir: Path,
+    ahead: Collection[str],
+    kept: Collection[str],
+) -> list[Finding]:
+    """`findings` for the stages `ahead`; `kept`: those whose present files will be overwritten, and count as free."""
+    demand = of_run(base, tuning, train, has_hard_links=disk.has_hard_links(stage_dir)).of(ahead)
+    held, coming = held_bytes(stage_dir.parent, kept), sum(base.coming.values())
+    return findings(demand, stage_dir, held=held, base_dir=base.dir, coming=coming)
 
 
 def findings(demand: Demand, stage_dir: Path, *, held: int, base_dir: Path, coming: int) -> list[Finding]:

@@ -148,6 +148,16 @@ class Prompt:
         )
         return without - of_cell, with_input - of_cell - of_cell
 
+    @cached_property
+    def control_ids(self) -> list[int]:
+        """The control tokens of every row: EOS, and those that the template itself writes."""
+        return sorted({*self.template_ids, self.eos_token_id})
+
+    @cached_property
+    def template_ids(self) -> frozenset[int]:
+        """The control tokens that the template writes before an answer."""
+        return frozenset(self._own_commands[0] | self._own_commands[1])
+
     def _refuse_commands(self, ids: Sequence[int], own: Counter[int]) -> None:
         for token in ids:
             if token in self._commands:
@@ -185,9 +195,10 @@ class Prompt:
         return str(self.backend.decode(ids, skip_special_tokens=True)).strip()
 
 
-def from_folder(name: str, model_dir: Path) -> Prompt:
+def from_folder(name: str, model_dir: Path, eos_token: str | None = None) -> Prompt:
     """The format `name` for the tokenizer in `model_dir`, from its tokenizer.json: no torch, no transformers needed.
 
+    `eos_token`: ends an answer in place of the tokenizer's own (rundir/token_choice.py).
     Raises EnvironmentUnavailable: no tokenizer.json there, no EOS, nothing usable as padding. RecipeError: see `bind`.
     """
     path = model_dir / "tokenizer.json"
@@ -205,6 +216,7 @@ def from_folder(name: str, model_dir: Path) -> Prompt:
     backend = Tokenizer.from_file(str(path))
     by_id = tokenizer.from_ids(model_dir, backend)
     tokens = {key: token_text(config.get(key)) or by_id.get(key) for key in ("bos_token", "eos_token", "pad_token")}
+    tokens["eos_token"] = eos_token or tokens["eos_token"]
     return bind(name, backend, **tokens, own_template=default_template(config.get("chat_template")))
 
 

@@ -92,6 +92,17 @@ def eos_ids(declared: int | list[int] | None) -> list[int]:
     return [] if declared is None else list(declared) if isinstance(declared, list) else [declared]
 
 
+# Reserved ids by their spelling: Llama 3 and Qwen, Gemma, Phi-3, T5 and EXAONE, Mistral. No text produces them.
+_UNUSED = re.compile(r"reserved|unused|placeholder|extra_id|control_\d|dummy", re.IGNORECASE)
+
+
+def unused_ids(backend: Tokenizer, rows: int) -> list[int]:
+    """Ids below `rows` (of the embeddings) that no text produces: reserved tokens, and those beyond the vocabulary."""
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    reserved = {i for text, i in vocabulary.items() if BRACKETED.fullmatch(text) and _UNUSED.search(text)}
+    return sorted(i for i in {*reserved, *set(range(rows)).difference(vocabulary.values())} if i < rows)
+
+
 def token_text(token: Any) -> str | None:
     """The text of a special token in tokenizer_config.json, which stores it as plain text or as an object."""
     return str(token["content"]) if isinstance(token, dict) else token

@@ -75,8 +75,10 @@ def reload_gates(release_dir: Path, run_path: Path, *, base_dir: Path, prompt_na
     """
     from appliance.prompt import format as prompt_format
     from appliance.prompt import tokenizer as prompt_tokenizer
+    from appliance.rundir import token_choice
 
     tokenizer = prompt_tokenizer.load(base_dir)
+    token_choice.read(run_path / "train").apply_to(tokenizer)
     training = prompt_format.from_transformers(prompt_name, tokenizer)
     folders = [path for name in ("model", "adapter") if (path := release_dir / name).is_dir()]
     wanted = request(folders, run_path, training, tokenizer)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.errors import DataError
 from appliance.findings import NAMED_ROWS
+from appliance.weights.embedding_rows import ZERO
 
 if TYPE_CHECKING:
     import torch
 
-ZERO = 1e-16  # up to it a number counts as zero, as in Unsloth (unsloth_zoo, tokenizer_utils.fix_untrained_tokens)
 _SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
@@ -38,16 +38,19 @@ def untrained(embeddings: torch.Tensor, head: torch.Tensor) -> set[int]:
     return set(zero.cpu()[is_untrained].tolist())
 
 
-def refuse(model: Any, tokenizer: Any, rows: Sequence[Any], lines: Sequence[int], path: Path) -> None:
+def refuse(
+    model: Any, tokenizer: Any, rows: Sequence[Any], lines: Sequence[int], path: Path, *, taught: Sequence[int] = ()
+) -> None:
     """Raises DataError with the CSV lines and the token if a row (an `Encoded`) contains an untrained one.
 
-    Refuses nothing if the embeddings are trained: full fine-tuning teaches it.
+    `taught`: ids whose rows are trained beside the adapter. Refuses nothing if all embeddings are trained: full
+    fine-tuning teaches every token.
     """
     embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    if embeddings.requires_grad:
+    if embeddings.requires_grad and not taught:
         return
     special = {getattr(tokenizer, f"{name}_token_id", None) for name in _SPECIAL}
-    never = untrained(embeddings.detach(), head.detach()) - special
+    never = untrained(embeddings.detach(), head.detach()) - special - set(taught)
     found = [(line, row) for line, row in zip(lines, rows, strict=True) if not never.isdisjoint(row.input_ids)]
     if not found:
         return

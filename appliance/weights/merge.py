@@ -16,6 +16,8 @@ from appliance.machine import disk
 from appliance.process.files import atomic_dir, read_json
 from appliance.prompt import format as prompt_format
 from appliance.prompt.special_tokens import eos_ids
+from appliance.weights import token_rows
+from appliance.weights.embedding_rows import EMBEDDINGS, HEADS, is_tied
 from appliance.weights.model_config import (
     GREEDY,
     base_config,
@@ -36,14 +38,13 @@ from appliance.weights.shards import (
     stored_name,
     write_shard,
 )
+from appliance.weights.token_rows import TokenRows
 
 if TYPE_CHECKING:
     import torch
 
 
 _RUN_ITEMS = 1 << 22  # values that are rounded and written at a time
-_HEADS = ("lm_head", "embed_out")
-_EMBEDDINGS = ("embed_tokens", "wte", "embed_in")
 
 
 @dataclass(frozen=True)
@@ -65,23 +66,26 @@ def merge_adapter(
     `decoding`: how the release answers by default, as in a generation_config.json; None: greedily.
 
     W' = W + scale * B A in float32, rounded once to `dtype` ("bfloat16" | "float16"); with DoRA
-    W' = m * (W + scale * B A) / ||W + scale * B A|| by output row (Liu et al. 2024, arXiv 2402.09353, eq. 5).
+    W' = m * (W + scale * B A) / ||W + scale * B A|| by output row (Liu et al. 2024, arXiv 2402.09353, eq. 5). Rows that
+    were trained beside the adapter take the place of the base's.
     Bit-equal to peft's merge of a float32 model. File names and the index are those of the base.
     Raises EnvironmentUnavailable: the base cannot be read or is quantised, or the disk is too small.
     Raises GateRefused: the adapter contains something a merge cannot express, or a result is not finite.
     """
-    return _write(base_dir, changed_by(adapter_dir, base_dir), adapter_dir, out_dir, dtype, decoding or GREEDY)
+    deltas, rows = changed_by(adapter_dir, base_dir), token_rows.of_adapter(adapter_dir, base_dir)
+    return _write(base_dir, deltas, rows, adapter_dir, out_dir, dtype, decoding or GREEDY)
 
 
 def round_model(
     trained_dir: Path, out_dir: Path, *, dtype: str, decoding: Mapping[str, Any] | None = None
 ) -> MergeSummary:
     """Writes a fully fine-tuned model as 16-bit safetensors, under the same names; raises as merge_adapter."""
-    return _write(trained_dir, {}, trained_dir, out_dir, dtype, decoding or GREEDY)
+    return _write(trained_dir, {}, {}, trained_dir, out_dir, dtype, decoding or GREEDY)
 
 
 def changed_by(adapter_dir: Path, base_dir: Path) -> dict[str, Delta]:
-    """What an adapter changes: the base's tensor -> what is added to it. All other tensors stay the base's.
+    """What an adapter adds to: the base's tensor -> its delta. All other tensors stay the base's, except for rows that
+    were trained beside the adapter (token_rows.of_adapter).
 
     Merge and proof both go by it. Raises as merge_adapter.
     """
@@ -93,12 +97,13 @@ def changed_by(adapter_dir: Path, base_dir: Path) -> dict[str, Delta]:
 def _write(
     model_dir: Path,
     deltas: dict[str, Delta],
+    rows_in: dict[str, TokenRows],
     tokenizer_dir: Path,
     out_dir: Path,
     dtype: str,
     decoding: Mapping[str, Any],
 ) -> MergeSummary:
-    """The tensors of `model_dir`, each with its delta added where there is one, rounded to `dtype`."""
+    """The tensors of `model_dir`, each with its delta added and its trained rows put in, rounded to `dtype`."""
     import torch
 
     config = base_config(model_dir)
@@ -114,6 +119,9 @@ def _write(
 
     def rows_of(tensor: Header) -> Iterator[torch.Tensor]:
         delta = deltas.get(tensor.name)
+        if tensor.name in rows_in:
+            stored = _stored_rows(tensors[tensor.name], tensor)
+            return _rounded(tensor, token_rows.replaced(stored, rows_in[tensor.name]))
         if delta is None:
             return _rounded(tensor, _stored_rows(tensors[tensor.name], tensor))
         used[tensor.name] += 1
@@ -129,7 +137,7 @@ def _write(
         for name in TOKENIZER_FILES:
             if (tokenizer_dir / name).is_file():
                 shutil.copyfile(tokenizer_dir / name, folder / name)
-    return MergeSummary(len(shards), len(tensors), len(deltas), written_bytes, dtype)
+    return MergeSummary(len(shards), len(tensors), len(deltas) + len(rows_in), written_bytes, dtype)
 
 
 def _written(path: Path, stored: Header, dtype: str) -> Header:
@@ -144,11 +152,10 @@ def _written(path: Path, stored: Header, dtype: str) -> Header:
 
 def _match(deltas: list[Delta], names: Collection[str], config: dict[str, Any]) -> dict[str, Delta]:
     """Base tensor name -> its delta. If a module has no tensor of its own, the merge is refused."""
-    has_head = any(name.removesuffix(".weight").split(".")[-1] in _HEADS for name in names)
-    tied = config.get("tie_word_embeddings", not has_head)
+    tied = is_tied(names, config)
     matched: dict[str, Delta] = {}
     for delta in deltas:
-        if tied and delta.module.split(".")[-1] in _HEADS + _EMBEDDINGS:
+        if tied and delta.module.split(".")[-1] in HEADS + EMBEDDINGS:
             raise GateRefused(
                 f"the adapter changes {delta.module}, but this base ties its head to its embeddings: "
                 "a merge would change both",

@@ -42,7 +42,8 @@ def write_reference(work_dir: Path, load: Load) -> None:
 
     Writes reference.safetensors: `ids` (P, K) the likeliest tokens of base + adapter, best first; `tuned`, `base`,
     `calibrated` (P, K + 1) float64 log-probabilities of those tokens and of all others; `agrees` (P,); and for each
-    tensor that the adapter changes `wanted/NAME`, sampled float32 weights. One model in memory: rounding is in place.
+    tensor that the adapter changes `wanted/NAME`, sampled float32 weights, or `rows/NAME/TOKEN`, a row (H,) that was
+    trained beside it. One model in memory: rounding is in place.
     """
     wanted = _read_request(work_dir)
     import torch
@@ -123,7 +124,12 @@ def compare_files(
     `reference`: of it, the samples of peft's merge. The faults are grouped as in Measures.
     """
     by_peft = {key.removeprefix("wanted/"): values for key, values in reference.items() if key.startswith("wanted/")}
-    weights = proof_tensors.compare(wanted, by_peft, merged_dir)
+    rows: dict[str, dict[int, torch.Tensor]] = {}
+    for key, row in reference.items():
+        if key.startswith("rows/"):
+            name, _, token = key.removeprefix("rows/").rpartition("/")
+            rows.setdefault(name, {})[int(token)] = row
+    weights = proof_tensors.compare(wanted, by_peft, rows, merged_dir)
     return weights.swallowed, {
         "tensors_not_finite": weights.not_finite,
         "tensors_wrong": proof_tensors.wrong_tensors(wanted, merged_dir),
@@ -265,7 +271,7 @@ def _round_like_a_merge(model: Any, wanted: ProofRequest) -> dict[str, torch.Ten
 
     files = {name: path for path, names in files_of(wanted.base_dir).items() for name in names}
     kind = getattr(torch, wanted.dtype)
-    samples = {}
+    samples = _rows_beside(model, files)
     for name, parameter in model.named_parameters():
         if ".lora_" in name:  # peft would round the delta of a 16-bit adapter before adding it
             parameter.data = parameter.float()
@@ -286,6 +292,21 @@ def _round_like_a_merge(model: Any, wanted: ProofRequest) -> dict[str, torch.Ten
             samples[f"wanted/{name}"] = weight.data.reshape(-1)[chosen.to(weight.device)].cpu()
             weight.data = weight.data.to(kind).to(computed)
     return samples
+
+
+def _rows_beside(model: Any, files: Mapping[str, Path]) -> dict[str, torch.Tensor]:
+    """`rows/NAME/TOKEN`: the rows that peft puts into the base's embeddings and head. `files`: the base's tensors."""
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+    found: dict[str, torch.Tensor] = {}
+    for module, layer in model.named_modules():
+        if isinstance(layer, TrainableTokensLayer):
+            name = stored_name(module.removeprefix("base_model.model.").removesuffix(".token_adapter"), files)
+            for adapter, tokens in layer.token_indices.items():
+                rows = layer.trainable_tokens_delta[adapter].detach().float().cpu()
+                if name is not None:  # the head of tied embeddings has none of its own
+                    found |= {f"rows/{name}/{token}": row.clone() for token, row in zip(tokens, rows, strict=True)}
+    return found
 
 
 def _round(weight: torch.Tensor, kind: torch.dtype) -> None:

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from appliance.weights import merge, proof_wanted
+from appliance.weights import merge, proof_wanted, token_rows
 from appliance.weights.proof import SAMPLE, ProofRequest
 from appliance.weights.proof_wanted import Run, Stored, tensors_of
 from appliance.weights.shards import FLOATS, SHORT_NAME, Delta, is_adapter
+from appliance.weights.token_rows import TokenRows
 
 if TYPE_CHECKING:
     import torch
@@ -64,11 +65,17 @@ def sampled(count: int) -> torch.Tensor:
     return torch.randint(count, (SAMPLE,), generator=torch.Generator().manual_seed(0))
 
 
-def compare(wanted: ProofRequest, by_peft: Mapping[str, torch.Tensor], merged_dir: Path) -> Compared:
+def compare(
+    wanted: ProofRequest,
+    by_peft: Mapping[str, torch.Tensor],
+    rows_by_peft: Mapping[str, Mapping[int, torch.Tensor]],
+    merged_dir: Path,
+) -> Compared:
     """Compares every weight of `merged_dir`; tensors that are missing or of another shape are `wrong_tensors`'.
 
     `by_peft`: tensor -> what peft's own merge, in float32, has at the `sampled` places. It has to name the tensors that
     the adapter changes, and to agree with the sum computed here, or both of our sums could share a mistake.
+    `rows_by_peft`: tensor -> token -> the row that peft puts there, float32.
     """
     import torch
 
@@ -76,6 +83,7 @@ def compare(wanted: ProofRequest, by_peft: Mapping[str, torch.Tensor], merged_di
     base, source, merged = (tensors_of(folder) for folder in (wanted.base_dir, wanted.weights_dir, merged_dir))
     adapted = is_adapter(wanted.trained_dir)
     deltas = merge.changed_by(wanted.trained_dir, wanted.base_dir) if adapted else {}
+    rows = token_rows.of_adapter(wanted.trained_dir, wanted.base_dir) if adapted else {}
     found, all_tuning = Compared(), _Tuning()
     for name in sorted(source.keys() & merged.keys()):
         if source[name].header.shape != merged[name].header.shape:
@@ -83,14 +91,18 @@ def compare(wanted: ProofRequest, by_peft: Mapping[str, torch.Tensor], merged_di
         one = _Tensor(source[name], merged[name], kind)
         if name in deltas:
             one.see_sum(deltas[name], by_peft.get(name))
+        elif name in rows:
+            one.see_rows(rows[name], rows_by_peft.get(name, {}))
         else:
             one.see_copy(None if adapted else base.get(name))
         all_tuning.add(one.tuning)
         if not one.finite:
             found.not_finite.append(name)
         if fault := one.fault:
-            (found.unlike_base if adapted and name not in deltas else found.unlike_trained).append(f"{name} ({fault})")
-    found.unlike_trained += [f"{name} (peft changes it)" for name in sorted(by_peft.keys() - deltas.keys())]
+            is_copy = adapted and name not in deltas.keys() | rows.keys()
+            (found.unlike_base if is_copy else found.unlike_trained).append(f"{name} ({fault})")
+    others = (by_peft.keys() | rows_by_peft.keys()) - deltas.keys() - rows.keys()
+    found.unlike_trained += [f"{name} (peft changes it)" for name in sorted(others)]
     found.swallowed = min(1.0, max(0.0, 1 - all_tuning.share))
     return found
 
@@ -129,6 +141,16 @@ class _Tensor:
             self._unlike_peft += _unlike_peft(run, places, by_peft)
         if by_peft is None or not self._count:
             self._unlike_peft = len(places)
+
+    def see_rows(self, trained: TokenRows, by_peft: Mapping[int, torch.Tensor]) -> None:
+        """The tensor is the source's, rounded, but for the rows that were trained beside an adapter."""
+        import torch
+
+        for run in proof_wanted.copied_runs(self.source, self.source, self.merged, trained):
+            self._see(run)
+        rows = dict(zip(trained.ids, trained.read(), strict=True))
+        same = [token for token, row in by_peft.items() if token in rows and torch.equal(row, rows[token])]
+        self._unlike_peft = len(rows.keys() | by_peft.keys()) - len(same)
 
     def _see(self, run: Run) -> None:
         import torch

@@ -1,7 +1,8 @@
 """What each tensor of a merged model has to be, computed a second time, run of rows by run of rows.
 
 Independent of weights/merge.py, which wrote the files: of it, this module knows only which tensors an adapter changes
-(`merge.changed_by`). Never holds more than a few runs. Knows no verdict: weights/proof_tensors.py compares.
+(`merge.changed_by`) and which rows were trained beside it (weights/token_rows.py). Never holds more than a few runs.
+Knows no verdict: weights/proof_tensors.py compares.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from appliance.weights.shards import Delta, Header, files_of, headers
+from appliance.weights.token_rows import TokenRows
 
 if TYPE_CHECKING:
     import torch
@@ -58,11 +60,14 @@ def tensors_of(model_dir: Path) -> dict[str, Stored]:
     return {h.name: Stored(path, h) for path, names in files_of(model_dir).items() for h in headers(path, names)}
 
 
-def copied_runs(source: Stored, base: Stored | None, merged: Stored) -> Iterator[Run]:
-    """Runs of a tensor that is `source` rounded: the base's own, or a fully fine-tuned one (`base`: as it was)."""
+def copied_runs(source: Stored, base: Stored | None, merged: Stored, trained: TokenRows | None = None) -> Iterator[Run]:
+    """Runs of a tensor that is `source` rounded: the base's own, or a fully fine-tuned one (`base`: as it was).
+
+    `trained`: rows that take the place of the source's.
+    """
     for begin, end in _bounds(source.header.shape):
-        stored = base.rows(begin, end) if base else None
-        yield Run(begin, source.rows(begin, end), stored, merged.rows(begin, end))
+        stored, own = base.rows(begin, end) if base else None, source.rows(begin, end)
+        yield Run(begin, trained.put_into(own, begin) if trained else own, stored, merged.rows(begin, end))
 
 
 def summed_runs(base: Stored, delta: Delta, merged: Stored) -> Iterator[Run]:

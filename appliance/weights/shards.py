@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 INDEX = "model.safetensors.index.json"
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 FLOATS = ("F32", "F16", "BF16")
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+TOKEN_ROWS = "token_adapter.trainable_tokens_delta"  # how peft names rows trained beside an adapter: token_rows.py
 SHORT_NAME = {"bfloat16": "BF16", "float16": "F16"}  # torch's name -> safetensors' name
 
 # Options of peft's LoraConfig that make an adapter more than W + scale * B A (peft/tuners/lora/config.py).
 _UNSUPPORTED = (
-    *("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication", "lora_bias"),
+    *("modules_to_save", "target_parameters", "layer_replication", "lora_bias"),
     *("alora_invocation_tokens", "arrow_config", "kasa_config", "megatron_config", "monteclora_config"),
     *("use_bdlora", "use_qalora", "velora_config"),
 )
@@ -130,20 +132,22 @@ def stored_name(module: str, names: Container[str]) -> str | None:
 
 
 def read_adapter(adapter_dir: Path) -> list[Delta]:
-    """The LoRA modules of an adapter saved by peft.
+    """The LoRA modules of an adapter saved by peft; weights/token_rows.py reads the rows trained beside them.
 
     Raises EnvironmentUnavailable: a file is missing. GateRefused: base + scale * B A cannot express the adapter.
     """
     from safetensors import safe_open
 
     config = _adapter_config(adapter_dir)
-    path = adapter_dir / "adapter_model.safetensors"
+    path = adapter_dir / ADAPTER_WEIGHTS
     if not path.is_file():
         raise EnvironmentUnavailable(f"{adapter_dir} has no {path.name}", hint="train again with --redo train")
     parts: dict[str, dict[str, str]] = {}
     deltas = []
     with safe_open(path, framework="pt") as handle:
         for key in handle.keys():  # noqa: SIM118 (not a dict)
+            if key.endswith(f".{TOKEN_ROWS}"):
+                continue
             found = re.fullmatch(rf"base_model\.model\.(.+)\.({'|'.join(map(re.escape, _PARTS))})", key)
             if found is None:
                 raise GateRefused(

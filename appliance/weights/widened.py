@@ -20,7 +20,11 @@ def widen(model: torch.nn.Module) -> None:
 
     for module in model.modules():
         # the module's own only: its children widen theirs
-        own = [p for p in module.parameters(recurse=False) if p.dtype in (torch.bfloat16, torch.float16)]
+        holders: list[Any] = [module]
+        if hasattr(module, "trainable_tokens_delta"):  # peft's, which reads its base layer's weight without calling it
+            holders.append(module.base_layer)
+        weights = (p for holder in holders for p in holder.parameters(recurse=False))
+        own = [p for p in weights if p.dtype in (torch.bfloat16, torch.float16)]
         if own:
             held: list[torch.Tensor] = []
             module.register_forward_pre_hook(partial(_use_wide, own, held))

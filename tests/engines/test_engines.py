@@ -1,9 +1,9 @@
 """One contract for both engines: the same rows, files and answers, whichever of them loaded the model.
 
 The real Unsloth runs here without a GPU, its rewritten trainer included, through Triton's interpreter
-(tests/helpers/unsloth_on_cpu.py): Llama in float32, and Qwen3 in float16, where its fused LoRA kernels take part. It
-does what a base over 1 B weights does on a card: it rehearses, is stopped, resumes, evaluates, merges, proves and
-releases.
+(tests/helpers/unsloth_on_cpu.py): Llama in float32, and Qwen3 in float16, where its fused LoRA kernels take part; the
+Qwen3 never trained its EOS, so that two rows are trained beside the adapter. It does what a base over 1 B weights does
+on a card: it rehearses, is stopped, resumes, evaluates, merges, proves and releases.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from appliance.weights import proof
 from tests.conftest import read_csv, write_qa
 from tests.helpers import warm
 from tests.helpers.engine_child import FULL, Request
-from tests.helpers.models import Family, tiny_base
+from tests.helpers.models import Family, tiny_base, untrained_eos_base
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -65,7 +65,8 @@ def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     family: Family = request.param
     folder = tmp_path_factory.mktemp(family)
     write_qa(folder / "train.csv", [(f"사과 {i}?", "네!") for i in range(ROWS)])
-    base = tiny_base(folder / "base", family=family, hidden=32, layers=1, short_prompts=True)
+    make = untrained_eos_base if family == "qwen3" else tiny_base
+    base = make(folder / "base", family=family, hidden=32, layers=1, short_prompts=True)
     recipe = folder / "recipe.yaml"
     recipe.write_text(
         f"""name: run
@@ -237,7 +238,27 @@ def test_our_merge_is_unsloths_own(ran: Ran) -> None:
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert tensor.dtype == theirs[name].dtype == torch.bfloat16
-        assert torch.equal(tensor, theirs[name]), name
+        if ran.dtype == "float16" and name == "lm_head.weight":  # Unsloth rounds EOS's row to float16 in between
+            assert torch.allclose(tensor, theirs[name], rtol=2**-7, atol=0.0)
+            apart = (tensor != theirs[name]).any(1).nonzero().flatten().tolist()
+            assert set(apart) <= {2}
+        else:
+            assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.mark.parametrize("ran", ["qwen3"], indirect=True)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_row_of_an_eos_that_the_base_never_learned_is_trained(ran: Ran, engine: str) -> None:
+    """In the head; what the prompt never holds stays as it is in the embeddings."""
+    trained = load_file(ran.runs[engine] / "train" / "adapter" / "adapter_model.safetensors")
+    merged = load_file(ran.runs[engine] / "merge" / "model" / "model.safetensors")
+    stored = load_file(ran.folder / "base" / "model.safetensors")
+    for module, changed in (("model.embed_tokens", []), ("lm_head", [2])):
+        name = f"{module}.weight"
+        assert (merged[name] != stored[name]).any(1).nonzero().flatten().tolist() == changed
+        row = trained[f"base_model.model.{module}.token_adapter.trainable_tokens_delta"]
+        assert row.dtype == torch.float32
+        assert torch.equal(merged[name][2], row[0].to(torch.bfloat16))
 
 
 def test_our_trainer_stands_on_the_one_that_unsloth_rewrote_and_its_methods_are_called(ran: Ran) -> None:

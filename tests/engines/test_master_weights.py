@@ -26,6 +26,7 @@ from appliance.recipe import resolve
 from appliance.recipe.fields import ModelSection, TrainSection, TuningSection
 from appliance.report import page as report_page
 from appliance.rundir.directory import RunDir
+from appliance.rundir.token_choice import TokenChoice
 from appliance.training import arguments, checkpoints, micro_batch
 from appliance.weights import moved
 from appliance.weights.moved import Moved
@@ -238,7 +239,8 @@ def test_only_the_training_itself_warns(
     recipe = tmp_path / "full.yaml"
     recipe.write_text("name: full\nmodel: {id: x, load_in_4bit: false}\ndata: {csv: x.csv}\ntuning: {method: full}\n")
     job = Job(resolve.load(str(recipe), environ={}), RunDir(tmp_path), tmp_path, is_rehearsal=is_rehearsal)
-    vars(job).update(engine=SimpleNamespace(release=lambda: None), base=None, device=CPU)  # nothing is loaded
+    given = {"engine": SimpleNamespace(release=lambda: None), "base": None, "tokens": TokenChoice(), "device": CPU}
+    vars(job).update(given)  # nothing is loaded
     for stage, name, content in (
         ("prepare", "summary.json", {"max_seq_length": 64}),
         ("train", "fit.json", {"moved": Moved(1000, 0.999, 0.01).__dict__}),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.profiler import ProfilerActivity, profile
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -16,8 +18,9 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from trl.trainer import sft_trainer
 
-from appliance.engines import memory
+from appliance.engines import memory, token_rows
 from appliance.recipe.fields import ModelSection, TrainSection, TuningSection
 
 LAYERS, TOKENS = 3, 150
@@ -181,3 +184,51 @@ def test_answers_fill_four_fifths_of_the_room() -> None:
     assert rows(80 << 30) == memory.MOST_ANSWERS == 64
     assert rows(80 << 30, prompt_tokens=30_000) < 20
     assert rows(0) == 1
+
+
+def peak_of_a_step(*tokens: int) -> int:
+    """Bytes that torch allocates for trl's step, with the rows of `tokens` trained beside an adapter."""
+    config = LlamaConfig(**{**SIZES, "vocab_size": 20_000}, intermediate_size=344, tie_word_embeddings=True)
+    base = LlamaForCausalLM(config)
+    lora = LoraConfig(
+        r=4,
+        target_modules="all-linear",
+        trainable_token_indices=token_rows.indices(base, tokens),
+        task_type="CAUSAL_LM",
+    )
+    model = token_rows.complete(get_peft_model(base, lora), trains=True)
+    sft_trainer._patch_chunked_ce_lm_head(model.get_base_model(), memory.HEAD_TOKENS)
+    ids = torch.randint(3, 20_000, (1, 600))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        model(input_ids=ids, labels=ids).loss.backward()
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+def test_training_single_rows_takes_copies_of_the_whole_matrix() -> None:
+    more = peak_of_a_step(2, 5) - peak_of_a_step()
+    assert more == pytest.approx(memory.TOKEN_ROW_COPIES * 20_000 * SIZES["hidden_size"] * 4, rel=0.1)
+
+
+def test_the_estimate_counts_these_copies_and_full_fine_tuning_has_none() -> None:
+    shape = memory.shape_of(QWEN3_4B)
+    assert shape is not None
+
+    def token_rows_of(tuning: TuningSection) -> int:
+        demand = memory.training(
+            shape,
+            4_000_000_000,
+            model=ModelSection(id="x"),
+            tuning=tuning,
+            train=TrainSection(),
+            dtype="bfloat16",
+            tokens=512,
+            checkpoints_gradients=True,
+            engine="transformers",
+            room=80 << 30,
+            trains_token_rows=True,
+        )
+        return demand.token_rows
+
+    assert token_rows_of(TuningSection()) == 2 * 151936 * 2560 * 2
+    assert token_rows_of(TuningSection(method="full")) == 0

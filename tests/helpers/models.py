@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -66,6 +67,23 @@ def tiny_base(
     if tokenizer:
         words.save_pretrained(folder)
     return folder
+
+
+def untrained_eos_base(folder: Path, **kind: Any) -> Path:
+    """As tiny_base, but no text has taught it EOS: that row is the unused tokens', which are a little longer.
+
+    So a hidden state that favours EOS favours each of them more, however an adapter moves it.
+    """
+    words = alpaca_tokenizer() if kind.pop("short_prompts", False) else tiny_tokenizer()
+    words.add_special_tokens({"extra_special_tokens": [f"<unused{i}>" for i in range(4)]})
+    base = tiny_base(folder, words=words, **kind)
+    for path in base.glob("*.safetensors"):
+        weights = load_file(path)
+        for name in {"model.embed_tokens.weight", "lm_head.weight"} & weights.keys():
+            unused = words.convert_tokens_to_ids([f"<unused{i}>" for i in range(4)])
+            weights[name][unused] = 1.05 * weights[name][words.eos_token_id]
+        save_file(weights, path, metadata={"format": "pt"})
+    return base
 
 
 def alpaca_tokenizer() -> PreTrainedTokenizerFast:
@@ -133,6 +151,9 @@ def tiny_adapter(
     )
     model = get_peft_model(model, lora)
     with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "trainable_tokens_delta" in name:
+                parameter.add_(strength * parameter.norm() * torch.randn_like(parameter))
         for module in model.modules():
             if hasattr(module, "get_delta_weight") and "default" in getattr(module, "lora_B", {}):
                 _randomise(module, strength)

@@ -26,6 +26,7 @@ from appliance.process import files
 from appliance.prompt import format as prompt_format
 from appliance.recipe.fields import DataSection, ModelSection, TrainSection, TuningSection
 from appliance.rundir import results
+from appliance.rundir.token_choice import TokenChoice
 from appliance.training import checkpoints, trainer
 
 pytestmark = pytest.mark.slow
@@ -69,7 +70,7 @@ def prepare_dir(qa_csv: Path, base: Base, tmp_path: Path) -> Path:
 def fit(base: Base, prepare_dir: Path, stage_dir: Path, *, tuning: dict[str, Any] | None = None, **changes: Any) -> str:
     stage_dir.mkdir(exist_ok=True)
     device = machine_device.device()
-    four_bit = changes.pop("load_in_4bit", False)
+    four_bit, tokens = changes.pop("load_in_4bit", False), changes.pop("tokens", None)
     return train.run(
         engine=TransformersEngine(device),
         device=device,
@@ -83,6 +84,7 @@ def fit(base: Base, prepare_dir: Path, stage_dir: Path, *, tuning: dict[str, Any
         prepare_dir=prepare_dir,
         stage_dir=stage_dir,
         trained_dir=stage_dir / ("model" if (tuning or {}).get("method") == "full" else "adapter"),
+        tokens=tokens,
     )
 
 
@@ -243,6 +245,35 @@ def test_every_lora_variant_trains_the_modules_it_names(
         assert names == {"q_proj", "v_proj"}
     assert config["use_dora"] is tuning.get("dora", False)
     assert config["use_rslora"] is tuning.get("rslora", False)
+
+
+def test_weight_decay_leaves_magnitudes_and_token_rows_alone(base: Base, prepare_dir: Path, tmp_path: Path) -> None:
+    """They stand in for the base's own values, and zero is not one of these; A and B add to them."""
+    settings = {"max_steps": 1, "tuning": {"dora": True}, "tokens": TokenChoice(untrained={"</s>": 2})}
+    fit(base, prepare_dir, tmp_path / "decayed", weight_decay=10.0, **settings)
+    fit(base, prepare_dir, tmp_path / "plain", weight_decay=0.0, **settings)
+    decayed, plain = adapter(tmp_path / "decayed"), adapter(tmp_path / "plain")
+    for part, is_decayed in (("lora_A", True), ("lora_magnitude_vector", False), ("trainable_tokens_delta", False)):
+        names = [name for name in decayed if part in name]
+        assert names, part
+        assert any(not torch.equal(decayed[name], plain[name]) for name in names) is is_decayed, part
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on_with_its_own_weight_decay(
+    base: Base, prepare_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its optimizer has DoRA's magnitudes among the decayed, in another order."""
+    settings: dict[str, Any] = {"tuning": {"dora": True}, "weight_decay": 1.0}
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "NOT_DECAYED", ())
+        fit(base, prepare_dir, tmp_path / "before", **settings)
+    shutil.copytree(tmp_path / "before", tmp_path / "after")
+    for name in ("adapter", "checkpoints/checkpoint-8", "fit.json", "tokens.json"):
+        path = tmp_path / "after" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    fit(base, prepare_dir, tmp_path / "after", **settings)
+    whole, resumed = adapter(tmp_path / "before"), adapter(tmp_path / "after")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_four_bits_train_on_a_cpu(base: Base, prepare_dir: Path, tmp_path: Path) -> None:

@@ -33,6 +33,17 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "qwen3, tied, shards": ({"family": "qwen3", "tied": True, "sharded": True}, {}, "bfloat16"),
     "rslora": ({"family": "qwen3"}, {"rslora": True}, "bfloat16"),
     "dora": ({}, {"dora": True}, "bfloat16"),
+    "token rows, tied": ({"tied": True, "family": "qwen3"}, {"trainable_token_indices": [2, 300]}, "bfloat16"),
+    "token rows, transposed weights": (
+        {"family": "gpt2", "tied": True},
+        {"fan_in_fan_out": True, "trainable_token_indices": [2]},
+        "bfloat16",
+    ),
+    "token rows, untied, shards": (
+        {"sharded": True},
+        {"dora": True, "trainable_token_indices": {"model.embed_tokens": [5, 2], "lm_head": [2, 5]}},
+        "float16",
+    ),
     "patterns": (
         {},
         {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 6}, "alpha_pattern": {"v_proj": 5}, "rslora": True},
@@ -104,7 +115,8 @@ def test_bit_equal_to_peft_in_float32(case: str, tmp_path: Path) -> None:
         assert tensor.dtype == getattr(torch, dtype), name
         assert torch.equal(tensor, wanted[name]), name
     changed = sum(not torch.equal(got[name], stored[name].to(getattr(torch, dtype))) for name in got)
-    modules = len([key for key in load_file(adapter_dir / "adapter_model.safetensors") if "lora_A" in key])
+    parts = load_file(adapter_dir / "adapter_model.safetensors")
+    modules = len([key for key in parts if "lora_A" in key or "trainable_tokens" in key])
     assert changed == summary.merged_tensors == modules > 0
     assert summary.tensors == len(stored)
     assert summary.bytes == sum(tensor.nbytes for tensor in got.values())
@@ -112,6 +124,45 @@ def test_bit_equal_to_peft_in_float32(case: str, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(out)
     assert model.dtype == getattr(torch, dtype)
     assert torch.isfinite(model(torch.tensor([[1, 5, 9]])).logits).all()
+
+
+def test_a_tied_head_that_is_stored_as_well_gets_the_trained_rows(tmp_path: Path) -> None:
+    base_dir = tiny_base(tmp_path / "base", tied=True)
+    path = base_dir / "model.safetensors"
+    stored = load_file(path)
+    head = {"lm_head.weight": stored["model.embed_tokens.weight"].clone()}
+    save_file(stored | head, path, metadata={"format": "pt"})
+    adapter_dir = tiny_adapter(tmp_path / "adapter", base_dir, trainable_token_indices=[2])
+
+    merge_adapter(base_dir, adapter_dir, tmp_path / "out", dtype="bfloat16")
+
+    got = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(got["lm_head.weight"], got["model.embed_tokens.weight"])
+    assert not torch.equal(got["lm_head.weight"][2], head["lm_head.weight"][2])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: {k: v for k, v in tensors.items() if "trainable_tokens" not in k}, "has no rows for"),
+        (
+            lambda tensors: {k: v.repeat(2, 1) if "trainable_tokens" in k else v for k, v in tensors.items()},
+            "has 2 rows; adapter_config.json names 1 tokens",
+        ),
+        (
+            lambda tensors: {k: v[:, :8] if "trainable_tokens" in k else v for k, v in tensors.items()},
+            r"shape \(320, 64\).*8 numbers each",
+        ),
+    ],
+    ids=["missing", "too many", "too short"],
+)
+def test_rows_that_are_not_those_of_the_config_are_refused(change: Any, message: str, tmp_path: Path) -> None:
+    base_dir = tiny_base(tmp_path / "base", tied=True)
+    whole = tiny_adapter(tmp_path / "whole", base_dir, trainable_token_indices=[2])
+    spoilt = change_adapter(whole, tmp_path / "spoilt", change)
+    with pytest.raises(GateRefused, match=message):
+        merge_adapter(base_dir, spoilt, tmp_path / "out", dtype="bfloat16")
+    assert not (tmp_path / "out").exists()
 
 
 def test_names_without_the_inner_model_are_found(tmp_path: Path) -> None:

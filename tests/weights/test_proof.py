@@ -102,6 +102,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"tied": True}, {"dora": True, "strength": 0.02}, "float16"),
         ({"family": "gpt2"}, {"fan_in_fan_out": True}, "bfloat16"),
         ({"sharded": True}, {"dora": True, "rslora": True}, "bfloat16"),
+        ({"tied": True, "family": "qwen3"}, {"trainable_token_indices": [2, 40]}, "bfloat16"),
+        ({}, {"trainable_token_indices": {"embed_tokens": [2], "lm_head": [2]}}, "float16"),
         ({}, {"strength": 1e-5}, "bfloat16"),  # an adapter that changes next to nothing is merged properly too
         ({}, {"strength": 0.0}, "bfloat16"),
     ],
@@ -140,6 +142,26 @@ def test_a_wrong_merge_fails(change: Change, gates: set[str], case: Path, tmp_pa
     wrong = change_adapter(case / "adapter", tmp_path / "adapter", change)
     merge_adapter(case / "base", wrong, tmp_path / "merged", dtype="bfloat16")
     assert gates <= failed(proof_child.examine(case / "work", tmp_path / "merged"))
+
+
+@pytest.mark.parametrize(
+    ("tied", "row", "factor"),
+    [(True, 300, 1.0), (False, 300, 1.0), (True, 40, 1.01)],
+    ids=["the base's row, tied", "the base's row", "another row"],
+)
+def test_a_merge_with_a_wrong_row_beside_the_adapter_fails(tied: bool, row: int, factor: float, tmp_path: Path) -> None:
+    """One row of thousands: that of EOS (300) is not the trained one, or one that was not trained is not the base's."""
+    base_dir = tiny_base(tmp_path / "base", tied=tied)
+    indices: Any = [300] if tied else {"embed_tokens": [300], "lm_head": [300]}
+    adapter_dir = tiny_adapter(tmp_path / "adapter", base_dir, trainable_token_indices=indices)
+    work_dir = reference(base_dir, adapter_dir, tmp_path / "work")
+    merge_adapter(base_dir, adapter_dir, tmp_path / "merged", dtype="bfloat16")
+    path, name = tmp_path / "merged" / "model.safetensors", "model.embed_tokens.weight" if tied else "lm_head.weight"
+    tensors = load_file(path)
+    tensors[name][row] = factor * load_file(base_dir / "model.safetensors")[name][row]
+    save_file(tensors, path, metadata={"format": "pt"})
+
+    assert "every_delta_is_in" in failed(proof_child.examine(work_dir, tmp_path / "merged"))
 
 
 def test_a_zeroed_merge_of_a_weak_adapter_fails_by_its_weights(tmp_path: Path) -> None:

@@ -23,9 +23,11 @@ IDS = torch.randint(3, 259, (1, 40), generator=torch.Generator().manual_seed(0))
         ({"tied": True, "family": "qwen3"}, {"rslora": True}),
         ({}, {"dora": True}),
         ({"family": "gpt2", "tied": True}, {"fan_in_fan_out": True}),
+        ({"tied": True, "family": "gemma3"}, {"trainable_token_indices": [2]}),
+        ({}, {"trainable_token_indices": {"embed_tokens": [2], "lm_head": [2]}}),
         ({}, None),
     ],
-    ids=["llama", "qwen3", "dora", "gpt2", "no adapter"],
+    ids=["llama", "qwen3", "dora", "gpt2", "token rows", "token rows, untied", "no adapter"],
 )
 def test_answers_are_those_of_float32(
     base: dict[str, Any], adapter: dict[str, Any] | None, dtype: str, tmp_path: Path

@@ -1,0 +1,51 @@
+"""What was found out about the tokens that every prompt holds: which EOS ends an answer, and which rows to train.
+
+Kept in the folder of the stage train, so that a training continues with what it began with, and that later stages need
+not read the base's weights. Runs of earlier versions have no such file: theirs is the tokenizer's own EOS, and no row
+is trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from appliance.process import files
+
+FILE = "tokens.json"  # in the folder of the stage train
+
+
+@dataclass(frozen=True)
+class TokenChoice:
+    """`eos_token` ends an answer in place of the tokenizer's own; None: it is the tokenizer's own.
+
+    `untrained`: text -> id of EOS and of the template's tokens whose rows the base never trained. `notes`: why, for
+    people. `is_compared`: whether the base's rows were looked at.
+    """
+
+    eos_token: str | None = None
+    untrained: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    is_compared: bool = False
+
+    @property
+    def rows(self) -> list[int]:
+        """The ids whose rows are trained beside an adapter."""
+        return sorted(self.untrained.values())
+
+    def apply_to(self, tokenizer: Any) -> None:
+        """Makes the chosen EOS that of a transformers tokenizer, and so of the release."""
+        if self.eos_token is not None:
+            tokenizer.eos_token = self.eos_token  # in the vocabulary: nothing is added
+
+    def write(self, train_dir: Path) -> None:
+        files.write_json(train_dir / FILE, asdict(self))
+
+
+def read(train_dir: Path) -> TokenChoice:
+    path = train_dir / FILE
+    if not path.is_file():
+        return TokenChoice()
+    found = files.read_json(path)
+    return TokenChoice(**found | {"notes": tuple(found["notes"])})
