@@ -25,6 +25,8 @@ BEFORE: dict[str, Any] = {
     "data.header_line": None,
     "model.hub_id": None,
     "data.unescape": [],
+    "data.columns.system": None,
+    "data.columns.history": None,
     "data.na_values": [],
 }
 ORIGIN = "as before this field"  # of such a value, in recipe.yaml

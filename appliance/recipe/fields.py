@@ -66,6 +66,12 @@ class Columns(Section):
         "input", description="Name of the column that holds further context; it may be missing. null: ignore it."
     )
     output: str = Field("output", description="Name of the column that holds the answer to learn.")
+    system: str | None = Field(
+        "system", description="Name of the column with system text, put before the question; it may be missing."
+    )
+    history: str | None = Field(
+        "history", description='Name of the column with earlier turns in JSON, [["question", "answer"]]; likewise.'
+    )
 
 
 class DataSection(Section):

@@ -85,9 +85,12 @@ def _write_rows(path: Path, prepared: Path) -> int:
 def _of_another_file(data: DataSection) -> Iterator[tuple[str, str]]:
     """The settings that describe the original file and do not apply to rows.csv, and their values for it."""
     usual = Columns()
-    for role in _CELLS:
+    for role in (*_CELLS, "system", "history"):
         if getattr(data.columns, role) not in (None, getattr(usual, role)):
             yield f"data.columns.{role}", getattr(usual, role)
-    for key in ("group_by", "encoding", "quoting"):
+    for key in ("group_by", "encoding", "quoting", "header_line"):
         if getattr(data, key) is not None:
             yield f"data.{key}", "null"
+    for key in ("unescape", "na_values"):  # rows.csv holds what they made of the cells
+        if getattr(data, key):
+            yield f"data.{key}", "[]"

@@ -17,7 +17,9 @@ from typing import Literal, TextIO
 
 from appliance.errors import DataError
 from appliance.process import files
+from appliance.prompt import turns
 from appliance.rows.charset import open_lines, shown, wrong_byte
+from appliance.rows.dialect import ROLES
 from appliance.rows.dialect import CsvFormat as CsvFormat
 from appliance.rows.dialect import sniff as sniff
 from appliance.rows.header import plain_name
@@ -25,6 +27,7 @@ from appliance.rows.records import records
 
 BLANK_LINE = "blank line"
 WRONG_WIDTH = "fields; the header has"  # part of a reason
+NO_TURNS = 'not earlier turns, JSON such as [["question", "answer"]]; to ignore them: --set data.columns.history=null'
 ABOVE_HEADER = "above the header"
 NO_ROWS = (BLANK_LINE, ABOVE_HEADER)  # reasons of lines that nobody has to correct
 CANONICAL_COLUMNS = ("row", "instruction", "input", "output")
@@ -68,7 +71,7 @@ def read(path: Path, fmt: CsvFormat) -> Iterator[Row | Rejected]:
             yield Rejected(line, ABOVE_HEADER)
         found = records(path, lines, fmt.delimiter, fmt.quoting, first_line=fmt.header_line)
         next(found, None)
-        used = [i for i in (fmt.instruction, fmt.input, fmt.output, fmt.group, fmt.side) if i is not None]
+        used = [i for role in ROLES if (i := getattr(fmt, role)) is not None]
         for line, cells in found:
             yield _row(line, cells, fmt, used)
 
@@ -128,6 +131,13 @@ def _row(line: int, cells: list[str], fmt: CsvFormat, used: Sequence[int]) -> Ro
         return Rejected(line, f"column {fmt.column('output')}: the answer is empty")
     group = cells[fmt.group] if fmt.group is not None and cells[fmt.group].strip() else None
     input_text = "" if fmt.input is None else cells[fmt.input]
+    if fmt.system is not None or fmt.history is not None:
+        try:
+            earlier = turns.from_cell(cells[fmt.history]) if fmt.history is not None else []
+        except ValueError:
+            return Rejected(line, f"column {fmt.column('history')}: {NO_TURNS}")
+        system = cells[fmt.system] if fmt.system is not None else ""
+        instruction = turns.question_with(instruction, system=system, earlier=earlier)
     side = None
     if fmt.side is not None:
         side = plain_name(cells[fmt.side])

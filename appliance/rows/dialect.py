@@ -15,7 +15,7 @@ from appliance.errors import DataError
 from appliance.rows import charset
 from appliance.rows.cell_text import AS_TYPED, CellText
 from appliance.rows.charset import Encoding, open_bytes, open_lines, shown
-from appliance.rows.header import DELIMITERS, Header, column_of, header_of, trimmed
+from appliance.rows.header import DELIMITERS, OPTIONAL, Header, column_of, header_of, trimmed
 from appliance.rows.records import Quoting, records
 
 _QUOTINGS: dict[Quoting, str] = {
@@ -39,6 +39,8 @@ class CsvFormat:
     output: int
     group: int | None
     side: int | None = None
+    system: int | None = None
+    history: int | None = None
     quoting: Quoting = "double"
     cells: CellText = AS_TYPED
     header_line: int = 1  # the physical line where the header begins
@@ -58,9 +60,9 @@ class CsvFormat:
 
     def describe_columns(self) -> str:
         """instruction from 'Q', output from 'A' (both recognised by a common name); not read: 'topic'."""
-        used = [f"{role} from {self.column(role)}" for role in _ROLES if self._index(role) is not None]
+        used = [f"{role} from {self.column(role)}" for role in ROLES if self._index(role) is not None]
         guess = f" ({' and '.join(self.aliased)} recognised by a common name)" if self.aliased else ""
-        read = {self._index(role) for role in _ROLES}
+        read = {self._index(role) for role in ROLES}
         others = [shown(name) for i, name in enumerate(self.header) if i not in read and trimmed(name)]
         more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
         return ", ".join(used) + guess + (f"; not read: {', '.join(others[:_SHOWN])}{more}" if others else "")
@@ -75,7 +77,7 @@ class CsvFormat:
         return found
 
 
-_ROLES = ("instruction", "input", "output", "group", "side")
+ROLES = ("instruction", "input", "output", "system", "history", "group", "side")
 
 
 def sniff(
@@ -93,7 +95,7 @@ def sniff(
 
     Args:
         path: the CSV.
-        columns: instruction, input, output -> name in the header.
+        columns: instruction, input, output -> name in the header; system and history only if given.
         group_by: name of the column that groups rows.
         with_side: the file must have a column `side`.
         codec: the encoding, if it is given and not detected.
@@ -111,13 +113,15 @@ def sniff(
     for role in ("instruction", "input", "output"):
         name = columns.get(role, role)
         wanted |= {role: name} if name is not None else {}
+    wanted |= {role: name for role in ("system", "history") if (name := columns.get(role)) is not None}
     wanted |= {"group": group_by} if group_by is not None else {}
     wanted |= {"side": "side"} if with_side else {}
     header = header_of(path, found_encoding.codec, wanted, header_line)
     found = {role: column_of(path, header, role, wanted) for role in wanted}
-    roles = {role: found[role][0] if role in found else None for role in _ROLES}
-    if wanted.get("input") == "input" and roles["input"] in (roles["instruction"], roles["output"]):
-        roles["input"] = None  # a column `input` that the recipe names for the question is not also its context
+    roles = {role: found[role][0] if role in found else None for role in ROLES}
+    for role in OPTIONAL:
+        if wanted.get(role) == role and roles[role] in (roles["instruction"], roles["output"]):
+            roles[role] = None  # a column `input` that the recipe names for the question is not also its context
     instruction, output = roles["instruction"], roles["output"]
     assert instruction is not None
     assert output is not None
@@ -135,11 +139,13 @@ def sniff(
         output=output,
         group=roles["group"],
         side=roles["side"],
+        system=roles["system"],
+        history=roles["history"],
         quoting=quoting or _quoting(path, found_encoding.codec, header),
         cells=cells,
         header_line=header.line,
         is_named=header.is_named,
-        aliased=tuple(role for role in _ROLES if role in found and found[role][1] and roles[role] is not None),
+        aliased=tuple(role for role in ROLES if role in found and found[role][1] and roles[role] is not None),
     )
 
 

@@ -21,6 +21,7 @@ _SEPARATOR = re.compile(r'(?i)\ufeff?"?sep=(\\t|\t|[^\w\s"])"?[,;|\s]*')
 # BOM, zero-width and direction marks, soft hyphens, variation selectors
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe00-\ufe0f\ufeff]")
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
+OPTIONAL = ("input", "system", "history")  # roles whose column may be missing unless the recipe names it
 # Common column names, as `plain_name` returns them: used if the recipe names none and the default name is absent.
 ALIASES: dict[str, tuple[str, ...]] = {
     "instruction": (
@@ -28,6 +29,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
         *("질문", "질의", "물음", "문제", "지시", "지시문", "지시사항", "명령", "명령어", "프롬프트"),
     ),
     "input": ("context", "passage", "paragraph", "입력", "문맥", "맥락", "지문", "본문", "컨텍스트"),
+    "system": ("system_prompt", "시스템"),
     "output": (
         *("answer", "answers", "a", "completion", "response", "responses", "reply", "outputs", "assistant", "gpt"),
         *("답변", "답", "대답", "응답", "정답", "출력", "해답"),
@@ -45,8 +47,8 @@ class Header:
     is_named: bool = False
 
     def has_columns(self, wanted: Mapping[str, str]) -> bool:
-        """Whether all of the wanted columns are there, but for an input that the recipe does not name."""
-        needed = [role for role, name in wanted.items() if (role, name) != ("input", "input")]
+        """Whether all of the wanted columns are there, but for optional ones that the recipe does not name."""
+        needed = [role for role, name in wanted.items() if role not in OPTIONAL or name != role]
         return all(_candidates(self.names, role, wanted) for role in needed)
 
 
@@ -174,7 +176,7 @@ def _candidates(header: Sequence[str], role: str, wanted: Mapping[str, str]) -> 
 
 
 def column_of(path: Path, found_header: Header, role: str, wanted: Mapping[str, str]) -> tuple[int | None, bool]:
-    """Index of the role's column, and whether it was found by a common name; None: an unnamed input.
+    """Index of the role's column, and whether it was found by a common name; None: an optional one.
 
     Raises DataError: the column is missing or ambiguous.
     """
@@ -185,7 +187,7 @@ def column_of(path: Path, found_header: Header, role: str, wanted: Mapping[str, 
     setting = "data.group_by" if role == "group" else f"data.columns.{role}"
     if len(found) > 1 and len({plain_name(header[i]) for i in found}) > 1:
         which = " and ".join(f"{i + 1} ({shown(header[i])})" for i in found)
-        none = f", or --set {setting}=null for none" if role == "input" else ""
+        none = f", or --set {setting}=null for none" if role in OPTIONAL else ""
         raise DataError(
             f"{path}: columns {which} could each be the {role}",
             hint=f"choose one: {_set(setting, trimmed(header[found[0]]))}{none}",
@@ -197,7 +199,7 @@ def column_of(path: Path, found_header: Header, role: str, wanted: Mapping[str, 
             f"{path}: columns {numbers} are both named {called}; which one is the {role}?",
             hint="rename one of them in the header",
         )
-    if (role, name) == ("input", "input"):
+    if role in OPTIONAL and name == role:
         return None, False
     raise _missing(path, found_header, role, name, setting)
 
