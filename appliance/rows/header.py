@@ -22,6 +22,7 @@ _SEPARATOR = re.compile(r'(?i)\ufeff?"?sep=(\\t|\t|[^\w\s"])"?[,;|\s]*')
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe00-\ufe0f\ufeff]")
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 OPTIONAL = ("input", "system", "history")  # roles whose column may be missing unless the recipe names it
+_CHATS = ("messages", "conversations", "conversation")  # what `dataset records` reads as chats
 # Common column names, as `plain_name` returns them: used if the recipe names none and the default name is absent.
 ALIASES: dict[str, tuple[str, ...]] = {
     "instruction": (
@@ -212,6 +213,12 @@ def _missing(path: Path, found_header: Header, role: str, name: str, setting: st
             f"{path}: data.split=column needs a column `side` with train, val or test in each row; the header has "
             + names,
             hint="add the column, or have the rows split for you: --set data.split=group",
+        )
+    if chats := [cell for cell in header if plain_name(cell) in _CHATS]:
+        itself = _set(setting, trimmed(chats[0]))
+        return DataError(
+            f"{path}: no column {shown(name)} for the {role}, but {shown(chats[0])}, a name that chats usually have",
+            hint=f"convert them: `appliance dataset records {shlex.quote(str(path))} OUT.csv`; or name it: {itself}",
         )
     if _looks_like_data(header):
         return DataError(

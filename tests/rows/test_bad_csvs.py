@@ -76,6 +76,7 @@ REFUSED = [
     ("missing instruction", _qa(header="foo,output"), "no column 'instruction' for the instruction", "=NAME"),
     ("one letter off", _qa(header="instruction,ouput"), "no column 'output'", "did you mean 'ouput'?"),
     ("named twice", _qa(header="output,instruction,output"), "columns 1 and 3 are both named 'output'", "rename"),
+    ("chats", _qa(header="id,Messages"), "but 'Messages', a name that chats usually have", RECORDS),
     ("two candidates", _qa(header="question,prompt,answer"), "columns 1 ('question') and 2 ('prompt')", "choose one"),
     ("blank header", b"\n\na,b\n", "line 1 is empty, expected the header; line 3 looks", "data.header_line=3"),
     ("only blank lines", b"\n \n\n", "line 1 is empty, expected the header", "column names"),
