@@ -238,7 +238,8 @@ def test_help_shows_it() -> None:
 
 def test_the_command_takes_back_what_the_recipe_says_of_the_first_file() -> None:
     settings = ["data.csv=x.csv", "data.columns.instruction=Q", "data.columns.input=null", "data.group_by=topic",
-                "data.encoding=cp949", "data.quoting=backslash", "data.split=notebook"]  # fmt: skip
+                "data.encoding=cp949", "data.quoting=backslash", "data.split=notebook", "data.header_line=3",
+                "data.unescape=[entities]", "data.na_values=[nan]", "data.columns.system=Role"]  # fmt: skip
     recipe = resolve.load("demo", overrides=settings, environ={}).recipe
     line = dataset.command(recipe.data, "me/rows", run="my runs/a", name="b")
     words = shlex.split(line)
@@ -246,5 +247,6 @@ def test_the_command_takes_back_what_the_recipe_says_of_the_first_file() -> None
     overrides = [*settings, *words[4::2]]
     data = resolve.load("demo", overrides=overrides, environ={}).recipe.data
     assert (data.csv, data.split, data.group_by) == ("hf://datasets/me/rows/rows.csv", "column", None)
-    assert (data.encoding, data.quoting) == (None, None)
+    assert (data.encoding, data.quoting, data.header_line) == (None, None, None)
+    assert (data.unescape, data.na_values, data.columns.system) == ([], [], "system")
     assert (data.columns.instruction, data.columns.input, data.columns.output) == ("instruction", None, "output")
