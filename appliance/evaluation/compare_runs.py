@@ -18,7 +18,7 @@ from typing import Any
 
 from appliance.errors import RunDirError
 from appliance.process import files
-from appliance.rundir import results
+from appliance.rundir import base_asked, results
 
 COLUMNS = ("answers of", "exact match", "F1", "ROUGE-L", "chrF", "difference from the first run")
 
@@ -99,7 +99,9 @@ def across(run_dirs: Sequence[Path]) -> list[Line]:
             answers = tuple(run.rows[key].get(column) or "" for key in keys)
             if column in next(iter(run.rows.values())) and (column, *answers) not in seen:
                 seen.add((column, *answers))
-                name = f"{title} {run.base}" if column == "base" else str(run.figures["other"]["name"])
+                asked = base_asked.described(run.figures)
+                base = f"{title} {run.base}" + (f" {asked}" if asked else "")
+                name = base if column == "base" else str(run.figures["other"]["name"])
                 lines.append(line(name, run, column))
     return lines
 

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from typing import Any
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from appliance.engines.decoding import GREEDY, Sampling, end_ids, generation_config
 from appliance.engines.rows_at_once import RowsAtOnce
@@ -37,6 +37,7 @@ def answer(
     *,
     max_new_tokens: int,
     stop: Sequence[str] = (),
+    halts: bool = False,
     at_once: RowsAtOnce | None = None,
     sampling: Sampling = GREEDY,
     on_progress: Callable[[int], None] | None = None,
@@ -48,6 +49,7 @@ def answer(
     RuntimeError: there is not enough memory to answer a single row.
 
     Args:
+        halts: whether a row is finished at a `stop` text; if not, its ids go on behind the text that is cut there.
         at_once: how many rows a batch has; None: ROWS_AT_ONCE.
         on_progress: called with the number of rows just answered.
     """
@@ -67,12 +69,14 @@ def answer(
         input_ids, attention_mask = pad_left([prompts[i] for i in batch], prompt.pad_token_id)
         # Copies: a batch that does not fit is retried in parts, with the same random numbers.
         drawn = LogitsProcessorList([_Draw(sampling, [copy(streams[i]) for i in batch])]) if streams else None
+        halting = StoppingCriteriaList([_Halt(prompt, input_ids.shape[1], stop)]) if halts and stop else None
         with torch.inference_mode():
             output = model.generate(  # (B, T + new tokens)
                 input_ids=input_ids.to(model.device),
                 attention_mask=attention_mask.to(model.device),
                 generation_config=config,
                 logits_processor=drawn,
+                stopping_criteria=halting,
             )
         for i, ids in zip(batch, output[:, input_ids.shape[1] :].tolist(), strict=True):
             answers[i] = _answer(prompt, ids, ends, stop)
@@ -115,6 +119,20 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
         place = torch.searchsorted(reached, chance * mass, right=True).clamp(max=kept - 1)
         chosen = tokens.gather(-1, place)
         return torch.full_like(scores, -torch.inf).scatter(-1, chosen, 0.0)
+
+
+class _Halt(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped
+    """Finishes a row whose text has just reached a stop text. `width`: the prompt's tokens, padding included."""
+
+    def __init__(self, prompt: Prompt, width: int, stop: Sequence[str]) -> None:
+        self._prompt, self._width, self._stop = prompt, width, stop
+        self._tokens = max(len(text.encode()) for text in stop) + 1  # a token has a byte or more; one may be half in
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:  # noqa: ARG002
+        """Ids (B, T) in; out, whether each row is finished (B,)."""
+        tails = input_ids[:, self._width :][:, -self._tokens :].tolist()
+        texts = self._prompt.backend.decode_batch(tails, skip_special_tokens=True)
+        return torch.tensor([any(one in text for one in self._stop) for text in texts], device=input_ids.device)
 
 
 def _streams(prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[random.Random]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from appliance.evaluation import scores as evaluation_scores
 from appliance.evaluation.generate import Answer
@@ -18,6 +19,10 @@ class Comparison:
     `interval`: 95 %, of tuned - base. `groups`: of the rows; those of one group have the same question. `reason`: why
     the verdict is "not proven", if the interval alone does not say so. `cut_rows`: rows whose wanted answers count for
     the loss only as far as max_seq_length, as in training; the other scores compare whole answers.
+
+    `base`: the base as it answered best, asked in the way `base_asked` (rundir/base_asked.py); its loss is always that
+    under our prompt. `bases`: its scores in every way. `base_examples`: the fewest and the most examples in a prompt.
+    `bases_left_out`: why it was not asked in some way.
     """
 
     rows: int
@@ -32,6 +37,10 @@ class Comparison:
     verdict: Verdict
     reason: str
     cut_rows: int = 0
+    base_asked: str = "prompt"
+    bases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    base_examples: tuple[int, int] | None = None
+    bases_left_out: dict[str, str] = field(default_factory=dict)
 
 
 def compare(
@@ -71,13 +80,16 @@ def compare(
 
 
 def stop_rates(
-    answer_tokens: Sequence[int], max_new_tokens: int, answers: dict[str, list[Answer]]
+    answer_tokens: Sequence[int], max_new_tokens: int, answers: Mapping[str, list[Answer] | None]
 ) -> dict[str, float | int | None]:
     """The share of answers that stopped, among rows whose wanted answer fits into `max_new_tokens`.
 
     A longer row cannot stop in time, even if it is answered perfectly. `answer_tokens`: the tokens of each wanted
-    answer, EOS included.
+    answer, EOS included. None if no row fits, or for a model that was not asked in our prompt.
     """
     fits = [i for i, tokens in enumerate(answer_tokens) if tokens <= max_new_tokens]
-    rates = {who: sum(given[i].stopped for i in fits) / len(fits) if fits else None for who, given in answers.items()}
+    rates = {
+        who: sum(given[i].stopped for i in fits) / len(fits) if fits and given else None
+        for who, given in answers.items()
+    }
     return {"rows_that_fit": len(fits), **rates}

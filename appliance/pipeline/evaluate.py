@@ -1,5 +1,7 @@
-"""Base against tuned on the untouched test rows: the same prompts, greedy, one model in memory.
+"""Base against tuned on the untouched test rows: the same questions, greedy, one model in memory.
 
+The tuned model is asked as it was trained, the base in every way that suits it (evaluation/base_prompts.py): the
+verdict compares with its best answers. Losses, and what the gates and the proof need, are those under our prompt.
 An adapter is switched off and on in one loaded model; after full fine-tuning, the base and the tuned model are loaded
 one after the other. Test rows are answered greedily unless evaluate.sampling.scored says otherwise; extra prompts,
 which are shown but not scored, as evaluate.sampling says.
@@ -21,7 +23,7 @@ from appliance.engines import decoding, memory
 from appliance.engines.engine import Engine
 from appliance.engines.rows_at_once import RowsAtOnce
 from appliance.errors import DataError
-from appliance.evaluation import extra_questions, generate, other_model, predictions, scores
+from appliance.evaluation import base_prompts, extra_questions, generate, other_model, predictions, scores
 from appliance.evaluation.generate import Answer
 from appliance.evaluation.loss import LOSS_ROWS_AT_ONCE, mean_loss
 from appliance.evaluation.verdict import Comparison, compare, stop_rates
@@ -33,7 +35,7 @@ from appliance.prompt.encoding import Encoding
 from appliance.recipe.fields import EvaluateSection, ModelSection
 from appliance.release import gates
 from appliance.rows import csv_file
-from appliance.rundir import results
+from appliance.rundir import base_asked, results
 from appliance.training import encoded_rows
 from appliance.weights.shards import is_adapter
 
@@ -47,8 +49,8 @@ class _Asked:
     rows_of_test: int  # all of them
     encoded: Sequence[prompt_format.Encoded]  # `rows` with their wanted answers, as long as training takes them
     answer_tokens: Sequence[int]  # of the whole wanted answers, EOS included
-    prompts: Sequence[Sequence[int]]  # ids, of `rows`
-    room: int
+    ours: base_prompts.Way  # `rows` in the tuned model's prompt
+    of_base: base_prompts.Ways
     extra: Sequence[extra_questions.Question]
     extra_prompts: Sequence[Sequence[int]]  # ids
     room_of_extra: int
@@ -66,7 +68,8 @@ class _Asked:
 class _Seen:
     """What the models answered, `base` first, then `tuned`. Losses in nats per trained token."""
 
-    answers: dict[str, list[Answer]] = field(default_factory=dict)
+    bases: dict[str, list[Answer]] = field(default_factory=dict)  # the base's answers, by the way in which it was asked
+    tuned: list[Answer] = field(default_factory=list)
     answers_to_extra: dict[str, list[str]] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)
     val_loss: dict[str, Any] = field(default_factory=dict)  # of the tuned model: `again`, and how it was computed
@@ -106,7 +109,7 @@ def run(
     seen = _Seen()
 
     def ask(who: str, loaded: Any) -> None:
-        if not seen.answers:  # with the model loaded, what is free is what answers may take
+        if who == "base":  # with the model loaded, what is free is what answers may take
             seen.in_answers.rows = _answers_at_once(base, device, asked, loaded.dtype.itemsize)
         _ask(who, loaded, engine, asked, evaluate, seed, seen)
 
@@ -115,12 +118,17 @@ def run(
     files.write_json(stage_dir / gates.MEASURES, _measures(asked, seen, fit, in_4bit=model.load_in_4bit))
     groups_of = results.read_groups(prepare_dir / results.TEST_GROUPS)
     groups = [groups_of[row.line] for row in asked.rows]
-    comparison, row_scores = compare(asked.rows, seen.answers, seen.losses, groups, evaluate.primary)
-    comparison = replace(comparison, cut_rows=asked.cut_rows)
+    wanted = [row.output for row in asked.rows]
+    best = base_prompts.best(seen.bases, wanted, evaluate.primary)
+    answers = {"base": seen.bases[best], "tuned": seen.tuned}
+    comparison, row_scores = compare(asked.rows, answers, seen.losses, groups, evaluate.primary)
+    bases = base_prompts.scored(seen.bases, wanted, seen.losses["base"])
+    comparison = replace(comparison, base_asked=best, bases=bases, cut_rows=asked.cut_rows, **asked.of_base.as_json())
     figures = asdict(comparison) | {"rows_of_test": asked.rows_of_test}
     if asked.others is not None:
         figures["other"] = _score_of_other(evaluate, asked, asked.others, row_scores["tuned"], groups)
-    predictions.write(stage_dir / results.PREDICTIONS, asked.rows, seen.answers, row_scores, asked.others)
+    more = {way: given for way, given in seen.bases.items() if way != best}
+    predictions.write(stage_dir / results.PREDICTIONS, asked.rows, answers, row_scores, asked.others, more)
     if asked.extra:
         extra = seen.answers_to_extra
         extra_questions.write(stage_dir / results.EXTRA_ANSWERS, asked.extra, extra["base"], extra["tuned"])
@@ -137,7 +145,7 @@ def _questions(
     prepare_dir: Path,
     trained_dir: Path,
 ) -> _Asked:
-    """Everything that is asked, before a model is loaded. `fit`: train/fit.json. Raises DataError."""
+    """Everything that is asked, before a model is loaded. `fit`: train/fit.json. Raises DataError, RecipeError."""
     tokenizer = AutoTokenizer.from_pretrained(str(trained_dir), local_files_only=True, trust_remote_code=False)
     prompt = prompt_format.from_transformers(prompt_name, tokenizer)
     test_rows = csv_file.read_canonical(prepare_dir / "test.csv")
@@ -153,14 +161,25 @@ def _questions(
     of_answers = replace(encoding, loss_on="answer")
     encoded, _ = encoded_rows.encode(prompt, prepare_dir / "test.csv", of_answers, only=[row.line for row in rows])
     whole = (prompt.encode(row.instruction, row.input, row.output) for row in rows)
+    room = _room(base.max_positions, of_rows, evaluate.max_new_tokens)
+    ours = base_prompts.Way(base_prompts.PROMPT, prompt, of_rows, room)
     return _Asked(
         prompt=prompt,
         rows=rows,
         rows_of_test=len(test_rows),
         encoded=encoded,
         answer_tokens=[len(one) - one.prompt_tokens for one in whole],
-        prompts=of_rows,
-        room=_room(base.max_positions, of_rows, evaluate.max_new_tokens),
+        ours=ours,
+        of_base=base_prompts.ways(
+            evaluate.base_prompts,
+            ours,
+            rows,
+            base_dir=base.dir,
+            positions=base.max_positions,
+            train_csv=prepare_dir / "train.csv",
+            longest_row=encoding.max_seq_length,
+            seed=seed,
+        ),
         extra=extra,
         extra_prompts=of_extra,
         room_of_extra=_room(base.max_positions, of_extra, evaluate.max_new_tokens),
@@ -197,7 +216,8 @@ def _ask(
     """One model's losses and answers, into `seen`."""
     sampling = decoding.from_recipe(evaluate.sampling, seed=seed)
     pad = asked.prompt.pad_token_id
-    with console.Steps(f"answers of the {who} model", len(asked.rows) + len(asked.extra)) as bar:
+    ways = asked.of_base.asked if who == "base" else (asked.ours,)
+    with console.Steps(f"answers of the {who} model", len(ways) * len(asked.rows) + len(asked.extra)) as bar:
         seen.losses[who] = mean_loss(engine, loaded, asked.encoded, pad, seen.in_losses)
         if who == "tuned":  # the model that has just come from disk: as good as the best one in training?
             seen.val_loss["again"] = mean_loss(engine, loaded, asked.val_rows, pad, seen.in_losses)
@@ -205,20 +225,27 @@ def _ask(
         answer = partial(
             generate.answer,
             loaded,
-            asked.prompt,
-            stop=evaluate.stop,
+            halts=who == "base",  # the tuned model's ids, to the last one, are what merge proves
             at_once=seen.in_answers,
             on_progress=bar.advance,
         )
         scored = decoding.scored(evaluate.sampling, seed=seed)
-        seen.answers[who] = answer(asked.prompts, max_new_tokens=asked.room, sampling=scored)
-        to_extra = answer(asked.extra_prompts, max_new_tokens=asked.room_of_extra, sampling=sampling)
+        for way in ways:
+            stop = [*evaluate.stop, *way.stop]
+            given = answer(way.prompt, way.prompts, stop=stop, max_new_tokens=way.room, sampling=scored)
+            if who == "base":
+                seen.bases[way.name] = given
+            else:
+                seen.tuned = given
+        to_extra = answer(
+            asked.prompt, asked.extra_prompts, stop=evaluate.stop, max_new_tokens=asked.room_of_extra, sampling=sampling
+        )
         seen.answers_to_extra[who] = [one.text for one in to_extra]
 
 
 def _proof_rows(asked: _Asked, seen: _Seen) -> list[dict[str, Any]]:
     """What merge proves its result on: held-out prompts with the tuned model's answers."""
-    pairs = zip(asked.prompts, seen.answers["tuned"], strict=True)
+    pairs = zip(asked.ours.prompts, seen.tuned, strict=True)
     return [{"input_ids": [*question, *one.ids], "prompt_tokens": len(question)} for question, one in pairs]
 
 
@@ -227,8 +254,9 @@ def _measures(asked: _Asked, seen: _Seen, fit: Mapping[str, Any], *, in_4bit: bo
     evaluated = _evaluated(fit)
     val_loss = {"best": fit["best_val_loss"], "in_4bit": in_4bit, **seen.val_loss}
     val_loss |= {key: evaluated[key] for key in ("rows", "of") if key in evaluated}
+    same_prompt = {"base": seen.bases.get(base_prompts.PROMPT), "tuned": seen.tuned}
     return {
-        "stops": stop_rates(asked.answer_tokens, asked.room, seen.answers),
+        "stops": stop_rates(asked.answer_tokens, asked.ours.room, same_prompt),
         "val_loss": val_loss,
         "out_of_memory": [*seen.in_losses.notes, *seen.in_answers.notes],
     }
@@ -261,7 +289,7 @@ def summarise(seen: Comparison) -> str:
     why = f" ({seen.reason})" if seen.reason else ""
     return (
         f"{seen.primary} {before:.1%} -> {after:.1%} on {seen.rows} test rows "
-        f"(difference {low:+.1%} to {high:+.1%}): {seen.verdict}{why}; "
+        f"(difference {low:+.1%} to {high:+.1%}): {base_asked.verdict(asdict(seen))}{why}; "
         f"exact match {seen.base.exact_match:.1%} -> {seen.tuned.exact_match:.1%}"
         + (f"; {seen.cut_rows} long answer{'s' * (seen.cut_rows > 1)} cut for the loss" if seen.cut_rows else "")
     )
@@ -282,17 +310,20 @@ def _room(positions: int, questions: Sequence[Sequence[int]], wanted_tokens: int
 
 
 def _answers_at_once(base: Base, device: Device, asked: _Asked, number_bytes: int) -> int:
-    """Rows that are answered together: on a GPU, as many as its memory holds."""
-    shape = memory.shape_of(base.config)
-    if device.kind == "cpu" or shape is None:
+    """Rows that are answered together, by the longest prompt: on a GPU as many as its memory holds; on a CPU, which
+    gains little from more, at most ROWS_AT_ONCE.
+    """
+    shape, ways = memory.shape_of(base.config), (asked.ours, *asked.of_base.asked)
+    if shape is None:
         return generate.ROWS_AT_ONCE
-    return memory.answers_at_once(
+    at_once = memory.answers_at_once(
         shape,
-        prompt_tokens=max(map(len, [*asked.prompts, *asked.extra_prompts])),
-        answer_tokens=max(asked.room, asked.room_of_extra),
+        prompt_tokens=max([*(way.longest for way in ways), *map(len, asked.extra_prompts)]),
+        answer_tokens=max(asked.ours.room, asked.room_of_extra),
         number_bytes=number_bytes,
         room=machine_device.room_bytes(device),
     )
+    return min(at_once, generate.ROWS_AT_ONCE) if device.kind == "cpu" else at_once
 
 
 def _chosen(rows: list[csv_file.Row], max_rows: int, seed: int) -> list[csv_file.Row]:

@@ -17,7 +17,7 @@ from appliance import findings as appliance_findings
 from appliance.engines import decoding, memory
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine import device, disk
-from appliance.pipeline import due
+from appliance.pipeline import before_evaluate, due
 from appliance.pipeline.job import Job
 from appliance.preflight import disk_needs
 from appliance.process import console, files, signals
@@ -31,7 +31,6 @@ from appliance.training import validation
 from appliance.weights import moved
 
 if TYPE_CHECKING:
-    from appliance.recipe.fields import EvaluateSection
     from appliance.weights.proof import Proof
 
 RESUMABLE = {"train": ("checkpoints", "metrics.jsonl", "tokens.json")}  # what a killed stage may continue from
@@ -154,7 +153,8 @@ def _check(job: Job, stage_dir: Path) -> str:
     if job.until != "check":
         done = due.done(job, job.again)
         todo = [stage for stage in STAGES[1 : STAGES.index(job.until) + 1] if stage not in done]
-    _refuse_unreadable(recipe.evaluate, todo)
+    if todo is None or "evaluate" in todo:
+        before_evaluate.refuse_unreadable(recipe.evaluate)
     try:
         findings = check.run(
             data=recipe.data,
@@ -181,18 +181,10 @@ def _check(job: Job, stage_dir: Path) -> str:
             console.table("", appliance_findings.COLUMNS, [tuple(row.values()) for row in found])
     if job.until != "check":
         job.base  # noqa: B018  fetched only now that every check has passed: the weights may be tens of GB
+        if todo is not None and "evaluate" in todo:
+            before_evaluate.refuse_unaskable(recipe.evaluate, recipe.prompt, job.base.dir)
     warnings = sum(finding.verdict == "warning" for finding in findings)
     return f"{len(findings)} findings, {warnings} warning{'' if warnings == 1 else 's'}"
-
-
-def _refuse_unreadable(wanted: EvaluateSection, todo: Sequence[str] | None) -> None:
-    """Checks the files that evaluate will read, before hours of training. Raises DataError."""
-    from appliance.evaluation import extra_questions, other_model
-
-    if todo is None or "evaluate" in todo:
-        extra_questions.refuse_unreadable(wanted.extra_prompts)
-        if wanted.other_answers:
-            other_model.refuse_unreadable(Path(wanted.other_answers))
 
 
 def _prepare(job: Job, stage_dir: Path) -> str:

@@ -28,6 +28,7 @@ BEFORE: dict[str, Any] = {
     "data.columns.system": None,
     "data.columns.history": None,
     "data.na_values": [],
+    "evaluate.base_prompts": ["prompt"],
 }
 ORIGIN = "as before this field"  # of such a value, in recipe.yaml
 

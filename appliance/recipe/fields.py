@@ -219,6 +219,11 @@ class EvaluateSection(Section):
     primary: Literal["exact_match", "f1", "rouge_l", "chrf"] = Field(
         "f1", description="The metric that decides the verdict."
     )
+    base_prompts: Annotated[list[Literal["prompt", "chat", "examples"]], Field(min_length=1)] = Field(
+        ["prompt", "chat", "examples"],
+        description="How the base is asked, as far as it can be; the verdict compares with the best. prompt: as the "
+        "tuned model. chat: in its own chat template. examples: as the tuned model, behind up to 4 similar train rows.",
+    )
     extra_prompts: str | list[Annotated[str, Field(min_length=1)]] = Field(
         [],
         description="Your own questions, as a list or a text file with one per line: both models answer them, "

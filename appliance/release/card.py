@@ -16,7 +16,7 @@ from appliance.prompt import turns
 from appliance.release import languages, usage_snippets
 from appliance.release.base import Base
 from appliance.rows import csv_file, leaks
-from appliance.rundir import results
+from appliance.rundir import base_asked, results
 
 EXAMPLES = 10
 METRICS = {
@@ -213,9 +213,12 @@ def _tuning(config: dict[str, Any] | None) -> str:
 
 def _scores(metrics: dict[str, Any]) -> str:
     lines = [f"On {metrics['rows']} test rows, used neither for training nor for early stopping:\n"]
-    lines += ["| | base | tuned |", "|---|---|---|"]
-    lines += [f"| {label} | {metrics['base'][k]:.1%} | {metrics['tuned'][k]:.1%} |" for k, label in METRICS.items()]
-    lines.append(f"| loss (nats per answer token) | {metrics['base']['loss']:.4f} | {metrics['tuned']['loss']:.4f} |")
+    asked = [*((column.title, column.scores) for column in base_asked.columns(metrics)), ("tuned", metrics["tuned"])]
+    rows = [("", [title for title, _ in asked]), ("---", ["---"] * len(asked))]
+    rows += [(label, [f"{scores[key]:.1%}" for _, scores in asked]) for key, label in METRICS.items()]
+    losses = [_loss(scores["loss"]) for _, scores in asked]
+    rows.append(("loss in the trained prompt (nats per answer token)", losses))
+    lines += [f"| {' | '.join((label, *cells))} |" for label, cells in rows]
     if metrics.get("cut_rows"):
         answers = "1 long answer was" if metrics["cut_rows"] == 1 else f"{metrics['cut_rows']} long answers were"
         lines.append(f"\nFor the loss, {answers} cut to the length that was trained.")
@@ -223,11 +226,15 @@ def _scores(metrics: dict[str, Any]) -> str:
     why = f" ({metrics['reason']})" if metrics.get("reason") else ""
     of_groups = f", {metrics['groups']} groups of equal questions" if "groups" in metrics else ""
     lines.append(
-        f"\nVerdict: **{metrics['verdict']}**{why}. Tuned minus base in {METRICS[metrics['primary']]}: "
+        f"\nVerdict: **{base_asked.verdict(metrics)}**{why}. Tuned minus base in {METRICS[metrics['primary']]}: "
         f"{low * 100:+.1f} to {high * 100:+.1f} points (95 % interval{of_groups}). "
         f"F1 counts {metrics['f1_unit']}s."
     )
     return "\n".join(lines)
+
+
+def _loss(nats: float | None) -> str:
+    return "–" if nats is None else f"{nats:.4f}"
 
 
 def _limits(warnings: tuple[leaks.Caveat, ...]) -> str:

@@ -61,15 +61,14 @@ def recorded(run_path: Path, *, min_stop_rate: float, require_improvement: bool)
 
 
 def stop_rate(seen: Mapping[str, Any], least: float) -> Gate:
-    """`seen`: rows_that_fit, base, tuned (rates; None if no row fits)."""
+    """`seen`: rows_that_fit, base, tuned (rates; None if no row fits, or the base was not asked in our prompt)."""
     tuned, base = seen["tuned"], seen["base"]
     fits = f"of {seen['rows_that_fit']} test prompts whose wanted answer fits evaluate.max_new_tokens"
     if tuned is None:
         meaning = f"share of answers that stopped by themselves, {fits}: raise it"
         return Gate("tuned_model_stops", least == 0, "no row", least, meaning)
-    return Gate(
-        "tuned_model_stops", tuned >= least, tuned, least, f"share of answers that stopped, {fits}; base {base:.4g}"
-    )
+    meaning = f"share of answers that stopped, {fits}" + ("" if base is None else f"; base {base:.4g}")
+    return Gate("tuned_model_stops", tuned >= least, tuned, least, meaning)
 
 
 def best_val_loss_again(seen: Mapping[str, Any]) -> Gate:

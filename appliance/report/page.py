@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from appliance.process import console, files, terminal
 from appliance.rows import leaks
+from appliance.rundir import base_asked, results
 from appliance.rundir import directory as rundir_directory
-from appliance.rundir import results
 from appliance.weights import moved
 
 SHOWN_PREDICTIONS = 30
@@ -45,6 +45,7 @@ def facts(run_dir: Path) -> Mapping[str, Any]:
     stages = {stage: read(f"{stage}/stage.json") for stage in rundir_directory.STAGES}
     answered = (run_dir / "evaluate" / results.PREDICTIONS).is_file()
     loss_png = run_dir / "train" / "loss.png"
+    metrics = read(f"evaluate/{results.COMPARISON}")
     return {
         "name": run_dir.name,
         "recipe": (run_dir / "recipe.yaml").read_text(encoding="utf-8"),
@@ -54,7 +55,10 @@ def facts(run_dir: Path) -> Mapping[str, Any]:
         "warnings": leaks.warnings(run_dir / "prepare"),
         "fit": read("train/fit.json"),
         "moved": moved.recorded(run_dir / "train"),
-        "metrics": read(f"evaluate/{results.COMPARISON}"),
+        "metrics": metrics,
+        "bases": base_asked.columns(metrics) if metrics else [],
+        "left_out": base_asked.left_out(metrics) if metrics else [],
+        "verdict": base_asked.verdict(metrics) if metrics else "",
         "predictions": results.read_predictions(run_dir) if answered else [],
         "extra": results.read_extra_answers(run_dir),
         "shown": SHOWN_PREDICTIONS,

@@ -23,6 +23,8 @@ STEPS = "steps.json"  # of the stage train: how many steps the training will hav
 TEST_GROUPS = "test_groups.csv"  # of the stage prepare
 PREDICTION_COLUMNS = ("row", "question", "wanted", "base", "tuned", "verdict")
 OTHER_COLUMN = "other"  # behind those, if another model's answers were scored as well
+# And behind that, the answers of the base asked in another way than the one in `base`: rundir/base_asked.py names them.
+BASE_COLUMN = "base_{}"
 EXTRA_COLUMNS = ("from", "row", "question", "wanted", "base", "tuned")
 TEXT_COLUMNS = ("question", "wanted", "base", "tuned")  # of both: cells that hold the text of a row or an answer
 

@@ -30,7 +30,8 @@ def prepare_dir(tmp_path: Path) -> Path:
     folder = tmp_path / "prepare"
     folder.mkdir()
     rows = [(line, f"질문 {line}?", "" if line % 2 else "참고", f"답 {line}") for line in range(2, 12)]
-    for side, part in (("test", rows), ("val", rows[:7])):
+    train = [(line, f"물음 {line}!", "", f"답 {line}") for line in range(20, 26)]
+    for side, part in (("test", rows), ("val", rows[:7]), ("train", train)):
         with (folder / f"{side}.csv").open("w", encoding="utf-8", newline="") as handle:
             writer = csv.writer(handle, lineterminator="\n")
             writer.writerow(("row", "instruction", "input", "output"))
@@ -123,6 +124,7 @@ def test_what_is_written(base_dir: Path, prepare_dir: Path, tmp_path: Path) -> N
     assert set(figures) == {
         "rows", "rows_of_test", "base", "tuned", "f1_unit", "primary", "wins", "losses", "interval", "groups",
         "verdict", "reason", "cut_rows",
+        "base_asked", "bases", "base_examples", "bases_left_out",
     }  # fmt: skip
     assert set(figures["base"]) == {"exact_match", "f1", "rouge_l", "chrf", "loss", "stop_rate"}
     assert (figures["rows"], figures["rows_of_test"], figures["f1_unit"]) == (6, 10, "character")

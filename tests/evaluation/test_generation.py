@@ -174,3 +174,17 @@ def test_repetition_is_held_down_where_that_is_asked_for(loaded: tuple[Any, prom
     pairs = list(pairwise(free[0]))
     assert len(set(pairs)) == len(pairs) == 5
     assert free[1].count(50) < 6
+
+
+def test_a_row_is_finished_at_a_stop_text_if_that_is_wanted(loaded: tuple[Any, prompt_format.Prompt]) -> None:
+    """The same texts, in fewer tokens; the other rows of the batch go on."""
+    model, prompt = loaded
+    rows = ids_of(prompt)
+    whole = generate.answer(model, prompt, rows, max_new_tokens=24)
+    stop = whole[0].text[1:3]
+    cut, halted = (
+        generate.answer(model, prompt, rows, max_new_tokens=24, stop=[stop], halts=halts) for halts in (False, True)
+    )
+    assert [(one.text, one.stopped) for one in halted] == [(one.text, one.stopped) for one in cut]
+    assert halted[0].stopped
+    assert len([token for token in halted[0].ids if token != prompt.pad_token_id]) < len(cut[0].ids) == 24

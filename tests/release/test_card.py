@@ -133,6 +133,24 @@ def test_a_verdict_of_an_earlier_version_has_no_groups(run: FinishedRun) -> None
     )
 
 
+def test_every_way_of_asking_the_base_is_a_column_and_the_verdict_names_the_best(run: FinishedRun) -> None:
+    seen = facts(run)
+    assert "Verdict: **not proven** (" in card.model_card(seen)  # a run that asked in one way names none
+    few = seen.metrics["base"] | {"exact_match": 0.25, "loss": None}
+    ways = {
+        "base_asked": "examples",
+        "base_examples": [3, 4],
+        "bases": {"prompt": seen.metrics["base"], "examples": few},
+    }
+    metrics = seen.metrics | ways | {"base": few | {"loss": 0.5}, "verdict": "better", "reason": ""}
+    text = card.model_card(replace(seen, metrics=metrics))
+    header = "|  | base with up to 4 examples in its prompt | base with the same prompt | tuned |"
+    assert f"{header}\n| --- | --- | --- | --- |\n" in text
+    assert "| exact match | 25.0% | 50.0% | 50.0% |" in text
+    assert "| loss in the trained prompt (nats per answer token) | 0.5000 | 0.5000 | 0.5000 |" in text
+    assert "Verdict: **better than the base with up to 4 examples in its prompt**." in text
+
+
 def test_languages_are_what_a_tenth_of_the_rows_agree_on() -> None:
     korean = ["배송은 얼마나 걸리나요? 사흘 걸립니다"] * 8
     english = ["Where is my parcel now, please tell me"] * 3

@@ -209,6 +209,8 @@ def test_the_stop_rate_at_its_bound() -> None:
     assert "base 0.25" in rate(0.8, 0.8).meaning
     assert not gates.stop_rate({"rows_that_fit": 0, "base": None, "tuned": None}, 0.8).passed
     assert gates.stop_rate({"rows_that_fit": 0, "base": None, "tuned": None}, 0).passed
+    asked_otherwise = gates.stop_rate({"rows_that_fit": 10, "base": None, "tuned": 0.9}, 0.8)
+    assert (asked_otherwise.passed, "base" in asked_otherwise.meaning) == (True, False)
 
 
 def test_rows_whose_answer_cannot_fit_do_not_count() -> None:
@@ -223,6 +225,7 @@ def test_rows_whose_answer_cannot_fit_do_not_count() -> None:
     assert stop_rates([9], 8, {"base": given(False), "tuned": given(True)}) == {
         "rows_that_fit": 0, "base": None, "tuned": None,
     }  # fmt: skip
+    assert stop_rates([3], 8, {"base": None, "tuned": given(True)}) == {"rows_that_fit": 1, "base": None, "tuned": 1.0}
 
 
 @pytest.mark.parametrize(
