@@ -15,6 +15,7 @@ from appliance.hub.cache import Source
 from appliance.hub.dataset_file import without_asking
 from appliance.hub.token import token
 from appliance.process import console
+from appliance.recipe import hub_names
 from appliance.weights import model_files
 
 DEMO_ID = "demo"
@@ -78,6 +79,10 @@ def _source(model_id: str, revision: str | None) -> Source:
 
 
 def _find_on_hub(model_id: str, revision: str | None, cache_dir: Path) -> Base:
+    try:
+        hub_names.refuse_name(model_id)
+    except ValueError as error:
+        raise RecipeError(f"model.id: {error}", hint="check the name, or give the path of a local folder") from error
     source = _source(model_id, revision)
     snapshot = download.snapshot_of(source, cache_dir)
     console.say(f"base model {model_id} at commit {snapshot.commit}{without_asking(snapshot)}")

@@ -21,12 +21,15 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
+from appliance.errors import HubError
+from appliance.hub import answers
 from appliance.machine import disk
 from appliance.process import console
 from appliance.process import files as process_files
+from appliance.recipe import hub_names
 
 RepoType = Literal["model", "dataset"]
 Stamp = tuple[int, int, int]  # size in bytes, modification time in ns, inode
@@ -82,9 +85,12 @@ class Snapshot:
     _right: dict[str, Stamp] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        """Raises HubError: a name from which a path is made is not what it should be."""
+        hub_names.refuse_name(self.repo_id)
+        if self.commit:
+            answers.commit(self.commit)
         for name in self.files:  # files are removed by these names
-            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                raise ValueError(f"{self.repo_id} lists a file outside of itself: {name!r}")
+            answers.file_name(name)
 
     @classmethod
     def recorded(cls, repo_id: str, repo_type: RepoType, commit: str, cache_dir: Path) -> Snapshot | None:
@@ -93,7 +99,7 @@ class Snapshot:
         If only the Hub client fetched it (`hf download`), the list of hashes that the client keeps is used.
         """
         found = cls(repo_id, repo_type, commit, {}, cache_dir, is_recorded=True)
-        with suppress(OSError, ValueError, TypeError, KeyError):  # a damaged record is as good as none
+        with suppress(OSError, ValueError, TypeError, KeyError, HubError):  # a damaged record is as good as none
             record = process_files.read_json(found._record_path)
             found.files.update({name: Expected(**entry) for name, entry in record["files"].items()})
             found._right.update({name: (int(a), int(b), int(c)) for name, (a, b, c) in record["right"].items()})

@@ -21,6 +21,7 @@ from typing import Any
 
 import httpx
 
+from appliance.hub import answers
 from appliance.hub import errors as hub_errors
 from appliance.hub.errors import TRANSIENT, Retry, Unreachable
 from appliance.process import redact
@@ -127,6 +128,8 @@ class _Client(httpx.Client):
         can_repeat = isinstance(request.stream, httpx.ByteStream) and not is_commit(request)
         # Some methods of the library ask for `timeout=None`, whatever its client was given.
         request.extensions = {**request.extensions, "timeout": self.timeout.as_dict()}
+        if not _is_hub(request.url):  # a next page, or a place for a file, that an answer names
+            request.headers.pop("authorization", None)
         if request.method == "PUT":
             request.stream = _Counted(request.stream, self._meter)
         while True:
@@ -139,6 +142,7 @@ class _Client(httpx.Client):
                     raise
                 error = caught
             if response is not None and response.status_code not in TRANSIENT:
+                answers.check_headers(response)
                 return response
             if is_commit(request):
                 return _reply(error, response)
@@ -192,6 +196,14 @@ def is_offline() -> bool:
     from huggingface_hub import constants
 
     return constants.is_offline_mode()
+
+
+def _is_hub(url: httpx.URL) -> bool:
+    """Whether the token may go there: to the host that HF_ENDPOINT names, by the same protocol and port."""
+    from huggingface_hub import constants
+
+    hub = httpx.URL(constants.ENDPOINT)
+    return (url.scheme, url.host, url.port) == (hub.scheme, hub.host, hub.port)
 
 
 def is_commit(request: httpx.Request) -> bool:

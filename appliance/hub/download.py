@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from appliance.errors import EnvironmentUnavailable, HubError
-from appliance.hub import client
+from appliance.hub import answers, client
 from appliance.hub import errors as hub_errors
 from appliance.hub.cache import Expected, Snapshot, Source, untouched_for
 from appliance.hub.client import Limits
@@ -61,7 +61,7 @@ def snapshot_of(source: Source, cache_dir: Path) -> Snapshot:
             file.rfilename: Expected(file.size, file.lfs.sha256 if file.lfs else None, file.blob_id)
             for file in info.siblings or []
         }
-        return Snapshot(repo_id, repo_type, str(info.sha), files, cache_dir)
+        return Snapshot(repo_id, repo_type, answers.commit(info.sha), files, cache_dir)
     except hub_errors.EXPECTED as error:
         refusal = hub_errors.fetch_error(error, source)
         cached = Snapshot(repo_id, repo_type, "", {}, cache_dir).known_commits()

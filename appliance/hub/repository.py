@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import HubError
+from appliance.hub import answers
 from appliance.hub import errors as hub_errors
 from appliance.hub.errors import Kind
 
@@ -125,8 +126,10 @@ def read(repo_id: str, repo_type: str, token: str, revision: str | None = None) 
         if hub_errors.failure_of(error).kind is Kind.NO_REPOSITORY:
             return None
         raise
+    is_private = answers.is_private(info.private)
     if info.sha is None:
-        return Repository(repo_id, None, bool(info.private), {}, None)
+        return Repository(repo_id, None, is_private, {}, None)
+    answers.commit(info.sha)
     tree = api.list_repo_tree(repo_id, recursive=True, revision=info.sha, repo_type=repo_type)
     files = {
         item.path: Entry(item.lfs.size, item.lfs.sha256) if item.lfs else Entry(item.size, item.blob_id)
@@ -134,7 +137,7 @@ def read(repo_id: str, repo_type: str, token: str, revision: str | None = None) 
         if isinstance(item, RepoFile)
     }
     brought = _brought(repo_id, repo_type, token, info.sha) if MARKER in files else None
-    return Repository(repo_id, info.sha, bool(info.private), files, brought)
+    return Repository(repo_id, info.sha, is_private, files, brought)
 
 
 def marker_of(release: Mapping[str, Content]) -> bytes:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import httpx
 
 from appliance.errors import HubError
-from appliance.hub import client, repository
+from appliance.hub import answers, client, repository
 from appliance.hub import errors as hub_errors
 from appliance.hub import token as hub_token
 from appliance.hub.client import Limits
@@ -191,7 +191,7 @@ def _commit(job: _Job, remote: Repository, tell: Tell) -> Repository:
     )
     # Sending may have taken hours, and the repository's visibility may have changed.
     now = api.repo_info(job.repo_id, repo_type=job.repo_type)
-    replace(remote, is_private=bool(now.private)).refuse(job.visibility, job.into_existing, job.release)
+    replace(remote, is_private=answers.is_private(now.private)).refuse(job.visibility, job.into_existing, job.release)
     done = api.create_commit(
         job.repo_id,
         [*additions, *map(CommitOperationDelete, remote.outdated(job.release))],
