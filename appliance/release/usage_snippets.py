@@ -23,16 +23,20 @@ print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_to
 
 
 def with_peft(base: str | None, revision: str | None, repo: str, eos: str) -> str:
-    """The adapter on the base it was trained on. `base`: its id on the Hub; None if it is not there."""
+    """The adapter on the base it was trained on, greedily. `base`: its id on the Hub; None if it is not there.
+
+    The base's own generation_config.json may sample, penalise or suppress EOS: evaluation did not use it.
+    """
     at = f', revision="{revision}"' if revision else ""
     return f"""{_CODE}python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 base = AutoModelForCausalLM.from_pretrained("{base or "FOLDER_OF_THE_BASE_MODEL"}"{at}, dtype="auto", device_map="auto")
 model = PeftModel.from_pretrained(base, "{repo}")
 tokenizer = AutoTokenizer.from_pretrained("{repo}")
-model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids({json.dumps(eos, ensure_ascii=False)})
+eos = tokenizer.convert_tokens_to_ids({json.dumps(eos, ensure_ascii=False)})
+model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=tokenizer.pad_token_id)  # not the base's own
 {_CODE}"""
 
 

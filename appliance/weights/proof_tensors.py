@@ -143,10 +143,13 @@ class _Tensor:
             self._unlike_peft = len(places)
 
     def see_rows(self, trained: TokenRows, by_peft: Mapping[int, torch.Tensor]) -> None:
-        """The tensor is the source's, rounded, but for the rows that were trained beside an adapter."""
+        """The tensor is the source's, rounded, but for the rows that were trained beside an adapter.
+
+        They are not small changes: counted as tuning, they would hide that rounding swallowed the adapter.
+        """
         import torch
 
-        for run in proof_wanted.copied_runs(self.source, self.source, self.merged, trained):
+        for run in proof_wanted.copied_runs(self.source, None, self.merged, trained):
             self._see(run)
         rows = dict(zip(trained.ids, trained.read(), strict=True))
         same = [token for token, row in by_peft.items() if token in rows and torch.equal(row, rows[token])]

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from appliance.process import files
-from appliance.release import card, languages
+from appliance.release import card, languages, usage_snippets
 from appliance.release.card import Facts
 from tests.helpers.finished import FinishedRun, finished_run
+from tests.helpers.models import tiny_adapter
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +160,21 @@ def test_languages_are_what_a_tenth_of_the_rows_agree_on() -> None:
     english = ["Where is my parcel now, please tell me"] * 3
     assert languages.of_texts(korean + english + ["ㅋㅋ"]) == ["ko", "en"]
     assert languages.of_texts(["ok", "1234", ""]) == []
+
+
+def test_the_adapters_snippet_decodes_as_evaluation_did(base_dir: Path, tmp_path: Path) -> None:
+    """A base that suppresses its EOS and samples: after the snippet's own lines neither is left."""
+    adapter = tiny_adapter(tmp_path / "adapter", base_dir)
+    base = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32)
+    base.generation_config.update(suppress_tokens=[2], min_new_tokens=4, do_sample=True, temperature=0.1)
+    names = {"model": PeftModel.from_pretrained(base, adapter), "tokenizer": AutoTokenizer.from_pretrained(adapter)}
+    lines = usage_snippets.with_peft("org/base", None, "me/adapter", "</s>").splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith("eos ="))
+    exec("from transformers import GenerationConfig\n" + "\n".join(lines[begin:-1]), names)
+
+    asked = torch.tensor([[1, 9]])
+    names["model"].generate(input_ids=asked, attention_mask=torch.ones_like(asked), max_new_tokens=2)
+
+    used = base.generation_config
+    assert (used.suppress_tokens, used.min_new_tokens, used.do_sample, used.temperature) == (None, None, None, None)
+    assert (used.eos_token_id, used.pad_token_id) == (2, 0)
