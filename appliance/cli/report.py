@@ -23,6 +23,7 @@ def report(run_dirs: RunDirs, as_json: JsonOption = False) -> None:
     """
     from appliance.evaluation import compare_runs
     from appliance.process import console
+    from appliance.report import ending
     from appliance.report import page as report_page
     from appliance.rundir import find as rundir_find
 
@@ -34,5 +35,6 @@ def report(run_dirs: RunDirs, as_json: JsonOption = False) -> None:
     else:
         console.table("", compare_runs.COLUMNS, [line.cells() for line in lines], to_stdout=True)
     for path in run_dirs:
+        ending.say_cautions(path)
         written = report_page.write_html(path)
         console.say(f"written: {written}")

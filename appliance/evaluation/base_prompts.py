@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import nan
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from appliance.errors import DataError, RecipeError
@@ -97,7 +96,8 @@ def ways(
 def best(answers: Mapping[str, Sequence[Answer]], wanted: Sequence[str], primary: scores.Metric) -> str:
     """The way whose answers have the highest mean in the primary metric; of equal ones the simplest."""
     unit = scores.f1_unit(wanted)
-    means = {name: fmean(scores.per_row(primary, wanted, _texts(answers[name]), unit)) for name in answers}
+    by_row = {name: scores.per_row(primary, wanted, _texts(answers[name]), unit) for name in answers}
+    means = {name: scores.mean_of_judged(row_scores) or 0.0 for name, row_scores in by_row.items()}
     return max((name for name in base_asked.WAYS if name in means), key=lambda name: means[name])
 
 

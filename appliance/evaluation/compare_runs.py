@@ -20,12 +20,12 @@ from appliance.errors import RunDirError
 from appliance.process import files
 from appliance.rundir import base_asked, results
 
-COLUMNS = ("answers of", "exact match", "F1", "ROUGE-L", "chrF", "difference from the first run")
+COLUMNS = ("answers of", "exact match", "facts right", "F1", "ROUGE-L", "chrF", "difference from the first run")
 
 
 @dataclass(frozen=True)
 class Line:
-    """Scores of one model's answers, as fractions.
+    """Scores of one model's answers, as fractions; `facts_right` is None if no wanted answer holds a fact.
 
     `difference`: 95 % interval of the difference from the first run's tuned model in that run's primary metric; None
     for that model itself. `reason`: why nothing is proven, if the interval alone does not say so.
@@ -33,6 +33,7 @@ class Line:
 
     name: str
     exact_match: float
+    facts_right: float | None
     f1: float
     rouge_l: float
     chrf: float
@@ -41,7 +42,8 @@ class Line:
     reason: str = ""
 
     def cells(self) -> tuple[str, ...]:
-        scores = tuple(f"{score:.1%}" for score in (self.exact_match, self.f1, self.rouge_l, self.chrf))
+        seen = (self.exact_match, self.facts_right, self.f1, self.rouge_l, self.chrf)
+        scores = tuple("–" if score is None else f"{score:.1%}" for score in seen)
         if self.difference is None:
             return (self.name, *scores, "")
         low, high = self.difference
@@ -80,17 +82,20 @@ def across(run_dirs: Sequence[Path]) -> list[Line]:
     wanted = [answer for _, answer, _ in keys]
     unit, primary = scores.f1_unit(wanted), first.figures["primary"]
     groups = _groups(first)
-    names: tuple[scores.Metric, ...] = ("exact_match", "f1", "rouge_l", "chrf")
+    names: tuple[scores.Metric, ...] = ("exact_match", "f1", "rouge_l", "chrf")  # these judge every row
 
     def line(name: str, run: _Run, column: str) -> Line:
         answers = [run.rows[key][column] for key in keys]
         exact, f1, rouge, chrf = (fmean(scores.per_row(metric, wanted, answers, unit)) for metric in names)
+        right = scores.mean_of_judged(scores.per_row("facts_right", wanted, answers, unit))
         if run is first and column == "tuned":
-            return Line(name, exact, f1, rouge, chrf, None, "")
+            return Line(name, exact, right, f1, rouge, chrf, None, "")
         reference = [first.rows[key]["tuned"] for key in keys]
         pair = [scores.per_row(primary, wanted, texts, unit) for texts in (reference, answers)]
-        found = interval.paired(pair[0], pair[1], groups)
-        return Line(name, exact, f1, rouge, chrf, found.interval, found.verdict, found.reason)
+        judged = scores.judged(pair[0])
+        pair = [[values[i] for i in judged] for values in pair]
+        found = interval.paired(pair[0], pair[1], [groups[i] for i in judged])
+        return Line(name, exact, right, f1, rouge, chrf, found.interval, found.verdict, found.reason)
 
     lines = [line(run.name, run, "tuned") for run in runs]
     seen: set[tuple[str, ...]] = set()

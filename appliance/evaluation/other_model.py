@@ -35,7 +35,7 @@ _HINT = (
 
 @dataclass(frozen=True)
 class Other:
-    """The other model's scores, as fractions.
+    """The other model's scores, as fractions; `facts_right` is None if no wanted answer holds a fact.
 
     `interval`: 95 % interval of tuned - other in the primary metric; `groups`, `verdict` and `reason` belong to it.
     `wins`: rows in which tuned is better.
@@ -43,6 +43,7 @@ class Other:
 
     name: str
     exact_match: float
+    facts_right: float | None
     f1: float
     rouge_l: float
     chrf: float
@@ -89,14 +90,16 @@ def score(
     primary: scores.Metric,
 ) -> Other:
     """Score by the same rules and on the same rows; `tuned`: the tuned model's primary metric for each row."""
-    names: tuple[scores.Metric, ...] = ("exact_match", "f1", "rouge_l", "chrf")
-    by_row = {metric: scores.per_row(metric, wanted, answers, unit) for metric in names}
+    by_row = {metric: scores.per_row(metric, wanted, answers, unit) for metric in scores.METRICS}
     means = {metric: fmean(values) for metric, values in by_row.items()}
-    difference = paired(by_row[primary], tuned, groups)
+    judged = scores.judged(by_row[primary])
+    others, ours = ([values[i] for i in judged] for values in (by_row[primary], tuned))
+    difference = paired(others, ours, [groups[i] for i in judged])
     wins, losses = scores.wins_losses(by_row[primary], tuned)
     return Other(
         name,
         means["exact_match"],
+        scores.mean_of_judged(by_row["facts_right"]),
         means["f1"],
         means["rouge_l"],
         means["chrf"],

@@ -1,4 +1,4 @@
-"""predictions.csv: every evaluated test row with the answers that were given to it, and which of the two was better."""
+"""predictions.csv: every evaluated test row with the answers that were given to it, and what tuning did to it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from types import MappingProxyType
 
 from appliance.evaluation import extra_questions
 from appliance.evaluation.generate import Answer
+from appliance.evaluation.scores import Unit
+from appliance.evaluation.verdict import row_verdicts
 from appliance.process import files
 from appliance.rows import csv_file
 from appliance.rundir import results
@@ -18,21 +20,28 @@ def write(
     rows: Sequence[csv_file.Row],
     answers: Mapping[str, Sequence[Answer]],
     row_scores: Mapping[str, Sequence[float]],
+    unit: Unit,
     others: Sequence[str] | None = None,
     bases: Mapping[str, Sequence[Answer]] = MappingProxyType({}),
 ) -> None:
-    """Writes one line per row. `answers` and `row_scores` (the primary metric): of "base" and "tuned", in that order.
+    """Writes one line per row.
 
-    `others`: another model's answers, for the column `other`. `bases`: the base's answers when it was asked in other
-    ways, by the way's name.
+    Args:
+        path: where.
+        rows: the evaluated test rows.
+        answers: of "base" and "tuned".
+        row_scores: the primary metric of "base" and "tuned".
+        unit: what F1 counts.
+        others: another model's answers, for the column `other`.
+        bases: the base's answers when it was asked in other ways, by the way's name.
     """
+    given = {who: [one.text for one in answers[who]] for who in ("base", "tuned")}
+    verdicts = row_verdicts([row.output for row in rows], given["tuned"], row_scores, unit)
     beside = {} if others is None else {results.OTHER_COLUMN: others}
-    beside |= {results.BASE_COLUMN.format(way): [one.text for one in given] for way, given in bases.items()}
+    beside |= {results.BASE_COLUMN.format(way): [one.text for one in given_so] for way, given_so in bases.items()}
     columns = (*results.PREDICTION_COLUMNS, *beside)
     with files.atomic_file(path) as temporary, csv_file.csv_writer(temporary, columns) as add:
         for i, row in enumerate(rows):
-            before, after = row_scores["base"][i], row_scores["tuned"][i]
-            verdict = "win" if after > before else "loss" if after < before else "tie"
             question = extra_questions.shown(row.instruction, row.input)
             more = (column[i] for column in beside.values())
-            add((row.line, question, row.output, answers["base"][i].text, answers["tuned"][i].text, verdict, *more))
+            add((row.line, question, row.output, given["base"][i], given["tuned"][i], verdicts[i], *more))

@@ -1,15 +1,22 @@
-"""What the answers prove: the tuned model against the base, and how often each ends an answer itself."""
+"""What the answers prove: the tuned model against the base, row by row, and how often each ends an answer itself."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from appliance.evaluation import scores as evaluation_scores
 from appliance.evaluation.generate import Answer
 from appliance.evaluation.interval import Verdict, paired
+from appliance.findings import Caution, qualified
 from appliance.rows import csv_file
+from appliance.rundir import base_asked
+
+# Nearer: a higher primary metric than the base's answer. win: nearer, and right. closer: nearer, not known to be right.
+# loss: farther. not judged: the primary metric says nothing about the row.
+RowVerdict = Literal["win", "closer", "tie", "loss", "not judged"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +25,9 @@ class Comparison:
 
     `interval`: 95 %, of tuned - base. `groups`: of the rows; those of one group have the same question. `reason`: why
     the verdict is "not proven", if the interval alone does not say so. `cut_rows`: rows whose wanted answers count for
-    the loss only as far as max_seq_length, as in training; the other scores compare whole answers.
+    the loss only as far as max_seq_length, as in training; the other scores compare whole answers. `rows_with_facts`:
+    those that facts_right judges; if it is the primary metric, interval, groups and verdict are about these only.
+    `wins`, `closer` and `losses` count rows, see RowVerdict. `cautions`: what has to stand beside the verdict.
 
     `base`: the base as it answered best, asked in the way `base_asked` (rundir/base_asked.py); its loss is always that
     under our prompt. `bases`: its scores in every way. `base_examples`: the fewest and the most examples in a prompt.
@@ -26,11 +35,13 @@ class Comparison:
     """
 
     rows: int
+    rows_with_facts: int
     base: evaluation_scores.Scores
     tuned: evaluation_scores.Scores
     f1_unit: str
     primary: str
     wins: int
+    closer: int
     losses: int
     interval: tuple[float, float]
     groups: int
@@ -41,6 +52,29 @@ class Comparison:
     bases: dict[str, dict[str, Any]] = field(default_factory=dict)
     base_examples: tuple[int, int] | None = None
     bases_left_out: dict[str, str] = field(default_factory=dict)
+    cautions: tuple[Caution, ...] = ()
+
+    @property
+    def rows_judged(self) -> int:
+        """Rows that the verdict is about."""
+        return self.rows_with_facts if self.primary == "facts_right" else self.rows
+
+    def summary(self) -> str:
+        """One line for people."""
+        before, after = getattr(self.base, self.primary), getattr(self.tuned, self.primary)
+        low, high = self.interval
+        why = f" ({self.reason})" if self.reason else ""
+        of_rows = f"{self.rows_judged} of {self.rows}" if self.rows_judged != self.rows else str(self.rows)
+        facts_right = ""
+        if self.primary != "facts_right" and self.base.facts_right is not None and self.tuned.facts_right is not None:
+            facts_right = f", facts right {self.base.facts_right:.1%} -> {self.tuned.facts_right:.1%}"
+        found = qualified(base_asked.verdict(asdict(self)), len(self.cautions))
+        return (
+            f"{self.primary} {before:.1%} -> {after:.1%} on {of_rows} test rows "
+            f"(difference {low:+.1%} to {high:+.1%}): {found}{why}; "
+            f"exact match {self.base.exact_match:.1%} -> {self.tuned.exact_match:.1%}{facts_right}"
+            + (f"; {self.cut_rows} long answer{'s' * (self.cut_rows > 1)} cut for the loss" if self.cut_rows else "")
+        )
 
 
 def compare(
@@ -50,7 +84,7 @@ def compare(
     groups: Sequence[str],
     primary: evaluation_scores.Metric,
 ) -> tuple[Comparison, dict[str, list[float]]]:
-    """The scores, and the primary metric of every row under "base" and "tuned"."""
+    """The scores, and the primary metric of every row under "base" and "tuned" (NaN: it does not judge the row)."""
     wanted = [row.output for row in rows]
     unit = evaluation_scores.f1_unit(wanted)
     texts = {who: [a.text for a in given] for who, given in answers.items()}
@@ -61,16 +95,21 @@ def compare(
         for who, given in answers.items()
     }
     by_row = {who: evaluation_scores.per_row(primary, wanted, given, unit) for who, given in texts.items()}
-    difference = paired(by_row["base"], by_row["tuned"], groups)
-    wins, losses_count = evaluation_scores.wins_losses(by_row["base"], by_row["tuned"])
+    judged = evaluation_scores.judged(by_row["base"])
+    before, after = ([by_row[who][i] for i in judged] for who in ("base", "tuned"))
+    difference = paired(before, after, [groups[i] for i in judged])
+    verdicts = row_verdicts(wanted, texts["tuned"], by_row, unit)
+    with_facts = evaluation_scores.judged(evaluation_scores.per_row("facts_right", wanted, wanted, unit))
     comparison = Comparison(
         rows=len(rows),
+        rows_with_facts=len(with_facts),
         base=scores["base"],
         tuned=scores["tuned"],
         f1_unit=unit,
         primary=primary,
-        wins=wins,
-        losses=losses_count,
+        wins=verdicts.count("win"),
+        closer=verdicts.count("closer"),
+        losses=verdicts.count("loss"),
         interval=difference.interval,
         groups=difference.groups,
         verdict=difference.verdict,
@@ -79,17 +118,36 @@ def compare(
     return comparison, by_row
 
 
-def stop_rates(
-    answer_tokens: Sequence[int], max_new_tokens: int, answers: Mapping[str, list[Answer] | None]
-) -> dict[str, float | int | None]:
-    """The share of answers that stopped, among rows whose wanted answer fits into `max_new_tokens`.
+def row_verdicts(
+    wanted: Sequence[str],
+    tuned: Sequence[str],
+    by_row: Mapping[str, Sequence[float]],
+    unit: evaluation_scores.Unit,
+) -> list[RowVerdict]:
+    """What tuning did to each row's answer.
 
-    A longer row cannot stop in time, even if it is answered perfectly. `answer_tokens`: the tokens of each wanted
-    answer, EOS included. None if no row fits, or for a model that was not asked in our prompt.
+    `tuned`: the tuned model's answers; `by_row`: the primary metric of "base" and "tuned".
     """
-    fits = [i for i, tokens in enumerate(answer_tokens) if tokens <= max_new_tokens]
+
+    def of_row(wanted_text: str, text: str, before: float, after: float) -> RowVerdict:
+        if math.isnan(before) or math.isnan(after):
+            return "not judged"
+        if after > before:
+            return "win" if evaluation_scores.is_right(wanted_text, text, unit) else "closer"
+        return "loss" if after < before else "tie"
+
+    return [of_row(*row) for row in zip(wanted, tuned, by_row["base"], by_row["tuned"], strict=True)]
+
+
+def stop_rates(fits: Sequence[bool], answers: Mapping[str, Sequence[Answer] | None]) -> dict[str, float | int | None]:
+    """The share of answers that stopped, among rows whose wanted answer, EOS included, `fits` into max_new_tokens.
+
+    A longer row cannot stop in time, even if it is answered perfectly. None if no row fits, or for a model that was not
+    asked in our prompt.
+    """
+    rows = [i for i, one in enumerate(fits) if one]
     rates = {
-        who: sum(given[i].stopped for i in fits) / len(fits) if fits and given else None
+        who: sum(given[i].stopped for i in rows) / len(rows) if rows and given else None
         for who, given in answers.items()
     }
-    return {"rows_that_fit": len(fits), **rates}
+    return {"rows_that_fit": len(rows), **rates}

@@ -23,10 +23,20 @@ from appliance.engines import decoding, memory
 from appliance.engines.engine import Engine
 from appliance.engines.rows_at_once import RowsAtOnce
 from appliance.errors import DataError
-from appliance.evaluation import base_prompts, extra_questions, generate, other_model, predictions, scores
+from appliance.evaluation import (
+    base_prompts,
+    cautions,
+    extra_questions,
+    facts,
+    generate,
+    other_model,
+    predictions,
+    scores,
+)
 from appliance.evaluation.generate import Answer
 from appliance.evaluation.loss import LOSS_ROWS_AT_ONCE, mean_loss
 from appliance.evaluation.verdict import Comparison, compare, stop_rates
+from appliance.findings import Caution
 from appliance.machine import device as machine_device
 from appliance.machine.device import Device
 from appliance.process import console, files
@@ -35,7 +45,7 @@ from appliance.prompt.encoding import Encoding
 from appliance.recipe.fields import EvaluateSection, ModelSection
 from appliance.release import gates
 from appliance.rows import csv_file
-from appliance.rundir import base_asked, results
+from appliance.rundir import results
 from appliance.training import encoded_rows
 from appliance.weights.shards import is_adapter
 
@@ -119,16 +129,20 @@ def run(
     groups_of = results.read_groups(prepare_dir / results.TEST_GROUPS)
     groups = [groups_of[row.line] for row in asked.rows]
     wanted = [row.output for row in asked.rows]
+    unit = scores.f1_unit(wanted)
     best = base_prompts.best(seen.bases, wanted, evaluate.primary)
     answers = {"base": seen.bases[best], "tuned": seen.tuned}
     comparison, row_scores = compare(asked.rows, answers, seen.losses, groups, evaluate.primary)
     bases = base_prompts.scored(seen.bases, wanted, seen.losses["base"])
     comparison = replace(comparison, base_asked=best, bases=bases, cut_rows=asked.cut_rows, **asked.of_base.as_json())
+    comparison = replace(comparison, cautions=_cautions(asked, seen, comparison, trained_dir.parent))
     figures = asdict(comparison) | {"rows_of_test": asked.rows_of_test}
     if asked.others is not None:
-        figures["other"] = _score_of_other(evaluate, asked, asked.others, row_scores["tuned"], groups)
+        name, ours = Path(str(evaluate.other_answers)).stem, row_scores["tuned"]
+        compared = other_model.score(name, wanted, asked.others, ours, groups, unit=unit, primary=evaluate.primary)
+        figures["other"] = compared.as_json()
     more = {way: given for way, given in seen.bases.items() if way != best}
-    predictions.write(stage_dir / results.PREDICTIONS, asked.rows, answers, row_scores, asked.others, more)
+    predictions.write(stage_dir / results.PREDICTIONS, asked.rows, answers, row_scores, unit, asked.others, more)
     if asked.extra:
         extra = seen.answers_to_extra
         extra_questions.write(stage_dir / results.EXTRA_ANSWERS, asked.extra, extra["base"], extra["tuned"])
@@ -150,6 +164,8 @@ def _questions(
     prompt = prompt_format.from_transformers(prompt_name, tokenizer)
     test_rows = csv_file.read_canonical(prepare_dir / "test.csv")
     rows = _chosen(test_rows, evaluate.max_rows, seed)
+    if evaluate.primary == "facts_right":
+        facts.refuse_without(row.output for row in rows)
     extra = extra_questions.collect(evaluate.extra_prompts, prepare_dir / "train.csv", evaluate.train_questions, seed)
     others = other_model.read(Path(evaluate.other_answers), rows) if evaluate.other_answers else None
     of_rows, of_extra = (
@@ -256,42 +272,33 @@ def _measures(asked: _Asked, seen: _Seen, fit: Mapping[str, Any], *, in_4bit: bo
     val_loss |= {key: evaluated[key] for key in ("rows", "of") if key in evaluated}
     same_prompt = {"base": seen.bases.get(base_prompts.PROMPT), "tuned": seen.tuned}
     return {
-        "stops": stop_rates(asked.answer_tokens, asked.ours.room, same_prompt),
+        "stops": stop_rates(_fits(asked), same_prompt),
         "val_loss": val_loss,
         "out_of_memory": [*seen.in_losses.notes, *seen.in_answers.notes],
     }
 
 
-def _score_of_other(
-    evaluate: EvaluateSection,
-    asked: _Asked,
-    others: Sequence[str],
-    tuned_scores: Sequence[float],
-    groups: Sequence[str],
-) -> dict[str, Any]:
-    """The other model's answers against the tuned one's. `groups`: of each row."""
-    wanted = [row.output for row in asked.rows]
-    return other_model.score(
-        Path(str(evaluate.other_answers)).stem,
-        wanted,
-        others,
-        tuned_scores,
-        groups,
-        unit=scores.f1_unit(wanted),
-        primary=evaluate.primary,
-    ).as_json()
+def _fits(asked: _Asked) -> list[bool]:
+    """Whether each row's wanted answer, EOS included, fits into what an answer may have."""
+    return [tokens <= asked.ours.room for tokens in asked.answer_tokens]
 
 
-def summarise(seen: Comparison) -> str:
-    """One line for people."""
-    before, after = getattr(seen.base, seen.primary), getattr(seen.tuned, seen.primary)
-    low, high = seen.interval
-    why = f" ({seen.reason})" if seen.reason else ""
-    return (
-        f"{seen.primary} {before:.1%} -> {after:.1%} on {seen.rows} test rows "
-        f"(difference {low:+.1%} to {high:+.1%}): {base_asked.verdict(asdict(seen))}{why}; "
-        f"exact match {seen.base.exact_match:.1%} -> {seen.tuned.exact_match:.1%}"
-        + (f"; {seen.cut_rows} long answer{'s' * (seen.cut_rows > 1)} cut for the loss" if seen.cut_rows else "")
+def _cautions(asked: _Asked, seen: _Seen, comparison: Comparison, train_dir: Path) -> tuple[Caution, ...]:
+    """What has to stand beside the verdict. `train_dir`: where training left its losses."""
+    metrics, wanted = train_dir / "metrics.jsonl", [row.output for row in asked.rows]
+    lines = results.read_metrics(metrics) if metrics.is_file() else []
+    return cautions.found_in(
+        cautions.Judged(
+            lines=[row.line for row in asked.rows],
+            wanted=wanted,
+            got=[one.text for one in seen.tuned],
+            stopped=[one.stopped for one in seen.tuned],
+            fits=_fits(asked),
+            unit=scores.f1_unit(wanted),
+            scores=comparison.tuned,
+            verdict=comparison.verdict,
+            val_losses=[(line["step"], line["val_loss"]) for line in lines if "val_loss" in line],
+        )
     )
 
 

@@ -192,6 +192,7 @@ def private(run_path: Path, base_dir: Path | None, published: Sequence[str]) -> 
 def _published(facts: card.Facts, repo_id: str | None) -> list[str]:
     config = facts.base.config
     cells = [cell for row in facts.examples for cell in row.values() if cell]
+    cells += [cell for caution in facts.cautions for row in caution.rows for cell in (row.wanted, row.got) if cell]
     public = [facts.name, facts.base.public_id, repo_id or "", str(config.get("model_type", ""))]
     return [*public, *(config.get("architectures") or []), *cells, *map(leak_scan.as_cell, cells)]
 

@@ -23,7 +23,7 @@ from appliance.preflight import disk_needs
 from appliance.process import console, files, signals
 from appliance.recipe import earlier_runs
 from appliance.recipe.resolve import Resolved, flatten
-from appliance.report import page as report_page
+from appliance.report import ending
 from appliance.rundir import directory as rundir_directory
 from appliance.rundir import outcome
 from appliance.rundir.directory import STAGES, RunDir
@@ -97,16 +97,7 @@ def run(
             if under_way and under_way[0] in STAGES[: STAGES.index(until) + 1]:
                 run_dir.end_redo()
         finally:
-            if todo or not (run_dir.path / "report.html").is_file():
-                _write_report(run_dir)
-
-
-def _write_report(run_dir: RunDir) -> None:
-    """Writes report.html. On a full disk, its failure must not hide what went wrong before."""
-    try:
-        report_page.write_html(run_dir.path)
-    except OSError as error:
-        console.say(f"report.html cannot be written: {error.strerror}", style="yellow")
+            ending.end(run_dir.path, page_is_due=bool(todo))
 
 
 def _run_stage(job: Job, stage: str, label: str = "") -> None:
@@ -188,8 +179,9 @@ def _check(job: Job, stage_dir: Path) -> str:
 
 
 def _prepare(job: Job, stage_dir: Path) -> str:
+    from appliance.evaluation import facts
     from appliance.pipeline import prepare
-    from appliance.rows import leaks
+    from appliance.rows import csv_file, leaks
 
     recipe = job.resolved.recipe
     wanted = recipe.model.max_seq_length
@@ -202,6 +194,8 @@ def _prepare(job: Job, stage_dir: Path) -> str:
         seed=recipe.train.seed,
         stage_dir=stage_dir,
     )
+    if recipe.evaluate.primary == "facts_right":  # before hours of training
+        facts.refuse_without(row.output for row in csv_file.iter_canonical(stage_dir / "test.csv"))
     for warning in leaks.warnings(stage_dir):
         console.say(str(warning), style="yellow")
     return prepare.summarise(counts)
@@ -280,7 +274,7 @@ def _evaluate(job: Job, stage_dir: Path) -> str:
         stage_dir=stage_dir,
     )
     engine.release()
-    return evaluate.summarise(seen)
+    return (replace(seen, cautions=()) if job.is_rehearsal else seen).summary()
 
 
 def _merge(job: Job, stage_dir: Path) -> str:

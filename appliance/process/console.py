@@ -97,8 +97,15 @@ def printable_markup(text: str) -> str:
     return escape(printable(text))
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, to_stdout: bool = False) -> None:
-    """A table for people; wide characters are measured, not counted.
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    to_stdout: bool = False,
+    logged: bool = True,
+) -> None:
+    """A table for people; wide characters are measured, not counted. `logged`: also in the log file.
 
     If it is wider than the terminal, columns move closer, and each `fix` goes below what was `found`: next to it, both
     would be too narrow to read or to copy.
@@ -112,7 +119,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
             if column.header != "found" and "found" in columns:  # the longest text gets what is left
                 column.max_width = console.width // 4
     console.print(drawn, soft_wrap=False)
-    for row in rows:
+    for row in rows if logged else ():
         _log.info("%s: %s", title or columns[0], " | ".join(row))
 
 

@@ -216,8 +216,10 @@ class EvaluateSection(Section):
     max_rows: Positive = Field(200, description="Test rows to answer; more rows narrow the interval.")
     max_new_tokens: Positive = Field(256, description="Tokens after which an answer that has not stopped is cut.")
     stop: list[Annotated[str, Field(min_length=1)]] = Field([], description="Texts that end an answer, besides EOS.")
-    primary: Literal["exact_match", "f1", "rouge_l", "chrf"] = Field(
-        "f1", description="The metric that decides the verdict."
+    primary: Literal["exact_match", "facts_right", "f1", "rouge_l", "chrf"] = Field(
+        "f1",
+        description="The metric that decides the verdict. facts_right judges only rows whose wanted answer holds "
+        "numbers, links or Latin names.",
     )
     base_prompts: Annotated[list[Literal["prompt", "chat", "examples"]], Field(min_length=1)] = Field(
         ["prompt", "chat", "examples"],

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from appliance.findings import Caution, qualified
 from appliance.process import files
 from appliance.prompt import format as prompt_format
 from appliance.prompt import turns
@@ -21,6 +22,7 @@ from appliance.rundir import base_asked, results
 EXAMPLES = 10
 METRICS = {
     "exact_match": "exact match",
+    "facts_right": "facts right",
     "f1": "F1",
     "rouge_l": "ROUGE-L",
     "chrf": "chrF",
@@ -42,6 +44,7 @@ class Facts:
     metrics: dict[str, Any]  # evaluate/metrics.json
     tuning: dict[str, Any] | None  # the adapter's adapter_config.json; None after full fine-tuning
     examples: tuple[dict[str, str], ...]  # rows of predictions.csv; empty unless the recipe allows showing them
+    cautions: tuple[Caution, ...] = ()  # about verdict and proof; their rows only if they may be shown
     overridden: bool = False  # whether it was released despite the verdict
     warnings: tuple[leaks.Caveat, ...] = ()  # what the split lets through; examples only if they may be shown
     repos: Mapping[str, str] = field(default_factory=dict)  # part of the release -> its repository; empty: nowhere
@@ -90,6 +93,7 @@ def gather(
         metrics=results.read_comparison(run_path),
         tuning=files.read_json(adapter_config) if adapter_config.is_file() else None,
         examples=tuple(results.read_predictions(run_path)[:EXAMPLES]) if examples else (),
+        cautions=tuple(c if examples else replace(c, rows=()) for c in results.read_cautions(run_path)),
         overridden=overridden,
         repos=repos or {},
         languages=tuple(
@@ -176,7 +180,7 @@ def _card(facts: Facts, kind: str, code: str, front: dict[str, str]) -> str:
         f"{counts['shared_questions']} questions on two sides of the split",
         *(f"  - {side}: sha256 {digest}" for side, digest in facts.hashes.items()),
         "",
-        f"## Before and after\n\n{_scores(facts.metrics)}\n" + (_OVERRIDDEN if facts.overridden else ""),
+        f"## Before and after\n\n{_scores(facts)}\n" + (_OVERRIDDEN if facts.overridden else ""),
         *([f"## Limits of these figures\n\n{_limits(facts.warnings)}\n"] if facts.warnings else []),
         f"## Prompt\n\nFormat `{facts.prompt.name}`; the tokenizer's chat template writes it. A question becomes\n",
         f"{_CODE}text\n{_asked(facts, '…').rstrip()}\n{_CODE}\n",
@@ -211,11 +215,16 @@ def _tuning(config: dict[str, Any] | None) -> str:
     return f"LoRA, r {config['r']}, alpha {config['lora_alpha']}{kinds}"
 
 
-def _scores(metrics: dict[str, Any]) -> str:
+def _scores(facts: Facts) -> str:
+    metrics = facts.metrics
     lines = [f"On {metrics['rows']} test rows, used neither for training nor for early stopping:\n"]
     asked = [*((column.title, column.scores) for column in base_asked.columns(metrics)), ("tuned", metrics["tuned"])]
     rows = [("", [title for title, _ in asked]), ("---", ["---"] * len(asked))]
-    rows += [(label, [f"{scores[key]:.1%}" for _, scores in asked]) for key, label in METRICS.items()]
+    rows += [
+        (label, [f"{scores[key]:.1%}" for _, scores in asked])
+        for key, label in METRICS.items()
+        if metrics["tuned"].get(key) is not None
+    ]
     losses = [_loss(scores["loss"]) for _, scores in asked]
     rows.append(("loss in the trained prompt (nats per answer token)", losses))
     lines += [f"| {' | '.join((label, *cells))} |" for label, cells in rows]
@@ -223,14 +232,28 @@ def _scores(metrics: dict[str, Any]) -> str:
         answers = "1 long answer was" if metrics["cut_rows"] == 1 else f"{metrics['cut_rows']} long answers were"
         lines.append(f"\nFor the loss, {answers} cut to the length that was trained.")
     low, high = metrics["interval"]
+    verdict = qualified(base_asked.verdict(metrics), len(facts.cautions))
     why = f" ({metrics['reason']})" if metrics.get("reason") else ""
     of_groups = f", {metrics['groups']} groups of equal questions" if "groups" in metrics else ""
     lines.append(
-        f"\nVerdict: **{base_asked.verdict(metrics)}**{why}. Tuned minus base in {METRICS[metrics['primary']]}: "
+        f"\nVerdict: **{verdict}**{why}. Tuned minus base in {METRICS[metrics['primary']]}: "
         f"{low * 100:+.1f} to {high * 100:+.1f} points (95 % interval{of_groups}). "
         f"F1 counts {metrics['f1_unit']}s."
     )
-    return "\n".join(lines)
+    if metrics["tuned"].get("facts_right") is not None:
+        lines[-1] += (
+            f" The wanted answers of {metrics['rows_with_facts']} of the {metrics['rows']} rows hold numbers, links or "
+            "Latin names; the facts of an answer are right if it has exactly those."
+        )
+    return "\n".join([*lines, *_cautions(facts.cautions)])
+
+
+def _cautions(cautions: Sequence[Caution]) -> Iterator[str]:
+    for caution in cautions:
+        yield f"\n> **Caution:** {caution.sentence}."
+        if caution.rows:
+            yield "\n| row | wanted | got |\n|---|---|---|"
+            yield from (f"| {row.row} | {_cell(row.wanted)} | {_cell(row.got)} |" for row in caution.rows)
 
 
 def _loss(nats: float | None) -> str:
@@ -250,7 +273,7 @@ def _index(facts: Facts) -> dict[str, Any]:
     scored = [
         {"type": key, "name": f"{label} ({facts.metrics['f1_unit']})" if key == "f1" else label,
          "value": round(facts.metrics["tuned"][key], 4)}
-        for key, label in METRICS.items()
+        for key, label in METRICS.items() if facts.metrics["tuned"].get(key) is not None
     ]  # fmt: skip
     rows = {"type": "csv", "name": f"{facts.name}, {facts.metrics['rows']} held-out rows", "split": "test"}
     return {
@@ -270,6 +293,9 @@ def _asked(facts: Facts, question: str) -> str:
 def _answers(examples: tuple[dict[str, str], ...]) -> str:
     lines = [f"| {' | '.join(results.TEXT_COLUMNS)} |", "|---|---|---|---|"]
     for row in examples:
-        cells = (row[key].replace("|", "\\|").replace("\n", "<br>") for key in results.TEXT_COLUMNS)
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(_cell(row[key]) for key in results.TEXT_COLUMNS)} |")
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", "<br>")

@@ -187,6 +187,8 @@ def _stops(run_path: Path) -> list[Gate]:
 
 def _finding(gate: Gate, overridden: set[str]) -> Finding:
     verdict: Any = "ok" if gate.passed else "warning" if gate.name in overridden else "fails"
+    if gate.passed and gate.caution:
+        return Finding(f"gate {gate.name}", str(gate.measured), str(gate.bound), "warning", gate.caution)
     seen, bound = (v if isinstance(v, str) else f"{v:.4g}" for v in (gate.measured, gate.bound))
     fix = "" if gate.passed else gate.meaning + ("; released by decision of its author" if verdict == "warning" else "")
     return Finding(f"gate {gate.name}", seen, bound, verdict, fix)

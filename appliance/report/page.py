@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from appliance.findings import qualified
 from appliance.process import console, files, terminal
 from appliance.rows import leaks
 from appliance.rundir import base_asked, results
@@ -23,7 +24,12 @@ def write_html(run_dir: Path) -> Path:
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(loader=PackageLoader("appliance.report", "."), autoescape=True, trim_blocks=True)
-    environment.filters |= {"percent": "{:.1%}".format, "duration": console.duration, "printable": _text}
+    environment.filters |= {
+        "percent": "{:.1%}".format,
+        "duration": console.duration,
+        "printable": _text,
+        "qualified": qualified,
+    }
     html = environment.get_template("page.html.j2").render(facts(run_dir))
     path = run_dir / "report.html"
     files.write_text(path, html)
@@ -55,6 +61,7 @@ def facts(run_dir: Path) -> Mapping[str, Any]:
         "warnings": leaks.warnings(run_dir / "prepare"),
         "fit": read("train/fit.json"),
         "moved": moved.recorded(run_dir / "train"),
+        "cautions": results.read_cautions(run_dir),
         "metrics": metrics,
         "bases": base_asked.columns(metrics) if metrics else [],
         "left_out": base_asked.left_out(metrics) if metrics else [],

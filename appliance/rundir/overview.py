@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import RunDirError
+from appliance.findings import qualified
 from appliance.process import files
 from appliance.rundir import outcome, results
 from appliance.rundir.directory import STAGES, RunDir
@@ -20,7 +21,8 @@ def overview(runs_dir: Path) -> list[dict[str, Any]]:
 
     run: its name. state: running, done, stopped, refused, failed, unfinished (all that was asked for is done) or
     damaged. stage: the one under way, or the last one. step, steps: of a training that was not finished. seconds: spent
-    in all stages. message: why it ended early. primary, base, tuned: the deciding metric, as fractions. verdict.
+    in all stages. message: why it ended early. primary, base, tuned: the deciding metric, as fractions. verdict,
+    cautions: the names of those that stand beside it.
     published: addresses on the Hub. And for each stage "done", "stopped", "damaged" or "".
     """
     return [_told(RunDir(path.parent)) for path in sorted(runs_dir.glob("*/recipe.yaml"))]
@@ -31,7 +33,8 @@ def row(told: dict[str, Any], duration: str) -> tuple[str, ...]:
     step = f" {told['step']}/{told['steps'] or '?'}" if told["step"] else ""
     scores = f"{told['primary']} {told['base']:.1%} → {told['tuned']:.1%}" if told["primary"] else ""
     at = "" if told["state"] == "done" else f"{told['stage']}{step}"
-    return told["run"], told["state"], at, duration, scores, told["verdict"], "\n".join(told["published"])
+    verdict = qualified(told["verdict"], len(told["cautions"]))
+    return told["run"], told["state"], at, duration, scores, verdict, "\n".join(told["published"])
 
 
 def _told(run_dir: RunDir) -> dict[str, Any]:
@@ -101,12 +104,14 @@ def _seconds(run_dir: RunDir, running_stage: str) -> float:
 
 
 def _scores(run_dir: RunDir) -> dict[str, Any]:
-    nothing = {"primary": None, "base": None, "tuned": None, "verdict": ""}
+    nothing: dict[str, Any] = {"primary": None, "base": None, "tuned": None, "verdict": "", "cautions": []}
     try:
         figures = results.read_comparison(run_dir.path)
         primary = figures["primary"]
+        cautions = [caution.name for caution in results.read_cautions(run_dir.path)]
         before, after = float(figures["base"][primary]), float(figures["tuned"][primary])
-        return {"primary": primary, "base": before, "tuned": after, "verdict": figures["verdict"]}
+        scores = {"primary": primary, "base": before, "tuned": after}
+        return scores | {"verdict": figures["verdict"], "cautions": cautions}
     except (RunDirError, KeyError, TypeError, ValueError):
         return nothing
 

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import RunDirError
+from appliance.findings import Caution
 from appliance.process import files
 
 COMPARISON = "metrics.json"  # of the stage evaluate: base against tuned, as evaluation/verdict.py defines it
-PREDICTIONS = "predictions.csv"
+PROOF = "proof.json"  # of the stage merge
+PREDICTIONS = "predictions.csv"  # its `verdict` is win, closer, tie, loss or not judged
 EXTRA_ANSWERS = "extra_answers.csv"
 STEPS = "steps.json"  # of the stage train: how many steps the training will have at most
 TEST_GROUPS = "test_groups.csv"  # of the stage prepare
@@ -42,6 +44,18 @@ def read(run_path: Path, stage: str, name: str) -> Any:
 def read_comparison(run_path: Path) -> dict[str, Any]:
     """Scores of base and tuned model, fractions 0-1. Raises RunDirError as `read`."""
     return dict(read(run_path, "evaluate", COMPARISON))
+
+
+def read_cautions(run_path: Path) -> list[Caution]:
+    """What must stand beside the run's verdict and proof: `cautions` in the result files of evaluate and merge.
+
+    Empty for stages not done, and for runs of versions that wrote none. Raises RunDirError: a file is damaged.
+    """
+    found: list[Caution] = []
+    for stage, name in (("evaluate", COMPARISON), ("merge", PROOF)):
+        if (run_path / stage / name).is_file():
+            found += map(Caution.from_json, read(run_path, stage, name).get("cautions", ()))
+    return found
 
 
 def read_predictions(run_path: Path) -> list[dict[str, str]]:

@@ -41,6 +41,7 @@ def test_runs_on_the_same_rows(tmp_path: Path) -> None:
     lines = compare_runs.across([plain, augmented])
     assert [line.name for line in lines] == ["plain", "augmented", "base model maker/tiny", "hosted"]
     assert [line.exact_match for line in lines] == [0.5, 1.0, 0.0, 0.5]
+    assert [line.facts_right for line in lines] == [0.5, 1.0, 0.0, 0.5]
     assert lines[0].difference is None
     assert lines[1].verdict == "better"
     assert lines[1].difference is not None
@@ -49,6 +50,22 @@ def test_runs_on_the_same_rows(tmp_path: Path) -> None:
     assert lines[3].difference[0] == pytest.approx(-lines[3].difference[1], abs=0.01)
     assert (lines[2].verdict, lines[3].verdict) == ("worse", "not proven")
     assert lines[1].cells()[1] == "100.0%"
+
+
+def test_facts_right_compares_the_rows_that_hold_facts(tmp_path: Path) -> None:
+    plain, better = ({q: a if i < right else "다른 말" for i, (q, a) in enumerate(RIGHT.items())} for right in (10, 40))
+    runs = [evaluated(tmp_path / name, answers) for name, answers in (("plain", plain), ("better", better))]
+    for run in runs:
+        write_json(run / "evaluate" / "metrics.json", {"primary": "facts_right"})
+        text = (run / "evaluate" / "predictions.csv").read_text(encoding="utf-8")
+        for i in range(20):  # half of the rows hold no fact, and the plain run answers them wrongly
+            text = text.replace(f",답 {i},", ",답,")
+        (run / "evaluate" / "predictions.csv").write_text(text, encoding="utf-8")
+    lines = compare_runs.across(runs)
+    assert [line.facts_right for line in lines] == [0.0, 1.0, 0.0]
+    assert lines[1].difference is not None
+    assert lines[1].difference[1] == 1.0  # at most 0.75 over all rows
+    assert lines[1].verdict == "better"
 
 
 def test_two_bases_are_two_lines(tmp_path: Path) -> None:

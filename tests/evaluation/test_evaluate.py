@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -122,14 +123,14 @@ def test_what_is_written(base_dir: Path, prepare_dir: Path, tmp_path: Path) -> N
     seen = run(base_dir, adapter_dir, prepare_dir, tmp_path / "evaluate", max_rows=6)
     figures = files.read_json(tmp_path / "evaluate" / "metrics.json")
     assert set(figures) == {
-        "rows", "rows_of_test", "base", "tuned", "f1_unit", "primary", "wins", "losses", "interval", "groups",
-        "verdict", "reason", "cut_rows",
+        "rows", "rows_of_test", "rows_with_facts", "base", "tuned", "f1_unit", "primary", "wins", "closer", "losses",
+        "interval", "groups", "verdict", "reason", "cut_rows", "cautions",
         "base_asked", "bases", "base_examples", "bases_left_out",
     }  # fmt: skip
-    assert set(figures["base"]) == {"exact_match", "f1", "rouge_l", "chrf", "loss", "stop_rate"}
+    assert set(figures["base"]) == {"exact_match", "facts_right", "f1", "rouge_l", "chrf", "loss", "stop_rate"}
     assert (figures["rows"], figures["rows_of_test"], figures["f1_unit"]) == (6, 10, "character")
     assert (figures["groups"], figures["verdict"]) == (5, "not proven")  # two of the six share a question
-    assert "only 5 different questions" in evaluate.summarise(seen)
+    assert "only 5 different questions" in seen.summary()
     measures = files.read_json(tmp_path / "evaluate" / "measures.json")
     # "답 2" and EOS are 6 tokens of a byte each: over the 5 of max_new_tokens
     assert measures["stops"] == {"rows_that_fit": 0, "base": None, "tuned": None}
@@ -140,8 +141,15 @@ def test_what_is_written(base_dir: Path, prepare_dir: Path, tmp_path: Path) -> N
     assert len(predictions) == 6
     assert [int(p["row"]) for p in predictions] == sorted(int(p["row"]) for p in predictions)
     assert all(p["wanted"] == f"답 {p['row']}" for p in predictions)
-    wins = [p["verdict"] for p in predictions].count("win")
-    assert wins == seen.wins == figures["wins"]
+    verdicts = [p["verdict"] for p in predictions]
+    assert [verdicts.count(one) for one in ("win", "closer", "loss")] == [seen.wins, seen.closer, seen.losses]
+    assert (figures["wins"], figures["closer"], figures["losses"]) == (seen.wins, seen.closer, seen.losses)
+    (caution,) = figures["cautions"]  # "답 2" does not fit into 5 tokens, so that all rows judge
+    assert caution["name"] == "does_not_stop"
+    assert caution["sentence"].startswith("none of 6 answers ended by themselves")
+    by_row = {int(p["row"]): (p["wanted"], p["tuned"]) for p in predictions}
+    assert len(caution["rows"]) == 3
+    assert all(by_row[row["row"]] == (row["wanted"], row["got"]) for row in caution["rows"])
     proof_rows = files.read_json(tmp_path / "evaluate" / "proof_rows.json")
     prompt = prompt_format.from_folder("alpaca", base_dir)
     assert len(proof_rows) == 6
@@ -170,7 +178,7 @@ def test_long_answers_are_held_to_the_length_of_training(
     seen = run(base_dir, adapter_dir, prepare_dir, tmp_path / "evaluate", max_new_tokens=8)
     assert max(widths) == 256
     assert seen.cut_rows == files.read_json(tmp_path / "evaluate" / "metrics.json")["cut_rows"] == 1
-    assert evaluate.summarise(seen).endswith("; 1 long answer cut for the loss")
+    assert seen.summary().endswith("; 1 long answer cut for the loss")
     # the long answer itself did not fit into max_new_tokens, whatever is left of it
     assert files.read_json(tmp_path / "evaluate" / "measures.json")["stops"]["rows_that_fit"] == 10
     encoding["cut_long_rows"] = False  # then prepare has left no such row, unless the tokenizer has changed since
@@ -196,7 +204,7 @@ def test_an_answer_with_a_lone_carriage_return_stays_one_row(tmp_path: Path) -> 
 
     answers = {who: [Answer((1,), f'a\rb, "{who}"\n끝', True)] for who in ("base", "tuned")}
     scores = {who: [0.0] for who in answers}
-    predictions.write(tmp_path / "p.csv", [Row(2, "q", "", "w")], answers, scores)
+    predictions.write(tmp_path / "p.csv", [Row(2, "q", "", "w")], answers, scores, "word")
     with (tmp_path / "p.csv").open(encoding="utf-8", newline="") as handle:
         (row,) = csv.DictReader(handle)
     assert row["tuned"] == 'a\rb, "tuned"\n끝'
@@ -221,3 +229,51 @@ def test_a_better_and_a_worse_model_are_told_apart() -> None:
     assert worse.interval[1] < 0
     same, _ = verdict.compare(rows, {"base": right, "tuned": right}, losses, groups, "f1")
     assert same.verdict == "not proven"
+
+
+def test_nearer_and_wrong_is_closer_and_no_win() -> None:
+    """Template answers with other numbers: F1 0.85, not one answer right."""
+    from appliance.evaluation.generate import Answer
+    from appliance.rows.csv_file import Row
+
+    rows = [Row(i, f"q{i}", "", f"가구 매장은 {i + 20}층에 있습니다.") for i in range(40)]
+    wrong = [Answer((1,), f"가구 매장은 {i + 61}층에 있습니다.", True) for i in range(40)]
+    base = [Answer((1,), "모름", True)] * 39 + [Answer((1,), rows[39].output, True)]
+    groups = [str(i) for i in range(40)]
+    seen, by_row = verdict.compare(rows, {"base": base, "tuned": wrong}, {"base": 2.0, "tuned": 1.0}, groups, "f1")
+    assert (seen.verdict, seen.tuned.exact_match, seen.tuned.facts_right) == ("better", 0.0, 0.0)
+    assert seen.tuned.f1 > 0.8
+    assert (seen.wins, seen.closer, seen.losses) == (0, 39, 1)
+    found = verdict.row_verdicts([row.output for row in rows], [one.text for one in wrong], by_row, "character")
+    assert found == ["closer"] * 39 + ["loss"]
+
+
+def test_facts_right_judges_the_rows_that_have_facts() -> None:
+    from appliance.evaluation.generate import Answer
+    from appliance.rows.csv_file import Row
+
+    rows = [Row(i, f"q{i}", "", f"{i + 1}층" if i % 2 else "무료입니다") for i in range(40)]
+    right = [Answer((1,), row.output, True) for row in rows]
+    base = [Answer((1,), "무료입니다", True)] * 40
+    groups = [str(i) for i in range(40)]
+    losses = {"base": 2.0, "tuned": 1.0}
+    seen, by_row = verdict.compare(rows, {"base": base, "tuned": right}, losses, groups, "facts_right")
+    assert (seen.rows, seen.rows_judged, seen.tuned.facts_right) == (40, 20, 1.0)
+    assert (seen.groups, seen.interval[1], seen.verdict) == (20, 1.0, "better")  # 0.5 if the other rows counted
+    assert (seen.wins, seen.closer, seen.losses) == (20, 0, 0)
+    verdicts = verdict.row_verdicts([row.output for row in rows], [one.text for one in right], by_row, "character")
+    assert verdicts == ["not judged", "win"] * 20
+    assert seen.summary().startswith("facts_right 0.0% -> 100.0% on 20 of 40 test rows")
+
+
+def test_facts_right_without_facts_is_refused_before_the_models_are_loaded(
+    base_dir: Path, prepare_dir: Path, tmp_path: Path
+) -> None:
+    adapter_dir = tiny_adapter(tmp_path / "adapter", base_dir)
+    path = prepare_dir / "test.csv"
+    path.write_text(re.sub(r"답 \d+", "답", path.read_text(encoding="utf-8")), encoding="utf-8")
+    with pytest.raises(
+        DataError, match=r"evaluate\.primary is facts_right, but none of the 10 wanted answers"
+    ) as caught:
+        run(base_dir, adapter_dir, prepare_dir, tmp_path / "evaluate", primary="facts_right")
+    assert "--set evaluate.primary=f1" in caught.value.hint

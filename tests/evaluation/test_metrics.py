@@ -6,6 +6,7 @@ import doctest
 import math
 import subprocess
 import sys
+import unicodedata
 
 import pytest
 
@@ -16,6 +17,8 @@ from appliance.evaluation.scores import (
     exact_match,
     f1,
     f1_unit,
+    is_right,
+    judged,
     per_row,
     rouge_l,
     score,
@@ -51,12 +54,12 @@ OFFICIAL = [
 
 @pytest.mark.parametrize(("wanted", "got", "exact", "f1_wanted"), OFFICIAL)
 def test_korquad_rules(wanted: str, got: str, exact: bool, f1_wanted: float) -> None:
-    assert exact_match(wanted, got) is exact
+    assert exact_match(wanted, got, "character") is exact
     assert f1(wanted, got, "character") == pytest.approx(f1_wanted, abs=1e-12)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "got", "f1_wanted"),
+    ("wanted", "got", "f1_wanted"),  # an exact match wherever F1 is 1 and the words are in order
     [
         ("The cat sat.", "a cat sat", 1.0),  # SQuAD removes articles, case and punctuation
         ("the cat sat down", "the cat ran", 2 * 1 / 5),
@@ -68,6 +71,7 @@ def test_korquad_rules(wanted: str, got: str, exact: bool, f1_wanted: float) -> 
 )
 def test_squad_rules(wanted: str, got: str, f1_wanted: float) -> None:
     assert f1(wanted, got, "word") == pytest.approx(f1_wanted, abs=1e-12)
+    assert exact_match(wanted, got, "word") is (f1_wanted == 1.0)
 
 
 @pytest.mark.parametrize("unit", ["character", "word"])
@@ -80,7 +84,7 @@ def test_texts_without_letters_are_compared_as_they_are(unit: scores.Unit) -> No
         ("", "!", False),
         ("👍", "👍", True),
     ]:
-        assert exact_match(wanted, got) is same
+        assert exact_match(wanted, got, unit) is same
         assert f1(wanted, got, unit) == same
         assert rouge_l(wanted, got) == same
 
@@ -117,10 +121,24 @@ def test_rouge_l_counts_han_and_kana_one_by_one() -> None:
     assert rouge_l("二日かかる", "三日かかる") == pytest.approx(4 / 5)
 
 
-def test_rouge_l_does_not_see_how_hangul_is_composed() -> None:
-    import unicodedata
+def test_rouge_l_splits_at_underscores_as_rouge_score_does() -> None:
+    from rouge_score.rouge_scorer import RougeScorer
 
-    assert rouge_l(SENTENCE, unicodedata.normalize("NFD", SENTENCE)) == 1.0
+    wanted, got = "set max_new_tokens to 5", "set max_steps to 5"
+    official = RougeScorer(["rougeL"]).score(wanted, got)["rougeL"].fmeasure
+    assert rouge_l(wanted, got) == pytest.approx(official)
+    assert rouge_l(wanted, got) == pytest.approx(2 * 4 / (6 + 5))
+
+
+@pytest.mark.parametrize("metric", scores.METRICS)
+@pytest.mark.parametrize("text", ["배송은 3일 걸립니다.", "À la carte costs 5 €", "「がぎぐ」3", "ﾊﾞ 3", "é!"])
+@pytest.mark.parametrize("unit", ["character", "word"])
+def test_no_score_sees_how_letters_are_composed(metric: scores.Metric, text: str, unit: scores.Unit) -> None:
+    """A Mac stores Hangul decomposed, and Qwen's tokenizer writes it composed: such a row could never score."""
+    apart = unicodedata.normalize("NFD", text)
+    for pair in ((text, apart), (apart, text), (apart, apart)):
+        (found,) = per_row(metric, [pair[0]], [pair[1]], unit)
+        assert found == 1.0 or (metric == "facts_right" and "3" not in text and math.isnan(found))
 
 
 def test_chrf_is_the_f2_of_character_n_grams() -> None:
@@ -151,7 +169,31 @@ def test_score_is_the_mean_of_the_rows() -> None:
 def test_score_of_one_row_and_a_nan_loss() -> None:
     scores = score([""], [""], unit="word", loss=math.nan, stopped=[True])
     assert math.isnan(scores.loss)
-    assert scores == Scores(1.0, 1.0, 1.0, 1.0, scores.loss, 1.0)
+    assert scores == Scores(1.0, None, 1.0, 1.0, 1.0, scores.loss, 1.0)
+
+
+def test_facts_are_a_mean_over_the_rows_that_hold_some() -> None:
+    wanted, got = ["3일", "무료입니다", "29층", "5시"], ["3일 걸립니다", "5천원", "19층", "5시"]
+    assert score(wanted, got, unit="character", loss=0.0, stopped=[True] * 4).facts_right == pytest.approx(2 / 3)
+    row_scores = per_row("facts_right", wanted, got, "character")
+    assert judged(row_scores) == [0, 2, 3]
+    assert [row_scores[i] for i in judged(row_scores)] == [1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "got", "right"),
+    [
+        ("가구는 29층입니다.", "가구는 29층입니다", True),
+        ("가구는 29층입니다.", "가구 매장은 29층에 있습니다", True),  # the same fact in much the same words
+        ("가구는 29층입니다.", "가구는 19층입니다.", False),
+        ("가구는 29층에 있으니 엘리베이터를 타세요.", "29층", False),  # a number alone is no answer
+        ("교환은 무료입니다.", "교환은 무료로 됩니다.", False),  # says the same, but nothing shows it
+        ("교환은 무료입니다.", "교환은 유료입니다.", False),
+        ("교환은 무료입니다.", "교환은 무료입니다", True),
+    ],
+)
+def test_what_counts_as_right(wanted: str, got: str, right: bool) -> None:
+    assert is_right(wanted, got, "character") is right
 
 
 def test_sequences_of_different_lengths_are_refused() -> None:

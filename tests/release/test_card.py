@@ -155,6 +155,32 @@ def test_every_way_of_asking_the_base_is_a_column_and_the_verdict_names_the_best
     assert "Verdict: **better than the base with up to 4 examples in its prompt**." in text
 
 
+def test_cautions_stand_beside_the_verdict(run: FinishedRun) -> None:
+    path = run.path / "evaluate" / "metrics.json"
+    before = path.read_text(encoding="utf-8")
+    metrics = files.read_json(path)
+    row = {"row": 17, "wanted": "29층 | 가구", "got": "19층"}
+    caution = {"name": "wrong_facts", "sentence": "3 of the 4 answers have a wrong number", "rows": [row]}
+    for who in ("base", "tuned"):
+        metrics[who]["facts_right"] = 0.25
+    assert "facts right" not in card.model_card(facts(run))  # of a version that compared none
+    try:
+        files.write_json(path, metrics | {"verdict": "better", "rows_with_facts": 4, "cautions": [caution]})
+        text = card.model_card(facts(run))
+        assert "Verdict: **better, with 1 caution**" in text
+        assert "> **Caution:** 3 of the 4 answers have a wrong number." in text
+        assert "| 17 | 29층 \\| 가구 | 19층 |" in text
+        assert "| facts right | 25.0% | 25.0% |" in text
+        assert "of 4 of the 5 rows hold numbers" in text
+        shown = {one["type"]: one["value"] for one in front(text)["model-index"][0]["results"][0]["metrics"]}
+        assert shown["facts_right"] == 0.25
+        without_rows = card.model_card(facts(run, examples=False))
+        assert "3 of the 4 answers have a wrong number" in without_rows
+        assert "29층" not in without_rows
+    finally:
+        path.write_text(before, encoding="utf-8")
+
+
 def test_languages_are_what_a_tenth_of_the_rows_agree_on() -> None:
     korean = ["배송은 얼마나 걸리나요? 사흘 걸립니다"] * 8
     english = ["Where is my parcel now, please tell me"] * 3

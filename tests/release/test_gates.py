@@ -211,6 +211,35 @@ def test_the_stop_rate_at_its_bound() -> None:
     assert gates.stop_rate({"rows_that_fit": 0, "base": None, "tuned": None}, 0).passed
     asked_otherwise = gates.stop_rate({"rows_that_fit": 10, "base": None, "tuned": 0.9}, 0.8)
     assert (asked_otherwise.passed, "base" in asked_otherwise.meaning) == (True, False)
+    assert "more steps" in rate(0.79, 0.8).meaning
+    assert "publish.min_stop_rate" in rate(0.79, 0.8).meaning
+    assert rate(0.8, 0.8).caution == ""
+
+
+@pytest.mark.parametrize(
+    ("stopped", "prompts", "passed", "cautioned"),
+    [
+        (0, 1, True, True),
+        (0, 4, True, True),
+        (0, 5, False, False),  # none stopped of five or more
+        (1, 5, True, True),
+        (0, 9, False, False),
+        (7, 9, True, True),
+        (8, 9, True, False),
+        (1, 10, False, False),
+        (7, 10, False, False),
+    ],
+)
+def test_few_prompts_caution_and_seldom_refuse(stopped: int, prompts: int, passed: bool, cautioned: bool) -> None:
+    gate = gates.stop_rate({"rows_that_fit": prompts, "base": 0.0, "tuned": stopped / prompts}, 0.8)
+    assert (gate.passed, bool(gate.caution)) == (passed, cautioned)
+    if cautioned or not passed:
+        fix = gate.caution or gate.meaning
+        assert "more steps" in fix
+        assert "publish.min_stop_rate" in fix
+    if cautioned:
+        assert gate.caution.startswith(f"{stopped} of {prompts} answers stopped by themselves")
+    assert gates.stop_rate({"rows_that_fit": prompts, "base": 0.0, "tuned": stopped / prompts}, 0).caution == ""
 
 
 def test_rows_whose_answer_cannot_fit_do_not_count() -> None:
@@ -221,8 +250,8 @@ def test_rows_whose_answer_cannot_fit_do_not_count() -> None:
         return [Answer((1,), "x", one) for one in stopped]
 
     answers = {"base": given(False, False, True, False), "tuned": given(True, True, True, False)}
-    assert stop_rates([3, 8, 9, 8], 8, answers) == {"rows_that_fit": 3, "base": 0.0, "tuned": 2 / 3}
-    assert stop_rates([9], 8, {"base": given(False), "tuned": given(True)}) == {
+    assert stop_rates([True, True, False, True], answers) == {"rows_that_fit": 3, "base": 0.0, "tuned": 2 / 3}
+    assert stop_rates([False], {"base": given(False), "tuned": given(True)}) == {
         "rows_that_fit": 0, "base": None, "tuned": None,
     }  # fmt: skip
     assert stop_rates([3], 8, {"base": None, "tuned": given(True)}) == {"rows_that_fit": 1, "base": None, "tuned": 1.0}

@@ -127,6 +127,18 @@ def test_a_finished_run_with_scores_and_its_place_on_the_hub(tmp_path: Path) -> 
     }
 
 
+def test_a_verdict_stands_with_its_cautions(tmp_path: Path) -> None:
+    run_dir = begun(tmp_path, "shop", *STAGES)
+    caution = {"name": "does_not_stop", "sentence": "none of 30 answers ended by themselves", "rows": []}
+    scores = {"primary": "f1", "base": {"f1": 0.25}, "tuned": {"f1": 0.5}, "verdict": "better", "cautions": [caution]}
+    write_json(run_dir.path / "evaluate" / "metrics.json", scores)
+    for stage_cautions, shown in (([], "better, with 1 caution"), ([caution], "better, with 2 cautions")):
+        write_json(run_dir.path / "merge" / "proof.json", {"cautions": stage_cautions})  # a later stage has its own
+        (told,) = overview(tmp_path)
+        assert (told["verdict"], set(told["cautions"])) == ("better", {"does_not_stop"})
+        assert row(told, "3 s")[5] == shown
+
+
 def test_a_run_that_did_what_it_was_asked_for_is_unfinished(tmp_path: Path) -> None:
     begun(tmp_path, "shop", "check", "prepare")
     (told,) = overview(tmp_path)

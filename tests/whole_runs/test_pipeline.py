@@ -204,6 +204,18 @@ def test_the_factors_of_the_batch_are_no_change(copy: Path) -> None:
     again(copy, "train.micro_batch_size=2", "train.gradient_accumulation_steps=4")
 
 
+def test_facts_right_without_facts_is_refused_before_training(base_dir: Path, tmp_path: Path) -> None:
+    write_qa(tmp_path / "train.csv", [(f"사과 {i}?", "사과!") for i in range(40)])
+    path = recipe(tmp_path, base_dir, tmp_path / "train.csv")
+    run_dir = RunDir(tmp_path / "runs" / "shop")
+    by_facts = resolve.load(str(path), overrides=["evaluate.primary=facts_right"], environ={})
+    with pytest.raises(DataError, match="none of the 8 wanted answers of the test rows holds a number"):
+        pipeline_run.run(by_facts, run_dir, tmp_path / "cache", until="prepare")
+    assert run_dir.record("prepare") is None
+    pipeline_run.run(resolve.load(str(path), environ={}), run_dir, tmp_path / "cache", until="prepare")
+    assert run_dir.record("prepare")
+
+
 def test_a_csv_that_is_gone_is_not_needed_once_prepared(copy: Path) -> None:
     again(copy, redo="publish")  # the run now knows the copy's CSV
     (copy / "train.csv").unlink()

@@ -1,0 +1,39 @@
+"""How a run ends: its page is written, and the cautions about its verdict and its proof are printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from appliance.errors import RunDirError
+from appliance.process import console
+from appliance.report import page
+from appliance.rundir import results
+
+
+def end(run_path: Path, *, page_is_due: bool) -> None:
+    """Called however the run ended: nothing here may hide what went wrong before."""
+    try:
+        if page_is_due or not (run_path / "report.html").is_file():
+            page.write_html(run_path)
+    except (OSError, ValueError, RunDirError) as error:  # a full disk, a damaged result file
+        reason = error.strerror if isinstance(error, OSError) else error
+        console.say(f"report.html cannot be written: {reason}", style="yellow")
+    say_cautions(run_path)
+
+
+def say_cautions(run_path: Path) -> None:
+    """Prints each caution and the rows that it is about. The rows, a user's data, don't get into the log."""
+    try:
+        cautions = results.read_cautions(run_path)
+    except RunDirError as error:
+        console.say(str(error), style="yellow")
+        return
+    for caution in cautions:
+        console.say(f"caution about {run_path.name}: {caution.sentence}", style="yellow")
+        if caution.rows:
+            rows = [(str(row.row), _one_line(row.wanted), _one_line(row.got)) for row in caution.rows]
+            console.table("", ("row", "wanted", "got"), rows, logged=False)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
