@@ -123,7 +123,7 @@ def test_the_verdict_is_about_the_best_way_and_names_it(
     seen = run(chat_base, adapter_dir, prepare_dir, stage_dir, primary="exact_match")
     assert (seen.verdict, seen.base_asked, seen.base_examples) == ("worse", way, (4, 4))
     assert (seen.base.exact_match, seen.tuned.exact_match, seen.base.stop_rate) == (1.0, 0.0, 1.0)
-    assert f": worse than the base {named};" in seen.summary()
+    assert f": worse than the base {named}, with 1 caution; " in seen.summary()
 
     figures = files.read_json(stage_dir / "metrics.json")
     assert {name: scores["exact_match"] for name, scores in figures["bases"].items()} == {

@@ -254,7 +254,7 @@ def test_rows_whose_answer_cannot_fit_do_not_count() -> None:
     assert stop_rates([False], {"base": given(False), "tuned": given(True)}) == {
         "rows_that_fit": 0, "base": None, "tuned": None,
     }  # fmt: skip
-    assert stop_rates([3], 8, {"base": None, "tuned": given(True)}) == {"rows_that_fit": 1, "base": None, "tuned": 1.0}
+    assert stop_rates([True], {"base": None, "tuned": given(True)}) == {"rows_that_fit": 1, "base": None, "tuned": 1.0}
 
 
 @pytest.mark.parametrize(
