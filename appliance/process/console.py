@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from appliance.errors import ApplianceError, Interrupted
-from appliance.process import redact, signals
+from appliance.process import files, redact, signals
 from appliance.process.terminal import printable
 from appliance.process.typed import as_typed
 
@@ -165,6 +165,9 @@ class _Redacting(logging.Formatter):
 
 class _LogFile(logging.FileHandler):
     """On a full disk the log has a gap; the base class would print a traceback for every line."""
+
+    def _open(self) -> io.TextIOWrapper:
+        return cast(io.TextIOWrapper, files.open_own(Path(self.baseFilename), "a"))
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exception(), OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -9,7 +10,32 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from appliance.errors import EnvironmentUnavailable
+
+
+def open_own(path: Path, mode: str, *, errors: str = "strict") -> IO[str]:
+    """Opens a text file for writing, for this user only. Raises EnvironmentUnavailable: it is a symbolic link.
+
+    What a link in a run directory leads to is not the run's, and would be overwritten.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+    try:
+        return open(path, mode, encoding="utf-8", errors=errors, opener=opener)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise linked(path) from error
+
+
+def linked(path: Path) -> EnvironmentUnavailable:
+    return EnvironmentUnavailable(
+        f"{path} is a symbolic link; a run writes only what is its own", hint="remove the link, or start a new run"
+    )
 
 
 def sha256_of(path: Path) -> str:
@@ -21,6 +47,7 @@ def sha256_of(path: Path) -> str:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path next to `path`; after the block the file is on disk at `path`, complete or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)  # whatever is there: a link would be followed
     try:
         yield temporary
         fsync(temporary)
@@ -70,8 +97,8 @@ def fsync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with atomic_file(path) as temporary, open_own(temporary, "x") as stream:
+        stream.write(text)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -77,7 +77,7 @@ class RunDir:
 
         Raises RunDirError: another process holds it.
         """
-        with (self.path / ".lock").open("a+", encoding="utf-8") as handle:
+        with files.open_own(self.path / ".lock", "a+") as handle:
             try:
                 _lock(handle)
             except BlockingIOError as error:
@@ -147,7 +147,9 @@ class RunDir:
     def begin(self, stage: str, inputs: Inputs, *, keep: Sequence[str] = ()) -> Path:
         """Prepares the stage's folder: removes what a killed run left, except what is named in `keep`."""
         folder = self.stage_dir(stage)
-        folder.mkdir(exist_ok=True)
+        if folder.is_symlink():  # what it leads to would be emptied
+            raise files.linked(folder)
+        folder.mkdir(mode=0o700, exist_ok=True)
         for path in folder.iterdir():
             if path.name not in keep:
                 remove(path)
@@ -159,6 +161,7 @@ class RunDir:
         """Writes stage.json, last. Folders named in `unlisted` (checkpoints) are not part of the outputs."""
         folder = self.stage_dir(stage)
         fsync_all(folder)
+        _for_this_user_only(folder)
         outputs = {
             str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": files.sha256_of(path)}
             for path in sorted(folder.rglob("*"))
@@ -222,6 +225,14 @@ class RunDir:
             f"{self.path}: `{stage}` ran with other inputs:\n  " + "\n  ".join(lines),
             hint=f"start a new run with --set name=NEW, or redo `{stage}` and every stage after it with --redo {stage}",
         )
+
+
+def _for_this_user_only(folder: Path) -> None:
+    """Whatever the umask: libraries create files by it, and rows and answers are nobody else's business."""
+    folder.chmod(0o700)
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(0o700 if path.is_dir() else 0o600)
 
 
 def _lock(handle: IO[str]) -> None:

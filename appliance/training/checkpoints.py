@@ -230,7 +230,7 @@ def room_for(path: Path, needed: int) -> Iterator[None]:
 def append_line(path: Path, line: Mapping[str, Any]) -> None:
     """Appends a line of JSON to a file. Raises EnvironmentUnavailable: the disk is full."""
     text = json.dumps(line) + "\n"
-    with room_for(path, len(text)), path.open("a", encoding="utf-8") as handle:
+    with room_for(path, len(text)), process_files.open_own(path, "a") as handle:
         handle.write(text)
 
 

@@ -29,7 +29,7 @@ from typing import Any
 
 from appliance.errors import EnvironmentUnavailable, GateRefused
 from appliance.findings import Gate, finite
-from appliance.process import redact
+from appliance.process import files, redact
 from appliance.process.child import child_environment
 from appliance.process.files import read_json, write_json
 from appliance.weights import child_out_of_memory
@@ -320,7 +320,7 @@ def run_module(module: str, arguments: Sequence[str], log_path: Path) -> tuple[i
     """
     kills = child_out_of_memory.kernel_kills()
     command = [sys.executable, "-m", module, *arguments]
-    with log_path.open("a+", encoding="utf-8", errors="replace") as log:
+    with files.open_own(log_path, "a+", errors="replace") as log:
         begin = log.seek(0, os.SEEK_END)
         code = subprocess.run(command, stdout=log, stderr=log, env=child_environment(), check=False).returncode
         log.seek(begin)
