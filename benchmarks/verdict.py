@@ -164,12 +164,13 @@ METHODS: Mapping[str, Interval] = {
     "BCa": bca,
     "bootstrap-t": bootstrap_t,
     "sign flips": sign_flips,
-    "ours": ours,
+    "a run's": ours,
 }
 
 
 def _judged(sample: Sample) -> Difference:
-    return paired(np.zeros(len(sample.gains)), sample.gains, sample.groups.tolist(), resamples=RESAMPLES)
+    base, tuned = [0.0] * len(sample.gains), sample.gains.tolist()
+    return paired(base, tuned, sample.groups.tolist(), resamples=RESAMPLES)
 
 
 def _mean_and_error(gains: np.ndarray, sizes: np.ndarray, *, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -69,8 +69,8 @@ def paired(
     everything (-1 a row), and the high end with one more in which it wins everything (+1 a row): groups of a kind that
     the test rows missed. For rows that are groups of their own, this is the bound of Gaffke 2005 (Mathematical Methods
     of Statistics 14(4)) for the mean of a bounded variable, as described by Learned-Miller & Thomas 2019
-    (arXiv:1905.06208): no distribution is known for which it fails, though that is not proven in general. For
-    exact-match differences, whether it is above 0 is decided as in the exact sign test.
+    (arXiv:1905.06208), who conjecture, without a proof, that it holds for every distribution. Whether it is above 0 for
+    exact-match differences is decided as in the exact sign test.
 
     A group is the rows with the same question, which are not independent evidence. The additional group is as large as
     the group of an average row, sum(size²) / sum(size): then one large group proves nothing by itself.
