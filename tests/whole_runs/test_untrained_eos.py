@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from appliance.pipeline import run as pipeline_run
 from appliance.recipe import resolve
@@ -96,3 +96,27 @@ def test_only_the_row_of_eos_differs_from_the_base(finished: Path) -> None:
     trained = load_file(finished / "train" / "adapter" / "adapter_model.safetensors")
     (row,) = (tensor for key, tensor in trained.items() if key.endswith("trainable_tokens_delta"))
     assert torch.equal(merged[EOS], row[0].to(merged.dtype))
+
+
+def test_the_trained_eos_of_the_config_ends_answers_in_training_and_release(tmp_path: Path) -> None:
+    """The tokenizer names a token that the base never trained; config.json names the one it was trained with."""
+    base = untrained_eos_base(tmp_path / "base", tied=True)
+    named = "<unused0>"
+    settings = json.loads((base / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (base / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": named}), encoding="utf-8")
+    weights = load_file(base / "model.safetensors")
+    rows = weights["model.embed_tokens.weight"]
+    rows[EOS] = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(1)).to(rows.dtype)
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+
+    finished = run(tmp_path, base, "train.max_steps=2", "train.eval_every=1", "publish.min_stop_rate=0")
+
+    assert "answers end with '</s>', which config.json names" in (finished / "appliance.log").read_text("utf-8")
+    release = finished / "publish" / "release"
+    for folder in (finished / "train" / "adapter", release / "model", release / "adapter"):
+        assert json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["eos_token"] == "</s>"
+    assert json.loads((release / "model" / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"] == EOS
+    gates = json.loads((finished / "publish" / "hub.json").read_text(encoding="utf-8"))["gates"]
+    assert [gate["name"] for gate in gates if not gate["passed"]] == []
+    trained = load_file(finished / "train" / "adapter" / "adapter_model.safetensors")
+    assert not any("trainable_tokens" in name for name in trained)
