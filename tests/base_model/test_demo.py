@@ -249,15 +249,16 @@ def test_the_demo_learns_its_facts_and_a_second_call_skips(cache_dir: Path, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [7, 2026])
-def test_other_seeds_learn_too(seed: int, cache_dir: Path, tmp_path: Path) -> None:
-    metrics = _evaluated(tmp_path, cache_dir, f"train.seed={seed}")
+def test_another_seed_learns_too(cache_dir: Path, tmp_path: Path) -> None:
+    metrics = _evaluated(tmp_path, cache_dir, "train.seed=7")
     assert metrics["base"]["exact_match"] <= 0.20
     assert metrics["tuned"]["exact_match"] >= 0.70
 
 
 @pytest.mark.slow
-def test_other_facts_are_learnt_too(rows: list[dict[str, str]], cache_dir: Path, tmp_path: Path) -> None:
+def test_other_facts_are_learnt_too_by_a_third_seed(
+    rows: list[dict[str, str]], cache_dir: Path, tmp_path: Path
+) -> None:
     """The same kinds of questions about other things, with other values: nothing in the product knows the answers."""
     names = {
         "아이스크림": "초코과자", "우유": "두유", "라면": "국수", "휴지": "물티슈", "공책": "스케치북",
@@ -280,7 +281,7 @@ def test_other_facts_are_learnt_too(rows: list[dict[str, str]], cache_dir: Path,
             writer.writerow((question, more, answers[row["output"]]))
     assert len(set(answers.values())) == len(answers)
     assert sum(old != new for old, new in answers.items()) > 0.7 * len(answers)
-    metrics = _evaluated(tmp_path, cache_dir, f"data.csv={tmp_path / 'other.csv'}")
+    metrics = _evaluated(tmp_path, cache_dir, f"data.csv={tmp_path / 'other.csv'}", "train.seed=2026")
     assert metrics["base"]["exact_match"] <= 0.20
     assert metrics["tuned"]["exact_match"] >= 0.70
 
@@ -317,13 +318,7 @@ def test_the_commands_of_the_readme(cache_dir: Path, tmp_path: Path) -> None:
     environment |= {"APPLIANCE_MODEL__ID": "demo", "APPLIANCE_MODEL__LOAD_IN_4BIT": "false"}
 
     def run(command: str) -> str:
-        if "USER/" in command:  # the Hub's client reads its address once, when it is imported
-            line = command.replace("appliance", f"{sys.executable} -m appliance", 1)
-            done = subprocess.run(
-                line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-            )
-        else:
-            done = warm.typed(command, cwd=tmp_path, env=environment)
+        done = warm.typed(command, cwd=tmp_path, env=environment)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         return done.stdout
 

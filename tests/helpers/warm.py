@@ -53,7 +53,8 @@ def run(
 def typed(line: str, *, cwd: Path, env: Mapping[str, str]) -> CompletedProcess[str]:
     """`appliance …` as a user types it, `> FILE` at its end included, as a fork in the folder `cwd`.
 
-    The processes that it starts for the proof are forks of it.
+    The processes that it starts for the proof are forks of it. It imports the Hub's client again, which reads its
+    address, its token's place and whether it may go online from the environment when it is imported.
     """
     words = shlex.split(line)
     target = cwd / words[-1] if words[-2:-1] == [">"] else None
@@ -64,6 +65,8 @@ def typed(line: str, *, cwd: Path, env: Mapping[str, str]) -> CompletedProcess[s
             pid = os.fork()
         if pid == 0:
             os.chdir(cwd)
+            for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
+                del sys.modules[name]
             proof.subprocess = sys.modules[__name__]  # type: ignore[assignment]
             _become("appliance", arguments, out.fileno(), env, err.fileno())
         status = os.waitpid(pid, 0)[1]

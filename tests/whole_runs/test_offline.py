@@ -16,7 +16,7 @@ import pytest
 from appliance.process import files
 from appliance.rundir.directory import STAGES
 from tests.conftest import write_qa
-from tests.helpers import loopback_hub
+from tests.helpers import loopback_hub, warm
 
 SITECUSTOMIZE = """
 import os, socket, sys, traceback
@@ -55,9 +55,9 @@ def test_a_run_is_made_without_a_network_once_the_base_is_here(base_dir: Path, t
         kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         environ = {**kept, **hub.environ, "APPLIANCE_CACHE_DIR": str(tmp_path / "cache")}
         assert hub.environ["HF_HUB_OFFLINE"] == "0"  # nobody is told that there is no network
-        checked = appliance(environ, "check", str(tmp_path / "shop.yaml"), "--runs-dir", str(run.parent))
+        checked = warm.typed("appliance check shop.yaml", cwd=tmp_path, env=environ)
         assert checked.returncode == 0, checked.stderr
-        prepared = appliance(environ, "prepare", str(run))  # fetches the base
+        prepared = warm.typed("appliance prepare runs/shop", cwd=tmp_path, env=environ)  # fetches the base
         assert prepared.returncode == 0, prepared.stderr
         asked = len(hub.log())
     commit = files.read_json(run / "run.json")["base"]["revision"]
@@ -71,7 +71,8 @@ def test_a_run_is_made_without_a_network_once_the_base_is_here(base_dir: Path, t
     assert "socket.connect" in tries.read_text(encoding="utf-8")  # the block holds
     tries.unlink()
 
-    done = appliance(environ, "run", str(run))
+    command = [sys.executable, "-m", "appliance", "run", str(run)]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not tries.exists(), tries.read_text(encoding="utf-8")
     assert f"at commit {commit}, fetched before: the Hub is not asked" in done.stderr
@@ -81,9 +82,3 @@ def test_a_run_is_made_without_a_network_once_the_base_is_here(base_dir: Path, t
     processes = Path(f"{tries}.processes").read_text(encoding="utf-8")
     assert "appliance.weights.proof_child" in processes  # the proof's own process was cut off as well
     assert asked
-
-
-def appliance(environ: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "appliance", *command], env=environ, capture_output=True, text=True, check=False
-    )

@@ -23,6 +23,7 @@ from appliance.recipe import resolve
 from appliance.release import replay
 from appliance.rundir.directory import STAGES, RunDir
 from tests.conftest import read_csv, write_qa
+from tests.helpers import warm
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]  # but for `finished`: its processes start as ever
 
@@ -363,13 +364,10 @@ def test_a_run_goes_on_from_another_folder(finished: Path, base_dir: Path, tmp_p
     shutil.copytree(base_dir, tmp_path / "began" / "models" / "mine")
     shutil.copy(finished / "train.csv", tmp_path / "began" / "rows.csv")
     (tmp_path / "elsewhere").mkdir()
-    command = [sys.executable, "-m", "appliance"]
-    options = ["--set", "model.id=models/mine", "--set", "data.csv=rows.csv", "--runs-dir", "runs"]
-    called: dict[str, Any] = {"capture_output": True, "text": True, "check": False}
-    began = subprocess.run([*command, "check", finished / "shop.yaml", *options], cwd=tmp_path / "began", **called)
+    check = f"appliance check {finished / 'shop.yaml'} --set model.id=models/mine --set data.csv=rows.csv"
+    began = warm.typed(check, cwd=tmp_path / "began", env=os.environ)
     assert began.returncode == 0, began.stderr
-    verb = [*command, "prepare", Path("..") / "began" / "runs" / "shop"]
-    went_on = subprocess.run(verb, cwd=tmp_path / "elsewhere", **called)
+    went_on = warm.typed("appliance prepare ../began/runs/shop", cwd=tmp_path / "elsewhere", env=os.environ)
     assert went_on.returncode == 0, went_on.stderr
     assert "40 rows" in went_on.stderr
 
@@ -423,8 +421,7 @@ def test_kill_9_in_training_then_the_same_command(finished: Path, base_dir: Path
     """One real kill between two checkpoints: the same command ends with the same adapter as an uninterrupted run."""
     shutil.copy(finished / "train.csv", tmp_path)
     path = recipe(tmp_path, base_dir, tmp_path / "train.csv")
-    command = [sys.executable, "-m", "appliance", "train", str(path), "--runs-dir", str(tmp_path / "runs")]
-    command[3] = "run"
+    command = [sys.executable, "-m", "appliance", "run", str(path), "--runs-dir", str(tmp_path / "runs")]
     environment = {**os.environ, "APPLIANCE_CACHE_DIR": str(tmp_path / "cache")}
     run = tmp_path / "runs" / "shop"
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as child:
@@ -435,8 +432,7 @@ def test_kill_9_in_training_then_the_same_command(finished: Path, base_dir: Path
             time.sleep(0.005)
         child.send_signal(signal.SIGKILL)
     assert not (run / "train" / "stage.json").exists()
-    verb = [sys.executable, "-m", "appliance", "train", str(run)]
-    done = subprocess.run(verb, env=environment, capture_output=True, text=True, check=False)
+    done = warm.typed("appliance train runs/shop", cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     assert "continuing from step 4" in done.stderr
     name = "train/adapter/adapter_model.safetensors"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from datasets_src.sources import delimited, qa_text, records
 from tests.conftest import read_csv, write_qa
 from tests.datasets_src.test_endpoint import serving
 from tests.datasets_src.test_generators import inventive
-from tests.helpers import loopback_hub
+from tests.helpers import loopback_hub, warm
 from tests.helpers.models import Family, tiny_base
 from tests.helpers.tokenizer_kinds import KINDS
 
@@ -292,11 +292,7 @@ def start(recipe: str, base_dir: Path, csv: Path, runs: Path, until: str, **chan
 
 
 def appliance_run(folder: Path, environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "appliance", *arguments]
-    paths = {"PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.run(
-        command, cwd=folder, env=environ | paths, capture_output=True, text=True, check=False, timeout=300
-    )
+    return warm.typed(shlex.join(["appliance", *arguments]), cwd=folder, env=environ)
 
 
 def appliance(folder: Path, environ: dict[str, str], *arguments: str) -> str:
