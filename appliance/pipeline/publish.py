@@ -25,7 +25,7 @@ from appliance.hub.upload_child import Pushed
 from appliance.process import files as process_files
 from appliance.process import redact
 from appliance.recipe.fields import EvaluateSection, PublishSection
-from appliance.release import card, dataset, gates, leak_scan, passport, reload
+from appliance.release import card, dataset, gates, leak_scan, passport, reload, tokenizer_files
 from appliance.release.base import Base
 from appliance.weights import model_files
 
@@ -117,6 +117,7 @@ def _release(order: _Order, found: list[Gate], overridden: Sequence[str]) -> dic
         found += gates.of_files(
             release, run_path, public_id=base.public_id, revision=base.revision, dataset=publish.dataset
         )
+        found.append(tokenizer_files.gate(release, run_path, base.dir))
         refuse_failed(found, order.overridable, stage_dir)  # before a process loads what is there
         try:
             found += reload.reload_gates(

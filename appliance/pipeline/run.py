@@ -196,6 +196,7 @@ def _prepare(job: Job, stage_dir: Path) -> str:
     )
     if recipe.evaluate.primary == "facts_right":  # before hours of training
         facts.refuse_without(row.output for row in csv_file.iter_canonical(stage_dir / "test.csv"))
+    prepare.refuse_lossy_tokenizer(stage_dir, job.base.dir, job.prompt)
     for warning in leaks.warnings(stage_dir):
         console.say(str(warning), style="yellow")
     return prepare.summarise(counts)

@@ -317,7 +317,7 @@ def _keep_best(task: _Task, material: _Material, state: TrainerState, trained_di
     """Writes what was trained, loss.png and fit.json of a training that ended; returns the summary."""
     fit, base, evaluation, size = _fit(state), task.base, material.evaluation, task.batch_size()
     checkpoint = task.checkpoints_dir / f"checkpoint-{fit.best_step}"
-    trained_folder.write(checkpoint, trained_dir, base, material.prompt, material.tokenizer)
+    trained_folder.write(checkpoint, trained_dir, base, material.prompt)
     on = "" if evaluation.lines is None else f" on {evaluation.rows} of {evaluation.of} val rows"
     loss_plot.plot_loss(
         task.stage_dir / "metrics.jsonl", task.stage_dir / "loss.png", best_step=fit.best_step, val=f"val{on}"

@@ -16,7 +16,6 @@ Below is an instruction that describes a task. Write a response that appropriate
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +36,6 @@ from appliance.prompt.special_tokens import (
     find_lead,
     find_padding,
     required_template,
-    token_text,
 )
 from appliance.prompt.templates import MARKERS, frame, pinned
 from appliance.prompt.templates import Message as Message
@@ -201,23 +199,18 @@ def from_folder(name: str, model_dir: Path, eos_token: str | None = None) -> Pro
     `eos_token`: ends an answer in place of the tokenizer's own (rundir/token_choice.py).
     Raises EnvironmentUnavailable: no tokenizer.json there, no EOS, nothing usable as padding. RecipeError: see `bind`.
     """
-    path = model_dir / "tokenizer.json"
+    path = model_dir / tokenizer.FILE
     if not path.is_file():
         raise EnvironmentUnavailable(
-            f"{model_dir} has no tokenizer.json",
+            f"{model_dir} has no {tokenizer.FILE}",
             hint="convert it once: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
         )
-    config: dict[str, Any] = {}
-    for name_of_file in ("special_tokens_map.json", "tokenizer_config.json"):  # newer versions use the second
-        if (model_dir / name_of_file).is_file():
-            config |= json.loads((model_dir / name_of_file).read_text(encoding="utf-8"))
-    if (model_dir / "chat_template.jinja").is_file():
-        config["chat_template"] = (model_dir / "chat_template.jinja").read_text(encoding="utf-8")
     backend = Tokenizer.from_file(str(path))
-    by_id = tokenizer.from_ids(model_dir, backend)
-    tokens = {key: token_text(config.get(key)) or by_id.get(key) for key in ("bos_token", "eos_token", "pad_token")}
+    named, by_id = tokenizer.named_tokens(model_dir), tokenizer.from_ids(model_dir, backend)
+    tokens = {key: named[key] or by_id.get(key) for key in ("bos_token", "eos_token", "pad_token")}
     tokens["eos_token"] = eos_token or tokens["eos_token"]
-    return bind(name, backend, **tokens, own_template=default_template(config.get("chat_template")))
+    template = default_template(tokenizer.settings(model_dir).get("chat_template"))
+    return bind(name, backend, **tokens, own_template=template)
 
 
 def from_transformers(name: str, tokenizer: Any) -> Prompt:

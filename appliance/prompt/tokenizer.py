@@ -1,8 +1,9 @@
-"""A base's own tokenizer as its files intend it: read by transformers or, where that goes wrong, from tokenizer.json.
+"""A base's own tokenizer as its files intend it: its tokenizer.json, with the special tokens that the files name.
 
-For a folder that names no tokenizer class, transformers takes that of the architecture, which may rebuild the
-vocabulary by other rules: KoGPT2's Korean then encodes to nothing, and its EOS becomes a new token beyond
-the embeddings. Knows tokenizer files and config.json; no model, no prompt format.
+transformers 5 rebuilds many tokenizers by the rules of their class or architecture, which are not always those of the
+file: a Llama 2 tokenizer then loses the space before a text that begins with one, and KoGPT2's Korean encodes to
+nothing. transformers 4, llama.cpp and `prompt.format.from_folder` read the file, and so does training. Knows tokenizer
+files and config.json; no model, no prompt format.
 
 >>> load(base_dir).eos_token
 '</s>'
@@ -17,8 +18,16 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from appliance.errors import EnvironmentUnavailable
+from appliance.prompt.special_tokens import token_text
 
-_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
+FILE, CONFIG, SPECIAL_TOKENS, TEMPLATE = (
+    *("tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "chat_template.jinja"),
+)
+NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+# Classes that take tokenizer.json as it is, in transformers 4 and 5. The name that 5 saves is unknown to 4.
+PLAIN_CLASS = "PreTrainedTokenizerFast"
+PLAIN_CLASSES = (None, PLAIN_CLASS, "TokenizersBackend")
 
 
 def load(base_dir: Path) -> Any:
@@ -28,48 +37,65 @@ def load(base_dir: Path) -> Any:
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    path = base_dir / "tokenizer.json"
-    if path.is_file() and not _json(base_dir / "tokenizer_config.json").get("tokenizer_class"):
-        backend = Tokenizer.from_file(str(path))
-        named = {**from_ids(base_dir, backend), **_named(base_dir)}
-        tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=backend, **named)
-        tokenizer.chat_template = _template(base_dir)
+    options: dict[str, Any] = {"local_files_only": True}
+    if (base_dir / FILE).is_file():
+        tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(str(base_dir), **options, **_of_class(base_dir))
+        for name, text in from_ids(base_dir, tokenizer.backend_tokenizer).items():
+            if getattr(tokenizer, name) is None:
+                setattr(tokenizer, name, text)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(str(base_dir), local_files_only=True, trust_remote_code=False)
-        if tokenizer.eos_token is None and path.is_file():
-            tokenizer.eos_token = from_ids(base_dir, tokenizer.backend_tokenizer).get("eos_token")
-    embeddings = _json(base_dir / "config.json").get("vocab_size")
+        tokenizer = AutoTokenizer.from_pretrained(str(base_dir), trust_remote_code=False, **options)
+    embeddings = read(base_dir / "config.json").get("vocab_size")
     if tokenizer.eos_token_id is not None and embeddings and tokenizer.eos_token_id >= embeddings:
         raise EnvironmentUnavailable(
             f"{base_dir}: EOS {tokenizer.eos_token!r} has the id {tokenizer.eos_token_id}, but the model has only "
             f"{embeddings} embeddings",
-            hint="in its tokenizer_config.json, set eos_token to the EOS of the vocabulary and tokenizer_class to "
-            "PreTrainedTokenizerFast",
+            hint=f"in its {CONFIG}, set eos_token to the EOS of the vocabulary and tokenizer_class to {PLAIN_CLASS}",
         )
     return tokenizer
 
 
+def _of_class(base_dir: Path) -> dict[str, str]:
+    """Special tokens that no file names, but that the named class has by default (GPT2Tokenizer's <|endoftext|>)."""
+    from transformers import AutoTokenizer
+
+    found = settings(base_dir)
+    unnamed = [name for name in NAMES if name not in found]
+    if not unnamed or found.get("tokenizer_class") in PLAIN_CLASSES:
+        return {}
+    own = AutoTokenizer.from_pretrained(str(base_dir), local_files_only=True, trust_remote_code=False)
+    backend = Tokenizer.from_file(str(base_dir / FILE))
+    by_default = {name: getattr(own, name) for name in unnamed}
+    return {name: text for name, text in by_default.items() if text and backend.token_to_id(text) is not None}
+
+
 def from_ids(base_dir: Path, backend: Tokenizer) -> dict[str, str]:
     """EOS and padding by the ids that config.json gives them: the last resort if no tokenizer file names them."""
-    config = _json(base_dir / "config.json")
+    config = read(base_dir / "config.json")
     ids = {name: config.get(f"{name}_id") for name in ("eos_token", "pad_token")}
     texts = {name: backend.id_to_token(found) for name, found in ids.items() if isinstance(found, int)}
     return {name: text for name, text in texts.items() if text is not None}
 
 
-def _named(base_dir: Path) -> dict[str, str]:
-    found = {**_json(base_dir / "special_tokens_map.json"), **_json(base_dir / "tokenizer_config.json")}
-    contents = {name: found[name] for name in _NAMES if found.get(name)}
-    return {name: text["content"] if isinstance(text, dict) else str(text) for name, text in contents.items()}
+def settings(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json with special_tokens_map.json and chat_template.jinja, as transformers 4 and 5 join them.
+
+    The map comes first, but is read only if the first file does not list the added tokens.
+    """
+    found = read(folder / CONFIG)
+    if "added_tokens_decoder" not in found:
+        found |= read(folder / SPECIAL_TOKENS)
+    if (folder / TEMPLATE).is_file():
+        found["chat_template"] = (folder / TEMPLATE).read_text(encoding="utf-8")
+    return found
 
 
-def _template(base_dir: Path) -> str | None:
-    path = base_dir / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    found = _json(base_dir / "tokenizer_config.json").get("chat_template")
-    return found if isinstance(found, str) else None
+def named_tokens(folder: Path) -> dict[str, str | None]:
+    """The texts of the special tokens that the files in `folder` name."""
+    found = settings(folder)
+    return {name: token_text(found.get(name)) for name in NAMES}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is none."""
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

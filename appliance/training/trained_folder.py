@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from appliance.errors import TrainingFailed
 from appliance.process import files
 from appliance.prompt import format as prompt_format
-from appliance.training import checkpoints
+from appliance.training import checkpoints, tokenizer_files
 from appliance.weights.shards import is_adapter
 
 _WEIGHTS = r"adapter_model\.safetensors|model[\w.-]*\.safetensors"  # of a checkpoint
@@ -33,10 +33,10 @@ def weights_of(checkpoint: Path) -> dict[str, str]:
     return {n: sha256 for n, sha256 in checkpoints.manifest_of(checkpoint).files.items() if re.fullmatch(_WEIGHTS, n)}
 
 
-def write(checkpoint: Path, target: Path, base: Base, prompt: prompt_format.Prompt, tokenizer: Any) -> None:
+def write(checkpoint: Path, target: Path, base: Base, prompt: prompt_format.Prompt) -> None:
     """The checkpoint's weights as they were saved, with tokenizer and chat template; no local path in them.
 
-    Raises TrainingFailed: the checkpoint is damaged.
+    Raises TrainingFailed: the checkpoint is damaged. EnvironmentUnavailable: see `tokenizer_files.write`.
     """
     fault = checkpoints.fault_of(checkpoint)
     if fault is not None:
@@ -58,10 +58,7 @@ def write(checkpoint: Path, target: Path, base: Base, prompt: prompt_format.Prom
             files.write_json(folder / "config.json", {k: v for k, v in base.config.items() if k != "_name_or_path"})
             if (base.dir / "generation_config.json").is_file():
                 shutil.copyfile(base.dir / "generation_config.json", folder / "generation_config.json")
-        tokenizer.save_pretrained(str(folder))
-        settings = files.read_json(folder / "tokenizer_config.json")  # transformers 5 keeps how it was loaded here
-        kept = {k: v for k, v in settings.items() if k not in ("is_local", "local_files_only", "name_or_path")}
-        files.write_json(folder / "tokenizer_config.json", kept)
+        tokenizer_files.write(folder, base.dir, prompt)
         files.write_json(
             folder / "prompt.json", {"prompt": prompt.name, "eos": prompt.eos_token, "pad": prompt.pad_token}
         )

@@ -28,6 +28,7 @@ from appliance.recipe import resolve
 from appliance.recipe.fields import EvaluateSection, PublishSection
 from appliance.release import gates
 from appliance.rundir.directory import RunDir
+from appliance.training import tokenizer_files
 from appliance.weights import merge
 from tests.conftest import write_qa
 from tests.helpers.models import tiny_adapter, tiny_full
@@ -113,8 +114,6 @@ def _prepare(stage_dir: Path, _base_dir: Path, _full: bool) -> None:
 
 def _train(stage_dir: Path, base_dir: Path, full: bool) -> None:
     """The adapter as train leaves it, and what it records."""
-    from transformers import AutoTokenizer
-
     trained = stage_dir / ("model" if full else "adapter")
     if full:
         tiny_full(trained, base_dir)
@@ -125,10 +124,8 @@ def _train(stage_dir: Path, base_dir: Path, full: bool) -> None:
             trained / "adapter_config.json", config | {"base_model_name_or_path": base_dir.name, "revision": None}
         )
         (trained / "README.md").unlink(missing_ok=True)
-    tokenizer = AutoTokenizer.from_pretrained(base_dir)
-    prompt = prompt_format.from_transformers("alpaca", tokenizer)
-    tokenizer.pad_token, tokenizer.chat_template = prompt.pad_token, prompt.chat_template
-    tokenizer.save_pretrained(trained)
+    prompt = prompt_format.from_folder("alpaca", base_dir)
+    tokenizer_files.write(trained, base_dir, prompt)
     write_json(trained / "prompt.json", {"prompt": "alpaca", "eos": prompt.eos_token, "pad": prompt.pad_token})
     encoded = [prompt.encode(*row[1:]) for row in SIDES["train"]]
     found, _ = stop_check.stops(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from appliance.prompt.format import Message, Prompt, from_transformers
@@ -75,9 +76,20 @@ def _pad_is_eos() -> PreTrainedTokenizerFast:
 
 def _metaspace() -> PreTrainedTokenizerFast:
     """Like SentencePiece's: ▁ for a space and before the text, unknown characters as bytes, BOS added."""
+    return _sentence_piece(pre_tokenizer=pre_tokenizers.Metaspace(prepend_scheme="always", split=False))
+
+
+def _prepended() -> PreTrainedTokenizerFast:
+    """Like Llama 2's tokenizer.json: ▁ is put before every text, even one that begins with a space."""
+    before = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return _sentence_piece(normalizer=before)
+
+
+def _sentence_piece(**steps: Any) -> PreTrainedTokenizerFast:
     special = ["<unk>", "<s>", "</s>", "<pad>"]
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    for name, step in steps.items():
+        setattr(tokenizer, name, step)
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
@@ -113,10 +125,49 @@ KINDS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     "reserved for pad": _reserved_for_pad,
     "pad is eos": _pad_is_eos,
     "metaspace": _metaspace,
+    "prepended": _prepended,
     "gpt2": _gpt2,
     "bos is eos": _bos_is_eos,
 }
-ADD_BOS = {"bos added", "reserved for pad", "metaspace", "bos is eos"}
+ADD_BOS = {"bos added", "reserved for pad", "metaspace", "prepended", "bos is eos"}
+
+
+def folder_of(path: Path, tokenizer: PreTrainedTokenizerFast, model_type: str, **config: Any) -> Path:
+    """The files of a base as its makers left them: not as transformers 5 would write them."""
+    path.mkdir(parents=True)
+    tokenizer.backend_tokenizer.save(str(path / "tokenizer.json"))
+    named = {name: text for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
+    (path / "tokenizer_config.json").write_text(json.dumps(named | config), encoding="utf-8")
+    (path / "config.json").write_text(json.dumps({"model_type": model_type, "vocab_size": 900}), encoding="utf-8")
+    return path
+
+
+def llama2_folder(path: Path, **config: Any) -> Path:
+    """Llama 2's: transformers 5 rebuilds it by `legacy`, and strips a text's first space whatever that says."""
+    settings = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": True, "model_max_length": 4096}
+    return folder_of(path, KINDS["prepended"](), "llama", **settings | config)
+
+
+def qwen_folder(path: Path, model_type: str = "qwen3", **config: Any) -> Path:
+    """Qwen's: transformers 5 rebuilds it, and gets what its tokenizer.json says."""
+    tokenizer = byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|unused_0|>", "<|unused_1|>"])
+    words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    words += r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(words), "isolated"), bytes_])
+    tokenizer.normalizer = normalizers.NFC()
+    end = {"__type": "AddedToken", "content": "<|im_end|>", "lstrip": False, "normalized": False, "rstrip": False}
+    settings: dict[str, Any] = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "eos_token": end | {"single_word": False, "special": True},
+        "pad_token": "<|endoftext|>",
+        "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
+        "model_max_length": 32768,
+        "errors": "replace",
+        "chat_template": CHATML,
+    }
+    return folder_of(path, wrap(tokenizer), model_type, **settings | config)
+
 
 # Chat templates like those of the usual families of instruct models.
 CHATML = """

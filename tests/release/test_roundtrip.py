@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from appliance.errors import GateRefused
 from appliance.prompt import format as prompt_format
+from appliance.prompt import tokenizer as prompt_tokenizer
 from appliance.release import reload
 from appliance.release.reload import Request, Seen
+from appliance.training import tokenizer_files
 from appliance.weights import merge, model_config
 from tests.helpers.finished import FinishedRun, edit_json, finished_run
 
@@ -114,10 +116,10 @@ def released(
     """A base's tokenizer saved, trained with as `train` does, released as `merge` does; and what is to be found."""
     base_dir, out = folder / "base", folder / "model"
     tokenizer.save_pretrained(base_dir)
-    own = AutoTokenizer.from_pretrained(base_dir)
-    trained = prompt_format.from_transformers(name, AutoTokenizer.from_pretrained(base_dir))
-    own.pad_token, own.chat_template = trained.pad_token, trained.chat_template
-    own.save_pretrained(out)
+    own = prompt_tokenizer.load(base_dir)
+    trained = prompt_format.from_transformers(name, own)
+    out.mkdir()
+    tokenizer_files.write(out, base_dir, trained)
     (out / "prompt.json").write_text(json.dumps({"prompt": name}))
     base_config: dict[str, Any] = {"eos_token_id": 9, "pad_token_id": 9, "do_sample": False, "temperature": 0.6}
     (base_dir / "generation_config.json").write_text(json.dumps(base_config | {"max_length": 20}))
@@ -136,7 +138,7 @@ def released(
 
     with monkeypatch.context() as patch:
         patch.setattr(reload, "read_json", recorded)
-        return out, reload.request([out], run_path, trained, AutoTokenizer.from_pretrained(base_dir))
+        return out, reload.request([out], run_path, trained, own)
 
 
 def looked_at(folder: Path, wanted: Request) -> Seen:

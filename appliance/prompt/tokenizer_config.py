@@ -1,0 +1,120 @@
+"""tokenizer_config.json of what we release: the base's own, with the few fields that have to change.
+
+The base's class and special-token fields stay, so that whatever loads the base loads the release. What differs is what
+no release may hold (paths of a machine, code to run), what transformers 5 writes and 4 cannot read, our chat template
+and our padding. Pure: dicts in, dicts out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from appliance.prompt.format import Prompt
+from appliance.prompt.special_tokens import token_text
+from appliance.prompt.tokenizer import NAMES, PLAIN_CLASS, PLAIN_CLASSES
+
+# Where and how someone once loaded it, and code that a loader would run.
+TRACES = frozenset(
+    {"name_or_path", "tokenizer_file", "special_tokens_map_file", "vocab_file", "merges_file", "files_loaded"}
+    | {"is_local", "local_files_only", "_commit_hash", "auto_map", "device_map", "backend"}
+)
+_FURTHER_NAMES = ("mask_token", "sep_token", "cls_token")
+_VERY_LONG = int(1e30)  # what transformers saves for "no limit": VERY_LARGE_INTEGER in tokenization_utils_base.py
+
+
+def candidates(own: Mapping[str, Any], prompt: Prompt) -> Iterator[dict[str, Any]]:
+    """What to save, best first: the base's own class; then the class that takes tokenizer.json as it is.
+
+    `own`: the base's settings (`tokenizer.settings`). The second is for bases whose class rebuilds the tokenizer by
+    rules that are not those of its tokenizer.json, such as Llama 2's in transformers 5.
+    """
+    kept = readable(own)
+    if token_text(kept.get("pad_token")) != prompt.pad_token:
+        kept["pad_token"] = prompt.pad_token
+    if _prefix_space(prompt) and "add_prefix_space" not in kept:
+        kept["add_prefix_space"] = True  # transformers 4 would take it out of the tokenizer otherwise
+    if kept.get("tokenizer_class") != PLAIN_CLASS:
+        yield kept | _missing(kept, prompt, ("eos_token",))
+    yield kept | _missing(kept, prompt, ("bos_token", "eos_token", "unk_token")) | {"tokenizer_class": PLAIN_CLASS}
+
+
+def readable(own: Mapping[str, Any]) -> dict[str, Any]:
+    """The base's settings in the form that transformers 4 and 5 both read, without traces and chat template."""
+    kept = {key: value for key, value in own.items() if key not in TRACES and key != "chat_template"}
+    if kept.get("tokenizer_class") in PLAIN_CLASSES:
+        kept["tokenizer_class"] = PLAIN_CLASS
+    if isinstance(kept.get("extra_special_tokens"), list):  # 5's; 4 wants a dict there
+        more = kept.pop("extra_special_tokens")
+        kept["additional_special_tokens"] = [*(kept.get("additional_special_tokens") or []), *more]
+    if isinstance(kept.get("model_specific_special_tokens"), dict):
+        kept["extra_special_tokens"] = kept.pop("model_specific_special_tokens") | kept.get("extra_special_tokens", {})
+    return kept
+
+
+def _missing(kept: Mapping[str, Any], prompt: Prompt, names: tuple[str, ...]) -> dict[str, str]:
+    """Special tokens that the base's files don't name: its class or its config.json did."""
+    known = {
+        "bos_token": prompt.bos_token,
+        "eos_token": prompt.tokenizer_eos,
+        "unk_token": getattr(prompt.backend.model, "unk_token", None),
+    }
+    return {name: text for name in names if (text := known[name]) and not token_text(kept.get(name))}
+
+
+def _prefix_space(prompt: Prompt) -> bool:
+    return bool(getattr(prompt.backend.pre_tokenizer, "add_prefix_space", False))
+
+
+def differences(
+    own: Mapping[str, Any],
+    released: Mapping[str, Any],
+    pad_token: str | None,
+    is_special: Callable[[str], bool],
+) -> list[str]:
+    """Fields of a released tokenizer_config.json that are neither the base's nor one of our changes.
+
+    `own`, `released`: settings as `tokenizer.settings` reads them. `pad_token`: the padding that was trained with.
+    `is_special`: whether a text is one of the base's added tokens; only those may get a name that the base left to its
+    class or its config.json.
+    """
+    ours, theirs = _normal(released), _normal(own)
+    found = []
+    for field in sorted({*ours, *theirs}):
+        base, value = theirs.get(field), ours.get(field)
+        if field == "pad_token" and value == pad_token:
+            continue
+        if field == "tokenizer_class" and value == PLAIN_CLASS:
+            continue
+        if field in (*NAMES, *_FURTHER_NAMES) and base is None and is_special(str(value)):
+            continue
+        if field == "add_prefix_space" and base is None:
+            continue  # says what tokenizer.json does; the prompts are compared
+        if field == "added_tokens_decoder" and value is None:
+            continue  # transformers 5 leaves it to tokenizer.json, which is compared
+        if base != value:
+            found.append(f"tokenizer_config.json {field}: base {base!r}, release {value!r}")
+    return found
+
+
+def _normal(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what has no effect: defaults that are spelt out, the form of a token, the suffix of a class.
+
+    transformers 5 leaves add_bos_token and add_eos_token to the post-processor in tokenizer.json, too.
+    """
+    kept = readable(settings)
+    kept["tokenizer_class"] = str(kept["tokenizer_class"]).removesuffix("Fast")
+    if kept["tokenizer_class"] == PLAIN_CLASS.removesuffix("Fast"):
+        kept["tokenizer_class"] = PLAIN_CLASS
+    kept["model_max_length"] = min(int(kept.get("model_max_length") or _VERY_LONG), _VERY_LONG)
+    more = kept.pop("additional_special_tokens", None) or ()
+    by_name = kept.pop("extra_special_tokens", None) or {}
+    special = {str(token_text(token)) for token in (*more, *by_name.values())}
+    for name in [name for name in kept if name.endswith("_token") and isinstance(kept[name], (str, dict))]:
+        kept[name] = token_text(kept[name])
+        if name not in (*NAMES, *_FURTHER_NAMES):
+            special.add(str(kept.pop(name)))
+    kept["additional_special_tokens"] = sorted(special)
+    for name in ("add_bos_token", "add_eos_token"):
+        kept.pop(name, None)
+    return {key: value for key, value in kept.items() if value not in (None, False, [], {})}
