@@ -19,6 +19,7 @@ TRACES = frozenset(
     {"name_or_path", "tokenizer_file", "special_tokens_map_file", "vocab_file", "merges_file", "files_loaded"}
     | {"is_local", "local_files_only", "_commit_hash", "auto_map", "device_map", "backend"}
 )
+_INPUTS = ["input_ids", "attention_mask"]  # of a causal LM; 4's plain class would make token_type_ids, too
 _FURTHER_NAMES = ("mask_token", "sep_token", "cls_token")
 _VERY_LONG = int(1e30)  # what transformers saves for "no limit": VERY_LARGE_INTEGER in tokenization_utils_base.py
 
@@ -36,7 +37,8 @@ def candidates(own: Mapping[str, Any], prompt: Prompt) -> Iterator[dict[str, Any
         kept["add_prefix_space"] = True  # transformers 4 would take it out of the tokenizer otherwise
     if kept.get("tokenizer_class") != PLAIN_CLASS:
         yield kept | _missing(kept, prompt, ("eos_token",))
-    yield kept | _missing(kept, prompt, ("bos_token", "eos_token", "unk_token")) | {"tokenizer_class": PLAIN_CLASS}
+    plain = {"tokenizer_class": PLAIN_CLASS, "model_input_names": kept.get("model_input_names", _INPUTS)}
+    yield kept | _missing(kept, prompt, ("bos_token", "eos_token", "unk_token")) | plain
 
 
 def readable(own: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,6 +87,8 @@ def differences(
         if field == "pad_token" and value == pad_token:
             continue
         if field == "tokenizer_class" and value == PLAIN_CLASS:
+            continue
+        if field == "model_input_names" and (base, value) == (None, _INPUTS):
             continue
         if field in (*NAMES, *_FURTHER_NAMES) and base is None and is_special(str(value)):
             continue

@@ -1,0 +1,69 @@
+"""What a user does with a release, with the transformers and peft of whoever runs this file: it imports nothing of ours.
+
+>>> python tests/transformers4/child.py REQUEST.json     # writes REQUEST.json.result
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+NEW_TOKENS = 8
+
+
+def main(request_path: Path) -> None:
+    """The file holds requests by name; see `answers`."""
+    requests = json.loads(request_path.read_text(encoding="utf-8"))
+    found = {name: answers(request) for name, request in requests.items()}
+    versions = {"transformers": transformers.__version__, "peft": peft.__version__}
+    result = json.dumps({"versions": versions, "answers": found}, ensure_ascii=False)
+    request_path.with_suffix(".result").write_text(result, encoding="utf-8")
+
+
+def answers(request: dict[str, Any]) -> dict[str, Any]:
+    """`request`: base, model and adapter folders, conversations, and texts."""
+    model = AutoModelForCausalLM.from_pretrained(request["model"], dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(request["base"], dtype=torch.float32)
+    tuned = PeftModel.from_pretrained(base, request["adapter"])
+    return {
+        "model": used(model, request["model"], request),
+        "adapter": used(tuned, request["adapter"], request),
+    }
+
+
+def used(model: Any, folder: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Ids of prompts, texts and answers, as the card's code makes them."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompts, answers, likeliest = [], [], []
+    for messages in request["conversations"]:
+        inputs = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        prompts.append(inputs["input_ids"][0].tolist())
+        with torch.inference_mode():
+            answer = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+            likeliest.append([round(x, 3) for x in model(**inputs).logits[0, -1].topk(4).values.tolist()])
+        answers.append(answer[0, inputs["input_ids"].shape[1] :].tolist())
+    return {
+        "prompts": prompts,
+        "answers": answers,
+        "likeliest logits": likeliest,
+        "texts": [tokenizer(text, add_special_tokens=False)["input_ids"] for text in request["texts"]],
+        "with special tokens": [tokenizer(text)["input_ids"] for text in request["texts"]],
+        "spelt": [tokenizer.decode(ids, skip_special_tokens=True) for ids in answers],
+        "special": [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
+        "all special": sorted(tokenizer.all_special_tokens),
+        "longest": min(tokenizer.model_max_length, 1 << 40),
+    }
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

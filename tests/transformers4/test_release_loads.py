@@ -1,0 +1,97 @@
+"""A release in the hands of transformers 4: the same prompts, answers and special tokens as with ours.
+
+Needs an environment of its own: `make test-transformers4`. Not part of `make test`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from appliance.process import files
+from appliance.prompt import format as prompt_format
+from appliance.prompt import round_trip
+from appliance.release import card
+from tests.helpers.finished import finished_run
+from tests.helpers.models import Family, tiny_base
+from tests.helpers.tokenizer_kinds import llama2_folder, qwen_folder
+from tests.transformers4 import child
+
+PYTHON = os.environ["TEST_TRANSFORMERS4"]  # set by `make test-transformers4`
+CHILD = Path(__file__).with_name("child.py")
+
+# family of the weights, and the tokenizer: one that transformers 5 saved, or the files as the base's makers left them
+BASES: dict[str, tuple[Family, Callable[[Path], Path] | None]] = {
+    "saved by transformers 5": ("llama", None),
+    "Llama 2": ("llama", llama2_folder),
+    "Qwen 3": ("qwen3", qwen_folder),
+    "Gemma 3": ("gemma3", None),
+}
+
+
+ASKED = ("가격은?", "배송은 며칠?", " Below ▁")
+
+
+@pytest.fixture(scope="module")
+def requests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What is asked of each release."""
+    found = {}
+    for kind, (family, words) in BASES.items():
+        folder = tmp_path_factory.mktemp("kind")
+        base = a_base(folder, family, words)
+        run = finished_run(folder / "run", base)
+        found[kind] = {
+            "base": str(base),
+            "model": str(run.path / "merge" / "model"),
+            "adapter": str(run.path / "train" / "adapter"),
+            "conversations": [prompt_format.user_message(text, more) for text in ASKED for more in ("", "size\tL")],
+            "texts": list(round_trip.TEXTS),
+        }
+    return found
+
+
+@pytest.fixture(scope="module")
+def with_4(requests: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a process with transformers 4 answers."""
+    path = tmp_path_factory.mktemp("asked") / "requests.json"
+    files.write_json(path, requests)
+    environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [PYTHON, str(CHILD), str(path)], capture_output=True, text=True, check=False, env=environ, cwd=path.parent
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(files.read_json(path.with_suffix(".result")))
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_a_release_gives_the_same_with_transformers_4(
+    kind: str, requests: dict[str, dict[str, Any]], with_4: dict[str, Any]
+) -> None:
+    ours = child.answers(requests[kind])
+    assert with_4["answers"][kind] == ours
+    assert any(len(set(ids)) > 1 for ids in ours["model"]["answers"]), "a model that repeats one token shows nothing"
+
+
+def test_the_card_names_the_versions_that_were_seen(with_4: dict[str, Any]) -> None:
+    ours = {name: importlib.metadata.version(name) for name in ("transformers", "peft")}
+    assert [tuple(found.values()) for found in (with_4["versions"], ours)] == [*card.SEEN_TO_LOAD]
+
+
+def a_base(folder: Path, family: Family, words: Callable[[Path], Path] | None) -> Path:
+    """A tiny base with the tokenizer files of `words`."""
+    if words is None:
+        return tiny_base(folder / "base", family=family)
+    made = words(folder / "words")
+    backend = PreTrainedTokenizerFast(tokenizer_file=str(made / "tokenizer.json"))
+    base = tiny_base(folder / "base", family=family, words=backend, tokenizer=False)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(made / name, base / name)
+    return base
