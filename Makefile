@@ -1,4 +1,4 @@
-# Targets: setup demo test test-faults test-image lint bench docs. Each sets up what it needs, once.
+# Targets: setup demo test test-faults test-image test-transformers4 lint bench docs. Each sets up what it needs, once.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_NO_PROGRESS := 1
 
-.PHONY: setup demo test test-faults test-image lint bench docs clean
+.PHONY: setup demo test test-faults test-image test-transformers4 lint bench docs clean
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -27,6 +27,15 @@ test-faults: setup
 test-image: setup
 	TEST_IMAGE=1 $(BIN)/python -m pytest tests/image -p no:xdist
 
+# transformers 4, as users have it, beside the torch of $(VENV)
+OLDER := .venv-transformers4
+test-transformers4: $(OLDER)/.installed
+	TEST_TRANSFORMERS4=$(OLDER)/bin/python $(BIN)/python -m pytest tests/transformers4 -p no:xdist
+
+$(OLDER)/.installed: tests/transformers4/requirements.txt $(VENV)/.installed
+	$(BIN)/python -m tests.transformers4.environment $(OLDER)
+	touch $@
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,4 +48,4 @@ docs: setup
 	$(BIN)/python -m tests.project.generated
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(OLDER) build dist *.egg-info

@@ -32,6 +32,8 @@ LONGEST = (
 collect_ignore = [] if Path("/dev/nvidiactl").exists() else ["gpu"]
 if "TEST_IMAGE" not in os.environ:  # set by `make test-image`: needs a container engine
     collect_ignore.append("image")
+if "TEST_TRANSFORMERS4" not in os.environ:  # set by `make test-transformers4`: needs an environment of its own
+    collect_ignore.append("transformers4")
 collect_ignore_glob = [f"{name}/*" for name in collect_ignore]  # also where the folder itself is named to pytest
 
 

@@ -18,6 +18,7 @@ from appliance.release import languages, usage_snippets
 from appliance.release.base import Base
 from appliance.rows import csv_file, leaks
 from appliance.rundir import base_asked, results
+from appliance.weights import rope
 
 EXAMPLES = 10
 # transformers and peft with which releases were loaded: `make test-transformers4` keeps it true.
@@ -122,7 +123,8 @@ def model_card(facts: Facts) -> str:
     kind = f"{facts.base.public_id} with a fine-tuned LoRA adapter merged into its 16-bit weights."
     if facts.tuning is None:
         kind = f"{facts.base.public_id}, all of its weights fine-tuned, in 16 bits."
-    return _card(facts, kind, code, {"library_name": "transformers", "base_model_relation": "finetune"})
+    front = {"library_name": "transformers", "base_model_relation": "finetune"}
+    return _card(facts, kind, f"{_loads_with(SEEN_TO_LOAD)}\n\n{code}", front)
 
 
 def adapter_card(facts: Facts) -> str:
@@ -130,7 +132,14 @@ def adapter_card(facts: Facts) -> str:
     base_id = facts.base.public_id if facts.base.is_on_hub else None
     code = usage_snippets.with_peft(base_id, facts.base.revision, facts.repo("adapter"), facts.prompt.eos_token)
     kind = f"A LoRA adapter for {facts.base.public_id}."
-    return _card(facts, kind, code, {"library_name": "peft", "base_model_relation": "adapter"})
+    # 4 would silently read other rotary embeddings from such a base's own config.json; a merged model says both
+    versions = SEEN_TO_LOAD[1:] if rope.is_newer_only(facts.base.config) else SEEN_TO_LOAD
+    front = {"library_name": "peft", "base_model_relation": "adapter"}
+    return _card(facts, kind, f"{_loads_with(versions)}\n\n{code}", front)
+
+
+def _loads_with(versions: Sequence[tuple[str, str]]) -> str:
+    return f"Loads with {' and '.join(f'transformers {one} (peft {other})' for one, other in versions)}."
 
 
 def dataset_card(name: str, counts: Mapping[str, Any], repo: str, files: Collection[str], torn: int) -> str:

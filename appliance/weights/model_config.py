@@ -8,6 +8,7 @@ from typing import Any
 
 from appliance.errors import EnvironmentUnavailable
 from appliance.process.files import read_json, write_json
+from appliance.weights import rope
 from appliance.weights.shards import INDEX
 
 SHORTEST = 256  # tokens: a max_length below it would cut answers
@@ -31,10 +32,10 @@ def base_config(base_dir: Path) -> dict[str, Any]:
 
 
 def write_config(base_dir: Path, folder: Path, config: dict[str, Any], dtype: str, size_bytes: int) -> None:
-    """Writes config.json with the written type, and the index if the base has one."""
+    """Writes config.json with the written type, readable by transformers 4 too, and the index if the base has one."""
     old_key = {"torch_dtype": dtype} if "torch_dtype" in config else {}  # what transformers 4 reads
     kept = {key: value for key, value in config.items() if key != "_name_or_path"}
-    write_json(folder / "config.json", {**kept, **old_key, "dtype": dtype})
+    write_json(folder / "config.json", {**kept, **rope.older_keys(kept), **old_key, "dtype": dtype})
     if (base_dir / INDEX).is_file():
         index = read_json(base_dir / INDEX)
         metadata = {**index.get("metadata", {}), "total_size": size_bytes}

@@ -65,6 +65,19 @@ def test_a_base_that_is_on_no_hub_is_not_linked(write: Callable[[card.Facts], st
     assert f'from_pretrained("{run.base.public_id}"' not in text
 
 
+def test_versions_that_load_the_release_are_named(run: FinishedRun, tmp_path: Path) -> None:
+    """An adapter loads with what reads its base: transformers 4 would misread one that states its rope in 5's words."""
+    both = "Loads with transformers 4.57.3 (peft 0.18.0) and transformers 5.17.0 (peft 0.21.2)."
+    newer = run.base.config
+    assert "rope_parameters" in newer
+    older = {key: value for key, value in newer.items() if key != "rope_parameters"} | {"rope_theta": 10000.0}
+    for config, of_adapter in ((older, both), (newer, "Loads with transformers 5.17.0 (peft 0.21.2).")):
+        files.write_json(tmp_path / "config.json", config)
+        known = facts(run, base=replace(run.base, dir=tmp_path))
+        assert both in card.model_card(known)
+        assert of_adapter in card.adapter_card(known)
+
+
 def rows_card(*more: str, torn: int = 0) -> str:
     files = ("train.csv", "val.csv", "test.csv", "rows.csv", *more)
     return card.dataset_card("shop", {"train": 12, "val": 3, "test": 5}, "me/shop-dataset", files, torn)

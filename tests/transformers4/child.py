@@ -1,4 +1,4 @@
-"""What a user does with a release, with the transformers and peft of whoever runs this file: it imports nothing of ours.
+"""What a user does with a release, with the transformers and peft of whoever runs this file. Imports nothing of ours.
 
 >>> python tests/transformers4/child.py REQUEST.json     # writes REQUEST.json.result
 """
