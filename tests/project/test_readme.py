@@ -31,6 +31,7 @@ RUN_BY_CI = {
     "make setup": "what .ci/run's `make test` begins with",
     "make test": ".ci/run",
     "make test-image": ".ci/run, if there is a container engine",
+    "make test-transformers4": ".ci/run, if its packages can be had",
     "make demo": "its command, `appliance demo`, by tests/base_model/test_demo.py",
     "make docs": "its command by the test of generated parts below",
 }
