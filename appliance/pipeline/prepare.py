@@ -10,11 +10,9 @@ from array import array
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 
 from appliance.errors import DataError
-from appliance.machine import packages
 from appliance.process import files
 from appliance.prompt import format as prompt_format
 from appliance.prompt import turns
@@ -25,9 +23,8 @@ from appliance.rows.first_pass import FirstPass
 from appliance.rows.oddities import Remark
 from appliance.rows.split import Side
 from appliance.rundir import results
-from appliance.training import tokenizer_files, validation
+from appliance.training import validation
 
-ROWS_READ_AGAIN = 100  # of each side: their prompts have to be the same ids once the tokenizer is saved and loaded
 ROUND_UP_TO = 64  # max_seq_length: auto is a multiple of this, for even tensor shapes
 
 _log = logging.getLogger(__name__)
@@ -122,21 +119,6 @@ def run(
     counts = _count(fmt, judged, kept, keys, order, groups, found, twins, limit)
     files.write_json(stage_dir / "summary.json", asdict(counts))
     return counts
-
-
-def refuse_lossy_tokenizer(stage_dir: Path, base_dir: Path, prompt: prompt_format.Prompt) -> None:
-    """Before the first step: what training will save has to read the prepared rows as training does.
-
-    Raises EnvironmentUnavailable: it does not. Without the `train` extra nothing is asked: training asks again.
-    """
-    if packages.can_train():
-        rows = [
-            row
-            for side in ("train", "val", "test")
-            for row in islice(csv_file.iter_canonical(stage_dir / f"{side}.csv"), ROWS_READ_AGAIN)
-        ]
-        asked = [prompt_format.user_message(row.instruction, row.input) for row in rows]
-        tokenizer_files.refuse_lossy(stage_dir, base_dir, prompt, asked)
 
 
 def _refuse_unusable(

@@ -180,7 +180,7 @@ def _check(job: Job, stage_dir: Path) -> str:
 
 def _prepare(job: Job, stage_dir: Path) -> str:
     from appliance.evaluation import facts
-    from appliance.pipeline import prepare
+    from appliance.pipeline import prepare, saved_tokenizer
     from appliance.rows import csv_file, leaks
 
     recipe = job.resolved.recipe
@@ -196,7 +196,7 @@ def _prepare(job: Job, stage_dir: Path) -> str:
     )
     if recipe.evaluate.primary == "facts_right":  # before hours of training
         facts.refuse_without(row.output for row in csv_file.iter_canonical(stage_dir / "test.csv"))
-    prepare.refuse_lossy_tokenizer(stage_dir, job.base.dir, job.prompt)
+    saved_tokenizer.refuse_lossy(stage_dir, job.base.dir, job.prompt)
     for warning in leaks.warnings(stage_dir):
         console.say(str(warning), style="yellow")
     return prepare.summarise(counts)
