@@ -117,7 +117,6 @@ def _release(order: _Order, found: list[Gate], overridden: Sequence[str]) -> dic
         found += gates.of_files(
             release, run_path, public_id=base.public_id, revision=base.revision, dataset=publish.dataset
         )
-        found.append(tokenizer_files.gate(release, run_path, base.dir))
         refuse_failed(found, order.overridable, stage_dir)  # before a process loads what is there
         try:
             found += reload.reload_gates(
@@ -126,6 +125,7 @@ def _release(order: _Order, found: list[Gate], overridden: Sequence[str]) -> dic
         except GateRefused as error:
             write_record(stage_dir, found, f"refused: {error}")
             raise
+        found.append(tokenizer_files.gate(release, run_path, base.dir, secrets()))
         found += gates.of_cleanliness(
             release,
             run_path,

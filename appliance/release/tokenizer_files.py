@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from appliance.findings import NAMED_ROWS, Gate
-from appliance.process import files
+from appliance.process import files, redact
 from appliance.prompt import tokenizer as prompt_tokenizer
 from appliance.prompt import tokenizer_config
 from appliance.prompt.special_tokens import token_text
@@ -26,10 +26,11 @@ NAME = "tokenizer_is_the_bases"
 _IGNORED = ("version", "truncation", "padding")  # loaders set the last two with every text
 
 
-def gate(release_dir: Path, run_path: Path, base_dir: Path) -> Gate:
+def gate(release_dir: Path, run_path: Path, base_dir: Path, secrets: Collection[str] = ()) -> Gate:
     """Vocabulary, merges, added tokens, every step of encoding, and tokenizer_config.json, of each part of a release.
 
-    Allowed are our changes only: chat template, padding, and the class that takes tokenizer.json as it is.
+    Allowed are our changes only: chat template, padding, and the class that takes tokenizer.json as it is. `secrets` are
+    not shown, whatever field holds them.
     """
     trained = next(name for name in ("adapter", "model") if (run_path / "train" / name).is_dir())
     pad_token = results.read(run_path, "train", f"{trained}/prompt.json")["pad"]
@@ -39,7 +40,7 @@ def gate(release_dir: Path, run_path: Path, base_dir: Path) -> Gate:
         if (release_dir / part).is_dir()
         for difference in differences(release_dir / part, base_dir, pad_token)
     ]
-    listed = f": {'; '.join(found[:NAMED_ROWS])}" if found else ""
+    listed = f": {redact.without_secrets('; '.join(found[:NAMED_ROWS]), secrets)}" if found else ""
     return Gate(NAME, not found, len(found), 0, f"differences from the base's tokenizer{listed}")
 
 

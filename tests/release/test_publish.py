@@ -36,7 +36,7 @@ ALL_GATES = {
     "tuned_model_stops", "best_val_loss_again", "merged_equals_trained", "not_worse", "best_is_what_was_kept",
     "best_is_released", "adapter_names_its_base", "proven_is_released", "sixteen_bits", "only_known_files",
     "no_remote_code", "one_prompt_everywhere", "same_tokens", "same_special_ids", "generation_config_sane",
-    "release_is_clean", "logs_are_clean", "no_secret_in_the_run",
+    "release_is_clean", "logs_are_clean", "no_secret_in_the_run", "tokenizer_is_the_bases",
 }  # fmt: skip
 CANARY = "hf_" + "c4n4ry" * 6
 
@@ -124,7 +124,8 @@ BROKEN: dict[str, tuple[Callable[[Path], None], set[str]]] = {
         replaced("chat_template.jinja", "### Response:\\n", "### Response: "),
         {"one_prompt_everywhere"},
     ),
-    "another pad": (configured("tokenizer_config.json", pad_token="</s>"), {"same_special_ids"}),
+    "another pad": (configured("tokenizer_config.json", pad_token="</s>"), {"same_special_ids", "tokenizer_is_the_bases"}),
+    "shorter texts": (configured("tokenizer_config.json", model_max_length=8), {"tokenizer_is_the_bases"}),
     "another eos": (configured("generation_config.json", eos_token_id=7), {"same_special_ids"}),
     "pads with eos": (configured("generation_config.json", pad_token_id=2), {"same_special_ids"}),
     "answers cut": (configured("generation_config.json", max_length=20), {"generation_config_sane"}),
@@ -273,7 +274,7 @@ def test_a_canary_token_is_found_wherever_it_is(place: str, run: FinishedRun, mo
 
 def test_the_names_of_what_is_published_are_no_traces(run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redact, "names_here", lambda: ("hongkildong",))
-    edit_json(run.path / "merge" / "model" / "tokenizer_config.json", made_for="hongkildong/shop")
+    edit_json(run.path / "merge" / "model" / "config.json", made_for="hongkildong/shop")
     record_again(run.path)
     with pytest.raises(GateRefused, match="the name of this host or user"):
         run.publish()
