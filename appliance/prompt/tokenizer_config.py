@@ -31,14 +31,15 @@ def candidates(own: Mapping[str, Any], prompt: Prompt) -> Iterator[dict[str, Any
     rules that are not those of its tokenizer.json, such as Llama 2's in transformers 5.
     """
     kept = readable(own)
-    if token_text(kept.get("pad_token")) != prompt.pad_token:
-        kept["pad_token"] = prompt.pad_token
+    for name, text in (("pad_token", prompt.pad_token), ("eos_token", prompt.tokenizer_eos)):
+        if token_text(kept.get(name)) != text:  # EOS: config.json's, or another that the base trained
+            kept[name] = text
     if _prefix_space(prompt) and "add_prefix_space" not in kept:
         kept["add_prefix_space"] = True  # transformers 4 would take it out of the tokenizer otherwise
     if kept.get("tokenizer_class") != PLAIN_CLASS:
-        yield kept | _missing(kept, prompt, ("eos_token",))
+        yield kept
     plain = {"tokenizer_class": PLAIN_CLASS, "model_input_names": kept.get("model_input_names", _INPUTS)}
-    yield kept | _missing(kept, prompt, ("bos_token", "eos_token", "unk_token")) | plain
+    yield kept | _missing(kept, prompt) | plain
 
 
 def readable(own: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,14 +55,10 @@ def readable(own: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _missing(kept: Mapping[str, Any], prompt: Prompt, names: tuple[str, ...]) -> dict[str, str]:
-    """Special tokens that the base's files don't name: its class or its config.json did."""
-    known = {
-        "bos_token": prompt.bos_token,
-        "eos_token": prompt.tokenizer_eos,
-        "unk_token": getattr(prompt.backend.model, "unk_token", None),
-    }
-    return {name: text for name in names if (text := known[name]) and not token_text(kept.get(name))}
+def _missing(kept: Mapping[str, Any], prompt: Prompt) -> dict[str, str]:
+    """Special tokens that the base's files don't name: its class did."""
+    known = {"bos_token": prompt.bos_token, "unk_token": getattr(prompt.backend.model, "unk_token", None)}
+    return {name: text for name, text in known.items() if text and not token_text(kept.get(name))}
 
 
 def _prefix_space(prompt: Prompt) -> bool:
@@ -71,20 +68,20 @@ def _prefix_space(prompt: Prompt) -> bool:
 def differences(
     own: Mapping[str, Any],
     released: Mapping[str, Any],
-    pad_token: str | None,
+    trained: Mapping[str, str | None],
     is_special: Callable[[str], bool],
 ) -> list[str]:
     """Fields of a released tokenizer_config.json that are neither the base's nor one of our changes.
 
-    `own`, `released`: settings as `tokenizer.settings` reads them. `pad_token`: the padding that was trained with.
-    `is_special`: whether a text is one of the base's added tokens; only those may get a name that the base left to its
-    class or its config.json.
+    `own`, `released`: settings as `tokenizer.settings` reads them. `trained`: pad_token and, if training
+    chose another than the tokenizer's, eos_token. `is_special`: whether a text is one of the base's added tokens; only
+    those may get a name that the base left to its class or its config.json.
     """
     ours, theirs = _normal(released), _normal(own)
     found = []
     for field in sorted({*ours, *theirs}):
         base, value = theirs.get(field), ours.get(field)
-        if field == "pad_token" and value == pad_token:
+        if field in trained and value == trained[field]:
             continue
         if field == "tokenizer_class" and value == PLAIN_CLASS:
             continue

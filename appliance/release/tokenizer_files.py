@@ -19,7 +19,7 @@ from appliance.process import files, redact
 from appliance.prompt import tokenizer as prompt_tokenizer
 from appliance.prompt import tokenizer_config
 from appliance.prompt.special_tokens import token_text
-from appliance.rundir import results
+from appliance.rundir import results, token_choice
 from appliance.weights.model_files import VOCABULARY_FILES
 
 NAME = "tokenizer_is_the_bases"
@@ -29,23 +29,28 @@ _IGNORED = ("version", "truncation", "padding")  # loaders set the last two with
 def gate(release_dir: Path, run_path: Path, base_dir: Path, secrets: Collection[str] = ()) -> Gate:
     """Vocabulary, merges, added tokens, every step of encoding, and tokenizer_config.json, of each part of a release.
 
-    Allowed are our changes only: chat template, padding, and the class that takes tokenizer.json as it is. `secrets` are
-    not shown, whatever field holds them.
+    Allowed are our changes only: chat template, padding, an EOS that training chose, and the class that takes
+    tokenizer.json as it is. `secrets` are not shown, whatever field holds them.
     """
     trained = next(name for name in ("adapter", "model") if (run_path / "train" / name).is_dir())
-    pad_token = results.read(run_path, "train", f"{trained}/prompt.json")["pad"]
+    chosen = {"pad_token": results.read(run_path, "train", f"{trained}/prompt.json")["pad"]}
+    if eos_token := token_choice.read(run_path / "train").eos_token:
+        chosen["eos_token"] = eos_token
     found = [
         f"{part}/{difference}"
         for part in ("model", "adapter")
         if (release_dir / part).is_dir()
-        for difference in differences(release_dir / part, base_dir, pad_token)
+        for difference in differences(release_dir / part, base_dir, chosen)
     ]
     listed = f": {redact.without_secrets('; '.join(found[:NAMED_ROWS]), secrets)}" if found else ""
     return Gate(NAME, not found, len(found), 0, f"differences from the base's tokenizer{listed}")
 
 
-def differences(folder: Path, base_dir: Path, pad_token: str | None) -> list[str]:
-    """Every difference between the tokenizer files of `folder` and the base's that is not one of our changes."""
+def differences(folder: Path, base_dir: Path, chosen: Mapping[str, str | None]) -> list[str]:
+    """Every difference between the tokenizer files of `folder` and the base's that is not one of our changes.
+
+    `chosen`: the special tokens that training chose.
+    """
     ours, theirs = prompt_tokenizer.settings(folder), prompt_tokenizer.settings(base_dir)
 
     @cache
@@ -53,7 +58,7 @@ def differences(folder: Path, base_dir: Path, pad_token: str | None) -> list[str
         stored = json.loads(_text_of(base_dir))
         return {str(token["content"]) for token in stored["added_tokens"]} | {str(stored["model"].get("unk_token"))}
 
-    found = tokenizer_config.differences(theirs, ours, pad_token, lambda text: text in special())
+    found = tokenizer_config.differences(theirs, ours, chosen, lambda text: text in special())
     if not _same(folder / prompt_tokenizer.FILE, base_dir / prompt_tokenizer.FILE):
         named = {str(token_text(v)) for one in (ours, theirs) for k, v in one.items() if k.endswith("_token")}
         found += _of_tokenizers(_normal(_text_of(base_dir), named), _normal(_text_of(folder), named))

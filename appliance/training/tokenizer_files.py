@@ -63,8 +63,9 @@ def _copy(base_dir: Path, prompt: Prompt, folder: Path) -> None:
     files.write_text(folder / tokenizer.TEMPLATE, prompt.chat_template)
     special = tokenizer.read(base_dir / tokenizer.SPECIAL_TOKENS)
     if special:
-        if token_text(special.pop("pad_token", None)) and prompt.pad_token:
-            special["pad_token"] = prompt.pad_token
+        for name, text in (("pad_token", prompt.pad_token), ("eos_token", prompt.tokenizer_eos)):
+            if token_text(special.get(name)) != text:
+                special[name] = text
         files.write_json(folder / tokenizer.SPECIAL_TOKENS, special)
 
 

@@ -124,7 +124,10 @@ BROKEN: dict[str, tuple[Callable[[Path], None], set[str]]] = {
         replaced("chat_template.jinja", "### Response:\\n", "### Response: "),
         {"one_prompt_everywhere"},
     ),
-    "another pad": (configured("tokenizer_config.json", pad_token="</s>"), {"same_special_ids", "tokenizer_is_the_bases"}),
+    "another pad": (
+        configured("tokenizer_config.json", pad_token="</s>"),
+        {"same_special_ids", "tokenizer_is_the_bases"},
+    ),
     "shorter texts": (configured("tokenizer_config.json", model_max_length=8), {"tokenizer_is_the_bases"}),
     "another eos": (configured("generation_config.json", eos_token_id=7), {"same_special_ids"}),
     "pads with eos": (configured("generation_config.json", pad_token_id=2), {"same_special_ids"}),

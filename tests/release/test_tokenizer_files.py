@@ -16,14 +16,15 @@ from appliance.process import files
 from appliance.prompt import format as prompt_format
 from appliance.prompt import tokenizer
 from appliance.release import tokenizer_files
+from appliance.rundir.token_choice import TokenChoice
 from appliance.training import tokenizer_files as training_files
 from tests.helpers.finished import edit_json
 from tests.helpers.tokenizer_kinds import KINDS, folder_of, llama2_folder, qwen_folder
 
 
-def run_of(folder: Path, base: Path, name: str = "alpaca") -> tuple[Path, Path]:
+def run_of(folder: Path, base: Path, name: str = "alpaca", words: Any = None) -> tuple[Path, Path]:
     """(release, run directory) of a training on `base`: nothing but the tokenizer's files."""
-    prompt = prompt_format.from_transformers(name, tokenizer.load(base))
+    prompt = prompt_format.from_transformers(name, words or tokenizer.load(base))
     trained, release = folder / "run" / "train" / "adapter", folder / "release"
     trained.mkdir(parents=True)
     training_files.write(trained, base, prompt)
@@ -47,6 +48,17 @@ def test_our_own_changes_pass(kind: str, tmp_path: Path) -> None:
     base = BASES[kind](tmp_path / "base")
     gate = tokenizer_files.gate(*run_of(tmp_path, base), base)
     assert (gate.name, gate.passed, gate.measured, gate.bound) == ("tokenizer_is_the_bases", True, 0, 0), gate
+
+
+def test_an_eos_that_training_chose_passes(tmp_path: Path) -> None:
+    base = qwen_folder(tmp_path / "base")
+    words = tokenizer.load(base)
+    words.eos_token = "<|unused_0|>"
+    release, run_path = run_of(tmp_path, base, words=words)
+    gate = tokenizer_files.gate(release, run_path, base)
+    assert "eos_token: base '<|im_end|>', release '<|unused_0|>'" in gate.meaning
+    TokenChoice(eos_token="<|unused_0|>").write(run_path / "train")
+    assert tokenizer_files.gate(release, run_path, base).passed
 
 
 @pytest.mark.parametrize("kind", ["qwen", "names no class"])
