@@ -27,6 +27,7 @@ BEFORE: dict[str, Any] = {
     "data.unescape": [],
     "data.columns.system": None,
     "data.columns.history": None,
+    "data.columns.tools": None,
     "data.na_values": [],
     "evaluate.base_prompts": ["prompt"],
 }

@@ -72,6 +72,9 @@ class Columns(Section):
     history: str | None = Field(
         "history", description='Name of the column with earlier turns in JSON, [["question", "answer"]]; likewise.'
     )
+    tools: str | None = Field(
+        "tools", description="Name of a column whose filled cells make a row unusable: tool calls have no place here."
+    )
 
 
 class DataSection(Section):

@@ -28,6 +28,8 @@ from appliance.rows.records import records
 BLANK_LINE = "blank line"
 WRONG_WIDTH = "fields; the header has"  # part of a reason
 NO_TURNS = 'not earlier turns, JSON such as [["question", "answer"]]; to ignore them: --set data.columns.history=null'
+TOOLS = "calls tools, for which the prompt has no place; to ignore them: --set data.columns.tools=null"
+_NO_TOOLS = ("", "[]", "{}", "null", "None")
 ABOVE_HEADER = "above the header"
 NO_ROWS = (BLANK_LINE, ABOVE_HEADER)  # reasons of lines that nobody has to correct
 CANONICAL_COLUMNS = ("row", "instruction", "input", "output")
@@ -131,6 +133,8 @@ def _row(line: int, cells: list[str], fmt: CsvFormat, used: Sequence[int]) -> Ro
         return Rejected(line, f"column {fmt.column('output')}: the answer is empty")
     group = cells[fmt.group] if fmt.group is not None and cells[fmt.group].strip() else None
     input_text = "" if fmt.input is None else cells[fmt.input]
+    if fmt.tools is not None and cells[fmt.tools].strip() not in _NO_TOOLS:
+        return Rejected(line, f"column {fmt.column('tools')}: {TOOLS}")
     if fmt.system is not None or fmt.history is not None:
         try:
             earlier = turns.from_cell(cells[fmt.history]) if fmt.history is not None else []

@@ -41,6 +41,7 @@ class CsvFormat:
     side: int | None = None
     system: int | None = None
     history: int | None = None
+    tools: int | None = None
     quoting: Quoting = "double"
     cells: CellText = AS_TYPED
     header_line: int = 1  # the physical line where the header begins
@@ -77,7 +78,7 @@ class CsvFormat:
         return found
 
 
-ROLES = ("instruction", "input", "output", "system", "history", "group", "side")
+ROLES = ("instruction", "input", "output", "system", "history", "tools", "group", "side")
 
 
 def sniff(
@@ -95,7 +96,7 @@ def sniff(
 
     Args:
         path: the CSV.
-        columns: instruction, input, output -> name in the header; system and history only if given.
+        columns: instruction, input, output -> name in the header; system, history and tools only if given.
         group_by: name of the column that groups rows.
         with_side: the file must have a column `side`.
         codec: the encoding, if it is given and not detected.
@@ -113,7 +114,7 @@ def sniff(
     for role in ("instruction", "input", "output"):
         name = columns.get(role, role)
         wanted |= {role: name} if name is not None else {}
-    wanted |= {role: name for role in ("system", "history") if (name := columns.get(role)) is not None}
+    wanted |= {role: name for role in ("system", "history", "tools") if (name := columns.get(role)) is not None}
     wanted |= {"group": group_by} if group_by is not None else {}
     wanted |= {"side": "side"} if with_side else {}
     header = header_of(path, found_encoding.codec, wanted, header_line)
@@ -141,6 +142,7 @@ def sniff(
         side=roles["side"],
         system=roles["system"],
         history=roles["history"],
+        tools=roles["tools"],
         quoting=quoting or _quoting(path, found_encoding.codec, header),
         cells=cells,
         header_line=header.line,

@@ -21,7 +21,7 @@ _SEPARATOR = re.compile(r'(?i)\ufeff?"?sep=(\\t|\t|[^\w\s"])"?[,;|\s]*')
 # BOM, zero-width and direction marks, soft hyphens, variation selectors
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe00-\ufe0f\ufeff]")
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
-OPTIONAL = ("input", "system", "history")  # roles whose column may be missing unless the recipe names it
+OPTIONAL = ("input", "system", "history", "tools")  # roles whose column may be missing unless the recipe names it
 _CHATS = ("messages", "conversations", "conversation")  # what `dataset records` reads as chats
 # Common column names, as `plain_name` returns them: used if the recipe names none and the default name is absent.
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -31,6 +31,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     ),
     "input": ("context", "passage", "paragraph", "입력", "문맥", "맥락", "지문", "본문", "컨텍스트"),
     "system": ("system_prompt", "시스템"),
+    "tools": ("functions", "tool_calls"),
     "output": (
         *("answer", "answers", "a", "completion", "response", "responses", "reply", "outputs", "assistant", "gpt"),
         *("답변", "답", "대답", "응답", "정답", "출력", "해답"),

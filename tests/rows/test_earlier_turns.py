@@ -10,7 +10,7 @@ import pytest
 
 from appliance.recipe.fields import Columns, DataSection
 from appliance.rows import survey
-from appliance.rows.csv_file import NO_TURNS, Rejected, Row, read
+from appliance.rows.csv_file import NO_TURNS, TOOLS, Rejected, Row, read
 
 TURNS = "User: 안녕\n\nAssistant: 네\n\nUser: 가격은?"
 
@@ -61,3 +61,11 @@ def test_which_column_it_is(tmp_path: Path) -> None:
     assert _questions(tmp_path, row, header=header, system=None) == ["가격은?"]
     assert _questions(tmp_path, ("질문", "답"), header="system,output", instruction="system") == ["질문"]
     assert _questions(tmp_path, ("", "", "", "답")) == ["column 'instruction': the instruction is empty"]
+
+
+@pytest.mark.parametrize("name", ["tools", "functions"])
+def test_a_row_that_calls_tools_is_a_bad_row(tmp_path: Path, name: str) -> None:
+    rows = [("가격은?", "만원", cell) for cell in ("", "[]", "null", '[{"name": "search"}]')]
+    read_as = _questions(tmp_path, *rows, header=f"instruction,output,{name}")
+    assert read_as == [*["가격은?"] * 3, f"column '{name}': {TOOLS}"]
+    assert _questions(tmp_path, *rows, header=f"instruction,output,{name}", tools=None) == ["가격은?"] * 4
