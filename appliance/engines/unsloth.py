@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ class UnslothEngine:
             ("TORCHINDUCTOR_CACHE_DIR", "torchinductor"),
         ):
             os.environ.setdefault(variable, str((cache_dir / folder).absolute()))
+        is_new = "unsloth" not in sys.modules
         try:
             import unsloth
         except (ImportError, RuntimeError, OSError) as error:
@@ -50,6 +52,8 @@ class UnslothEngine:
                 f"Unsloth does not load: {(str(error).strip() or repr(error)).splitlines()[0]}",
                 hint=f"install it as pinned ({INSTALL_UNSLOTH}), or set engine=transformers",
             ) from error
+        if is_new:
+            gc.freeze()  # what was imported stays; a load collects garbage some 13 times, a third of a second each
         self._unsloth: Any = unsloth.FastLanguageModel
 
     def load_for_training(

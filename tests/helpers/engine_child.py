@@ -9,6 +9,7 @@ seconds to import, so all its runs share one.
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import os
 import signal
@@ -51,6 +52,7 @@ class Report:
 
     before_unsloth: list[str] = field(default_factory=list)  # libraries that Unsloth rewrites, if already imported
     importers: list[str] = field(default_factory=list)  # our modules that imported it
+    frozen: int = 0  # objects that no search for garbage looks through
     environment: dict[str, str | None] = field(default_factory=dict)
     batches: list[dict[str, Any]] = field(default_factory=list)  # input ids, labels, mask as the model received them
     bases: list[str] = field(default_factory=list)  # base classes of our trainer, the nearest first
@@ -136,6 +138,7 @@ def _run(request: Request, report: Report) -> None:
         run(request.run, *request.overrides, until=request.until)
     names = ("UNSLOTH_DISABLE_STATISTICS", "UNSLOTH_COMPILE_LOCATION", "TRITON_CACHE_DIR")
     report.environment = {name: os.environ.get(name) for name in names}
+    report.frozen = gc.get_freeze_count()
     if torch.cuda.is_available():
         report.peak_bytes = torch.cuda.max_memory_reserved()
     if request.unsloth_merge:

@@ -47,6 +47,7 @@ def tiny_base(
     seed: int = 0,
     hidden: int = 64,
     layers: int = 2,
+    heads: int = 4,
     tokenizer: bool = True,
     short_prompts: bool = False,
     words: PreTrainedTokenizerFast | None = None,
@@ -57,7 +58,7 @@ def tiny_base(
     """
     torch.manual_seed(seed)
     words = words or (alpaca_tokenizer() if short_prompts else tiny_tokenizer())
-    model = AutoModelForCausalLM.from_config(_config(family, tied, hidden, layers, max(VOCAB, len(words))))
+    model = AutoModelForCausalLM.from_config(_config(family, tied, hidden, layers, heads, max(VOCAB, len(words))))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:  # norms: ones would hide a missing norm
@@ -207,14 +208,14 @@ def _randomise(module: Any, strength: float) -> None:
         magnitude.mul_(1 + strength * torch.randn_like(magnitude))
 
 
-def _config(family: Family, tied: bool, hidden: int, layers: int, vocabulary: int) -> Any:
+def _config(family: Family, tied: bool, hidden: int, layers: int, heads: int, vocabulary: int) -> Any:
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "initializer_range": INIT_STD}
     if family == "gpt2":  # the one family whose linear layers are transposed (Conv1D, fan_in_fan_out)
         return GPT2Config(
             vocab_size=vocabulary,
             n_embd=hidden,
             n_layer=layers,
-            n_head=4,
+            n_head=heads,
             n_positions=512,
             tie_word_embeddings=tied,
             **ids,
@@ -224,14 +225,14 @@ def _config(family: Family, tied: bool, hidden: int, layers: int, vocabulary: in
         "hidden_size": hidden,
         "intermediate_size": 2 * hidden,
         "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 2,
         "max_position_embeddings": 512,
         "tie_word_embeddings": tied,
         **ids,
     }
     own: dict[str, Any] = {"sliding_window": 64} if family in ("gemma2", "gemma3", "mistral", "phi3") else {}
-    own |= {"head_dim": hidden // 4} if family in ("qwen3", "gemma", "gemma2", "gemma3") else {}
+    own |= {"head_dim": hidden // heads} if family in ("qwen3", "gemma", "gemma2", "gemma3") else {}
     kinds = {
         "llama": LlamaConfig,
         "qwen3": Qwen3Config,
