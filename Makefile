@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # uv does not read pip's settings: pass on where local wheels are, if that is set.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_NO_PROGRESS := 1
+# Whole files to each of two processes, in the order of tests/conftest.py.
+SHARED_OUT := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test test-faults test-image test-transformers4 lint bench docs clean
 setup: $(VENV)/.installed
@@ -19,13 +21,13 @@ demo: setup
 	$(BIN)/appliance demo
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest $(SHARED_OUT)
 
 test-faults: setup
 	$(BIN)/python -m tests.whole_runs.faults 100
 
 test-image: setup
-	TEST_IMAGE=1 $(BIN)/python -m pytest tests/image -p no:xdist
+	TEST_IMAGE=1 $(BIN)/python -m pytest tests/image $(SHARED_OUT)
 
 # transformers 4, as users have it, beside the torch of $(VENV)
 OLDER := .venv-transformers4

@@ -23,6 +23,7 @@ LONGEST = (
     "base_model/test_demo.py",
     "engines/test_engines.py",
     "project/test_gpu_first.py",
+    "image/test_training.py",
     "whole_runs/test_recipe_runs.py",
     "whole_runs/test_resume.py",
     "whole_runs/test_pipeline.py",
