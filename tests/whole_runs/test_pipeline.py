@@ -16,11 +16,13 @@ import pytest
 import yaml
 
 from appliance.errors import DataError, EnvironmentUnavailable, GateRefused, Interrupted, RunDirError
+from appliance.findings import qualified
 from appliance.pipeline import run as pipeline_run
 from appliance.process import files
 from appliance.prompt import format as prompt_format
 from appliance.recipe import resolve
 from appliance.release import replay
+from appliance.rundir import base_asked
 from appliance.rundir.directory import STAGES, RunDir
 from tests.conftest import read_csv, write_qa
 from tests.helpers import warm
@@ -138,7 +140,7 @@ def test_the_proof_and_the_card_say_what_was_measured(finished: Path) -> None:
     assert front["license"] == "unknown"  # the tiny base states none, and none is invented
     figures = files.read_json(run / "evaluate" / "metrics.json")
     assert f"| F1 | {figures['base']['f1']:.1%} | {figures['tuned']['f1']:.1%} |" in card
-    assert f"**{figures['verdict']}**" in card
+    assert f"**{qualified(base_asked.verdict(figures), len(figures['cautions']))}**" in card
     assert str(finished) not in card
 
 
