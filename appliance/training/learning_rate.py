@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from appliance.findings import Finding
-from appliance.training import checkpoints
 
 # Published fine-tunings lie well inside: QLoRA 1e-4 to 2e-4 (Dettmers et al. 2023, table 9), LoRA on GPT-2 and GPT-3
 # 2e-4 (Hu et al. 2021, appendix D), all weights 1e-5 to 5e-5; the toy models of the shipped recipes take 1e-3 to 1e-2.
@@ -25,6 +24,8 @@ def findings(rate: float) -> list[Finding]:
 
 def hint_if_not_finite(rate: float) -> str:
     """What to do about a loss or gradient that is not finite, the likeliest cause first."""
+    from appliance.training import checkpoints  # imports transformers, which `check` can do without
+
     far = "" if is_usual(rate) else f", which is far from the usual {USUAL[0]:g} to {USUAL[1]:g}"
     return (
         f"lower train.learning_rate ({rate:g}{far}), or train in bfloat16 or float32 (model.dtype); if that does not "
