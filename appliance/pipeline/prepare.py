@@ -21,6 +21,7 @@ from appliance.rows import csv_file, few_groups, leaks, near_duplicates, split, 
 from appliance.rows.csv_file import Rejected, Row
 from appliance.rows.first_pass import FirstPass
 from appliance.rows.oddities import Remark
+from appliance.rows.one_version import Passes, one_version
 from appliance.rows.split import Side
 from appliance.rundir import results
 from appliance.training import validation
@@ -80,37 +81,40 @@ def run(
     longest_possible: int,
     seed: int,
     stage_dir: Path,
+    csv_sha256: str | None = None,
 ) -> Counts:
     """`max_seq_length` None: the smallest multiple of 64 that fits all rows, at most `longest_possible`.
 
-    Raises DataError: bad or too long rows under `refuse` (all named, the ledger written), too few rows to split, a
-    column `side` that puts equal questions on two sides.
+    `csv_sha256`: of the CSV, as the run depends on it. Raises DataError: bad or too long rows under `refuse` (all
+    named, the ledger written), too few rows to split, a column `side` that puts equal questions on two sides, or a CSV
+    that is not the same file from beginning to end, with that hash.
     """
-    fmt = survey.csv_format(csv_path, data)
-    judged = _judge(csv_path, fmt, prompt)
-    for remark in judged.remarks:
-        _log.warning("%s: %s; %s", csv_path, remark, remark.fix)
-    limit = max_seq_length or _fitting_length(judged.lengths, longest_possible)
-    too_long = _too_long(judged, limit, cut=data.on_too_long == "cut")
-    _refuse_unusable(judged, too_long, data, longest_possible, csv_path, stage_dir)
-    kept = [i for i, line in enumerate(judged.lines) if line not in too_long]
-    keys, sides = judged.rows.keys.at(kept), judged.rows.sides
-    order = _sides(keys, [sides[i] for i in kept] if sides else [], data, seed)
-    found = leaks.shared(
-        csv_path,
-        fmt,
-        lines=[judged.lines[i] for i in kept],
-        keys=keys,
-        questions=judged.rows.questions.at(kept) if fmt.group is not None else None,
-        sides=_by_index(order, len(keys)),
-    )
-    if data.split == "column" and found.count:
-        _refuse_shared(found, judged, too_long, csv_path, stage_dir)
-    groups = few_groups.count(keys, order)
-    for warning in few_groups.warnings({side: len(indexes) for side, indexes in order.items()}, groups, data):
-        _log.warning("%s: %s", csv_path, warning)
-    side_of = {judged.lines[kept[i]]: side for side, indexes in order.items() for i in indexes}
-    _write(csv_path, fmt, stage_dir, order, [judged.lines[i] for i in kept])
+    with one_version(csv_path, csv_sha256) as passes:
+        fmt = survey.csv_format(csv_path, data)
+        judged = _judge(csv_path, fmt, prompt, passes)
+        for remark in judged.remarks:
+            _log.warning("%s: %s; %s", csv_path, remark, remark.fix)
+        limit = max_seq_length or _fitting_length(judged.lengths, longest_possible)
+        too_long = _too_long(judged, limit, cut=data.on_too_long == "cut")
+        _refuse_unusable(judged, too_long, data, longest_possible, csv_path, stage_dir)
+        kept = [i for i, line in enumerate(judged.lines) if line not in too_long]
+        keys, sides = judged.rows.keys.at(kept), judged.rows.sides
+        order = _sides(keys, [sides[i] for i in kept] if sides else [], data, seed)
+        found = leaks.shared(
+            csv_path,
+            fmt,
+            lines=[judged.lines[i] for i in kept],
+            keys=keys,
+            questions=judged.rows.questions.at(kept) if fmt.group is not None else None,
+            sides=_by_index(order, len(keys)),
+        )
+        if data.split == "column" and found.count:
+            _refuse_shared(found, judged, too_long, csv_path, stage_dir)
+        groups = few_groups.count(keys, order)
+        for warning in few_groups.warnings({side: len(indexes) for side, indexes in order.items()}, groups, data):
+            _log.warning("%s: %s", csv_path, warning)
+        side_of = {judged.lines[kept[i]]: side for side, indexes in order.items() for i in indexes}
+        _write(csv_path, fmt, stage_dir, order, [judged.lines[i] for i in kept], passes)
     _write_ledger(stage_dir / "rows.csv", side_of, judged.rejected | too_long)
     _write_groups(stage_dir / results.TEST_GROUPS, [(judged.lines[kept[i]], keys[i]) for i in order["test"]])
     _write_groups(stage_dir / validation.GROUPS_FILE, [(judged.lines[kept[i]], keys[i]) for i in order["val"]])
@@ -203,11 +207,11 @@ def _count(
     return counts
 
 
-def _judge(csv_path: Path, fmt: csv_file.CsvFormat, prompt: prompt_format.Prompt) -> _Judged:
+def _judge(csv_path: Path, fmt: csv_file.CsvFormat, prompt: prompt_format.Prompt, passes: Passes) -> _Judged:
     lines, lengths, prompt_lengths, with_turns = array("q"), array("l"), array("l"), bytearray()
     rejected: dict[int, str] = {}
     reasons: dict[str, str] = {}  # one text for equal reasons: a million bad rows have few
-    rows, records = FirstPass(csv_path, fmt), 0
+    rows, records = FirstPass(csv_path, fmt, passes), 0
 
     def fault_of(row: Row) -> str:
         try:
@@ -291,11 +295,16 @@ def _by_index(order: dict[Side, list[int]], count: int) -> list[Side]:
 
 
 def _write(
-    csv_path: Path, fmt: csv_file.CsvFormat, stage_dir: Path, order: dict[Side, list[int]], lines: list[int]
+    csv_path: Path,
+    fmt: csv_file.CsvFormat,
+    stage_dir: Path,
+    order: dict[Side, list[int]],
+    lines: list[int],
+    passes: Passes,
 ) -> None:
     """The three CSVs, in the file's order; only a notebook split has another, and needs all rows in memory."""
     side_of = {lines[i]: side for side, indexes in order.items() for i in indexes}
-    rows = (row for row in csv_file.read(csv_path, fmt) if isinstance(row, Row) and row.line in side_of)
+    rows = (row for row in csv_file.read(csv_path, fmt, passes) if isinstance(row, Row) and row.line in side_of)
     if any(indexes != sorted(indexes) for indexes in order.values()):
         by_line = {row.line: row for row in rows}
         rows = (by_line[lines[i]] for indexes in order.values() for i in indexes)

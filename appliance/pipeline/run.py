@@ -193,6 +193,7 @@ def _prepare(job: Job, stage_dir: Path) -> str:
         longest_possible=job.base.max_positions,
         seed=recipe.train.seed,
         stage_dir=stage_dir,
+        csv_sha256=job.csv_sha256,
     )
     if recipe.evaluate.primary == "facts_right":  # before hours of training
         facts.refuse_without(row.output for row in csv_file.iter_canonical(stage_dir / "test.csv"))

@@ -8,6 +8,7 @@ are rejected instead of the whole file.
 from __future__ import annotations
 
 import codecs
+import hashlib
 import io
 import json
 import re
@@ -141,13 +142,13 @@ def wrong_byte(text: str, codec: str) -> str | None:
 
 
 @contextmanager
-def open_lines(path: Path, codec: str) -> Iterator[Iterator[str]]:
+def open_lines(path: Path, codec: str, hasher: hashlib._Hash | None = None) -> Iterator[Iterator[str]]:
     """The physical lines of a text file, line endings kept. LF, CRLF and a lone CR end a line; nothing else does.
 
-    Raises DataError as `open_bytes` and, while reading, for a line that does not end.
+    `hasher` gets every byte read. Raises DataError as `open_bytes` and, while reading, for a line that does not end.
     """
     with open_bytes(path) as stream:
-        bounded = _Bounded(cast(io.RawIOBase, stream.raw), path)
+        bounded = _Bounded(cast(io.RawIOBase, stream.raw), path, hasher)
         bounded.seek(0)
         with io.TextIOWrapper(bounded, encoding=codec, errors=_ESCAPE, newline="") as text:
             yield text
@@ -156,13 +157,15 @@ def open_lines(path: Path, codec: str) -> Iterator[Iterator[str]]:
 class _Bounded(io.BufferedReader):
     """Stops at an endless line before it fills the memory; the lines themselves are still split in C."""
 
-    def __init__(self, raw: io.RawIOBase, path: Path) -> None:
+    def __init__(self, raw: io.RawIOBase, path: Path, hasher: hashlib._Hash | None) -> None:
         super().__init__(raw, CHUNK)
-        self._path = path
+        self._path, self._hasher = path, hasher
         self._begun = 0  # bytes since the last line ending
 
     def read1(self, size: int = -1, /) -> bytes:
         data = super().read1(size)
+        if self._hasher:
+            self._hasher.update(data)
         ends = b"\n" in data or b"\r" in data
         self._begun = 0 if ends else self._begun + len(data)
         if self._begun > 4 * LIMIT:  # a character has at most four bytes
@@ -325,8 +328,7 @@ def _guessed(path: Path, data: bytes, sample: Sequence[tuple[int, bytes]], setti
     likely = [_usual(match.could_be_from_charset) for match in matches[:3]] if beyond_ascii >= 20 else []
     codec, *others_likely = readings.best_first(["cp1252", "mac_roman", *likely], data)
     others = "".join(f", {name}" for name in others_likely)
-    number, line = sample[0]
-    text = line.decode("utf-8", _ESCAPE)
+    number, text = sample[0][0], sample[0][1].decode("utf-8", _ESCAPE)
     rows = "".join(
         f"\n  line {number}: {shown(readings.around_doubt(line, codec, 66), 70)}" for number, line in sample[:3]
     )

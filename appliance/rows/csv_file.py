@@ -23,6 +23,7 @@ from appliance.rows.dialect import ROLES
 from appliance.rows.dialect import CsvFormat as CsvFormat
 from appliance.rows.dialect import sniff as sniff
 from appliance.rows.header import plain_name
+from appliance.rows.one_version import Passes
 from appliance.rows.records import records
 
 BLANK_LINE = "blank line"
@@ -63,12 +64,13 @@ class Rejected:
     reason: str
 
 
-def read(path: Path, fmt: CsvFormat) -> Iterator[Row | Rejected]:
+def read(path: Path, fmt: CsvFormat, passes: Passes | None = None) -> Iterator[Row | Rejected]:
     """Every record below the header and every line above it, in file order, as a Row or as Rejected: none is left out.
 
-    Raises DataError: from some line on this is not a CSV (an unbalanced quote, a cell of more than 16 Mi characters).
+    `passes`: what is read is hashed as one of them, all of it if the caller goes on to the end. Raises DataError: from
+    some line on this is not a CSV (an unbalanced quote, a cell of more than 16 Mi characters).
     """
-    with open_lines(path, fmt.encoding.codec) as lines:
+    with open_lines(path, fmt.encoding.codec, passes.hasher() if passes else None) as lines:
         for line, _ in enumerate(islice(lines, fmt.header_line - 1), 1):
             yield Rejected(line, ABOVE_HEADER)
         found = records(path, lines, fmt.delimiter, fmt.quoting, first_line=fmt.header_line)

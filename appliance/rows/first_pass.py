@@ -15,14 +15,15 @@ from typing import get_args
 from appliance.rows import csv_file, split
 from appliance.rows.csv_file import CsvFormat, Rejected, Row
 from appliance.rows.oddities import Remark, Remarks
+from appliance.rows.one_version import Passes
 from appliance.rows.split import Side
 
 
 class FirstPass:
     """Iterate over `records` once, then read the rest. Everything but `side_words` is by position of the usable row."""
 
-    def __init__(self, csv_path: Path, fmt: CsvFormat) -> None:
-        self._path, self.fmt = csv_path, fmt
+    def __init__(self, csv_path: Path, fmt: CsvFormat, passes: Passes) -> None:
+        self._path, self.fmt, self._passes = csv_path, fmt, passes
         self._sides = array("B")
         self._remarks = Remarks(fmt)
         self.keys = split.Keys()  # rows with equal keys share a side: the group's key, or the question's
@@ -34,7 +35,7 @@ class FirstPass:
 
         Raises DataError as `csv_file.read`.
         """
-        for row in csv_file.read(self._path, self.fmt):
+        for row in csv_file.read(self._path, self.fmt, self._passes):
             if isinstance(row, Rejected):
                 yield row
             elif fault := fault_of(row):

@@ -21,6 +21,7 @@ from appliance.rows.cell_text import CellText
 from appliance.rows.csv_file import CsvFormat, Rejected, Row
 from appliance.rows.first_pass import FirstPass
 from appliance.rows.oddities import Remark
+from appliance.rows.one_version import Passes, one_version
 from appliance.rows.split import Side
 
 SHOWN = 20  # bad rows listed in an error
@@ -69,9 +70,14 @@ def csv_format(csv_path: Path, data: DataSection) -> CsvFormat:
 
 
 def of_csv(csv_path: Path, data: DataSection, seed: int) -> Survey:
-    """Reads the whole file once. Raises DataError: it cannot be read, or has no usable row."""
+    """Reads the whole file once. Raises DataError: it cannot be read, has no usable row, or was changed meanwhile."""
+    with one_version(csv_path) as passes:
+        return _of_passes(csv_path, data, seed, passes)
+
+
+def _of_passes(csv_path: Path, data: DataSection, seed: int, passes: Passes) -> Survey:
     fmt = csv_format(csv_path, data)
-    seen = FirstPass(csv_path, fmt)
+    seen = FirstPass(csv_path, fmt, passes)
     reasons: Counter[str] = Counter()
     bad: list[tuple[int, str]] = []
     preview: list[Row] = []
