@@ -10,9 +10,11 @@ from typing import Any, Literal
 from appliance.hub import permissions, upload
 from appliance.hub import token as hub_token
 from appliance.hub.upload_child import Pushed
+from appliance.pipeline import reads
 from appliance.pipeline.publish import expected_files, files_of_release, private, refuse_failed, secrets, write_record
 from appliance.process import files as process_files
 from appliance.release import dataset, gates
+from appliance.rundir.directory import RunDir
 
 
 def upload_rows(
@@ -28,9 +30,11 @@ def upload_rows(
     """The rows of a prepared run, as `run` releases them, to a dataset repository. `folder`: release/ and hub.json.
 
     `repo_id` without USER/ goes to the token's user; `again`: the command that continues after a failed upload.
-    Raises HubError: the Hub refuses, which is checked first, or cannot be reached. GateRefused: the rows hold something
-    that must not be published; there is no release folder then.
+    Raises RunDirError: the prepared rows were edited. HubError: the Hub refuses, which is checked before anything is
+    written, or cannot be reached. GateRefused: the rows hold something that must not be published; there is no release
+    folder then.
     """
+    reads.refuse_changed(RunDir(run_path), reads.ROWS)
     token = hub_token.token()
     if "/" not in repo_id:
         repo_id = f"{permissions.owner(token)}/{repo_id}"

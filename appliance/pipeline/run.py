@@ -17,7 +17,7 @@ from appliance import findings as appliance_findings
 from appliance.engines import decoding, memory
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine import device, disk
-from appliance.pipeline import before_evaluate, due
+from appliance.pipeline import before_evaluate, due, reads
 from appliance.pipeline.job import Job
 from appliance.preflight import disk_needs
 from appliance.process import console, files, signals
@@ -72,6 +72,7 @@ def run(
         done, other = due.done_or_other(job, again)
         todo = [stage for stage in STAGES[: STAGES.index(until) + 1] if stage not in done]
         if todo:
+            reads.refuse_changed_early(run_dir, todo, done)
             _header(job)
             _run_stage(job, "check")  # it judges this machine, so it precedes whatever is still to be done
             if other:
@@ -105,6 +106,7 @@ def _run_stage(job: Job, stage: str, label: str = "") -> None:
     console.say(f"{label.rstrip()} …", style="bold")
     signals.check()
     inputs = job.inputs(stage) if stage != "check" else {}
+    reads.refuse_changed(job.run_dir, stage)
     stage_dir = job.run_dir.begin(stage, inputs, keep=RESUMABLE.get(stage, ()))
     run_stage = {
         "check": _check,

@@ -11,9 +11,10 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
 
@@ -144,6 +145,25 @@ class RunDir:
                 )
         return True
 
+    def refuse_changed(self, stage: str, patterns: Iterable[str], *, unhashed: str = "") -> None:
+        """Compares the files of a finished stage that match one of `patterns` with what the stage left, by sha256.
+
+        Files that match `unhashed` are compared by size only. Raises RunDirError (exit 8): a file was changed, removed
+        or added since, or the stage is not done.
+        """
+        record, folder = self.record(stage), self.stage_dir(stage)
+        if record is None:
+            raise RunDirError(f"{folder} is not done", hint=f"run it first: `appliance {stage} {self.path}`")
+        there = (path.relative_to(folder).as_posix() for path in folder.rglob("[!.]*") if path.is_file())
+        for name in sorted({*record.outputs, *there}):
+            if any(fnmatchcase(name, pattern) for pattern in patterns):
+                fault = _fault(folder / name, record.outputs.get(name), hashed=not fnmatchcase(name, unhashed))
+                if fault:
+                    raise RunDirError(
+                        f"{folder / name} {fault}",
+                        hint=f"restore the file, or redo `{stage}` and every stage after it with --redo {stage}",
+                    )
+
     def begin(self, stage: str, inputs: Inputs, *, keep: Sequence[str] = ()) -> Path:
         """Prepares the stage's folder: removes what a killed run left, except what is named in `keep`."""
         folder = self.stage_dir(stage)
@@ -225,6 +245,19 @@ class RunDir:
             f"{self.path}: `{stage}` ran with other inputs:\n  " + "\n  ".join(lines),
             hint=f"start a new run with --set name=NEW, or redo `{stage}` and every stage after it with --redo {stage}",
         )
+
+
+def _fault(path: Path, left: Mapping[str, Any] | None, *, hashed: bool) -> str:
+    """How the file differs from `left`, its size in bytes and sha256 (None: it was not there); "" if it does not."""
+    if left is None:
+        return "was added after its stage had finished; remove it"
+    if not path.is_file():
+        return f"is gone; its stage left {left['size']} bytes"
+    if (size := path.stat().st_size) != left["size"]:
+        return f"has {size} bytes; its stage left {left['size']} bytes"
+    if hashed and (sha256 := files.sha256_of(path)) != left["sha256"]:
+        return f"was changed: its sha256 is {_short(sha256)}; its stage left {_short(left['sha256'])}"
+    return ""
 
 
 def _for_this_user_only(folder: Path) -> None:

@@ -59,15 +59,23 @@ def widen_a_norm(path: Path) -> None:
     record_again(path)
 
 
-def record_again(path: Path) -> None:
-    """Rewrite merge's stage.json as if the stage had left what is there now."""
-    record = json.loads((path / "merge" / "stage.json").read_text())
+def one_byte(path: Path) -> None:
+    """Change a byte in the middle of a file: its size stays."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def record_again(path: Path, stage: str = "merge") -> None:
+    """Rewrite the stage's stage.json as if it had left what is there now."""
+    folder = path / stage
+    record = json.loads((folder / "stage.json").read_text())
     record["outputs"] = {
-        file.relative_to(path / "merge").as_posix(): {"size": file.stat().st_size, "sha256": files.sha256_of(file)}
-        for file in (path / "merge").rglob("*")
-        if file.is_file()
+        file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": files.sha256_of(file)}
+        for file in folder.rglob("*")
+        if file.is_file() and file.name != "stage.json" and file.relative_to(folder).parts[0] != "checkpoints"
     }
-    (path / "merge" / "stage.json").write_text(json.dumps(record))
+    (folder / "stage.json").write_text(json.dumps(record))
 
 
 def configured(name: str, **changes: Any) -> Callable[[Path], None]:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import yaml
 
 from appliance.errors import DataError, EnvironmentUnavailable, GateRefused, Interrupted, RunDirError
 from appliance.findings import qualified
+from appliance.pipeline import reads
 from appliance.pipeline import run as pipeline_run
 from appliance.process import files
 from appliance.prompt import format as prompt_format
@@ -25,7 +27,8 @@ from appliance.release import replay
 from appliance.rundir import base_asked
 from appliance.rundir.directory import STAGES, RunDir
 from tests.conftest import read_csv, write_qa
-from tests.helpers import warm
+from tests.helpers import opened, warm
+from tests.helpers.spoilers import one_byte, record_again
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]  # but for `finished`: its processes start as ever
 
@@ -53,8 +56,10 @@ def finished(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = ["사과", "배", "감", "귤", "밤"]
     rows = [(f"{names[i % 5]} {i}?", f"{names[i % 5]}!") for i in range(40)]
     write_qa(folder / "train.csv", rows)
-    path = recipe(folder, base_dir, folder / "train.csv")
-    pipeline_run.run(resolve.load(str(path), environ={}), RunDir(folder / "runs" / "shop"), folder / "cache")
+    path, run = recipe(folder, base_dir, folder / "train.csv"), folder / "runs" / "shop"
+    with opened.recorded(run) as found:
+        pipeline_run.run(resolve.load(str(path), environ={}), RunDir(run), folder / "cache")
+    files.write_json(folder / "opened.json", {stage: sorted(names) for stage, names in found.items()})
     return folder
 
 
@@ -234,6 +239,55 @@ def test_a_missing_output_is_refused(copy: Path) -> None:
     assert "--redo train" in caught.value.hint
 
 
+def test_what_a_stage_opens_was_compared_with_its_record(finished: Path) -> None:
+    """If this fails, a stage reads something new of an earlier one: name it in pipeline/reads.py."""
+    found = files.read_json(finished / "opened.json")
+    assert {"train", "evaluate", "merge", "publish"} <= found.keys()
+    assert {
+        f"{stage}: {name}"
+        for stage, names in found.items()
+        for name in names
+        if not any(
+            name.startswith(f"{earlier}/") and fnmatchcase(name.partition("/")[2], pattern)
+            for earlier, patterns in reads.READS[stage].items()
+            for pattern in patterns
+        )
+    } == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "redo"),
+    [
+        ("prepare/train.csv", "train"),
+        ("prepare/test.csv", "train"),  # evaluate would find it after the training
+        ("train/fit.json", "evaluate"),
+        ("evaluate/proof_rows.json", "merge"),
+        ("evaluate/predictions.csv", "publish"),
+        ("merge/proof.json", "publish"),
+    ],
+)
+def test_an_edited_file_is_refused_before_anything_is_touched(name: str, redo: str, copy: Path) -> None:
+    """A byte in the middle: the size is the same."""
+    run = copy / "runs" / "shop"
+    before = stamps(run)
+    one_byte(run / name)
+    with pytest.raises(RunDirError, match=f"{name} was changed") as caught:
+        again(copy, redo=redo)
+    assert f"--redo {name.partition('/')[0]}" in caught.value.hint
+    after = stamps(run)
+    assert {path for path in before if before[path] != after.get(path)} <= {name, "appliance.log", ".lock"}
+
+
+@pytest.mark.parametrize("redo", ["evaluate", "merge"])
+def test_an_edited_adapter_is_refused_by_the_stage_that_loads_it(redo: str, copy: Path) -> None:
+    path = copy / "runs" / "shop" / "train" / "adapter" / "adapter_model.safetensors"
+    one_byte(path)
+    with pytest.raises(RunDirError, match=r"adapter_model\.safetensors was changed"):
+        again(copy, redo=redo)
+    one_byte(path)  # as it was: the same command goes on
+    again(copy, redo=redo, until=redo)
+
+
 def test_redo_makes_a_stage_and_all_after_it_anew(copy: Path) -> None:
     run = copy / "runs" / "shop"
     before = stamps(run)
@@ -378,9 +432,9 @@ def test_a_worse_model_is_not_released(copy: Path) -> None:
     run = copy / "runs" / "shop"
     path = run / "evaluate" / "metrics.json"
     figures = files.read_json(path)
-    size = path.stat().st_size
     worse = json.dumps({**figures, "verdict": "worse"}, ensure_ascii=False)
-    path.write_text(worse + " " * (size - len(worse.encode())), encoding="utf-8")
+    path.write_text(worse, encoding="utf-8")
+    record_again(run, "evaluate")
     with pytest.raises(GateRefused, match="not_worse"):
         again(copy, redo="publish")
     assert not (run / "publish" / "release").exists()
@@ -391,9 +445,9 @@ def test_a_worse_model_is_not_released(copy: Path) -> None:
 def test_an_improvement_that_is_required_must_be_proven(copy: Path) -> None:
     path = copy / "runs" / "shop" / "evaluate" / "metrics.json"
     figures = files.read_json(path)
-    size = path.stat().st_size
     unproven = json.dumps({**figures, "verdict": "not proven"}, ensure_ascii=False)
-    path.write_text(unproven + " " * (size - len(unproven.encode())), encoding="utf-8")
+    path.write_text(unproven, encoding="utf-8")
+    record_again(copy / "runs" / "shop", "evaluate")
     with pytest.raises(GateRefused, match="not_worse: not proven, bound better") as caught:
         again(copy, "publish.require_improvement=true", redo="publish")
     assert "report.html" in caught.value.hint
@@ -412,6 +466,7 @@ def test_a_spoiled_adapter_fails_the_proof_and_nothing_is_released(copy: Path) -
     first = next(name for name in tensors if "lora_B" in name)
     tensors[first][0, 0] = float("nan")
     save_file(tensors, path, metadata={"format": "pt"})
+    record_again(run, "train")
     with pytest.raises(GateRefused):
         again(copy, redo="merge")
     assert files.read_json(run / "merge" / "proof.json")["passed"] is False
