@@ -90,6 +90,6 @@ def _other_bytes(path: Path, wanted: str | None) -> str:
 
 def _refusal(path: Path, change: str) -> DataError:
     return DataError(
-        f"{path} was written to while it was read: {change}; expected a file that stays as it is",
+        f"{path} changed while it was being read: {change}; expected a file that stays as it is",
         hint="run the same command again once the file is complete",
     )

@@ -121,7 +121,7 @@ def test_prepare_refuses_a_csv_that_changes_in_either_pass(
     number: int, change: Callable[[Path], None], seen: str, csv_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_pass(number, change, csv_path, monkeypatch)
-    with pytest.raises(DataError, match=r"rows\.csv was written to while it was read: ") as caught:
+    with pytest.raises(DataError, match=r"rows\.csv changed while it was being read: ") as caught:
         run(csv_path, files.sha256_of(csv_path))
     assert seen in str(caught.value)
     assert (caught.value.exit_code, caught.value.hint) == (3, COMPLETE)
@@ -145,7 +145,7 @@ def test_the_survey_refuses_a_csv_that_changes(
     change: Callable[[Path], None], seen: str, csv_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_pass(1, change, csv_path, monkeypatch)
-    with pytest.raises(DataError, match="was written to while it was read: ") as caught:
+    with pytest.raises(DataError, match="changed while it was being read: ") as caught:
         survey.of_csv(csv_path, DataSection(csv=str(csv_path)), 7)
     assert seen in str(caught.value)
     assert caught.value.hint == COMPLETE
@@ -170,7 +170,7 @@ def test_what_half_a_file_seems_to_lack_is_not_what_is_reported(
 ) -> None:
     """A row cut in the middle is a bad row, and a line that a second pass misses a KeyError: both name the change."""
     in_pass(1, lambda path: os.truncate(path, 20 * DECODED), csv_path, monkeypatch)
-    with pytest.raises(DataError, match="was written to while it was read") as caught:
+    with pytest.raises(DataError, match="changed while it was being read") as caught:
         run(csv_path, None)
     assert "fields; the header has" in str(caught.value.__cause__)
     write_qa(csv_path, ROWS)
@@ -182,7 +182,7 @@ def test_what_half_a_file_seems_to_lack_is_not_what_is_reported(
         return shared(*arguments, **more)
 
     monkeypatch.setattr(leaks, "shared", then_cut)
-    with pytest.raises(DataError, match="was written to while it was read"):
+    with pytest.raises(DataError, match="changed while it was being read"):
         run(csv_path, None, split="notebook")
 
 

@@ -224,6 +224,33 @@ def test_facts_right_without_facts_is_refused_before_training(base_dir: Path, tm
     assert run_dir.record("prepare")
 
 
+def test_a_csv_still_being_written_is_refused_and_the_same_command_prepares_it_once_complete(
+    base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from appliance.pipeline import prepare
+
+    csv_path = write_qa(tmp_path / "train.csv", [(f"사과 {i}?", "사과!") for i in range(40)])
+    resolved = resolve.load(str(recipe(tmp_path, base_dir, csv_path)), environ={})
+    run_dir, cache, judge = RunDir(tmp_path / "runs" / "shop"), tmp_path / "cache", prepare._judge
+
+    def while_it_grows(*arguments: Any) -> Any:
+        with csv_path.open("a", encoding="utf-8") as handle:
+            handle.write("배?,배!\n")
+        return judge(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "_judge", while_it_grows)
+        with pytest.raises(DataError, match=r"train\.csv changed while it was being read: it had \d+ bytes") as caught:
+            pipeline_run.run(resolved, run_dir, cache, until="prepare")
+    assert "run the same command again" in caught.value.hint
+    assert run_dir.record("prepare") is None
+    pipeline_run.run(resolved, run_dir, cache, until="prepare")
+    record = run_dir.record("prepare")
+    assert record
+    assert record.inputs["CSV (sha256)"] == files.sha256_of(csv_path)
+    assert record.summary.startswith("41 rows: ")
+
+
 def test_a_csv_that_is_gone_is_not_needed_once_prepared(copy: Path) -> None:
     again(copy, redo="publish")  # the run now knows the copy's CSV
     (copy / "train.csv").unlink()
