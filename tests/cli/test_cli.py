@@ -149,6 +149,13 @@ def test_check_of_a_csv_needs_no_torch(tmp_path: Path) -> None:
     assert report["bad_rows"] == [{"line": 3, "reason": "column 'instruction': the instruction is empty"}]
 
 
+def test_the_stage_check_loads_neither_torch_nor_transformers() -> None:
+    """Without the extra `train`, a recipe is checked as far as that goes."""
+    code = f"import sys; import appliance.pipeline.check; print([n for n in {HEAVY[:6]!r} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_python_dash_m_appliance_shows_the_version() -> None:
     done = subprocess.run([sys.executable, "-m", "appliance", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"{__version__}\n"

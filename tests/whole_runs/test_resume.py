@@ -613,10 +613,10 @@ def test_what_cannot_be_learnt_from_is_named_by_its_rows(
 def test_overflows_of_float16_are_no_failure_until_there_is_no_end_of_them(tmp_path: Path) -> None:
     metrics = trainer.Metrics(tmp_path / "metrics.jsonl", resume_step=-1, scales_loss=True)
     for _ in range(trainer.LOSS_SCALE_HALVINGS):
-        assert metrics._finite(1, float("inf")) is None
-    assert metrics._finite(1, 2.0) == 2.0
+        assert metrics._finite(1, float("inf"), 1e-3) is None
+    assert metrics._finite(1, 2.0, 1e-3) == 2.0
     with pytest.raises(TrainingFailed):
-        [metrics._finite(1, float("inf")) for _ in range(trainer.LOSS_SCALE_HALVINGS + 1)]
+        [metrics._finite(1, float("inf"), 1e-3) for _ in range(trainer.LOSS_SCALE_HALVINGS + 1)]
 
 
 @pytest.fixture
