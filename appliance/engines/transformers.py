@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from appliance.engines import decoding, master_weights
+from appliance.engines import loaded as engines_loaded
 from appliance.engines import token_rows as engines_token_rows
 from appliance.engines.engine import Loaded, load_failures, refuse_too_long
 from appliance.errors import EnvironmentUnavailable
@@ -110,7 +111,7 @@ class TransformersEngine:
                 bnb_4bit_compute_dtype=dtype,
             )
         with load_failures(base_dir, model, self._device, weights_dtype):
-            loaded = AutoModelForCausalLM.from_pretrained(
+            loaded, info = AutoModelForCausalLM.from_pretrained(
                 str(base_dir),
                 dtype=dtype,
                 quantization_config=quantization,
@@ -118,7 +119,9 @@ class TransformersEngine:
                 local_files_only=True,
                 use_safetensors=True,
                 trust_remote_code=False,
+                output_loading_info=True,
             )
+            engines_loaded.judge(base_dir, info)
             tokenizer = prompt_tokenizer.load(base_dir)
         decoding.keep_only_ids(loaded)
         if model.load_in_4bit:

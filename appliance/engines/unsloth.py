@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from appliance.engines import decoding, master_weights
+from appliance.engines import loaded as engines_loaded
 from appliance.engines.engine import INSTALL_UNSLOTH, Loaded, load_failures, refuse_too_long
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine.device import Device
+from appliance.process.files import read_object
 from appliance.prompt import tokenizer as prompt_tokenizer
 from appliance.recipe.fields import ModelSection, TuningSection
 
@@ -148,6 +150,18 @@ class UnslothEngine:
                 local_files_only=True,
                 trust_remote_code=False,
             )
+            engines_loaded.refuse_missing(base_dir, engines_loaded.missing_of(loaded, _stored_names(base_dir)))
             tokenizer = prompt_tokenizer.load(base_dir)
         decoding.keep_only_ids(loaded)
         return loaded, tokenizer
+
+
+def _stored_names(base_dir: Path) -> set[str]:
+    """The tensors in the files that transformers loads: one file, or those that the index lists."""
+    from safetensors import safe_open
+
+    single = base_dir / "model.safetensors"
+    if not single.is_file():
+        return set(read_object(base_dir / "model.safetensors.index.json")["weight_map"])
+    with safe_open(single, framework="pt") as handle:
+        return set(handle.keys())

@@ -29,6 +29,7 @@ from appliance.rows import survey
 from appliance.rundir.directory import STAGES
 from appliance.rundir.token_choice import TokenChoice
 from appliance.training import learning_rate, validation
+from appliance.weights import intact
 from appliance.weights.proof_place import Weights, memory_finding
 
 # For a Hub that this call can do without: no run waits minutes for it.
@@ -99,6 +100,7 @@ def run(
     permissions.refuse(findings)
     base = get_base()
     full_with = train.optimizer if tuning.method == "full" and "train" in ahead else None
+    _judge([*findings, *intact.findings(base.dir, base.config, base.coming)], table_path)  # what follows needs them
     findings += _base_findings(base, model, rehearse)
     if "publish" in ahead and publish.repo_id and base.is_folder and not base.is_on_hub:
         findings.append(release_base.unnamed(base))

@@ -85,10 +85,16 @@ class Job:
 
     @cached_property
     def base(self) -> Base:
-        """The base model on this disk; fetched if it is not here yet."""
-        from appliance.base_model import find as base_model_find
+        """The base model on this disk; fetched if it is not here yet.
 
-        return base_model_find.fetch(self.found_base)
+        Raises EnvironmentUnavailable: its weights are not whole.
+        """
+        from appliance.base_model import find as base_model_find
+        from appliance.weights import intact
+
+        base = base_model_find.fetch(self.found_base)
+        intact.refuse(base.dir, base.config)
+        return base
 
     @cached_property
     def found_base(self) -> Base:

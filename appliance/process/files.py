@@ -106,7 +106,31 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Raises ValueError: not JSON in UTF-8, or nested deeper than any file of ours or of a model is."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("its brackets are nested too deeply") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises ValueError: as `read_json`, or it holds something else."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds {kind(found)}, expected an object")
+    return found
+
+
+def kind(value: Any) -> str:
+    """What a JSON value is, for a message.
+
+    >>> kind([]), kind("12"), kind(None)
+    ('a list', 'a text', 'null')
+    """
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    kinds = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number"}
+    return kinds[type(value)]
 
 
 def remove(path: Path) -> None:

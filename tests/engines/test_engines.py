@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from appliance.pipeline import run as pipeline_run
 from appliance.process import files
@@ -90,7 +90,11 @@ rehearse: never
     only_llama: dict[str, Any] = {}
     if family == "llama":
         tried = (str(folder / "dropout-unsloth"), str(folder / "dropout-plain"))
-        only_llama = {"no_memory": str(folder / "no-memory"), "dropout": tried}
+        lacking = shutil.copytree(base, folder / "lacking")
+        tensors = load_file(base / "model.safetensors")
+        del tensors["model.layers.0.mlp.up_proj.weight"]
+        save_file(tensors, lacking / "model.safetensors", metadata={"format": "pt"})
+        only_llama = {"no_memory": str(folder / "no-memory"), "dropout": tried, "lacking": str(lacking)}
     fast = _run(
         folder,
         Request(
@@ -320,6 +324,11 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(ran: Ran)
     assert (fit["batch"]["asked"], fit["batch"]["micro_batch_size"]) == (2, 1)
     losses = [[line["loss"] for line in train_lines(one)] for one in (run, ran.runs["transformers"])]
     assert losses[0] == pytest.approx(losses[1], rel=ran.loss_tolerance)
+
+
+def test_unsloth_loads_no_base_that_lacks_a_tensor(ran: Ran) -> None:
+    is_tried = ran.dtype == "float32"  # the llama
+    assert ("the weights lack model.layers.0.mlp.up_proj.weight: the model" in ran.unsloth["refused"]) == is_tried
 
 
 def test_unsloth_comes_first_from_one_module_and_reports_to_nobody(ran: Ran) -> None:

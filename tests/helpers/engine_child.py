@@ -43,6 +43,7 @@ class Request:
     overrides: tuple[str, ...] = ()  # of the recipe, for RUN alone
     stop_after: int = 0  # a SIGTERM comes in this step of RUN, and the same call continues
     no_memory: str = ""  # run directory of a training that runs out of memory in its second step
+    lacking: str = ""  # folder of a base without one of its tensors, which is only loaded
     dropout: tuple[str, ...] = ()  # run directories of trainings with dropout: Unsloth's checkpointing on, and off
 
 
@@ -53,6 +54,7 @@ class Report:
     before_unsloth: list[str] = field(default_factory=list)  # libraries that Unsloth rewrites, if already imported
     importers: list[str] = field(default_factory=list)  # our modules that imported it
     frozen: int = 0  # objects that no search for garbage looks through
+    refused: str = ""  # what loading the base in LACKING raised
     environment: dict[str, str | None] = field(default_factory=dict)
     batches: list[dict[str, Any]] = field(default_factory=list)  # input ids, labels, mask as the model received them
     bases: list[str] = field(default_factory=list)  # base classes of our trainer, the nearest first
@@ -101,7 +103,8 @@ def _run(request: Request, report: Report) -> None:
     import torch
 
     from appliance.engines import choose
-    from appliance.errors import Interrupted
+    from appliance.errors import EnvironmentUnavailable, Interrupted
+    from appliance.machine import device
     from appliance.pipeline import run as pipeline_run
     from appliance.recipe import resolve
     from appliance.rundir.directory import RunDir
@@ -157,6 +160,14 @@ def _run(request: Request, report: Report) -> None:
     checkpointing[0] = "unsloth"
     if request.full:
         run(request.full, *FULL, until="evaluate")
+    if request.lacking:
+        engine = load_engine(request.engine, device.device(), Path(request.cache))
+        settings = resolve.load(request.recipe, environ={}).recipe.model
+        try:
+            with redirect_stdout(sys.stderr):
+                engine.load_for_inference(Path(request.lacking), settings, None)
+        except EnvironmentUnavailable as error:
+            report.refused = str(error)
 
 
 def _watch(report: Report, request: Request) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from safetensors.torch import load_file, save
 
 from appliance.base_model import find as base_model_find
 from appliance.engines import memory
@@ -46,11 +48,11 @@ def web(running: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return running
 
 
-def run(folder: Path, until: str) -> Path:
-    """A run of a recipe on the Hub's base up to a stage."""
+def run(folder: Path, until: str, *, base: str = BASE) -> Path:
+    """A run of a recipe on a base on the Hub up to a stage."""
     write_qa(folder / "train.csv", [(f"{i}?", "답") for i in range(40)])
     (folder / "shop.yaml").write_text(
-        f"name: shop\nengine: transformers\nrehearse: never\nmodel: {{id: {BASE}, load_in_4bit: false}}\n"
+        f"name: shop\nengine: transformers\nrehearse: never\nmodel: {{id: {base}, load_in_4bit: false}}\n"
         f"data: {{csv: {folder / 'train.csv'}}}\n",
         encoding="utf-8",
     )
@@ -102,6 +104,32 @@ def test_check_fetches_no_weights_a_run_does(web: LoopbackHub, tmp_path: Path) -
     assert not fetched(web, start) <= SMALL
     assert list((tmp_path / "hf").rglob("model.safetensors"))
     assert files.read_json(path / "run.json")["base"]["public_id"] == BASE
+
+
+def test_weights_that_are_not_whole_are_refused_once_they_are_here(
+    web: LoopbackHub, tmp_path: Path, base_dir: Path
+) -> None:
+    served = {path.name: path.read_bytes() for path in base_dir.iterdir() if path.is_file()}
+    tensors = load_file(base_dir / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    web.add_repo("maker/lacking", private=False, files=served | {"model.safetensors": save(tensors)})
+    run(tmp_path, "check", base="maker/lacking")
+    with pytest.raises(EnvironmentUnavailable, match=r"not whole: model\.layers\.1\.mlp\.up_proj\.weight is missing"):
+        run(tmp_path, "prepare", base="maker/lacking")
+    assert not (tmp_path / "runs" / "shop" / "prepare").exists()
+
+
+def test_an_index_that_names_a_shard_the_hub_lacks_is_refused_before_a_download(
+    web: LoopbackHub, tmp_path: Path, base_dir: Path
+) -> None:
+    served = {path.name: path.read_bytes() for path in base_dir.iterdir() if path.is_file()}
+    weights, start = served.pop("model.safetensors"), len(web.log())
+    index = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}).encode()
+    served |= {"model-1.safetensors": weights, "model.safetensors.index.json": index}
+    web.add_repo("maker/torn", private=False, files=served)
+    with pytest.raises(EnvironmentUnavailable, match=r"weights: .*model-2\.safetensors is missing; .* names it"):
+        run(tmp_path, "check", base="maker/torn")
+    assert fetched(web, start) <= SMALL
 
 
 @pytest.mark.parametrize(
