@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 from appliance.engines import memory
 from appliance.hub.cache import Snapshot
-from appliance.process.files import sha256_of
+from appliance.process.files import read_object, sha256_of
 from appliance.weights import model_files
 
 # Which files of a folder its identity covers; run.json records the rule, so that older runs go on.
@@ -90,7 +89,8 @@ class Base:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        return dict(json.loads((self.dir / "config.json").read_text(encoding="utf-8")))
+        """Raises ValueError: config.json is damaged; find.py refuses such a base."""
+        return read_object(self.dir / "config.json")
 
     @property
     def max_positions(self) -> int:

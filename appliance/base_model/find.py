@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from appliance.base_model import tunable
+from appliance.base_model import config_values, tunable
 from appliance.base_model.base import DEMO_NAME, Base
 from appliance.errors import EnvironmentUnavailable, RecipeError
 from appliance.hub import download
@@ -15,6 +15,7 @@ from appliance.hub.cache import Source
 from appliance.hub.dataset_file import without_asking
 from appliance.hub.token import token
 from appliance.process import console
+from appliance.process.files import read_object
 from appliance.recipe import hub_names
 from appliance.weights import model_files
 
@@ -70,6 +71,7 @@ def fetch(base: Base) -> Base:
     if base.snapshot:
         wanted = [name for name in base.snapshot.files if model_files.is_downloaded(name)]
         download.obtain(_source(base.public_id, base.revision), base.snapshot, wanted)
+        _refuse_odd_generation(base.dir)
     return base
 
 
@@ -113,7 +115,7 @@ def _front_matter(folder: Path) -> dict[str, Any]:
         return {}
     try:
         front: Any = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: an impossible date
         return {}
     return front if isinstance(front, dict) else {}
 
@@ -130,8 +132,20 @@ def _refuse_untunable(base: Base, where: str, files: Collection[str]) -> None:
         raise tunable.without_config(files, where, card)
     try:
         config = base.config
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise EnvironmentUnavailable(
             f"{where}/config.json is damaged: {error}", hint="download the model again"
         ) from error
+    config_values.refuse_odd(config, f"{where}/config.json")
+    _refuse_odd_generation(base.dir)
     tunable.refuse_config(config, where, card)
+
+
+def _refuse_odd_generation(folder: Path) -> None:
+    """generation_config.json, if it is here: the merge reads it hours later."""
+    path = folder / "generation_config.json"
+    if path.is_file():
+        try:
+            config_values.refuse_odd(read_object(path), str(path))
+        except ValueError as error:
+            raise EnvironmentUnavailable(f"{path} is damaged: {error}", hint="download the model again") from error

@@ -37,7 +37,17 @@ app.add_typer(sources.dataset_app, name="dataset")
 for _commands in (generate, hub, upload):
     _commands.register(sources.dataset_app)
 app.command("report")(report.report)
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+_SPACE = "free up space, name a folder instead of a file, or give this user access"
+# What a file system answers that no command can mend, and how to fix it.
+_DISK = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS), _SPACE),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), _SPACE),
+    errno.ENOENT: "something moved or removed it while the command ran: put it back",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EFBIG: "allow larger files (ulimit -f), or use a file system without this limit",
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n)"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENXIO), "look at the disk or network share: it does not answer"),
+}
 
 
 def main() -> None:
@@ -55,8 +65,8 @@ def main() -> None:
     except OSError as error:
         if error.errno not in _DISK:
             raise
-        hint = "free up space, name a folder instead of a file, or give this user access; then repeat the command"
-        _fail(f"{error.filename or 'writing'}: {error.strerror}{_room_at(error)}", hint, 4)
+        hint = f"{_DISK[error.errno]}; then repeat the command"
+        _fail(f"{error.filename or 'writing'!s:.300}: {error.strerror}{_room_at(error)}", hint, 4)
     except Exception as error:
         if not getattr(error, "__notes__", None):
             raise

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from appliance.engines import memory
-from appliance.errors import EnvironmentUnavailable
+from appliance.errors import ApplianceError, EnvironmentUnavailable
 from appliance.machine import disk
 from appliance.machine.device import Device
+from appliance.process.files import read_object
 from appliance.recipe.fields import ModelSection, TuningSection
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Engine(Protocol):
 
 def refuse_too_long(base_dir: Path, max_seq_length: int) -> int:
     """The number of positions the base was made for. Raises EnvironmentUnavailable: `max_seq_length` exceeds it."""
-    config = json.loads((base_dir / "config.json").read_text(encoding="utf-8"))
+    config = read_object(base_dir / "config.json")
     limit = int(config.get("max_position_embeddings") or config.get("n_positions") or 1 << 20)  # GPT-2's name for it
     if max_seq_length > limit:
         raise EnvironmentUnavailable(
@@ -92,8 +92,10 @@ def load_failures(
             hint=f"{memory.what_fits(device.memory_bytes)}; "
             "other programs may be using the card's memory: nvidia-smi lists them",
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (ApplianceError, MemoryError):
+        raise
+    except Exception as error:  # whatever the libraries make of somebody else's files, tokenizers' bare Exception too
         raise EnvironmentUnavailable(
-            f"the base model in {base_dir} does not load: {error}",
+            f"the base model in {base_dir} does not load: {str(error) or repr(error)}",
             hint="expected a transformers causal language model with safetensors weights",
         ) from error

@@ -5,7 +5,6 @@ All sizes are in bytes. Pure; knows no device. `check` compares these estimates 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from appliance.engines import master_weights
 from appliance.machine import device, disk
 from appliance.machine.device import OVERHEAD_BYTES
 from appliance.machine.disk import human
+from appliance.process.files import read_object
 from appliance.recipe.fields import ModelSection, TrainSection, TuningSection
 
 # Bytes per weight in NF4, scales included; embeddings and head stay in 16 bits. Llama-3-8B: 0.71, Qwen3-4B: 0.66.
@@ -33,7 +33,7 @@ def weights_bytes(model_dir: Path, coming: Mapping[str, int] = MappingProxyType(
     if "model.safetensors" in sizes:
         return sizes["model.safetensors"]
     if index.is_file():
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_object(index)["weight_map"]
         return sum(sizes.get(name, 0) for name in set(weight_map.values()))
     return sum(sizes.values())
 

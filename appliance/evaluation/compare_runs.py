@@ -17,8 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from appliance.errors import RunDirError
-from appliance.process import files
-from appliance.rundir import base_asked, results
+from appliance.rundir import base_asked, results, run_json
 
 COLUMNS = ("answers of", "exact match", "facts right", "F1", "ROUGE-L", "chrF", "difference from the first run")
 
@@ -120,7 +119,7 @@ def _read(path: Path) -> _Run:
         pair = (row["question"], row["wanted"])
         rows[*pair, seen[pair]] = row
         seen[pair] += 1
-    base = files.read_json(path / "run.json")["base"]["public_id"]
+    base = run_json.read(path, "base.public_id")["base"]["public_id"]
     return _Run(path.name, rows, str(base), results.read_comparison(path), path)
 
 

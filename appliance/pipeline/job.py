@@ -22,7 +22,7 @@ from appliance.process import files as process_files
 from appliance.recipe import stage_fields
 from appliance.recipe.resolve import Resolved
 from appliance.rundir import directory as rundir_directory
-from appliance.rundir import token_choice
+from appliance.rundir import run_json, token_choice
 from appliance.rundir.directory import STAGES, RunDir
 from appliance.rundir.token_choice import TokenChoice
 
@@ -58,12 +58,10 @@ class Job:
 
     @cached_property
     def _run_json(self) -> dict[str, Any]:
-        path = self.run_dir.path / "run.json"
-        try:
-            return dict(process_files.read_json(path)) if path.is_file() else {}
-        except (ValueError, TypeError) as error:
-            hint = "remove it and redo the run with --redo prepare, or start a new one with --set name=NEW"
-            raise RunDirError(f"{path} is damaged: {error}", hint=hint) from error
+        """Empty for a run that has not got that far. Raises RunDirError: it is damaged."""
+        if not (self.run_dir.path / run_json.FILE).is_file():
+            return {}
+        return run_json.read(self.run_dir.path, "base.identity", "csv.typed", "csv.sha256")
 
     @cached_property
     def device(self) -> Device:
@@ -141,7 +139,7 @@ class Job:
         vars(job).update({name: getattr(self, name) for name in kept})
         job.run_dir.create()
         process_files.write_text(folder / "recipe.yaml", resolved.to_yaml())
-        process_files.write_json(folder / "run.json", process_files.read_json(self.run_dir.path / "run.json"))
+        process_files.write_json(folder / run_json.FILE, run_json.read(self.run_dir.path))
         return job
 
     @property
@@ -222,8 +220,9 @@ class Job:
             return self._fetched_csv[0]
         path = sample_csv() if csv == "demo" else Path(csv)
         recorded = self._run_json.get("csv", {})
-        if not path.exists() and recorded.get("typed") == csv and Path(recorded["path"]).exists():
-            return Path(recorded["path"])  # typed relative to another folder, when the run began
+        began_with = recorded.get("path") if recorded.get("typed") == csv else None
+        if not path.exists() and began_with and Path(began_with).exists():
+            return Path(began_with)  # typed relative to another folder, when the run began
         return path
 
     @property
@@ -294,7 +293,7 @@ class Job:
         recipe, base = self.resolved.recipe, self.found_base
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         process_files.write_json(
-            self.run_dir.path / "run.json",
+            self.run_dir.path / run_json.FILE,
             {
                 "name": recipe.name,
                 "created": self._run_json.get("created", now),

@@ -14,6 +14,7 @@ from appliance.pipeline import reads
 from appliance.pipeline.publish import expected_files, files_of_release, private, refuse_failed, secrets, write_record
 from appliance.process import files as process_files
 from appliance.release import dataset, gates
+from appliance.rundir import run_json
 from appliance.rundir.directory import RunDir
 
 
@@ -39,7 +40,7 @@ def upload_rows(
     if "/" not in repo_id:
         repo_id = f"{permissions.owner(token)}/{repo_id}"
     permissions.refuse(permissions.findings({repo_id: "dataset"}, visibility, into_existing, None, token))
-    base = process_files.read_json(run_path / "run.json")["base"]
+    base = run_json.read(run_path, "base.dir", "base.public_id")["base"]
     with process_files.atomic_dir(folder / "release") as release:
         rows = dataset.build(release, run_path, name=name, repo=repo_id)
         hidden = private(run_path, Path(base["dir"]) if base["dir"] else None, (name, base["public_id"], repo_id))

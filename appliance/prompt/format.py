@@ -205,7 +205,7 @@ def from_folder(name: str, model_dir: Path, eos_token: str | None = None) -> Pro
             f"{model_dir} has no {tokenizer.FILE}",
             hint="convert it once: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
         )
-    backend = Tokenizer.from_file(str(path))
+    backend = tokenizer.backend(model_dir)
     named, by_id = tokenizer.named_tokens(model_dir), tokenizer.from_ids(model_dir, backend)
     tokens = {key: named[key] or by_id.get(key) for key in ("bos_token", "eos_token", "pad_token")}
     tokens["eos_token"] = eos_token or tokens["eos_token"]

@@ -25,6 +25,7 @@ FILE, CONFIG, SPECIAL_TOKENS, TEMPLATE = (
     *("special_tokens_map.json", "chat_template.jinja"),
 )
 NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+DOWNLOAD = "download the model again"
 # Classes that take tokenizer.json as it is, in transformers 4 and 5. The name that 5 saves is unknown to 4.
 PLAIN_CLASS = "PreTrainedTokenizerFast"
 PLAIN_CLASSES = (None, PLAIN_CLASS, "TokenizersBackend")
@@ -64,9 +65,9 @@ def _of_class(base_dir: Path) -> dict[str, str]:
     if not unnamed or found.get("tokenizer_class") in PLAIN_CLASSES:
         return {}
     own = AutoTokenizer.from_pretrained(str(base_dir), local_files_only=True, trust_remote_code=False)
-    backend = Tokenizer.from_file(str(base_dir / FILE))
+    own_backend = backend(base_dir)
     by_default = {name: getattr(own, name) for name in unnamed}
-    return {name: text for name, text in by_default.items() if text and backend.token_to_id(text) is not None}
+    return {name: text for name, text in by_default.items() if text and own_backend.token_to_id(text) is not None}
 
 
 def from_ids(base_dir: Path, backend: Tokenizer) -> dict[str, str]:
@@ -80,11 +81,21 @@ def from_ids(base_dir: Path, backend: Tokenizer) -> dict[str, str]:
 def settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json with special_tokens_map.json and chat_template.jinja, as transformers 4 and 5 join them.
 
-    The map comes first, but is read only if the first file does not list the added tokens.
+    The map comes first, but is read only if the first file does not list the added tokens. Raises
+    EnvironmentUnavailable: a file is damaged, or a special token is not a text.
     """
     found = read(folder / CONFIG)
     if "added_tokens_decoder" not in found:
         found |= read(folder / SPECIAL_TOKENS)
+    for name in NAMES:
+        text = found.get(name)
+        if isinstance(text, dict):
+            text = text.get("content", 0)
+        if text is not None and not isinstance(text, str):
+            raise EnvironmentUnavailable(
+                f"{folder / CONFIG}: {name} is {found[name]!r:.60}, expected a text, or an object with its content",
+                hint=f"correct it there or in {SPECIAL_TOKENS}, or {DOWNLOAD}",
+            )
     if (folder / TEMPLATE).is_file():
         found["chat_template"] = (folder / TEMPLATE).read_text(encoding="utf-8")
     return found
@@ -97,5 +108,21 @@ def named_tokens(folder: Path) -> dict[str, str | None]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty if there is none."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    """The JSON object in a file; empty if there is none. Raises EnvironmentUnavailable: it is damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise EnvironmentUnavailable(f"{path} is damaged: {error}", hint=DOWNLOAD) from error
+    if not isinstance(found, dict):
+        raise EnvironmentUnavailable(f"{path} is damaged: {str(found)[:60]!r} is not a JSON object", hint=DOWNLOAD)
+    return found
+
+
+def backend(folder: Path) -> Tokenizer:
+    """tokenizer.json as it is. Raises EnvironmentUnavailable: it is damaged."""
+    try:
+        return Tokenizer.from_file(str(folder / FILE))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise EnvironmentUnavailable(f"{folder / FILE} is damaged: {error}", hint=DOWNLOAD) from error

@@ -16,6 +16,7 @@ from appliance.recipe.data_fields import Columns as Columns
 from appliance.recipe.data_fields import DataSection as DataSection
 from appliance.recipe.data_fields import Positive, Section
 
+LONGEST_NAME = 255  # bytes that ext4, XFS and overlayfs take for the name of a folder
 # Output heads and embeddings by their usual names. trl's loss bypasses a tuned head, and if a base ties the two, a
 # merge would change both.
 HEAD_AND_EMBEDDINGS = frozenset({"lm_head", "embed_out", "embed_tokens", "embed_in", "wte", "wpe"})
@@ -238,6 +239,13 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
     publish: PublishSection = PublishSection()
+
+    @field_validator("name")
+    @classmethod
+    def _fits_a_folder(cls, value: str) -> str:
+        if (size := len(value.encode())) > LONGEST_NAME:
+            raise ValueError(f"{size} bytes in UTF-8, expected at most {LONGEST_NAME}: it names a folder")
+        return value
 
     @model_validator(mode="after")
     def _full_tunes_16_bits(self) -> Recipe:

@@ -22,6 +22,8 @@ from appliance.process import files
 from appliance.recipe import earlier_runs
 from appliance.release.base import Base
 from appliance.rundir import directory as rundir_directory
+from appliance.rundir import results, run_json
+from appliance.rundir.directory import RunDir
 from appliance.weights import model_files
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -33,8 +35,7 @@ def write(run_path: Path, base: Base, gates: Sequence[Gate]) -> None:
     The large files of a base from the Hub are not read again: the client's cache names each after its sha256, as given
     by the Hub (`"from": "hub"`); replay reads them.
     """
-    path = run_path / "run.json"
-    prepared = files.read_json(run_path / "prepare" / "stage.json")["outputs"]
+    prepared = results.read(run_path, "prepare", "stage.json")["outputs"]
     passport = {
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "appliance": __version__,
@@ -53,7 +54,7 @@ def write(run_path: Path, base: Base, gates: Sequence[Gate]) -> None:
         },
         "gates": [gate.as_json() for gate in gates],
     }
-    files.write_json(path, files.read_json(path) | {"passport": passport})
+    files.write_json(run_path / run_json.FILE, run_json.read(run_path) | {"passport": passport})
 
 
 def recipe_sha256(run_path: Path) -> str:
@@ -89,5 +90,5 @@ def base_files(base_dir: Path, names: Iterable[str], *, read: bool = False) -> d
 
 
 def _fingerprint(run_path: Path, stage: str) -> str | None:
-    path = run_path / stage / "stage.json"
-    return str(files.read_json(path)["fingerprint"]) if path.is_file() else None
+    record = RunDir(run_path).record(stage)
+    return record.fingerprint if record else None

@@ -29,6 +29,7 @@ from appliance.recipe.fields import Recipe
 from appliance.release import gates, leak_scan, passport
 from appliance.rows import csv_file
 from appliance.rundir import directory as rundir_directory
+from appliance.rundir import run_json
 
 _NAMED = 3
 
@@ -38,7 +39,7 @@ def replay_findings(run_path: Path, cache_dir: Path) -> list[Finding]:
 
     Raises RunDirError: the run was never released, so there is nothing to compare with.
     """
-    record = _json(run_path / "run.json")
+    record = run_json.read(run_path)
     passed = record.get("passport")
     if passed is None:
         raise RunDirError(

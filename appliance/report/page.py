@@ -12,7 +12,7 @@ from markupsafe import Markup
 from appliance.findings import qualified
 from appliance.process import console, files, terminal
 from appliance.rows import leaks
-from appliance.rundir import base_asked, results
+from appliance.rundir import base_asked, results, run_json
 from appliance.rundir import directory as rundir_directory
 from appliance.weights import moved
 
@@ -45,8 +45,8 @@ def facts(run_dir: Path) -> Mapping[str, Any]:
     """Everything the page shows; None for what a stage has not written yet."""
 
     def read(name: str) -> Any:
-        path = run_dir / name
-        return files.read_json(path) if path.is_file() else None
+        stage, _, file = name.rpartition("/")
+        return results.read(run_dir, stage, file) if (run_dir / name).is_file() else None
 
     stages = {stage: read(f"{stage}/stage.json") for stage in rundir_directory.STAGES}
     answered = (run_dir / "evaluate" / results.PREDICTIONS).is_file()
@@ -55,7 +55,7 @@ def facts(run_dir: Path) -> Mapping[str, Any]:
     return {
         "name": run_dir.name,
         "recipe": (run_dir / "recipe.yaml").read_text(encoding="utf-8"),
-        "run": read("run.json"),
+        "run": run_json.read(run_dir) if (run_dir / run_json.FILE).is_file() else None,
         "stages": stages,
         "prepare": read("prepare/summary.json"),
         "warnings": leaks.warnings(run_dir / "prepare"),

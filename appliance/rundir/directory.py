@@ -9,11 +9,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
@@ -115,8 +116,8 @@ class RunDir:
         if not path.is_file():
             return None
         try:
-            return StageRecord(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
+            return _as_record(files.read_object(path))
+        except ValueError as error:
             raise RunDirError(f"{path} is damaged: {error}", hint=f"redo the stage with --redo {stage}") from error
 
     def has_begun(self, stage: str) -> bool:
@@ -230,7 +231,7 @@ class RunDir:
         started = self.stage_dir(stage) / "started.json"
         if started.is_file() and (self.stage_dir(stage) / "checkpoints").is_dir():
             try:
-                before = json.loads(started.read_text(encoding="utf-8"))
+                before = files.read_object(started)
             except ValueError as error:
                 raise RunDirError(
                     f"{started} is damaged: {error}", hint=f"redo the stage with --redo {stage}"
@@ -258,6 +259,24 @@ def _fault(path: Path, left: Mapping[str, Any] | None, *, hashed: bool) -> str:
     if hashed and (sha256 := files.sha256_of(path)) != left["sha256"]:
         return f"was changed: its sha256 is {_short(sha256)}; its stage left {_short(left['sha256'])}"
     return ""
+
+
+def _as_record(found: Mapping[str, Any]) -> StageRecord:
+    """The record in a stage.json. Raises ValueError: a key is missing or unknown, or its value is of another kind."""
+    names = {field.name: field.default is MISSING for field in fields(StageRecord)}
+    if lacking := [name for name, needed in names.items() if needed and name not in found]:
+        raise ValueError(f"it lacks {', '.join(lacking)}")
+    if other := sorted(found.keys() - names):
+        raise ValueError(f"it has {', '.join(other)[:60]}, which this version does not know")
+    kinds: dict[str, type | tuple[type, ...]] = {"inputs": dict, "outputs": dict, "seconds": (int, float)}
+    for name, value in found.items():
+        is_right = isinstance(value, kinds.get(name, str))
+        if not is_right or (name == "seconds" and not math.isfinite(value)):
+            raise ValueError(f"`{name}` is {value!r:.60}")
+    for name, output in found["outputs"].items():
+        if not (isinstance(output, dict) and isinstance(output.get("size"), int) and "sha256" in output):
+            raise ValueError(f"`outputs` says {output!r:.60} of {name}, expected its size and sha256")
+    return StageRecord(**found)
 
 
 def _for_this_user_only(folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Literal
+from typing import Literal
 
 from appliance.errors import (
     DataError,
@@ -39,9 +39,10 @@ def recorded(run_dir: RunDir) -> Iterator[None]:
         raise
 
 
-def last(run_dir: RunDir) -> dict[str, Any]:
+def last(run_dir: RunDir) -> dict[str, str]:
     """`kind`, `stage` and `message`; empty if the last command succeeded, was killed, or did not record its end."""
     try:
-        return dict(files.read_json(run_dir.path / _FILE))
-    except (OSError, ValueError, TypeError):
+        found = files.read_object(run_dir.path / _FILE)
+        return {key: value for key, value in found.items() if isinstance(value, str)}  # `stage` may be null
+    except (OSError, ValueError):
         return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from appliance.rundir import outcome, results
 from appliance.rundir.directory import STAGES, RunDir
 
 COLUMNS = ("run", "state", "at", "time", "base → tuned", "verdict", "published")
+# What reading a file raises that is missing, cut off, or of another shape: one of them must not hide the other runs.
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError)
 
 
 def overview(runs_dir: Path) -> list[dict[str, Any]]:
@@ -79,11 +80,11 @@ def _progress(run_dir: RunDir) -> tuple[int | None, int | None]:
     try:
         lines = results.read_metrics(run_dir.stage_dir("train") / "metrics.jsonl")
         step = max((int(line["step"]) for line in lines), default=None)
-    except (OSError, ValueError, KeyError):
+    except _DAMAGED:
         return None, None
     try:
         return step, int(files.read_json(run_dir.stage_dir("train") / results.STEPS)["steps"])
-    except (OSError, ValueError, KeyError, TypeError):  # a run of an earlier version
+    except _DAMAGED:  # or a run of an earlier version
         return step, None
 
 
@@ -111,16 +112,16 @@ def _scores(run_dir: RunDir) -> dict[str, Any]:
         cautions = [caution.name for caution in results.read_cautions(run_dir.path)]
         before, after = float(figures["base"][primary]), float(figures["tuned"][primary])
         scores = {"primary": primary, "base": before, "tuned": after}
-        return scores | {"verdict": figures["verdict"], "cautions": cautions}
-    except (RunDirError, KeyError, TypeError, ValueError):
+        return scores | {"verdict": str(figures["verdict"]), "cautions": cautions}
+    except (RunDirError, *_DAMAGED):
         return nothing
 
 
 def _published(run_dir: RunDir) -> list[str]:
     """Where the parts of the release are on the Hub, with who may see them."""
     try:
-        hub = json.loads((run_dir.stage_dir("publish") / "hub.json").read_text(encoding="utf-8"))
+        hub = files.read_object(run_dir.stage_dir("publish") / "hub.json")
         parts = hub.get("repositories", {}).values()
         return [f"{one['commit_url'].partition('/commit/')[0]} ({one['visibility']})" for one in parts]
-    except (OSError, ValueError, KeyError, AttributeError):
+    except _DAMAGED:
         return []

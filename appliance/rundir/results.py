@@ -41,9 +41,17 @@ def read(run_path: Path, stage: str, name: str) -> Any:
         raise RunDirError(f"{path} {reason}", hint=f"make it again with --redo {stage}") from error
 
 
+def _object(run_path: Path, stage: str, name: str) -> dict[str, Any]:
+    found = read(run_path, stage, name)
+    if not isinstance(found, dict):
+        reason = f"is damaged: it holds {files.kind(found)}, expected an object"
+        raise RunDirError(f"{run_path / stage / name} {reason}", hint=f"make it again with --redo {stage}")
+    return found
+
+
 def read_comparison(run_path: Path) -> dict[str, Any]:
     """Scores of base and tuned model, fractions 0-1. Raises RunDirError as `read`."""
-    return dict(read(run_path, "evaluate", COMPARISON))
+    return _object(run_path, "evaluate", COMPARISON)
 
 
 def read_cautions(run_path: Path) -> list[Caution]:
@@ -54,7 +62,12 @@ def read_cautions(run_path: Path) -> list[Caution]:
     found: list[Caution] = []
     for stage, name in (("evaluate", COMPARISON), ("merge", PROOF)):
         if (run_path / stage / name).is_file():
-            found += map(Caution.from_json, read(run_path, stage, name).get("cautions", ()))
+            listed = _object(run_path, stage, name).get("cautions", ())
+            try:
+                found += map(Caution.from_json, listed)
+            except (TypeError, KeyError, AttributeError) as error:
+                hint = f"make it again with --redo {stage}"
+                raise RunDirError(f"{run_path / stage / name}: its cautions are damaged: {error}", hint=hint) from error
     return found
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from appliance.errors import RunDirError
 from appliance.process import files
 
 FILE = "tokens.json"  # in the folder of the stage train
@@ -44,8 +45,12 @@ class TokenChoice:
 
 
 def read(train_dir: Path) -> TokenChoice:
+    """What training recorded; nothing for a run of an earlier version. Raises RunDirError: the file is damaged."""
     path = train_dir / FILE
     if not path.is_file():
         return TokenChoice()
-    found = files.read_json(path)
-    return TokenChoice(**found | {"notes": tuple(found["notes"])})
+    try:
+        found = files.read_object(path)
+        return TokenChoice(**found | {"notes": tuple(found["notes"]), "untrained": dict(found["untrained"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunDirError(f"{path} is damaged: {error}", hint="train again with --redo train") from error

@@ -11,10 +11,11 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy
 import pytest
+from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from typer.testing import CliRunner
 
@@ -24,6 +25,7 @@ from appliance.machine import disk, packages
 from appliance.pipeline import run as pipeline_run
 from appliance.recipe import fields as recipe_fields
 from appliance.recipe import resolve
+from tests.cli.conftest import Appliance
 from tests.conftest import write_qa
 
 HEAVY = ["torch", "transformers", "trl", "peft", "unsloth", "datasets", "pandas", "sklearn", "huggingface_hub"]
@@ -36,30 +38,6 @@ OPTIONS = {
     for command, told in json.loads(FROZEN.read_text(encoding="utf-8"))["commands"].items()
     if not command.startswith("dataset ")  # these: tests/cli/test_cli_dataset.py
 }
-
-Appliance = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def appliance(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Appliance]:
-    """`app.main` in this process: (exit code, stdout, stderr). Runs and caches lie below tmp_path."""
-    monkeypatch.setenv("APPLIANCE_RUNS_DIR", str(tmp_path / "runs"))
-    monkeypatch.setenv("APPLIANCE_CACHE_DIR", str(tmp_path / "cache"))
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["appliance", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli_app.main()
-        code = caught.value.code
-        return int(code or 0), *capsys.readouterr()
-
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +55,7 @@ def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tokenizer_config.json").write_text(json.dumps(special), encoding="utf-8")
     config = {"model_type": "llama", "max_position_embeddings": 512}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    (folder / "model.safetensors").write_bytes(b"weights")
+    save_file({"model.norm.weight": numpy.ones(8, numpy.float16)}, folder / "model.safetensors")
     return folder
 
 
