@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from appliance.pipeline import run as pipeline_run
 from tests.cli.conftest import Appliance
 from tests.helpers.models import tiny_base
 
@@ -295,3 +298,43 @@ def test_names_that_are_too_long_are_refused(appliance: Appliance, tmp_path: Pat
     _refused(appliance("check", recipe, "--set", f"data.csv={long}"), 4, "File name too long")
     _refused(appliance("check", recipe, "--set", f"model.id={tmp_path}/{long}"), 4, "File name too long")
     _refused(appliance("check", long), 4, "File name too long")
+
+
+# --- what vanishes or does not fit while a command runs
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENAMETOOLONG, errno.EFBIG, errno.EIO, errno.EMFILE])
+def test_what_a_file_system_refuses_is_named(
+    appliance: Appliance, recipe: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refused(*_: object) -> str:
+        raise OSError(number, os.strerror(number), "/models/base/config.json")
+
+    monkeypatch.setattr(pipeline_run, "_check", refused)
+    answer = appliance("run", recipe)
+    _refused(answer, 4, f"/models/base/config.json: {os.strerror(number)}")
+    assert "then repeat the command" in answer[2]
+
+
+def test_a_base_that_vanishes_after_check_is_named(
+    appliance: Appliance, tmp_path: Path, base_dir: Path, qa_csv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, prepare = shutil.copytree(base_dir, tmp_path / "base"), pipeline_run._prepare
+
+    def without_base(*arguments: Any) -> str:
+        shutil.rmtree(base)
+        return prepare(*arguments)
+
+    monkeypatch.setattr(pipeline_run, "_prepare", without_base)
+    assert appliance("check", _recipe(tmp_path / "shop.yaml", base, qa_csv))[0] == 0
+    _refused(appliance("prepare", tmp_path / "runs" / "shop"), 4, str(base))
+
+
+def test_a_report_of_a_damaged_run_is_refused(appliance: Appliance, tmp_path: Path, recipe: Path) -> None:
+    run = _run(tmp_path, recipe)
+    _put(run / "evaluate" / "predictions.csv", "row,question,wanted,base,tuned,verdict\n")
+    for name, content in (("metrics.json", DEEP), ("metrics.json", "[]"), ("../run.json", "[]")):
+        _put(run / "run.json", '{"base": {"public_id": "maker/tiny"}}')
+        _put(run / "evaluate" / "metrics.json", "{}")
+        _put(run / "evaluate" / name, content)
+        _refused(appliance("report", run), 8, f"/{name.removeprefix('../')} is damaged: ")
