@@ -172,7 +172,7 @@ def test_only_the_verdict_can_be_overridden(run: FinishedRun) -> None:
     assert run.refused() == {"not_worse"} == set(run.hub_json()["overridden"])
     for part in ("model", "adapter"):
         assert "Released despite this verdict" in (run.release / part / "README.md").read_text(encoding="utf-8")
-    measured(stops={"tuned": 0.1})(run.path)
+    measured(stops={"tuned": 0.1, "rows_that_fit": 20})(run.path)
     with pytest.raises(GateRefused, match=r"tuned_model_stops: 0\.1") as caught:
         run.publish(even_if_worse=True)
     assert "--even-if-worse" not in caught.value.hint
@@ -185,7 +185,7 @@ def test_a_card_says_nothing_of_an_override_that_was_not_needed(run: FinishedRun
 
 
 def test_bounds_are_the_recipes(run: FinishedRun) -> None:
-    measured(stops={"tuned": 0.5})(run.path)
+    measured(stops={"tuned": 0.5, "rows_that_fit": 20})(run.path)
     with pytest.raises(GateRefused, match=r"tuned_model_stops: 0\.5, bound 0\.8"):
         run.publish()
     run.publish(min_stop_rate=0.5)

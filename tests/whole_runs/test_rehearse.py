@@ -96,7 +96,7 @@ def test_everything_that_follows_is_tried_and_nothing_is_left(rehearsed: Path) -
     assert [what for what in found if what.startswith("rehearsed: ")] == [
         f"rehearsed: {stage}" for stage in ("train", "evaluate", "merge", "publish")
     ]
-    assert "proven on" in found["rehearsed: merge"]["found"]
+    assert "; proven" in found["rehearsed: merge"]["found"]
     loss, _, again = found["resume"]["found"].removeprefix("from checkpoint-2: loss ").partition(", uninterrupted ")
     assert loss == again
     assert " at most, 4 steps at " in found["training time"]["found"]
