@@ -19,6 +19,7 @@ import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Literal
@@ -163,6 +164,7 @@ def _listen(stream: IO[bytes], signs: queue.Queue[bytes | None]) -> None:
 
 def _overhear(stream: IO[bytes], signs: queue.Queue[bytes | None], tail: deque[bytes]) -> None:
     """The child's stderr: progress bars without line ends, as signs of life; and its last output if it dies."""
-    while block := os.read(stream.fileno(), 1 << 16):
-        tail.append(block)
-        signs.put(b"")
+    with suppress(ValueError):  # closed: the last message has come, and nobody asks what was said after it
+        while block := os.read(stream.fileno(), 1 << 16):
+            tail.append(block)
+            signs.put(b"")

@@ -19,7 +19,8 @@ from tests.weights.test_merge import edit_json
 
 ROOT = Path(__file__).parents[2]
 ONLY = ROOT / "appliance" / "engines" / "decoding.py"
-SECTION = "SamplingSection"  # the recipe's declaration of the fields, which from_recipe turns into a Sampling
+# The recipe's declaration of the fields, which from_recipe turns into a Sampling, and a command line's.
+DECLARED = ("SamplingSection", "Options")
 
 
 def copies(source: str) -> list[int]:
@@ -30,7 +31,7 @@ def copies(source: str) -> list[int]:
             name = ast.unparse(node.func).split(".")[-1]
             if name == "GenerationConfig":
                 found.append(node.lineno)
-        elif isinstance(node, ast.ClassDef) and node.name != SECTION:
+        elif isinstance(node, ast.ClassDef) and node.name not in DECLARED:
             fields = {ast.unparse(one.target) for one in node.body if isinstance(one, ast.AnnAssign)}
             if {"temperature", "top_p", "no_repeat_ngram_size"} <= fields:
                 found.append(node.lineno)

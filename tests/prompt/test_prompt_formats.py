@@ -162,8 +162,12 @@ def test_bos_stands_once_or_never(name: str, kind: str) -> None:
     assert text == (tokenizer.bos_token or "") * wanted + prompt.text_without_bos(user_message("가격은?", "머그컵"))
 
 
+# An answer is a text of its own: no token crosses its beginning, and some put a space before every text.
+APART = ("merges across lines", "metaspace", "prepended")
+
+
 @pytest.mark.parametrize("cells", [("가격은?", "", "만 원입니다. 👍🏽"), ("가격은?", "머그컵", "Yes, 만 원")])
-@pytest.mark.parametrize(("name", "kind"), [(n, k) for n, k in CASES if k not in ("merges across lines", "metaspace")])
+@pytest.mark.parametrize(("name", "kind"), [(n, k) for n, k in CASES if k not in APART])
 def test_a_trained_row_is_what_the_template_writes(name: str, kind: str, cells: tuple[str, str, str]) -> None:
     """Ids and all, also of the space before an answer: a row that was answered reads as an earlier turn does."""
     _, prompt, released = case_of(name, kind)
