@@ -471,7 +471,5 @@ def test_the_switch_that_turns_unsloths_trainer_off(value: str, warned: bool, lo
 def test_doctor_exits_with_4_if_a_finding_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     too_old = Finding("driver", "570.26", ">= 580", "fails", "a newer one")
     monkeypatch.setattr(doctor, "machine_findings", lambda *_: [too_old])
-        doctor, "machine_findings", lambda *_: [Finding("driver", "570.26", ">= 580", "fails", "a newer one")]
-    )
     done = CliRunner().invoke(cli_app.app, ["doctor", "--json"])
     assert done.exit_code == 4
