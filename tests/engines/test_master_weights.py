@@ -87,6 +87,8 @@ def test_a_library_that_loads_other_weights_is_refused() -> None:
 
 def test_unsloth_is_asked_for_float32_weights(base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own choice for a full fine-tuning in bfloat16 is bfloat16 weights."""
+    from transformers import AutoModelForCausalLM
+
     from appliance.engines.unsloth import UnslothEngine
 
     asked: list[dict[str, Any]] = []
@@ -95,7 +97,7 @@ def test_unsloth_is_asked_for_float32_weights(base_dir: Path, monkeypatch: pytes
         @staticmethod
         def from_pretrained(folder: str, **kwargs: Any) -> tuple[Any, Any]:
             asked.append({"folder": folder, **kwargs})
-            return torch.nn.Linear(1, 1), None
+            return AutoModelForCausalLM.from_pretrained(base_dir), None
 
         @staticmethod
         def for_inference(model: Any) -> Any:
