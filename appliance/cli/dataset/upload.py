@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Literal
@@ -48,17 +47,17 @@ def upload(
     """
     from appliance.pipeline import publish_rows
     from appliance.process import console
-    from appliance.recipe import resolve
+    from appliance.recipe import hub_names, resolve
     from appliance.release import dataset
     from appliance.rundir import find as rundir_find
     from appliance.rundir.directory import RunDir
 
     rundir_find.require_run(run_dir)
-    if not re.fullmatch(r"(?:\w[\w.-]*/)?\w[\w.-]*", repo_id, re.ASCII):
-        raise RecipeError(
-            f"--repo-id {repo_id}: expected USER/NAME, or NAME for your own account",
-            hint="letters, digits, '-', '_' and '.': --repo-id me/shop-rows",
-        )
+    try:
+        repo_id = hub_names.repo_id(repo_id)
+    except ValueError as error:
+        hint = "USER/NAME, or NAME for your own account: --repo-id me/shop-rows"
+        raise RecipeError(f"--repo-id: {error}", hint=hint) from error
     run = RunDir(run_dir)
     typed = shlex.quote(str(run_dir))
     with run.lock(), console.log_file(run_dir / "appliance.log"):
