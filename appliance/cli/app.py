@@ -68,9 +68,18 @@ def main() -> None:
         hint = f"{_DISK[error.errno]}; then repeat the command"
         _fail(f"{error.filename or 'writing'!s:.300}: {error.strerror}{_room_at(error)}", hint, 4)
     except Exception as error:
+        _end_if_interrupted()
         if not getattr(error, "__notes__", None):
             raise
         _fail(f"this is a bug: {type(error).__name__}: {error}", "; ".join(error.__notes__), 1)
+
+
+def _end_if_interrupted() -> None:
+    """A signal's exception may be lost in a library's native code, which then raises one of its own."""
+    try:
+        signals.check()
+    except Interrupted as error:
+        _fail(str(error), error.hint, error.exit_code)
 
 
 def _room_at(error: OSError) -> str:

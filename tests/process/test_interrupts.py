@@ -11,10 +11,12 @@ import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from appliance.cli import app as cli_app
 from appliance.errors import ApplianceError, Interrupted
 from appliance.process import console, signals
 
@@ -122,3 +124,27 @@ def test_a_signal_ignored_by_the_parent_stays_ignored() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(["nohup", *command], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "SIG_IGN", done.stderr
+
+
+def test_a_signal_that_native_code_turned_into_another_error_is_a_signal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torch reads a storage as a sequence; an exception in there becomes a ValueError about its shape."""
+
+    def reading() -> None:
+        with suppress(Interrupted):
+            signals.handle(signal.SIGINT, None)
+        error = ValueError("could not determine the shape of object type 'torch.storage.UntypedStorage'")
+        error.add_note("the traceback is in appliance.log")
+        raise error
+
+    monkeypatch.setattr(cli_app, "app", reading)
+    monkeypatch.setattr(signals, "install", lambda: None)
+    monkeypatch.setattr(signals, "end_at_once", lambda: None)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            cli_app.main()
+    finally:
+        signals.forget()
+    assert caught.value.code == 130
+    assert "stopped by SIGINT" in capsys.readouterr().err

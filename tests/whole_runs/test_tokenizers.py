@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from appliance.errors import EnvironmentUnavailable
 from appliance.pipeline import run as pipeline_run
@@ -16,12 +16,18 @@ from appliance.rundir.directory import RunDir
 from tests.conftest import write_qa
 from tests.helpers.tokenizer_kinds import KINDS, folder_of, llama2_folder
 
+VOCABULARY = 900
+
 
 def base_of(folder: Path, weights: Path, words: Callable[[Path], Path], **config: object) -> Path:
-    """The weights of one base with the tokenizer files of another."""
+    """The weights of one base, with a row for each of VOCABULARY words, and the tokenizer files of another."""
     base = words(folder / "base")
-    shutil.copyfile(weights / "model.safetensors", base / "model.safetensors")
-    files.write_json(base / "config.json", files.read_json(weights / "config.json") | config)
+    tensors = load_file(weights / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = tensors[name].repeat(VOCABULARY // len(tensors[name]) + 1, 1)[:VOCABULARY].contiguous()
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    own = {"vocab_size": VOCABULARY}
+    files.write_json(base / "config.json", files.read_json(weights / "config.json") | own | config)
     return base
 
 
@@ -40,7 +46,7 @@ def prepared(folder: Path, base: Path) -> RunDir:
 
 
 def test_a_stock_llama_2_tokenizer_is_prepared(tmp_path: Path, base_dir: Path) -> None:
-    run_dir = prepared(tmp_path, base_of(tmp_path, base_dir, llama2_folder, vocab_size=900))
+    run_dir = prepared(tmp_path, base_of(tmp_path, base_dir, llama2_folder))
     assert run_dir.record("prepare")
     assert not [path for path in run_dir.stage_dir("prepare").iterdir() if path.is_dir()]
 
@@ -51,7 +57,7 @@ def test_a_tokenizer_that_no_saving_preserves_ends_the_run_before_training(tmp_p
     def words(path: Path) -> Path:
         return folder_of(path, KINDS["bos added"](), "qwen2", tokenizer_class="PreTrainedTokenizerFast")
 
-    base = base_of(tmp_path, base_dir, words, vocab_size=900, model_type="qwen2", architectures=["Qwen2ForCausalLM"])
+    base = base_of(tmp_path, base_dir, words, model_type="qwen2", architectures=["Qwen2ForCausalLM"])
     with pytest.raises(EnvironmentUnavailable, match=r"changes when it is saved and loaded again: the \w+ '") as caught:
         prepared(tmp_path, base)
     assert caught.value.exit_code == 4
