@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from appliance.process.files import read_json
+from appliance.process.redact import without_secrets
+from appliance.weights import rope
 from appliance.weights.merge import special_ids
 from appliance.weights.model_config import IDS, generation_config, is_harmless
 from appliance.weights.proof import ProofRequest
 
-# The same rotary embeddings in the words of transformers 4 and 5.
-_ROPE_BEFORE = ("rope_theta", "rope_scaling", "rope_local_base_freq")
-_ROPE = "rope_parameters"
 # Says which release of transformers wrote the file, and from which folder it was loaded.
 _STAMPS = ("transformers_version", "_name_or_path")
 
@@ -29,10 +27,10 @@ def changed_fields(wanted: ProofRequest, merged_dir: Path) -> list[str]:
     expected = base | special_ids(wanted.trained_dir, base) | {"dtype": wanted.dtype}
     if "torch_dtype" in base | merged:  # transformers 4's word for dtype
         expected["torch_dtype"] = wanted.dtype
-    rope = {_ROPE, *_ROPE_BEFORE}
-    names = [key for key in sorted(expected.keys() | merged.keys()) if key not in rope and key not in _STAMPS]
+    of_rope = {rope.NEWER, *rope.OLDER}
+    names = [key for key in sorted(expected.keys() | merged.keys()) if key not in of_rope and key not in _STAMPS]
     found = list(_differences(names, expected, merged))
-    if {key: base[key] for key in rope & base.keys()} != {key: merged[key] for key in rope & merged.keys()}:
+    if {key: base[key] for key in of_rope & base.keys()} != {key: merged[key] for key in of_rope & merged.keys()}:
         found += _rope_differences(base, merged)
     return found
 
@@ -63,22 +61,14 @@ def _rope_differences(base: Mapping[str, Any], merged: Mapping[str, Any]) -> lis
 
     A file may have both, for readers of either version: each of them alone has to say what the base says.
     """
-    expected = _rope(base)
-    newer: Mapping[str, Any] = {key: value for key, value in merged.items() if key not in _ROPE_BEFORE}
-    before: Mapping[str, Any] = {key: value for key, value in merged.items() if key != _ROPE}
-    forms = [form for form, keys in ((newer, {_ROPE}), (before, set(_ROPE_BEFORE))) if keys & form.keys()] or [merged]
-    wrong = [found for form in forms if (found := _rope(form)) != expected]
-    return [f"{_ROPE}: base {_text(expected)}, merged {_text(found)}" for found in wrong]
-
-
-def _rope(config: Mapping[str, Any]) -> Any:
-    """Rotary embeddings as transformers reads them: those of each kind of layer, with every default filled in."""
-    from transformers import AutoConfig
-
-    copied = deepcopy(dict(config))  # transformers adds to its parts
-    kind = copied.pop("model_type")
-    return AutoConfig.for_model(kind, **copied).to_dict().get(_ROPE)
+    expected = rope.normal(base)
+    newer: Mapping[str, Any] = {key: value for key, value in merged.items() if key not in rope.OLDER}
+    before: Mapping[str, Any] = {key: value for key, value in merged.items() if key != rope.NEWER}
+    both = ((newer, {rope.NEWER}), (before, set(rope.OLDER)))
+    forms = [form for form, keys in both if keys & form.keys()] or [merged]
+    wrong = [found for form in forms if (found := rope.normal(form)) != expected]
+    return [f"{rope.NEWER}: base {_text(expected)}, merged {_text(found)}" for found in wrong]
 
 
 def _text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return without_secrets(json.dumps(value, ensure_ascii=False, sort_keys=True))

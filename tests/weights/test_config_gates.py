@@ -40,6 +40,7 @@ CHANGED: dict[str, tuple[str, dict[str, Any], str]] = {
     "end": (CONFIG, {"eos_token_id": 7}, "eos_token_id: base 2, merged 7"),
     "architecture": (CONFIG, {"architectures": ["MistralForCausalLM"]}, "architectures"),
     "a field of nobody": (CONFIG, {"sliding_window": 4}, "sliding_window: base absent, merged 4"),
+    "a secret": (CONFIG, {"token": "hf_" + "c4n4ry" * 6}, 'token: base absent, merged "hf_…"'),
     "version": (CONFIG, {"transformers_version": "4.0.0"}, ""),
     "type for both": (CONFIG, {"torch_dtype": "bfloat16"}, ""),
     "rope in both words": (CONFIG, {"rope_theta": 10000.0}, ""),
