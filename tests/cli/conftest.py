@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from appliance.cli import app as cli_app
-
-Appliance = Callable[..., tuple[int, str, str]]
+from tests.helpers.in_process import Appliance, command_line
 
 
 @pytest.fixture
@@ -21,16 +17,5 @@ def appliance(
     """`app.main` in this process: (exit code, stdout, stderr). Runs and caches lie below tmp_path."""
     monkeypatch.setenv("APPLIANCE_RUNS_DIR", str(tmp_path / "runs"))
     monkeypatch.setenv("APPLIANCE_CACHE_DIR", str(tmp_path / "cache"))
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["appliance", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli_app.main()
-        code = caught.value.code
-        return int(code or 0), *capsys.readouterr()
-
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    with command_line(monkeypatch, capsys) as call:
+        yield call

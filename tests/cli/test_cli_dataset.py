@@ -10,7 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,8 +21,8 @@ from appliance.cli import app as cli_app
 from appliance.cli import run as cli_run
 from datasets_src.pairs import Pair
 from datasets_src.sources import delimited
+from tests.helpers.in_process import Appliance, command_line
 
-Appliance = Callable[..., tuple[int, str, str]]
 OPTIONS = {
     "korquad": ["--with-paragraph", "--answer", "--force", "--json"],
     "qa-text": ["--question-marker", "--answer-marker", "--force", "--json"],
@@ -46,20 +46,9 @@ def appliance(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Appliance]:
     """`app.main` in this process, in tmp_path: (exit code, stdout, stderr)."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["appliance", "dataset", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli_app.main()
-        code = caught.value.code
-        return int(code or 0), *capsys.readouterr()
-
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    with command_line(monkeypatch, capsys, "dataset") as call:
+        yield call
 
 
 def written(folder: Path) -> list[str]:

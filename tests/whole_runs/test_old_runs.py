@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ from typing import Any
 import pytest
 import yaml
 
-from appliance.cli import app as cli_app
 from appliance.hub import token as hub_token
 from appliance.machine import packages
 from appliance.recipe import earlier_runs, resolve
@@ -26,11 +23,11 @@ from appliance.recipe.fields import Recipe, fields
 from appliance.recipe.resolve import Resolved
 from tests.conftest import read_csv
 from tests.fixtures import hollow, make
+from tests.helpers.in_process import Appliance, command_line
 
 STAGES = ["check", "prepare", "rehearse", "train", "evaluate", "merge", "publish"]
 WEIGHTS = ["train/adapter/adapter_model.safetensors", "merge/model/model.safetensors"]
 WEIGHTS += ["publish/release/adapter/adapter_model.safetensors", "publish/release/model/model.safetensors"]
-Appliance = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -52,19 +49,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def appliance(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Appliance]:
     """`app.main` in this process: (exit code, stdout, stderr)."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["appliance", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli_app.main()
-        code = caught.value.code
-        return int(code or 0), *capsys.readouterr()
-
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    with command_line(monkeypatch, capsys) as call:
+        yield call
 
 
 def _sha256(path: Path) -> str:
