@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,27 +25,25 @@ from appliance.machine import one_gpu
 from appliance.machine.device import Device
 from appliance.machine.out_of_memory import is_out_of_memory
 from appliance.process import console, files
-from appliance.prompt import batch as prompt_batch
-from appliance.prompt import format as prompt_format
 from appliance.prompt import stop_check
 from appliance.prompt.encoding import Encoding
 from appliance.recipe.fields import ModelSection, TrainSection, TuningSection
 from appliance.release import gates
 from appliance.report import loss_plot
 from appliance.rundir.token_choice import TokenChoice
-from appliance.training import checkpoints, encoded_rows, trained_folder, untrained_tokens, validation
+from appliance.training import checkpoints, trained_folder
+from appliance.training import material as training_material
 from appliance.training.arguments import trainer_arguments
 from appliance.training.callbacks import EarlyStoppingCallback, FinishWithEvaluation, StopOnSignal
-from appliance.training.encoded_rows import Rows
+from appliance.training.material import Material
+from appliance.training.metrics import Metrics
 from appliance.training.micro_batch import BatchSize, OutOfMemory
 from appliance.training.trainer import (
     EVALUATION_ROWS_PER_BATCH,
     EvaluationStopped,
-    Metrics,
     OrderedTrainer,
     TrainingEnded,
 )
-from appliance.training.validation import Evaluation
 from appliance.weights import moved
 from appliance.weights.shards import is_adapter
 
@@ -112,21 +109,6 @@ class _Task:
         return loaded
 
 
-@dataclass(frozen=True)
-class _Material:
-    """What the trainer gets besides the model: the encoded rows of both sides, and how they become batches."""
-
-    prompt: prompt_format.Prompt
-    tokenizer: Any
-    evaluation: Evaluation
-    train: Sequence[prompt_format.Encoded]
-    train_rows: Rows
-    val: Sequence[prompt_format.Encoded]
-    val_rows: Rows
-    dataset: Dataset  # of `train`
-    collate: Callable[[list[Any]], dict[str, Any]]
-
-
 def run(
     *,
     engine: Engine,
@@ -180,8 +162,8 @@ def run(
     checkpoints.newest(task.checkpoints_dir, inputs)  # refuses before the model is loaded
     tokens.write(stage_dir)
     tuned, tokenizer = task.load()
-    material = _material(task, prompt_name, tokenizer)
-    _refuse_untrained_tokens(task, material, tuned)
+    material = training_material.of_rows(train, encoding, prepare_dir, tokens, prompt_name, tokenizer)
+    material.refuse_untrained_tokens(tuned, prepare_dir, taught=task.token_rows)
     _refuse_rows_that_do_not_stop(task, material, material.dataset, material.collate)
     while True:
         try:
@@ -195,43 +177,14 @@ def run(
     return _keep_best(task, material, state, trained_dir)
 
 
-def _material(task: _Task, prompt_name: str, tokenizer: Any) -> _Material:
-    """The rows of both sides as ids. Sets padding and chat template of the tokenizer to those that are released."""
-    task.tokens.apply_to(tokenizer)
-    prompt = prompt_format.from_transformers(prompt_name, tokenizer)
-    tokenizer.pad_token = prompt.pad_token  # already in the vocabulary: nothing is resized
-    tokenizer.chat_template = prompt.chat_template
-    train, train_rows = encoded_rows.encode(prompt, task.prepare_dir / "train.csv", task.encoding)
-    evaluation = validation.of_training(task.train, len(train), task.prepare_dir)
-    if task.train.eval_every == "auto" or evaluation.lines is not None:  # otherwise the recipe says it all
-        console.say(evaluation.describe())
-    val, val_rows = encoded_rows.encode(prompt, task.prepare_dir / "val.csv", task.encoding, only=evaluation.lines)
-    collate = partial(prompt_batch.collate, pad_token_id=prompt.pad_token_id)
-    return _Material(
-        prompt, tokenizer, evaluation, train, train_rows, val, val_rows, dataset=_dataset(train), collate=collate
-    )
-
-
-def _dataset(rows: Sequence[prompt_format.Encoded]) -> Dataset:
-    return Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]})
-
-
-def _refuse_untrained_tokens(task: _Task, material: _Material, tuned: Any) -> None:
-    """Raises DataError: a row holds a token that the base never trained."""
-    sides = (("train", material.train, material.train_rows), ("val", material.val, material.val_rows))
-    for side, encoded, rows in sides:
-        path = task.prepare_dir / f"{side}.csv"
-        untrained_tokens.refuse(tuned, material.tokenizer, encoded, rows.lines, path, taught=task.token_rows)
-
-
-def _refuse_rows_that_do_not_stop(task: _Task, material: _Material, dataset: Dataset, collate: Any) -> None:
+def _refuse_rows_that_do_not_stop(task: _Task, material: Material, dataset: Dataset, collate: Any) -> None:
     """Writes gates.json: whether every row of `dataset`, collated, trains EOS. Raises GateRefused if one does not."""
     found, broken = stop_check.stops(dataset, collate, material.prompt)
     files.write_json(task.stage_dir / gates.RECORD, {"gates": [gate.as_json() for gate in found]})
     stop_check.refuse_rows(found, broken, lambda: list(material.train_rows.lines), task.prepare_dir / "train.csv")
 
 
-def _train_to_the_end(task: _Task, material: _Material, tuned: Any) -> TrainerState:
+def _train_to_the_end(task: _Task, material: Material, tuned: Any) -> TrainerState:
     """Trains from the newest checkpoint on. Raises OutOfMemory, Interrupted, TrainingFailed."""
     resume_from = checkpoints.newest(task.checkpoints_dir, task.inputs)
     if resume_from and checkpoints.is_finished(resume_from, task.train.patience):
@@ -262,7 +215,7 @@ def _train_to_the_end(task: _Task, material: _Material, tuned: Any) -> TrainerSt
     return trainer.state
 
 
-def _trainer(task: _Task, material: _Material, tuned: Any, metrics: Metrics, stop: StopOnSignal) -> OrderedTrainer:
+def _trainer(task: _Task, material: Material, tuned: Any, metrics: Metrics, stop: StopOnSignal) -> OrderedTrainer:
     """The trainer, with our rows and our collator. Raises GateRefused: a library replaced them, and EOS got lost."""
     train, dataset, collate = task.train, material.dataset, material.collate
     arguments = trainer_arguments(
@@ -280,7 +233,7 @@ def _trainer(task: _Task, material: _Material, tuned: Any, metrics: Metrics, sto
         processing_class=material.tokenizer,
         args=one_gpu.keep_to_one(arguments),
         train_dataset=dataset,
-        eval_dataset=_dataset(material.val),
+        eval_dataset=material.val_dataset,
         data_collator=collate,
         callbacks=[EarlyStoppingCallback(train.patience, train.min_delta), FinishWithEvaluation(), metrics, stop],
     )
@@ -313,7 +266,7 @@ def _interrupted(signal_number: int, step: int) -> Interrupted:
     )
 
 
-def _keep_best(task: _Task, material: _Material, state: TrainerState, trained_dir: Path) -> str:
+def _keep_best(task: _Task, material: Material, state: TrainerState, trained_dir: Path) -> str:
     """Writes what was trained, loss.png and fit.json of a training that ended; returns the summary."""
     fit, base, evaluation, size = _fit(state), task.base, material.evaluation, task.batch_size()
     checkpoint = task.checkpoints_dir / f"checkpoint-{fit.best_step}"

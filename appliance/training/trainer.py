@@ -1,28 +1,23 @@
-"""The training loop: trl's SFTTrainer with our row order, val loss, checkpoints and metrics.
+"""The training loop: trl's SFTTrainer with our row order, val loss and checkpoints.
 
 Knows no stage and no recipe. Import it only after the engine: Unsloth rewrites trl when it is imported.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from appliance.engines.rows_at_once import RowsAtOnce
 from appliance.errors import TrainingFailed
 from appliance.machine import one_gpu
-from appliance.process import console, files
 from appliance.prompt import batch as prompt_batch
-from appliance.rundir import results
 from appliance.training import checkpoints, row_order
 from appliance.training.callbacks import StopOnSignal
 from appliance.training.encoded_rows import Rows
@@ -30,8 +25,6 @@ from appliance.training.learning_rate import hint_if_not_finite
 from appliance.training.micro_batch import AtWork, BatchSize
 
 EVALUATION_ROWS_PER_BATCH = 8
-# torch.amp.GradScaler starts at 2**16 and halves: if gradients still overflow at scale 1, the scale is not the cause.
-LOSS_SCALE_HALVINGS = 16
 # Trained values that weight decay would pull to zero, although zero means nothing there: DoRA's magnitudes replace the
 # lengths of the base's rows, token rows replace rows of its embeddings. LoRA's A and B are a delta: there, zero is the
 # base.
@@ -254,82 +247,3 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
         finally:
             self._saving_dir = None
         checkpoints.rotate(checkpoint, self.state.best_global_step)
-
-
-class Metrics(TrainerCallback):  # type: ignore[misc]
-    """Writes one line per step to metrics.jsonl, updates the progress bar, refuses values that are not finite.
-
-    `scales_loss`: training in float16, where gradients overflow now and then while the loss scale is being found.
-    """
-
-    def __init__(self, path: Path, *, resume_step: int, scales_loss: bool = False) -> None:
-        self._path = path
-        lines = results.read_metrics(path) if path.is_file() else []
-        self._lines = [line for line in lines if line["step"] <= resume_step or "out_of_memory" in line]
-        files.write_text(path, "".join(json.dumps(line) + "\n" for line in self._lines))
-        self._scales_loss, self._overflows = scales_loss, 0
-        self.trainer: OrderedTrainer | None = None
-        self._bar: console.Steps | None = None
-        self._val_loss = next((line["val_loss"] for line in reversed(self._lines) if "val_loss" in line), math.nan)
-        self._at = time.monotonic()
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *exc: object) -> None:
-        if self._bar:
-            self._bar.__exit__()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        files.write_json(self._path.with_name(results.STEPS), {"steps": state.max_steps})
-        self._bar = console.Steps("train", state.max_steps).__enter__()
-        self._at = time.monotonic()
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        assert self.trainer
-        self.trainer.refuse_what_cannot_be_learnt()
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:  # noqa: ARG002
-        step = state.global_step
-        if "eval_loss" in logs:
-            self.write({"step": step, "val_loss": logs["eval_loss"]})
-            self._val_loss = logs["eval_loss"]
-        elif "loss" in logs:
-            assert self.trainer
-            # Counted from our own rows: Unsloth's rewritten trainer does not log the number of tokens.
-            tokens = sum(one.tokens for one in self.trainer.passes)
-            padded = sum(one.padded_tokens for one in self.trainer.passes)
-            now = time.monotonic()
-            line = {
-                "step": step,
-                "loss": logs["loss"],
-                "learning_rate": logs["learning_rate"],
-                "grad_norm": self._finite(step, logs["grad_norm"], args.learning_rate),
-                "tokens": tokens,
-                "padded_tokens": padded,
-                "tokens_per_second": round(tokens / max(now - self._at, 1e-9), 1),
-                "peak_memory_bytes": torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None,
-            }
-            self._at = now
-            self.write(line)
-            note = f"loss {logs['loss']:.4f}  val loss {self._val_loss:.4f}  {line['tokens_per_second']:.0f} tokens/s"
-            if self._bar:
-                self._bar.reach(step, note)
-
-    def write(self, line: Mapping[str, Any]) -> None:
-        """Appends a line. Raises EnvironmentUnavailable: the disk is full."""
-        checkpoints.append_line(self._path, line)
-
-    def _finite(self, step: int, grad_norm: float, learning_rate: float) -> float | None:
-        """The norm; None if float16's loss scale is being found and the step was skipped."""
-        if math.isfinite(grad_norm):
-            self._overflows = 0
-            return grad_norm
-        self._overflows += 1
-        if self._scales_loss and self._overflows <= LOSS_SCALE_HALVINGS:
-            return None
-        where = f"step {step}: {self.trainer.name_rows_of_step(step - 1)}" if self.trainer else f"step {step}"
-        raise TrainingFailed(
-            f"{where}: the gradient's norm {grad_norm} is not finite",
-            hint=hint_if_not_finite(learning_rate),
-        )

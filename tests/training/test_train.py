@@ -28,6 +28,7 @@ from appliance.recipe.fields import DataSection, ModelSection, TrainSection, Tun
 from appliance.rundir import results
 from appliance.rundir.token_choice import TokenChoice
 from appliance.training import checkpoints, trainer
+from appliance.training import metrics as training_metrics
 
 pytestmark = pytest.mark.slow
 
@@ -158,7 +159,7 @@ def test_an_interrupted_run_ends_with_the_same_adapter(
 ) -> None:
     """Within a step; and just before an evaluation, which is made up for."""
     fit(base, prepare_dir, tmp_path / "whole")
-    seen = trainer.Metrics.on_log
+    seen = training_metrics.Metrics.on_log
 
     def on_log(self: Any, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         seen(self, args, state, control, logs, **kwargs)
@@ -166,7 +167,7 @@ def test_an_interrupted_run_ends_with_the_same_adapter(
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Metrics, "on_log", on_log)
+        patch.setattr(training_metrics.Metrics, "on_log", on_log)
         with pytest.raises(Interrupted, match=f"after step {stop_after}") as caught:
             fit(base, prepare_dir, tmp_path / "stopped")
     assert caught.value.exit_code == 128 + number

@@ -32,6 +32,7 @@ from appliance.rows import csv_file
 from appliance.rundir import directory as rundir_directory
 from appliance.rundir import results
 from appliance.training import checkpoints, encoded_rows, micro_batch, trainer, validation
+from appliance.training import metrics as training_metrics
 from appliance.training.micro_batch import BatchSize
 from tests.conftest import write_qa
 
@@ -611,12 +612,12 @@ def test_what_cannot_be_learnt_from_is_named_by_its_rows(
 
 
 def test_overflows_of_float16_are_no_failure_until_there_is_no_end_of_them(tmp_path: Path) -> None:
-    metrics = trainer.Metrics(tmp_path / "metrics.jsonl", resume_step=-1, scales_loss=True)
-    for _ in range(trainer.LOSS_SCALE_HALVINGS):
+    metrics = training_metrics.Metrics(tmp_path / "metrics.jsonl", resume_step=-1, scales_loss=True)
+    for _ in range(training_metrics.LOSS_SCALE_HALVINGS):
         assert metrics._finite(1, float("inf"), 1e-3) is None
     assert metrics._finite(1, 2.0, 1e-3) == 2.0
     with pytest.raises(TrainingFailed):
-        [metrics._finite(1, float("inf"), 1e-3) for _ in range(trainer.LOSS_SCALE_HALVINGS + 1)]
+        [metrics._finite(1, float("inf"), 1e-3) for _ in range(training_metrics.LOSS_SCALE_HALVINGS + 1)]
 
 
 @pytest.fixture
@@ -670,9 +671,9 @@ def test_a_disk_that_is_full_between_checkpoints_is_named_too(
 ) -> None:
     """Under metrics.jsonl, whose last line may be cut off then."""
     stage_dir = (small_disk or tmp_path) / "train"
-    write, filler = trainer.Metrics.write, stage_dir.parent / "filler"
+    write, filler = training_metrics.Metrics.write, stage_dir.parent / "filler"
 
-    def fill(self: trainer.Metrics, line: dict[str, Any]) -> None:
+    def fill(self: training_metrics.Metrics, line: dict[str, Any]) -> None:
         if line["step"] == 5:
             line |= {"note": "x" * 10_000}  # more than what is left of the file's last page
             if small_disk is None:
@@ -683,7 +684,7 @@ def test_a_disk_that_is_full_between_checkpoints_is_named_too(
         write(self, line)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Metrics, "write", fill)
+        patch.setattr(training_metrics.Metrics, "write", fill)
         with pytest.raises(EnvironmentUnavailable, match=r"disk space for metrics\.jsonl: \d+ bytes") as caught:
             shop.fit(stage_dir)
     assert "the same command continues" in caught.value.hint
