@@ -14,7 +14,7 @@ os.environ["HF_TOKEN_PATH"] = os.devnull  # what `hf auth login` saved on this m
 
 import pytest  # after the environment: torch reads OMP_NUM_THREADS when it is imported
 
-from appliance.process import redact, signals
+from appliance.process import known_secrets, signals
 from tests.helpers import cpu_time
 
 TESTS = Path(__file__).parent
@@ -70,10 +70,11 @@ def pytest_collection() -> Generator[None, object, object]:
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
-        if name.startswith("APPLIANCE_") or name in (*redact.HUB_TOKEN_VARIABLES, "HF_ENDPOINT"):
+        if name.startswith("APPLIANCE_") or name in (*known_secrets.HUB_TOKEN_VARIABLES, "HF_ENDPOINT"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("APPLIANCE_CACHE_DIR", str(tmp_path / "cache"))
     signals.forget()  # what another test sent itself
+    known_secrets.forget()
 
 
 @pytest.fixture

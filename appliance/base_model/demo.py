@@ -26,7 +26,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, processors, trai
 
 from appliance.base_model import demo_corpus
 from appliance.errors import EnvironmentUnavailable
-from appliance.process import child, files
+from appliance.process import child, files, known_secrets
 from appliance.prompt import batch as prompt_batch
 from appliance.prompt import format as prompt_format
 
@@ -100,7 +100,7 @@ def ensure_base_apart(cache_dir: Path, *, on_progress: Callable[[str], None]) ->
     if base_dir.is_dir():
         return base_dir
     command = [sys.executable, "-m", "appliance.base_model.demo", str(cache_dir)]
-    environ = {**os.environ, **child.of_this_process()}
+    environ = {**known_secrets.without(os.environ, addresses=True), **child.of_this_process()}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environ) as process:
         assert process.stdout
         for line in process.stdout:

@@ -19,7 +19,7 @@ from appliance.cli.recipe_command import RecipeCommand
 from appliance.cli.run import check, demo, publish, run, stage_command
 from appliance.cli.talk import ask, chat
 from appliance.errors import ApplianceError, Interrupted
-from appliance.process import signals, terminal
+from appliance.process import masked_streams, signals, terminal
 
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -57,6 +57,7 @@ def main() -> None:
     # loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     terminal.replace_what_cannot_be_shown()
+    masked_streams.install()
     signals.install()
     try:
         app()

@@ -28,7 +28,7 @@ from appliance.hub import errors as hub_errors
 from appliance.hub.cache import Expected, Snapshot, Source, untouched_for
 from appliance.hub.client import Limits
 from appliance.machine import disk
-from appliance.process import child, console, redact
+from appliance.process import child, console, known_secrets, redact
 
 # A silent plain HTTP connection is resumed inside the child, long before the watchdog ends the process.
 LIMITS = Limits(silence_seconds=30.0, stall_seconds=120.0)
@@ -148,7 +148,7 @@ def _run_child(job: dict[str, Any], snapshot: Snapshot, limits: Limits, *, witho
 
     Raises HubError, EnvironmentUnavailable: trying again would not help.
     """
-    environ = redact.without_hub_token(os.environ)
+    environ = known_secrets.without(os.environ)
     environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     if without_xet:
         environ["HF_HUB_DISABLE_XET"] = "1"

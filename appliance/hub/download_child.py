@@ -15,7 +15,7 @@ from appliance.hub import errors as hub_errors
 from appliance.hub.cache import Source
 from appliance.hub.client import Limits
 from appliance.hub.errors import Retry
-from appliance.process import child
+from appliance.process import child, known_secrets, masked_streams
 from appliance.process.child import Tell
 
 _log = logging.getLogger(__name__)
@@ -26,6 +26,7 @@ def serve(line: str, tell: Tell) -> None:
     """Downloads what `line` asks for, in this process, and reports: signs of life, then done or an error."""
     job = json.loads(line)
     source, limits = Source(**job["source"]), Limits(**job["limits"])
+    known_secrets.learn(source.token)
     sign = child.seldom(lambda: tell({}))
     sign()
     from huggingface_hub import hf_hub_download
@@ -114,5 +115,6 @@ class _Mended(httpx.SyncByteStream):
 
 
 if __name__ == "__main__":
+    masked_streams.install()  # before a handler takes the stream
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     child.main(serve)

@@ -1,4 +1,7 @@
-"""Where a Hub token comes from, and what to tell a user who has none. Never logs or stores it."""
+"""Where a Hub token comes from, and what to tell a user who has none. Never logs or stores it.
+
+Every text that is read here is known as a secret from then on (process/known_secrets.py), usable or not.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from pathlib import Path
 
 from appliance.errors import EnvironmentUnavailable
 from appliance.findings import Finding
-from appliance.process.redact import HUB_TOKEN_VARIABLES
+from appliance.process import known_secrets
+from appliance.process.known_secrets import HUB_TOKEN_VARIABLES
 
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 # The boxes of the page where fine-grained tokens are made, in its own words.
@@ -49,11 +53,13 @@ def token() -> str | None:
     from huggingface_hub.errors import OIDCError
 
     try:
-        return get_token()  # it renews what `hf auth login` saved, and knows CI's own tokens
+        found = get_token()  # it renews what `hf auth login` saved, and knows CI's own tokens
     except OIDCError as error:
         raise EnvironmentUnavailable(
             f"HF_OIDC_RESOURCE is set, but there is no token: {error}", hint="unset it, or set HF_TOKEN"
         ) from error
+    known_secrets.learn(found)
+    return found
 
 
 def token_finding(environ: Mapping[str, str]) -> tuple[Finding, str]:
@@ -81,6 +87,12 @@ def every_token() -> list[str]:
     if not any(place.unusable for place in _places(os.environ)):
         held.append(token() or "")
     return [part for text in held for part in text.split()]
+
+
+def every_secret() -> tuple[str, ...]:
+    """Every secret that this process could have written somewhere: all tokens, and those of the environment."""
+    known_secrets.learn(*every_token())
+    return known_secrets.known()
 
 
 def saved_token(environ: Mapping[str, str]) -> str | None:
@@ -167,4 +179,6 @@ def _fault(text: str) -> str:
 
 def _text(path: Path) -> str:
     with path.open("rb") as file:
-        return file.read(_MOST_BYTES).decode().strip()
+        text = file.read(_MOST_BYTES).decode().strip()
+    known_secrets.learn(text)
+    return text

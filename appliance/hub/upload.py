@@ -28,7 +28,7 @@ from appliance.errors import HubError, RunDirError
 from appliance.hub.client import Limits
 from appliance.hub.repository import Content
 from appliance.hub.upload_child import Pushed
-from appliance.process import child, console, redact
+from appliance.process import child, console, known_secrets, redact
 
 _log = logging.getLogger(__name__)
 RepoType = Literal["model", "dataset"]
@@ -83,7 +83,7 @@ def publish(
         "limits": asdict(limits),
         "again": again,
     }
-    environ = redact.without_hub_token(os.environ) | {
+    environ = known_secrets.without(os.environ) | {
         "HF_HUB_DISABLE_XET": os.environ.get("HF_HUB_DISABLE_XET") or "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "0",  # the bars are xet's only signs of life

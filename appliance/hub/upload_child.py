@@ -24,7 +24,7 @@ from appliance.hub.client import Limits
 from appliance.hub.errors import Kind, Retry
 from appliance.hub.repository import MARKER, Content, Repository
 from appliance.machine import disk
-from appliance.process import child, redact
+from appliance.process import child, known_secrets, redact
 from appliance.process.child import Tell
 
 _log = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ def serve(line: str, tell: Tell) -> None:
     files = {path: Content(**content) for path, content in asked.pop("release").items()}
     limits, folder = Limits(**asked.pop("limits")), Path(asked.pop("folder"))
     asked["token"] = asked["token"] or ""
+    known_secrets.learn(asked["token"])
     job = _Job(release=files, marker=repository.marker_of(files), limits=limits, folder=folder, **asked)
     handler = _Teller(tell)
     handler.addFilter(redact.Filter([job.token]))

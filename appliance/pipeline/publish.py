@@ -7,7 +7,6 @@ run that has got no further than `prepare`, are published by publish_rows.py.
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -180,7 +179,7 @@ def expected_files(files: Mapping[str, Mapping[str, Any]], inside: str = "") -> 
 
 def secrets() -> tuple[str, ...]:
     """Every secret that this process could have written somewhere."""
-    return leak_scan.secrets_of(os.environ, *hub_token.every_token())
+    return hub_token.every_secret()
 
 
 def private(run_path: Path, base_dir: Path | None, published: Sequence[str]) -> leak_scan.Private:

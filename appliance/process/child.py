@@ -19,16 +19,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from appliance.process import redact
+from appliance.process import known_secrets, masked_streams
 
 
 def child_environment() -> dict[str, str]:
-    """This process's variables, for a child that needs neither network nor token and has to spare memory."""
+    """This process's variables, for a child that needs neither network nor secrets and has to spare memory."""
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
     # glibc raises this threshold by itself (mallopt(3)) and then keeps freed weights in its heap: rounding a model
     # weight by weight took 2.2 to 2.6 times its size; it now takes 1.5, a third of which is the file's pages in memory.
     quiet |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
-    return {**redact.without_hub_token(os.environ), **quiet, **of_this_process()}
+    return {**known_secrets.without(os.environ, addresses=True), **quiet, **of_this_process()}
 
 
 Tell = Callable[[dict[str, Any]], None]
@@ -73,6 +73,7 @@ def started(module: str, job: Mapping[str, Any], environ: Mapping[str, str]) -> 
 def main(serve: Callable[[str, Tell], None]) -> None:
     """The child: does the job that it reads from standard input."""
     die_with_parent()
+    masked_streams.install()
     messages = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is not a message
     lock = threading.Lock()

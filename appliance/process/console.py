@@ -79,13 +79,13 @@ _stdout = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sy
 
 def say(text: str, *, style: str = "") -> None:
     """A message on stderr and in the log file. Control characters in the user's data never reach the terminal."""
-    _stderr.print(printable(text), style=style or None, markup=False)
+    _stderr.print(_shown(text), style=style or None, markup=False)
     _log.info("%s", text)
 
 
 def result(text: str) -> None:
     """A line of the command's result, on stdout."""
-    _stdout.print(printable(text), markup=False)
+    _stdout.print(_shown(text), markup=False)
 
 
 def result_markup(text: str) -> None:
@@ -94,7 +94,12 @@ def result_markup(text: str) -> None:
 
 
 def printable_markup(text: str) -> str:
-    return escape(printable(text))
+    return escape(_shown(text))
+
+
+def _shown(text: str) -> str:
+    """Masked before it is laid out: a table folds a long token over two lines."""
+    return printable(redact.without_tokens(text))
 
 
 def table(
@@ -151,7 +156,7 @@ def _fixes_below(
 def error(message: str, hint: str) -> None:
     """An expected failure: what is wrong, and how to fix it."""
     hint = as_typed(hint)
-    _stderr.print(f"[bold red]Error:[/] {printable_markup(message)}")
+    _stderr.print(f"[bold red]Error:[/] {printable_markup(redact.without_secrets(message))}")
     if hint:
         _stderr.print(f"[bold]Fix:[/] {printable_markup(hint)}")
 

@@ -1,4 +1,6 @@
-"""Removes secrets from text: tokens, Authorization headers, the query of links. Knows patterns, no library and no file.
+"""Removes secrets from text: those that this process holds, and what looks like one: tokens, headers, signed links.
+
+Knows patterns, no library and no file; process/known_secrets.py knows the secrets.
 
 >>> without_secrets("PUT https://cdn.example/a?X-Signature=abc failed for Bearer hf_abcdefghijklmnopqrstuv")
 'PUT https://cdn.example/a?… failed for Bearer …'
@@ -10,8 +12,10 @@ import getpass
 import logging
 import re
 import socket
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
+
+from appliance.process import known_secrets
 
 # Names that many machines have; none of them tells whose machine it is.
 _COMMON = frozenset(
@@ -23,17 +27,10 @@ _COMMON = frozenset(
         *("base", "model", "train", "trainer", "tokenizer", "transformers", "alpaca", "lora", "adapter", "main"),
     )
 )
-# The variables that hold a Hub token or name its file, in order of precedence. No other place lists them.
-HUB_TOKEN_VARIABLES = ("HF_TOKEN", "HF_TOKEN_FILE", "HUGGING_FACE_HUB_TOKEN")
 _SHORTEST_NAME = 4
 HOME_FOLDER = re.compile(
     r"(?<![\w.~])(?:/home/[^/\s\"'`:,;)\]}>\\]+|/Users/[^/\s\"'`:,;)\]}>\\]+|/root(?![\w.-])(?=/|\b))"
 )
-
-
-def without_hub_token(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables for a child process that needs no Hub token, or is given it in another way."""
-    return {name: value for name, value in environ.items() if name not in HUB_TOKEN_VARIABLES}
 
 
 @lru_cache
@@ -64,23 +61,50 @@ def whole_word(name: str) -> re.Pattern[str]:
     return re.compile(rf"(?<![\w-]){re.escape(name)}(?![\w-])")
 
 
+# An escape such as \n, \x3d, \u003d or %3D before a token is no part of it, though it ends in a letter or digit.
+_AT_ITS_BEGIN = r"(?:(?<![A-Za-z0-9])|(?<=\\[abfnrtv])|(?<=\\x[0-9a-f]{2})|(?<=\\u[0-9a-f]{4})|(?<=%[0-9A-Fa-f]{2}))"
+_SIGNATURE = r"X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|AWSAccessKeyId|Signature|sig"
+_BEGUN = re.compile(r"(?:hf_|sk-)[\w-]{0,200}\Z")
+# What is a secret in any text, even in a result on standard output.
+_CERTAIN = (
+    (re.compile(r"hf_[A-Za-z0-9]{16,}"), "hf_…"),
+    (re.compile(_AT_ITS_BEGIN + r"sk-(?=[\w-]*\d)[\w-]{20,}"), "sk-…"),
+    (re.compile(rf"(?i){_AT_ITS_BEGIN}({_SIGNATURE})(=|%3D)[\w%.~+/-]{{8,}}"), r"\1\2…"),
+)
 _SECRETS = (
     # The storage links that a Hub hands out carry their access rights in the query.
     (re.compile(r"(https?://[^\s?'\"<>\\]+)\?[^\s'\"<>\\]+"), r"\1?…"),
     (re.compile(r"(https?://)[^\s/@'\"]+@"), r"\1…@"),
     (re.compile(r"(?i)\b(bearer|basic)\s+(?!…)[\w.~+/=-]+"), r"\1 …"),
-    (re.compile(r"(?i)(authorization[\"']?\s*[:=]\s*[\"']?)(?!bearer|basic|…)[^\s\"',}]+"), r"\1…"),
-    (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), "hf_…"),
+    (re.compile(r"(?i)(authorization[\"']?\s*[:=,]\s*(?:b?[\"'])?+)(?!bearer|basic|…)[^\s\"',}]+"), r"\1…"),
+    (re.compile(r"(?i)\b((?:set-)?cookie[\"']?\s*[:=,]\s*(?:b?[\"'])?+)(?!…)[^\s\"'][^\r\n\"']*"), r"\1…"),
 )
 
 
 def without_secrets(value: str, secrets: Collection[str] = ()) -> str:
-    """`value` without the given secrets and without anything that looks like one."""
-    for secret in secrets:
-        value = value.replace(secret, "…") if secret else value
-    for pattern, instead in _SECRETS:
+    """`value` without the known and the given secrets, in any spelling, and without anything that looks like one."""
+    value = known_secrets.masked(value, secrets)
+    for pattern, instead in (*_SECRETS, *_CERTAIN):
         value = pattern.sub(instead, value)
     return value
+
+
+def without_tokens(value: str) -> str:
+    """`value` without known secrets, tokens and signatures: for output, whose links and headers are the user's own."""
+    value = known_secrets.masked(value)
+    for pattern, instead in _CERTAIN:
+        value = pattern.sub(instead, value)
+    return value
+
+
+def begun_token(value: str) -> int:
+    """How many characters at the end of `value` may be the beginning of a secret: its end may come with the next write.
+
+    >>> begun_token("Bearer hf_abc")
+    6
+    """
+    shaped = _BEGUN.search(value)
+    return max(known_secrets.begun(value), len(shaped[0]) if shaped else 0)
 
 
 class Filter(logging.Filter):

@@ -5,8 +5,9 @@ files. The caller passes the secrets; a hit names the file, the line and the kin
 
 Two kinds of things are searched for:
 
-- secrets: the exact values that the caller passes, and anything shaped like a Hub token (`hf_` and 30 characters).
-  In every text file, in the header of every safetensors file, in the vocabularies of tokenizers.
+- secrets: what the caller passes, in every spelling that process/known_secrets.py knows, and anything shaped like a
+  Hub token (`hf_` and 30 characters). In every text file, in the header of every safetensors file, in the
+  vocabularies of tokenizers.
 - traces: Authorization headers, signed URLs, home folders, the paths of this run, the names of host and user. In every
   text file except vocabularies and licence texts, which come from the base (a vocabulary may well contain "root").
 
@@ -18,17 +19,15 @@ the card) is not a trace; a secret is always a secret.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from appliance.process import known_secrets
 from appliance.process.redact import HOME_FOLDER, whole_word
 from appliance.weights import model_files
 
 _BINARY = (".png", ".pt", ".pth", ".bin", ".model")  # searched only for the bytes of secrets
-_SHORTEST_SECRET = 8
-# Names of environment variables that hold secrets, whatever service they are for.
-_SECRET_VARIABLE = re.compile(r"TOKEN(?!IZER)|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIAL", re.IGNORECASE)
 
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")  # huggingface.co/docs/hub/security-tokens; currently 34 characters
 _AUTHORIZATION = re.compile(
@@ -60,19 +59,6 @@ class Hit:
         return f"{self.path}{f', line {self.line}' if self.line else ''}: {self.kind}"
 
 
-def secrets_of(environ: Mapping[str, str], *more: str | None) -> tuple[str, ...]:
-    """The values of the variables that are named like secrets, and `more`, the caller's own; line by line.
-
-    A variable's value that is a path, short, or one plain word is no secret (HF_TOKEN_FILE, TOKEN_TYPE=standard): it
-    would be met everywhere.
-    """
-    named = (value for name, value in environ.items() if _SECRET_VARIABLE.search(name))
-    lines = {line.strip() for value in named for line in value.splitlines()}
-    telling = {line for line in lines if re.search(r"\d", line) and not line.startswith(("/", "~"))}
-    own = {line.strip() for value in more if value for line in value.splitlines()}
-    return tuple(sorted(line for line in telling | own if len(line) >= _SHORTEST_SECRET))
-
-
 def scan(folder: Path, secrets: Sequence[str], private: Private) -> list[Hit]:
     """Every hit in the files in `folder`, which may also be a single file; paths are relative to it."""
     files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
@@ -85,11 +71,9 @@ def scan(folder: Path, secrets: Sequence[str], private: Private) -> list[Hit]:
 
 def holding(paths: Iterable[Path], secrets: Sequence[str], below: Path) -> list[Hit]:
     """The files that contain one of `secrets`, whatever their format."""
-    wanted = [secret.encode() for secret in secrets]
     hits = []
     for path in paths:
-        content = path.read_bytes()
-        if any(secret in content for secret in wanted):
+        if known_secrets.holds(path.read_bytes(), secrets):
             hits.append(Hit(path.relative_to(below).as_posix(), 0, "a secret of this environment", is_secret=True))
     return hits
 
@@ -115,7 +99,7 @@ def _scan_file(path: Path, name: str, secrets: Sequence[str], private: Private) 
         yield from _scan_text(_safetensors_header(path), name, secrets, private)
     elif path.suffix in _BINARY:
         content = path.read_bytes()
-        if any(secret.encode() in content for secret in secrets) or re.search(_TOKEN.pattern.encode(), content):
+        if known_secrets.holds(content, secrets) or re.search(_TOKEN.pattern.encode(), content):
             yield Hit(name, 0, "a secret", is_secret=True)
     elif path.name in model_files.VOCABULARY_FILES or model_files.is_licence(path.name):  # not our words
         yield from _scan_lines(path, name, secrets, None)
@@ -124,15 +108,17 @@ def _scan_file(path: Path, name: str, secrets: Sequence[str], private: Private) 
 
 
 def _scan_lines(path: Path, name: str, secrets: Sequence[str], private: Private | None) -> Iterator[Hit]:
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
-            for hit in _scan_text(line, name, secrets, private):
-                yield Hit(name, number, hit.kind, hit.is_secret)
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if not known_secrets.holds(text, secrets):  # one look for every spelling costs less than one a line
+        secrets = ()
+    for number, line in enumerate(text.split("\n"), 1):
+        for hit in _scan_text(line, name, secrets, private):
+            yield Hit(name, number, hit.kind, hit.is_secret)
 
 
 def _scan_text(text: str, name: str, secrets: Sequence[str], private: Private | None) -> Iterator[Hit]:
     plain = text.replace("\\/", "/")  # JSON may escape a slash
-    if any(secret in plain for secret in secrets):
+    if known_secrets.holds(text, secrets):
         yield Hit(name, 0, "a secret of this environment", is_secret=True)
     elif _TOKEN.search(plain):
         yield Hit(name, 0, "a string shaped like a Hub token (hf_…)", is_secret=True)

@@ -10,7 +10,6 @@ all files are as recorded and a gate fails; otherwise 0. Different package versi
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -160,7 +159,7 @@ def _gates(run_path: Path, record: dict[str, Any], recipe: Recipe) -> Iterator[G
     again += gates.of_cleanliness(
         release,
         run_path,
-        secrets=leak_scan.secrets_of(os.environ, *hub_token.every_token()),
+        secrets=hub_token.every_secret(),
         private=leak_scan.Private(redact.names_here(), (str(run_path.absolute()),), "\n".join([*names, *cards])),
         shown=publish.examples,
     )

@@ -324,7 +324,7 @@ def run_module(module: str, arguments: Sequence[str], log_path: Path) -> tuple[i
         begin = log.seek(0, os.SEEK_END)
         code = subprocess.run(command, stdout=log, stderr=log, env=child_environment(), check=False).returncode
         log.seek(begin)
-        text = redact.redact(log.read())  # a traceback names files in the user's home folder
+        text = redact.redact(log.read(), redact.names_here())  # a traceback names files in the user's home folder
         log.truncate(begin)
         if code == -signal.SIGKILL and child_out_of_memory.kernel_kills() > kills:
             text += "the kernel's out-of-memory killer ended a process during this time (/proc/vmstat, oom_kill)\n"

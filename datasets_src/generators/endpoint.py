@@ -11,6 +11,7 @@ URL: there is no default, and redirects are not followed.
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import openai
 
 _OPENAI_HOST = "api.openai.com"
+_NO_KEY = "none"  # the client insists on one
 _GRACE_SECONDS = 5.0  # how long to wait for replies under way after an interruption
 _RETRIES = 5  # waits of 0.5, 1, 2, 4 and 8 s, or what Retry-After says, up to 2 minutes (openai 3.52, _constants.py)
 
@@ -100,7 +102,7 @@ class Endpoint:
             ) from error
         except openai.APIConnectionError as error:
             raise EndpointError(
-                f"{self.base_url} cannot be reached: {error.__cause__ or error}",
+                f"{self.base_url} cannot be reached: {self._without_key(str(error.__cause__ or error))}",
                 hint=f"check the address and that the server is running; {_CONTINUES}",
             ) from error
         except (openai.OpenAIError, ValueError) as error:  # a body that is not JSON
@@ -144,7 +146,8 @@ class Endpoint:
 
     def _without_key(self, message: str) -> str:
         """The message on one line, without the key: servers repeat a key that they refuse."""
-        return " ".join(message.replace(self.key, "***").split())[:300]
+        shown = message if self.key == _NO_KEY else message.replace(self.key, "***")
+        return " ".join(shown.split())[:300]
 
 
 _CONTINUES = "the same command continues, without asking again for what was answered"
@@ -174,15 +177,25 @@ def from_environment(
             hint="--base-url http://localhost:11434/v1 (or OPENAI_BASE_URL), or a model on this machine with --local",
         )
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise EndpointError(f"{url!r} is not a base URL; expected http://… or https://…")
     if parts.username or parts.password:
         raise EndpointError("the base URL contains a user name or password", hint="put the key in OPENAI_API_KEY")
+    if parts.query or parts.fragment:  # no path can follow it, and it often holds a key
+        what = "the base URL has a part behind ? or #, which a base URL cannot have (not shown, it may hold a key)"
+        raise EndpointError(what, hint="leave it out, and put the key in OPENAI_API_KEY")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        shown = "the base URL (not shown, it may hold a password)" if "@" in url else repr(url)
+        raise EndpointError(f"{shown} is not a base URL; expected http://… or https://…")
     if not name:
         raise EndpointError("no model is named", hint="--model NAME, or OPENAI_MODEL")
+    if not re.fullmatch("[!-~]*", key):
+        raise EndpointError(
+            "the key in OPENAI_API_KEY cannot be used: it contains a space, a line end or characters that are "
+            "not ASCII (its value is not shown)",
+            hint="copy it again, without quotes, spaces or other lines",
+        )
     if not key and parts.hostname == _OPENAI_HOST:
         raise EndpointError(f"{_OPENAI_HOST} needs a key", hint="set OPENAI_API_KEY; a key is never part of a command")
-    return Endpoint(url, name, key or "none", **parameters)
+    return Endpoint(url, name, key or _NO_KEY, **parameters)
 
 
 def _in_threads(work: Callable[[int], None], count: int, threads: int) -> None:

@@ -301,14 +301,30 @@ def test_the_environment_names_endpoint_model_and_key() -> None:
         ("h:1/v1", "m", "is not a base URL"),
         ("file:///etc", "m", "is not a base URL"),
         ("http://me:secret@h/v1", "m", "user name or password"),
+        ("me:secret@h:1/v1", "m", "base URL .not shown.* is not a base URL"),
+        ("http://h/v1?api-key=secret", "m", "behind . or #"),
         ("https://api.openai.com/v1", "m", "needs a key"),
     ],
 )
 def test_what_is_missing_is_said_before_anything_is_asked(
     base_url: str | None, model: str | None, message: str
 ) -> None:
-    with pytest.raises(EndpointError, match=message):
+    with pytest.raises(EndpointError, match=message) as caught:
         from_environment(base_url=base_url, model=model, environ={})
+    assert "secret" not in str(caught.value) + caught.value.hint
+
+
+@pytest.mark.parametrize("key", ["# mine\nsk-secret", "sk-secret x", "\u201csk-secret\u201d", "sk-\ud0a4secret"])
+def test_a_key_that_no_header_can_hold_is_refused_without_showing_it(key: str) -> None:
+    """The client's own error would show the header."""
+    with pytest.raises(EndpointError, match="OPENAI_API_KEY cannot be used") as caught:
+        from_environment(base_url="http://h/v1", model="m", environ={"OPENAI_API_KEY": key})
+    assert "secret" not in str(caught.value) + caught.value.hint
+
+
+def test_without_a_key_no_word_of_the_server_is_masked() -> None:
+    endpoint = from_environment(base_url="http://h/v1", model="m", environ={})
+    assert "none of the models" in str(endpoint._refused(404, "none of the models"))
 
 
 def test_the_key_is_in_no_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -34,7 +34,7 @@ from appliance.hub import errors as hub_errors
 from appliance.hub import token as hub_token
 from appliance.hub.cache import Expected, Snapshot, Source
 from appliance.hub.errors import Kind, Retry
-from appliance.process import child, redact
+from appliance.process import child, known_secrets
 
 CONFIG = {"model_type": "llama", "max_position_embeddings": 512, "dtype": "bfloat16"}
 
@@ -381,8 +381,8 @@ def test_where_the_token_comes_from(
     assert hub_token.token_finding(os.environ)[1] == (token or "")
     values = {value.strip() for value in environ.values() if value.strip().startswith("hf_")}
     assert {*values, *filter(None, [token])} <= set(hub_token.every_token())
-    assert not set(redact.HUB_TOKEN_VARIABLES) & child.child_environment().keys()
-    assert set(environ) <= set(redact.HUB_TOKEN_VARIABLES)
+    assert not set(known_secrets.HUB_TOKEN_VARIABLES) & child.child_environment().keys()
+    assert set(environ) <= set(known_secrets.HUB_TOKEN_VARIABLES)
 
 
 def test_the_token_of_a_login_is_the_last_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

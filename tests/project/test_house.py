@@ -135,7 +135,7 @@ def test_only_hub_imports_the_client_library() -> None:
 def test_one_place_lists_the_variables_with_the_token() -> None:
     paths = (ROOT / "appliance").rglob("*.py")
     listed = [str(path.relative_to(ROOT)) for path in paths if "HUGGING_FACE_HUB_TOKEN" in texts_in(path)]
-    assert listed == ["appliance/process/redact.py"]
+    assert listed == ["appliance/process/known_secrets.py"]
 
 
 def test_one_place_finds_the_token() -> None:
@@ -149,7 +149,7 @@ def test_one_place_finds_the_token() -> None:
         }
         if path != ROOT / "appliance" / "hub" / "token.py":
             assert "get_token" not in names, path
-        if path != ROOT / "appliance" / "process" / "redact.py":
+        if path != ROOT / "appliance" / "process" / "known_secrets.py":
             assert "HF_TOKEN" not in texts_in(path), path
 
 

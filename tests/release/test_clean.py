@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from appliance.hub import token as hub_token
-from appliance.process import console, redact
+from appliance.process import console, known_secrets, redact
 from appliance.release import leak_scan
 from appliance.release.leak_scan import Private, scan
 
@@ -146,7 +146,7 @@ def test_secrets_of_the_environment() -> None:
         "PATH": "/usr/bin1:/bin",
         "SIGNING_SECRET": "line-one-1\nline-two-2\n",
     }
-    assert leak_scan.secrets_of(environ, "from-a-file", None) == tuple(
+    assert known_secrets.of_environment(environ, "from-a-file", None) == tuple(
         sorted([TOKEN, "abc123def456", "from-a-file", "line-one-1", "line-two-2"])
     )
 
