@@ -7,6 +7,7 @@ appliance.errors.EnvironmentUnavailable: base/config.json: num_hidden_layers is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,7 +21,18 @@ _SIZES = (
 )
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _TEXTS = ("model_type", "dtype", "torch_dtype")
-_INNER = ("text_config", "llm_config", "language_config", "rope_scaling", "rope_parameters")
+# That a forward pass computes with, by the names of the families above: NaN there is NaN in every loss.
+_NUMBERS = (
+    *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "rope_theta", "partial_rotary_factor"),
+    *("initializer_range", "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    *("query_pre_attn_scalar", "final_logit_softcapping", "attn_logit_softcapping", "logit_scale"),
+    *("factor", "low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow"),  # of rope_scaling
+    *("temperature", "top_p", "repetition_penalty"),  # of generation_config.json
+)
+_INNER = (
+    *("text_config", "llm_config", "language_config", "rope_scaling", "rope_parameters"),
+    *("full_attention", "sliding_attention"),  # rope_parameters of each kind of layer
+)
 
 
 def _is_size(value: Any) -> bool:
@@ -40,6 +52,10 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_text, value))
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and abs(value) <= LARGEST
+
+
 def _is_object(value: Any) -> bool:
     return isinstance(value, dict)
 
@@ -49,6 +65,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (_IDS, _is_id, "a token's id or a list of them"),
     (_TEXTS, _is_text, "a text"),
     (("architectures",), _is_texts, "a list of texts"),
+    (_NUMBERS, _is_number, "a finite number"),
     (_INNER, _is_object, "an object"),
 )
 
@@ -70,6 +87,6 @@ def _refuse(config: Mapping[str, Any], path: str, prefix: str) -> None:
                     f"{path}: {prefix}{key} is {value!r:.60}, expected {expected}",
                     hint="download the model again, or correct that value if the folder is your own",
                 )
-    for key in _INNER[:3]:
+    for key in _INNER:
         if isinstance(config.get(key), dict):
             _refuse(config[key], path, f"{prefix}{key}.")

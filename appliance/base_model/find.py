@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from appliance.base_model import config_values, tunable
+from appliance import bounds
+from appliance.base_model import config_values, tokenizer_trial, tunable
 from appliance.base_model.base import DEMO_NAME, Base
 from appliance.errors import EnvironmentUnavailable, RecipeError
 from appliance.hub import download
@@ -17,6 +18,7 @@ from appliance.hub.token import token
 from appliance.process import console
 from appliance.process.files import read_object
 from appliance.recipe import hub_names
+from appliance.rows.csv_file import Row
 from appliance.weights import model_files
 
 DEMO_ID = "demo"
@@ -54,6 +56,7 @@ def base_of(model_id: str, revision: str | None, cache_dir: Path, hub_id: str | 
             hint="check the path; inside the container only mounted folders exist",
         )
     names, where = (base.snapshot.files, model_id) if base.snapshot else (_names(base.dir), str(base.dir))
+    _refuse_large(base, where)
     _refuse_untunable(base, where, names)
     if not any(map(model_files.is_weights, names)):
         raise EnvironmentUnavailable(
@@ -63,15 +66,17 @@ def base_of(model_id: str, revision: str | None, cache_dir: Path, hub_id: str | 
     return base
 
 
-def fetch(base: Base) -> Base:
-    """The same base, complete; cached files are compared with the Hub's hashes.
+def fetch(base: Base, rows: Sequence[Row] = ()) -> Base:
+    """The same base, complete, its tokenizer tried, with these rows; cached files are compared with the Hub's hashes.
 
-    Raises HubError: the Hub refuses or cannot be reached. EnvironmentUnavailable: no room, or an unwritable cache.
+    Raises HubError: the Hub refuses or cannot be reached. EnvironmentUnavailable: no room, an unwritable cache, or as
+    `tokenizer_trial.refuse_unusable`.
     """
     if base.snapshot:
         wanted = [name for name in base.snapshot.files if model_files.is_downloaded(name)]
         download.obtain(_source(base.public_id, base.revision), base.snapshot, wanted)
         _refuse_odd_generation(base.dir)
+    tokenizer_trial.refuse_unusable(base.dir, rows)
     return base
 
 
@@ -99,8 +104,8 @@ def _snapshot_of(folder: Path) -> tuple[str, str] | None:
 
 
 def _license(folder: Path) -> str | None:
-    """The licence that the model card's front matter names."""
-    return str(license_) if (license_ := _front_matter(folder).get("license")) else None
+    """The licence that the model card's front matter names; it may be a list."""
+    return f"{license_!s:.200}" if (license_ := _front_matter(folder).get("license")) else None
 
 
 def _front_matter(folder: Path) -> dict[str, Any]:
@@ -108,14 +113,13 @@ def _front_matter(folder: Path) -> dict[str, Any]:
     card = folder / model_files.CARD
     if not card.is_file():
         return {}
-    import yaml
-
-    parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
+    with card.open(encoding="utf-8", errors="replace") as handle:
+        parts = handle.read(bounds.LARGEST_FRONT_MATTER).split("---\n", 2)
     if len(parts) < 3 or parts[0].strip():
         return {}
     try:
-        front: Any = yaml.safe_load(parts[1])
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: an impossible date
+        front: Any = bounds.yaml_of(parts[1], bounds.LARGEST_FRONT_MATTER)
+    except ValueError:
         return {}
     return front if isinstance(front, dict) else {}
 
@@ -123,6 +127,16 @@ def _front_matter(folder: Path) -> dict[str, Any]:
 def _names(folder: Path) -> list[str]:
     """The names of the folder's files, and of any config.json one level down."""
     return [path.relative_to(folder).as_posix() for pattern in ("*", "*/config.json") for path in folder.glob(pattern)]
+
+
+def _refuse_large(base: Base, where: str) -> None:
+    """Raises EnvironmentUnavailable: a file, on this disk or still to come, is far larger than any of its name is."""
+    here = {path.name: path.stat().st_size for path in base.dir.iterdir() if path.is_file()}
+    for name, size in {**base.coming, **here}.items():
+        try:
+            bounds.refuse_large(name, size)
+        except ValueError as error:
+            raise EnvironmentUnavailable(f"{where}/{name}: {error}", hint="choose another base model") from error
 
 
 def _refuse_untunable(base: Base, where: str, files: Collection[str]) -> None:

@@ -26,6 +26,7 @@ from appliance.process import files
 from appliance.recipe.fields import DataSection, ModelSection, PublishSection, TrainSection, TuningSection
 from appliance.release import base as release_base
 from appliance.rows import survey
+from appliance.rows.csv_file import Row
 from appliance.rundir.directory import STAGES
 from appliance.rundir.token_choice import TokenChoice
 from appliance.training import learning_rate, validation
@@ -46,7 +47,7 @@ def run(
     publish: PublishSection,
     csv_path: Path | None,
     cache_dir: Path,
-    get_base: Callable[[], Base],
+    get_base: Callable[[list[Row]], Base],
     get_device: Callable[[], Device],
     get_tokens: Callable[[], TokenChoice | None] = lambda: None,
     engine: str,
@@ -62,7 +63,7 @@ def run(
         data, model, tuning, train, publish: sections of the recipe.
         csv_path: None if the CSV is gone and its rows are in the run directory already.
         cache_dir: where kernels are compiled to and the demo's base is.
-        get_base: finds the base model; asked once the machine has passed.
+        get_base: finds the base model, and tries its tokenizer with rows of the CSV; asked once the machine has passed.
         get_device: looks at the GPU, or the CPU.
         get_tokens: what was found out about EOS and the template's tokens; None while the weights are not here.
         engine: the recipe's `engine`.
@@ -98,7 +99,7 @@ def run(
     findings += _hub_findings(publish, model, tuning, into_existing, stage_dir.parent, todo, again)
     files.write_json(table_path, [asdict(finding) for finding in findings])
     permissions.refuse(findings)
-    base = get_base()
+    base = get_base(seen.sample if seen else [])
     full_with = train.optimizer if tuning.method == "full" and "train" in ahead else None
     _judge([*findings, *intact.findings(base.dir, base.config, base.coming)], table_path)  # what follows needs them
     findings += _base_findings(base, model, rehearse)

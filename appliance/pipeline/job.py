@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from appliance.engines.engine import Engine
     from appliance.machine.device import Device
     from appliance.prompt.format import Prompt
+    from appliance.rows.csv_file import Row
 
 DEMO_NOTE = (
     "The demo's test rows ask for facts that training saw, in words that it did not see: they do not test new facts."
@@ -85,12 +86,12 @@ class Job:
     def base(self) -> Base:
         """The base model on this disk; fetched if it is not here yet.
 
-        Raises EnvironmentUnavailable: its weights are not whole.
+        Raises EnvironmentUnavailable: its weights are not whole, or its tokenizer cannot be used.
         """
         from appliance.base_model import find as base_model_find
         from appliance.weights import intact
 
-        base = base_model_find.fetch(self.found_base)
+        base = base_model_find.fetch(self.found_base, self._sample)
         intact.refuse(base.dir, base.config)
         return base
 
@@ -116,6 +117,23 @@ class Job:
                 hint="start a new run with --set name=NEW, or rebuild everything from them with --redo prepare",
             )
         return replace(base, recorded_identity=before.get("identity"))
+
+    def tried_base(self, sample: list[Row]) -> Base:
+        """`found_base`, its tokenizer tried with these rows: now if it is here, else as soon as it has been fetched.
+
+        Raises EnvironmentUnavailable: the tokenizer cannot be used.
+        """
+        from appliance.base_model import tokenizer_trial
+
+        self._sample.extend(sample)
+        if not self.found_base.coming:
+            tokenizer_trial.refuse_unusable(self.found_base.dir, sample)
+        return self.found_base
+
+    @cached_property
+    def _sample(self) -> list[Row]:
+        """Rows of the CSV, from the stage check; empty if it did not read it."""
+        return []
 
     @property
     def rehearsal_wanted(self) -> str:

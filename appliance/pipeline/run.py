@@ -157,7 +157,7 @@ def _check(job: Job, stage_dir: Path) -> str:
             publish=recipe.publish,
             csv_path=job.csv_to_check,
             cache_dir=job.cache_dir,
-            get_base=lambda: job.found_base,
+            get_base=job.tried_base,
             get_device=lambda: job.device,
             get_tokens=lambda: job.tokens_to_check,
             engine=recipe.engine,

@@ -45,6 +45,10 @@ from appliance.prompt.templates import sketch as sketch
 from appliance.prompt.templates import user_message as user_message
 
 
+class NotTokenized(DataError):
+    """The tokenizer gives up on a text, for instance because a regular expression takes too many attempts on it."""
+
+
 @dataclass(frozen=True)
 class Encoded:
     """One row as token ids, the first `prompt_tokens` of them the prompt.
@@ -104,17 +108,26 @@ class Prompt:
         return text.removeprefix(self.bos_token) if self.bos_token else text
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of `text(messages)`: what training masks, what evaluation generates from, what a server sends."""
+        """Ids of `text(messages)`: what training masks, what evaluation generates from, what a server sends.
+
+        Raises DataError: as `text`, or NotTokenized.
+        """
         return self._ids(self.text(messages))
 
     def _ids(self, text: str) -> list[int]:
-        return list(self.backend.encode(text, add_special_tokens=False).ids)
+        try:
+            return list(self.backend.encode(text, add_special_tokens=False).ids)
+        except BaseException as error:  # an Exception without a kind of its own, or a panic
+            if not (isinstance(error, Exception) or tokenizer.is_panic(error)):
+                raise
+            raise NotTokenized(f"the base's tokenizer fails on it: {error}") from error
 
     def encode(self, instruction: str, input_text: str, output: str, *, loss_on: str = "answer") -> Encoded:
         """Prompt masked (unless `loss_on` is "all"), answer and exactly one EOS trained.
 
         Prompt and answer are tokenized separately: no merge can cross the boundary, so the prompt's ids are those of
-        inference. Raises DataError: a cell contains a special token of this tokenizer, or a marker of the format.
+        inference. Raises DataError: a cell contains a special token of this tokenizer, or a marker of the format;
+        NotTokenized.
         """
         self._refuse_markers(instruction, input_text, output)
         prompt = self.prompt_ids(user_message(instruction, input_text))
@@ -193,10 +206,13 @@ class Prompt:
         return str(self.backend.decode(ids, skip_special_tokens=True)).strip()
 
 
-def from_folder(name: str, model_dir: Path, eos_token: str | None = None) -> Prompt:
+def from_folder(
+    name: str, model_dir: Path, eos_token: str | None = None, *, backend: Tokenizer | None = None
+) -> Prompt:
     """The format `name` for the tokenizer in `model_dir`, from its tokenizer.json: no torch, no transformers needed.
 
-    `eos_token`: ends an answer in place of the tokenizer's own (rundir/token_choice.py).
+    `eos_token`: ends an answer in place of the tokenizer's own (rundir/token_choice.py). `backend`: what tokenizer.json
+    holds, if it has been read already.
     Raises EnvironmentUnavailable: no tokenizer.json there, no EOS, nothing usable as padding. RecipeError: see `bind`.
     """
     path = model_dir / tokenizer.FILE
@@ -205,7 +221,7 @@ def from_folder(name: str, model_dir: Path, eos_token: str | None = None) -> Pro
             f"{model_dir} has no {tokenizer.FILE}",
             hint="convert it once: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
         )
-    backend = tokenizer.backend(model_dir)
+    backend = backend or tokenizer.backend(model_dir)
     named, by_id = tokenizer.named_tokens(model_dir), tokenizer.from_ids(model_dir, backend)
     tokens = {key: named[key] or by_id.get(key) for key in ("bos_token", "eos_token", "pad_token")}
     tokens["eos_token"] = eos_token or tokens["eos_token"]

@@ -157,9 +157,12 @@ def render(
         return _compiled(template).render(
             messages=list(messages), tools=None, documents=None, add_generation_prompt=answer_follows, **tokens
         )
-    except TemplateError as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a template is a program of somebody else's: it can raise anything
+        what = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
         raise DataError(
-            f"this conversation does not fit the prompt format: {error}",
+            f"this conversation does not fit the prompt format: {what}",
             hint="if the system text is the problem, put it at the beginning of the question",
         ) from error
 

@@ -11,13 +11,16 @@ files and config.json; no model, no prompt format.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from appliance import bounds
 from appliance.errors import EnvironmentUnavailable
+from appliance.prompt import settings_values
 from appliance.prompt.special_tokens import token_text
 
 FILE, CONFIG, SPECIAL_TOKENS, TEMPLATE = (
@@ -34,18 +37,11 @@ PLAIN_CLASSES = (None, PLAIN_CLASS, "TokenizersBackend")
 def load(base_dir: Path) -> Any:
     """The transformers tokenizer of a base, with the special tokens that its files name; nothing is ever added.
 
-    Raises EnvironmentUnavailable: its EOS has no embedding, so the model could neither read nor write it.
+    Raises EnvironmentUnavailable: its EOS has no embedding, so the model could neither read nor write it; or its files
+    are damaged in a way that tokenizers panics over.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    options: dict[str, Any] = {"local_files_only": True}
-    if (base_dir / FILE).is_file():
-        tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(str(base_dir), **options, **_of_class(base_dir))
-        for name, text in from_ids(base_dir, tokenizer.backend_tokenizer).items():
-            if getattr(tokenizer, name) is None:
-                setattr(tokenizer, name, text)
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(str(base_dir), trust_remote_code=False, **options)
+    with panics_named(str(base_dir)):
+        tokenizer = _loaded(base_dir)
     embeddings = read(base_dir / "config.json").get("vocab_size")
     if tokenizer.eos_token_id is not None and embeddings and tokenizer.eos_token_id >= embeddings:
         raise EnvironmentUnavailable(
@@ -54,6 +50,35 @@ def load(base_dir: Path) -> Any:
             hint=f"in its {CONFIG}, set eos_token to the EOS of the vocabulary and tokenizer_class to {PLAIN_CLASS}",
         )
     return tokenizer
+
+
+def _loaded(base_dir: Path) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    options: dict[str, Any] = {"local_files_only": True}
+    if not (base_dir / FILE).is_file():
+        return AutoTokenizer.from_pretrained(str(base_dir), trust_remote_code=False, **options)
+    tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(str(base_dir), **options, **_of_class(base_dir))
+    for name, text in from_ids(base_dir, tokenizer.backend_tokenizer).items():
+        if getattr(tokenizer, name) is None:
+            setattr(tokenizer, name, text)
+    return tokenizer
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether native code gave up, by PyO3's PanicException: a BaseException that no module offers for import."""
+    return type(error).__name__ == "PanicException"
+
+
+@contextmanager
+def panics_named(where: str) -> Iterator[None]:
+    """Raises EnvironmentUnavailable: a panic in the block, about the files of `where`."""
+    try:
+        yield
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        raise EnvironmentUnavailable(f"{where}: its tokenizer does not load: {error}", hint=DOWNLOAD) from error
 
 
 def _of_class(base_dir: Path) -> dict[str, str]:
@@ -82,22 +107,17 @@ def settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json with special_tokens_map.json and chat_template.jinja, as transformers 4 and 5 join them.
 
     The map comes first, but is read only if the first file does not list the added tokens. Raises
-    EnvironmentUnavailable: a file is damaged, or a special token is not a text.
+    EnvironmentUnavailable: a file is damaged, or holds a value of an odd kind.
     """
     found = read(folder / CONFIG)
     if "added_tokens_decoder" not in found:
         found |= read(folder / SPECIAL_TOKENS)
-    for name in NAMES:
-        text = found.get(name)
-        if isinstance(text, dict):
-            text = text.get("content", 0)
-        if text is not None and not isinstance(text, str):
-            raise EnvironmentUnavailable(
-                f"{folder / CONFIG}: {name} is {found[name]!r:.60}, expected a text, or an object with its content",
-                hint=f"correct it there or in {SPECIAL_TOKENS}, or {DOWNLOAD}",
-            )
+    settings_values.refuse_odd(found, str(folder / CONFIG))
     if (folder / TEMPLATE).is_file():
-        found["chat_template"] = (folder / TEMPLATE).read_text(encoding="utf-8")
+        try:
+            found["chat_template"] = bounds.read_text(folder / TEMPLATE)
+        except ValueError as error:
+            raise EnvironmentUnavailable(f"{folder / TEMPLATE} is damaged: {error}", hint=DOWNLOAD) from error
     return found
 
 
@@ -112,8 +132,8 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        found = bounds.json_of(bounds.read_text(path))
+    except ValueError as error:
         raise EnvironmentUnavailable(f"{path} is damaged: {error}", hint=DOWNLOAD) from error
     if not isinstance(found, dict):
         raise EnvironmentUnavailable(f"{path} is damaged: {str(found)[:60]!r} is not a JSON object", hint=DOWNLOAD)
@@ -124,5 +144,7 @@ def backend(folder: Path) -> Tokenizer:
     """tokenizer.json as it is. Raises EnvironmentUnavailable: it is damaged."""
     try:
         return Tokenizer.from_file(str(folder / FILE))
-    except Exception as error:  # tokenizers raises nothing narrower
+    except BaseException as error:  # tokenizers raises nothing narrower than Exception
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         raise EnvironmentUnavailable(f"{folder / FILE} is damaged: {error}", hint=DOWNLOAD) from error

@@ -13,6 +13,7 @@ import difflib
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -22,8 +23,11 @@ from typing import Annotated, Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from appliance import bounds
 from appliance.errors import RecipeError
 from appliance.recipe.fields import Recipe, fields
+
+SHOWN = 50  # wrong fields listed in an error; the recipe has fewer right ones
 
 
 def is_recipe(source: str) -> bool:
@@ -73,13 +77,15 @@ def load(source: str, *, overrides: Sequence[str] = (), environ: Mapping[str, st
         try:
             put(given, key, _typed(key, text))
             origins[key] = origin
-        except (ValidationError, yaml.YAMLError) as error:
+        except ValueError as error:  # pydantic's ValidationError is one, too
             problems.append(f"{key} ({origin}): {_first_message(error)}; found {text!r}")
     recipe: Recipe | None = None
     try:
         recipe = Recipe.model_validate(given)
     except ValidationError as error:
-        problems = [_explain(e, origins) for e in error.errors()] + problems
+        found = error.errors()
+        more = [f"… and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+        problems = [*(_explain(e, origins) for e in found[:SHOWN]), *more, *problems]
     if recipe is None or problems:
         raise RecipeError(
             f"{source}: " + "\n  ".join(["the recipe is invalid:", *dict.fromkeys(problems)]),
@@ -160,8 +166,8 @@ def read_text(path: Path) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        given = yaml.load(read_text(path), Loader=_Loader)
-    except yaml.YAMLError as error:
+        given = bounds.yaml_of(read_text(path), bounds.LARGEST_RECIPE, _Loader)
+    except ValueError as error:
         raise RecipeError(f"{path}: not a readable YAML file: {error}", hint="recipes are UTF-8 YAML") from error
     if not isinstance(given, dict):
         raise RecipeError(f"{path}: expected sections such as `model:` and `data:`, found {type(given).__name__}")
@@ -178,10 +184,10 @@ _Loader.add_implicit_resolver(
 
 
 def _unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [key.value for key, _ in node.value]
     if not all(isinstance(key, yaml.ScalarNode) for key, _ in node.value):  # `name: {{ x }}`, from a template
         raise yaml.constructor.ConstructorError(None, None, "a key is not plain text", node.start_mark)
-    twice = next((key for key in keys if keys.count(key) > 1), None)
+    keys = Counter(key.value for key, _ in node.value)
+    twice = next((key for key, times in keys.items() if times > 1), None)
     if twice is not None:
         raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} appears twice", node.start_mark)
     loader.flatten_mapping(node)
@@ -227,7 +233,7 @@ def _typed(key: str, text: str) -> Any:
     if text.strip().lower() in ("null", "none", "~") and type(None) in getattr(info.annotation, "__args__", ()):
         return None
     if text.lstrip().startswith("[") and "list" in str(info.annotation):
-        return yaml.safe_load(text)
+        return bounds.yaml_of(text, bounds.LARGEST_RECIPE)
     kind: Any = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
     return TypeAdapter(kind).validate_strings(text)
 

@@ -43,11 +43,20 @@ class Survey:
     few: tuple[Finding, ...]  # how many different questions val and test hold
     too_few: DataError | None
     preview: tuple[Row, ...]
-    longest_characters: int = 0  # in the three cells of one row
+    longest: Row | None = None  # by the characters of its three cells
 
     @property
     def rejected(self) -> int:
         return sum(self.reasons.values())
+
+    @property
+    def longest_characters(self) -> int:
+        return _characters(self.longest) if self.longest else 0
+
+    @property
+    def sample(self) -> list[Row]:
+        """Some usable rows to try a tokenizer with, the longest among them."""
+        return [*self.preview, *([self.longest] if self.longest else [])]
 
     @property
     def bad_rows(self) -> int:
@@ -81,14 +90,15 @@ def _of_passes(csv_path: Path, data: DataSection, seed: int, passes: Passes) -> 
     reasons: Counter[str] = Counter()
     bad: list[tuple[int, str]] = []
     preview: list[Row] = []
-    longest = 0
+    longest: Row | None = None
     for row in seen.records():
         if isinstance(row, Rejected):
             reasons[row.reason] += 1
             if len(bad) < SHOWN and row.reason not in csv_file.NO_ROWS:
                 bad.append((row.line, row.reason))
             continue
-        longest = max(longest, len(row.instruction) + len(row.input) + len(row.output))
+        if longest is None or _characters(row) > _characters(longest):
+            longest = row
         if len(preview) < PREVIEW:
             preview.append(row)
     if not seen.keys:
@@ -219,6 +229,10 @@ def _reasons(seen: Survey) -> list[str]:
 def _places(remark: Remark) -> str:
     more = "; …" if remark.rows > len(remark.places) else ""
     return f"{remark.rows} row{'s' * (remark.rows != 1)}: " + "; ".join(remark.places) + more
+
+
+def _characters(row: Row) -> int:
+    return len(row.instruction) + len(row.input) + len(row.output)
 
 
 def _cut(text: str) -> str:

@@ -125,6 +125,30 @@ BASES: dict[str, tuple[Spoil, str]] = {
     "tokenizer.json cut off": (_cut("tokenizer.json", 900), "tokenizer.json is damaged"),
     "tokenizer.json as a list": (_text("tokenizer.json", "[]"), "tokenizer.json is damaged"),
     "a list for generation_config.json": (_text("generation_config.json", "[1]"), "generation_config.json is damaged"),
+    "a config nested too deeply": (
+        _text("config.json", '{"text_config": ' * 70 + "{}" + "}" * 70),
+        "config.json is damaged: its brackets are nested too deeply",
+    ),
+    "a number of 100,000 digits": (
+        _text("config.json", '{"hidden_size": ' + "9" * 100_000 + "}"),
+        "config.json is damaged: a number of 100,000 digits, expected at most 1,000",
+    ),
+    "a huge config.json": (_text("config.json", " " * 5_000_000), "config.json: it has 5,000,000 bytes, expected at m"),
+    "NaN in generation_config.json": (
+        _json("generation_config.json", temperature=float("nan")),
+        "temperature is nan, expected a finite number",
+    ),
+    "a template that takes all memory": (
+        _text("chat_template.jinja", "{{ 'a' * 10**14 }}"),
+        "chat_template.jinja: rendering the chat template took more than 2,048 MiB of memory",
+    ),
+    "a tokenizer that panics": (
+        _json(
+            "tokenizer.json",
+            normalizer={"type": "Replace", "pattern": {"Regex": ""}, "content": "b"},
+        ),
+        "tokenizer.json: looking for its special tokens failed: PanicException: index out of bounds",
+    ),
     "the folder is gone": (shutil.rmtree, "is neither a folder, nor USER/NAME on the Hub"),
     "config.json is gone": (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
 }
@@ -338,3 +362,17 @@ def test_a_report_of_a_damaged_run_is_refused(appliance: Appliance, tmp_path: Pa
         _put(run / "evaluate" / "metrics.json", "{}")
         _put(run / "evaluate" / name, content)
         _refused(appliance("report", run), 8, f"/{name.removeprefix('../')} is damaged: ")
+
+
+def test_a_recipe_of_multiplying_aliases_is_refused(appliance: Appliance, tmp_path: Path) -> None:
+    rows = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
+    (tmp_path / "shop.yaml").write_text(f"a0: &a0 [x, x]\n{rows}", encoding="utf-8")
+    _refused(appliance("check", tmp_path / "shop.yaml"), 2, "it holds more than 100,000 values, its aliases (*name)")
+
+
+def test_a_chat_template_cut_off_is_refused(appliance: Appliance, tmp_path: Path, base_dir: Path, qa_csv: Path) -> None:
+    base = shutil.copytree(base_dir, tmp_path / "base")
+    (base / "chat_template.jinja").write_text("{% for m in messages %}{{ m['con", encoding="utf-8")
+    recipe = _recipe(tmp_path / "shop.yaml", base, qa_csv)
+    _refused(appliance("check", recipe, "--set", "prompt=chat"), 2, "the base's chat template does not accept")
+    assert appliance("check", recipe)[0] == 0  # with a prompt of ours it is not needed

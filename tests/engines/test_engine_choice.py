@@ -105,7 +105,7 @@ def look(
 ) -> list[Finding]:
     """`triton`: why it does not run; "real": the real probe is made."""
 
-    def no_base() -> NoReturn:
+    def no_base(_: list[Row]) -> NoReturn:
         raise AssertionError("the base was asked for")
 
     if device.kind == "cuda":
@@ -121,7 +121,7 @@ def look(
         publish=PublishSection(),
         csv_path=csv_path,
         cache_dir=tmp_path / "cache",
-        get_base=(lambda: base) if base else no_base,
+        get_base=(lambda _: base) if base else no_base,
         get_device=lambda: device,
         engine=engine,
         rehearse="auto",

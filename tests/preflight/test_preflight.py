@@ -56,7 +56,7 @@ def look(
         publish=sections.get("publish", PublishSection()),
         csv_path=csv_path,
         cache_dir=run_path / "cache",
-        get_base=lambda: base_model_find.resolve(str(base_dir), None, base_dir),
+        get_base=lambda _: base_model_find.resolve(str(base_dir), None, base_dir),
         get_device=lambda: CPU,
         engine="transformers",
         rehearse=rehearse,
