@@ -27,6 +27,7 @@ from appliance.pipeline import check
 from appliance.preflight import gpu, gpu_probe
 from appliance.process.files import write_json
 from appliance.recipe.fields import DataSection, ModelSection, PublishSection, TrainSection, TuningSection
+from appliance.rows.csv_file import Row
 from appliance.rundir.directory import STAGES
 from tests.conftest import write_qa
 
