@@ -162,7 +162,9 @@ def write(
             _to_disk(stream)
         temporary_note.replace(note)
         temporary.replace(out_path)  # last: there is no CSV without its note
-    except BaseException:  # a signal too: nothing is left behind
+    except BaseException as error:  # a signal too: nothing is left behind
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
+            error.filename = str(out_path)  # a full disk names no file
         temporary.unlink(missing_ok=True)
         temporary_note.unlink(missing_ok=True)
         if not note_was_there and not out_path.exists():

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
-from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -19,7 +17,7 @@ from appliance.cli.recipe_command import RecipeCommand
 from appliance.cli.run import check, demo, publish, run, stage_command
 from appliance.cli.talk import ask, chat
 from appliance.errors import ApplianceError, Interrupted
-from appliance.process import masked_streams, signals, terminal
+from appliance.process import masked_streams, signals, std_streams, terminal
 
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -37,17 +35,6 @@ app.add_typer(sources.dataset_app, name="dataset")
 for _commands in (generate, hub, upload):
     _commands.register(sources.dataset_app)
 app.command("report")(report.report)
-_SPACE = "free up space, name a folder instead of a file, or give this user access"
-# What a file system answers that no command can mend, and how to fix it.
-_DISK = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS), _SPACE),
-    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), _SPACE),
-    errno.ENOENT: "something moved or removed it while the command ran: put it back",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EFBIG: "allow larger files (ulimit -f), or use a file system without this limit",
-    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n)"),
-    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENXIO), "look at the disk or network share: it does not answer"),
-}
 
 
 def main() -> None:
@@ -56,20 +43,23 @@ def main() -> None:
     # slower, sleeping no slower than a single thread; on a quiet machine both are equal. OpenMP reads this when torch
     # loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    std_streams.make_usable()
     terminal.replace_what_cannot_be_shown()
     masked_streams.install()
     signals.install()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # a disk that does not take the results is an error, see below
     except (ApplianceError, Interrupted) as error:
         _fail(str(error), error.hint, error.exit_code)
-    except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        hint = f"{_DISK[error.errno]}; then repeat the command"
-        _fail(f"{error.filename or 'writing'!s:.300}: {error.strerror}{_room_at(error)}", hint, 4)
     except Exception as error:
         _end_if_interrupted()
+        from appliance.machine import write_errors
+
+        if refused := write_errors.explained(error):
+            _fail(str(refused), refused.hint, refused.exit_code)
         if not getattr(error, "__notes__", None):
             raise
         _fail(f"this is a bug: {type(error).__name__}: {error}", "; ".join(error.__notes__), 1)
@@ -81,16 +71,6 @@ def _end_if_interrupted() -> None:
         signals.check()
     except Interrupted as error:
         _fail(str(error), error.hint, error.exit_code)
-
-
-def _room_at(error: OSError) -> str:
-    """How much is free on the disk that is full."""
-    from appliance.machine import disk
-
-    if not disk.is_full(error) or not isinstance(error.filename, str):
-        return ""
-    free = disk.free_disk_bytes(Path(error.filename))
-    return f": {free} bytes ({disk.human(free)}) free there"
 
 
 def _fail(message: str, hint: str, exit_code: int) -> NoReturn:

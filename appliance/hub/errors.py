@@ -16,6 +16,7 @@ import httpx
 from appliance.errors import ApplianceError, EnvironmentUnavailable, HubError
 from appliance.hub.cache import Source
 from appliance.hub.token import TOKENS_PAGE, WRITE_ORG, WRITE_OWN
+from appliance.machine import write_errors
 from appliance.process import redact, typed
 
 TRANSIENT = (408, 429, 500, 502, 503, 504)  # statuses after which the same request may succeed
@@ -240,15 +241,18 @@ def _local_failure(error: BaseException, source: Source) -> EnvironmentUnavailab
 
     if not isinstance(error, OSError) or isinstance(error, HfHubHTTPError):
         return None
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    told = write_errors.explained(error, hint="set HF_HOME to a folder on another disk")
+    if error.errno in (errno.EACCES, errno.EPERM):
         hint = "give that folder to this user, or set HF_HOME to another folder"
         if typed.is_in_compose():  # the folders of a volume belong to the uid that first wrote to it
             hint = "docker volume rm finetune-appliance_cache (it is rebuilt), or set the previous APP_UID in .env"
         where = f"{error.filename}: {error.strerror}"
         return EnvironmentUnavailable(f"the model cache cannot be written: {where}", hint=hint)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if write_errors.is_full(error):
         return EnvironmentUnavailable(
-            f"{source.what} cannot be fetched: the disk of the cache is full",
+            f"{source.what} cannot be fetched: the disk of the cache is full: {told}",
             hint="free space, or set HF_HOME to a folder on another disk; complete files are kept",
         )
+    if told and error.errno not in (errno.ENOENT, errno.EMFILE, errno.ENFILE):
+        return EnvironmentUnavailable(f"the model cache cannot be written: {told}", hint=told.hint)
     return None

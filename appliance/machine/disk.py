@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
 
 from appliance.errors import EnvironmentUnavailable
+
+NAME_MAX = 255  # bytes of a file's name: Linux's own file systems, pathconf(3)
 
 
 def size_of(*folders: Path) -> int:
@@ -42,8 +42,10 @@ def is_same_volume(one: Path, other: Path) -> bool:
 def require(folder: Path, needed: int, purpose: str, *, hint: str = "") -> None:
     """Raises EnvironmentUnavailable if fewer than `needed` bytes are free where `folder` is, or will be.
 
-    `purpose` is what they are for: "the merged model". `hint` replaces the usual advice.
+    `purpose` is what they are for: "the merged model". `hint` replaces the usual advice. The same if no inode is left.
     """
+    if lacks_inodes(folder):
+        raise no_inodes(folder)
     if (free := free_disk_bytes(folder)) < needed:
         raise no_room(folder, needed, free, purpose, hint=hint)
 
@@ -57,14 +59,26 @@ def no_room(folder: Path, needed: int, free: int, purpose: str, *, hint: str = "
     )
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether a write failed because the volume, or this user's quota on it, is full.
+def lacks_inodes(path: Path) -> bool:
+    """Whether the volume has no inode left for another file of this user. Btrfs and others without a limit count 0."""
+    seen = os.statvfs(nearest(path))
+    return seen.f_files > 0 and seen.f_favail == 0
 
-    By errno, or by what Rust writes (safetensors passes io::Error on as text, and its kind as StorageFull).
-    """
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return re.search("No space left on device|StorageFull|Disk quota exceeded", str(error)) is not None
+
+def no_inodes(path: Path) -> EnvironmentUnavailable:
+    """The error of a volume that has room for bytes and none for files."""
+    free, mount = free_disk_bytes(path), mount_of(path)
+    return EnvironmentUnavailable(
+        f"{path}: no inodes left on {mount}: it takes no further file, although {free} bytes ({human(free)}) are free",
+        hint=f"remove files from {mount} (their number counts, not their size; `df -i {mount}` shows it); everything "
+        "already written is kept, and the same command continues",
+    )
+
+
+def mount_of(path: Path) -> Path:
+    """Where the volume of `path` is mounted."""
+    path = nearest(path)
+    return next((one for one in (path, *path.parents) if one.is_mount()), path)
 
 
 def free_disk_bytes(path: Path) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from appliance import findings as appliance_findings
 from appliance.engines import decoding, memory
 from appliance.errors import EnvironmentUnavailable
-from appliance.machine import device, disk
+from appliance.machine import device, disk, write_errors
 from appliance.pipeline import before_evaluate, due, reads
 from appliance.pipeline.job import Job
 from appliance.preflight import disk_needs
@@ -55,7 +55,12 @@ def run(
     """
     signals.check()
     run_dir.create()
-    with run_dir.lock(), outcome.recorded(run_dir), console.log_file(run_dir.path / "appliance.log"):
+    with (
+        run_dir.lock(),
+        outcome.recorded(run_dir),
+        console.log_file(run_dir.path / "appliance.log"),
+        write_errors.explaining(run_dir.path),
+    ):
         if elsewhere and redo is None and due.is_published_otherwise(resolved.recipe, run_dir):
             redo = "publish"
         again: Sequence[str] = STAGES[STAGES.index(redo) :] if redo else ()
@@ -118,7 +123,7 @@ def _run_stage(job: Job, stage: str, label: str = "") -> None:
         "publish": _publish,
     }[stage]
     try:
-        with console.prints_to_log():
+        with console.prints_to_log(), write_errors.explaining(stage_dir):
             summary = run_stage(job, stage_dir)
     except RuntimeError as error:
         if "torch" not in sys.modules or not _is_out_of_memory(error):

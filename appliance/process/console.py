@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -21,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from appliance.errors import ApplianceError, Interrupted
-from appliance.process import files, redact, signals
+from appliance.process import files, redact, signals, std_streams
 from appliance.process.terminal import printable
 from appliance.process.typed import as_typed
 
@@ -46,9 +45,7 @@ class _Screen(io.TextIOBase):
             self._stream.write(text)
             self._stream.flush()
         except OSError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, 2)  # the interpreter writes there once more on exit
-            os.close(nowhere)
+            std_streams.send_nowhere(2)
         return len(text)
 
     def flush(self) -> None:
@@ -177,6 +174,10 @@ class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exception(), OSError):
             super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):  # its buffer holds what the full disk did not take; why the run ended matters more
+            super().close()
 
 
 @contextmanager

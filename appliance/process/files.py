@@ -50,8 +50,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)  # whatever is there: a link would be followed
     try:
-        yield temporary
-        fsync(temporary)
+        with naming(path, temporary):
+            yield temporary
+            fsync(temporary)
         temporary.replace(path)
         fsync(path.parent)
     finally:
@@ -65,13 +66,25 @@ def atomic_dir(path: Path) -> Iterator[Path]:
     remove(temporary)
     temporary.mkdir(parents=True)
     try:
-        yield temporary
-        fsync_all(temporary)
+        with naming(path):
+            yield temporary
+            fsync_all(temporary)
         remove(path)
         temporary.rename(path)
         fsync(path.parent)
     finally:
         remove(temporary)
+
+
+@contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """An error of the file system that names no file, as for a write, or only its temporary name, then names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -92,14 +105,20 @@ def fsync(path: Path) -> None:
     """The file, or the names in the folder, is on disk when this returns."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with naming(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
-    with atomic_file(path) as temporary, open_own(temporary, "x") as stream:
-        stream.write(text)
+    """Raises OSError, with the size of the file as `needed_bytes`: it cannot be written."""
+    try:
+        with atomic_file(path) as temporary, open_own(temporary, "x") as stream:
+            stream.write(text)
+    except OSError as error:
+        vars(error)["needed_bytes"] = len(text.encode())
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

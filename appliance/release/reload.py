@@ -20,6 +20,7 @@ from jinja2 import TemplateError
 
 from appliance.errors import DataError, EnvironmentUnavailable, GateRefused
 from appliance.findings import Gate
+from appliance.machine import write_errors
 from appliance.process import child
 from appliance.process.files import read_json, write_json
 from appliance.weights import child_out_of_memory
@@ -162,6 +163,9 @@ def examine(wanted: Request, stage_dir: Path) -> dict[str, Seen]:
     child_out_of_memory.refuse(code, process, tail, log)
     if code < 0:
         raise EnvironmentUnavailable(f"{process} was killed by signal {-code}:\n{tail}", hint=f"see {log}")
+    if code == EnvironmentUnavailable.exit_code:
+        last_line = tail.splitlines()[-1]
+        raise EnvironmentUnavailable(f"{process}: {last_line}", hint=f"nothing was uploaded; see {log}")
     hint = f"nothing was uploaded; see {log}"
     raise GateRefused(f"the release does not load with plain transformers:\n{tail}", hint=hint)
 
@@ -193,10 +197,14 @@ def judge(wanted: Request, seen: Mapping[str, Seen]) -> list[Gate]:
 def main(request_path: Path) -> None:
     """The child process: everything that differs in each folder of the request."""
     child.die_with_parent()
-    with child_out_of_memory.ends_the_process():
-        wanted = read_json(request_path)
-        seen = {folder: asdict(_look(Path(folder), wanted)) for folder in wanted["folders"]}
-        write_json(_result_path(request_path), seen)
+    try:
+        with write_errors.explaining(request_path.parent, writes_only=True), child_out_of_memory.ends_the_process():
+            wanted = read_json(request_path)
+            seen = {folder: asdict(_look(Path(folder), wanted)) for folder in wanted["folders"]}
+            write_json(_result_path(request_path), seen)
+    except EnvironmentUnavailable as error:
+        sys.stderr.write(f"{error}; {error.hint}\n")
+        sys.exit(error.exit_code)
 
 
 def _look(folder: Path, wanted: Mapping[str, Any]) -> Seen:

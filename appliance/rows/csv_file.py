@@ -158,7 +158,7 @@ def _row(line: int, cells: list[str], fmt: CsvFormat, used: Sequence[int]) -> Ro
 @contextmanager
 def csv_writer(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Sequence[object]], object]]:
     """A CSV of ours (UTF-8, LF, with its header); yields the function that writes a row. On disk at the end."""
-    with path.open("w", encoding="utf-8", newline="") as stream:
+    with files.naming(path), path.open("w", encoding="utf-8", newline="") as stream:
         # csv quotes the characters of its own line terminator and, before Python 3.13, no others: with LF as the
         # terminator, a lone CR in a cell would stay unquoted and end the row for every reader.
         write = csv.writer(_LineFeeds(stream), lineterminator="\r\n").writerow

@@ -6,6 +6,7 @@ value), the hash of that, and every output with size and sha256. Knows the names
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from appliance.errors import EnvironmentUnavailable, RunDirError
+from appliance.machine import write_errors
 from appliance.process import files
 from appliance.process.files import fsync_all, read_json, remove, write_json
 
@@ -65,9 +67,11 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             self.path.chmod(0o700)
         except OSError as error:
+            told = write_errors.explained(error, self.path, hint="choose another with --runs-dir")
+            is_denied = error.errno in (errno.EACCES, errno.EPERM)
             raise EnvironmentUnavailable(
-                f"cannot write the run directory {self.path}: {error.strerror}",
-                hint=_give(self.path.parent),
+                f"cannot write the run directory {self.path}: {error.strerror if is_denied or not told else told}",
+                hint=_give(self.path.parent) if is_denied or not told else told.hint,
             ) from error
 
     def stage_dir(self, stage: str) -> Path:

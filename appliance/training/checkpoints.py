@@ -15,12 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import TrainerState
 
 from appliance.engines import master_weights
 from appliance.errors import RunDirError, TrainingFailed
-from appliance.machine import disk, packages
+from appliance.machine import disk, packages, write_errors
 from appliance.process import console
 from appliance.process import files as process_files
 from appliance.recipe import stage_fields
@@ -216,21 +215,14 @@ def rotate(newest: Path, best_step: int | None) -> None:
 def room_for(path: Path, needed: int) -> Iterator[None]:
     """Raises EnvironmentUnavailable if `needed` bytes are not free for `path`, or if the disk fills up in the block."""
     disk.require(path.parent, needed, path.name)
-    try:
+    with write_errors.explaining(path.parent, needed=needed, purpose=path.name):
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        free = disk.free_disk_bytes(path.parent)
-        # torch's writer reports neither errno nor reason
-        blind = isinstance(error, RuntimeError) and re.search("PytorchStreamWriter|inline_container", str(error))
-        if not (disk.is_full(error) or (blind and free < needed + (1 << 20))):
-            raise
-        raise disk.no_room(path.parent, needed, free, path.name) from error
 
 
 def append_line(path: Path, line: Mapping[str, Any]) -> None:
     """Appends a line of JSON to a file. Raises EnvironmentUnavailable: the disk is full."""
     text = json.dumps(line) + "\n"
-    with room_for(path, len(text)), process_files.open_own(path, "a") as handle:
+    with room_for(path, len(text)), process_files.naming(path), process_files.open_own(path, "a") as handle:
         handle.write(text)
 
 

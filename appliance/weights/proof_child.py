@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.errors import ApplianceError, EnvironmentUnavailable, GateRefused
 from appliance.findings import NAMED_ROWS
+from appliance.machine import write_errors
 from appliance.process import child
 from appliance.process.files import read_json, write_json
 from appliance.weights import child_out_of_memory, proof_configs, proof_tensors, widened
@@ -176,13 +177,17 @@ def main(arguments: Sequence[str]) -> int:
     child.die_with_parent()
     verb, work_dir, *rest = arguments
     try:
-        with _device_failures(), child_out_of_memory.ends_the_process():
+        with (
+            write_errors.explaining(Path(work_dir), writes_only=True),
+            _device_failures(),
+            child_out_of_memory.ends_the_process(),
+        ):
             if verb == "reference":
                 write_reference(Path(work_dir), load_with_peft)
             else:
                 write_json(Path(work_dir) / "measures.json", asdict(examine(Path(work_dir), Path(rest[0]))))
     except ApplianceError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{error}{'; ' if error.hint else ''}{error.hint}\n")
         return error.exit_code
     return 0
 

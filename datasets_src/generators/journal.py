@@ -114,7 +114,8 @@ class Journal:
             while line:
                 line = line[self._file.write(line) :]
             os.fsync(self._file.fileno())
-        except OSError:
+        except OSError as error:
+            error.filename = str(self.path)  # a full disk names no file
             self._file.truncate(end)
             raise
 

@@ -73,7 +73,9 @@ def write_rejected(path: Path, entries: Iterable[Rejected]) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
+            error.filename = str(path)  # a full disk names no file
         temporary.unlink(missing_ok=True)
         raise
 

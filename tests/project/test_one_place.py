@@ -30,7 +30,7 @@ ONE_PLACE: dict[str, tuple[Callable[[ast.AST], bool], str]] = {
     "what is on the disk for good": (calls("os.fsync"), "process/files.py"),
     "free disk": (calls("shutil.disk_usage"), "machine/disk.py"),
     "the error of a full disk": (lambda node: "not enough disk space" in text_of(node), "machine/disk.py"),
-    "whether a disk is full": (lambda node: "No space left on device" in text_of(node), "machine/disk.py"),
+    "whether a disk is full": (lambda node: "No space left on device" in text_of(node), "machine/write_errors.py"),
     "the size of a folder": (adds_up_sizes, "machine/disk.py"),
     "the loop over the CSV": (calls("Remarks"), "rows/first_pass.py"),
 }

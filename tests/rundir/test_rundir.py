@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -294,21 +295,28 @@ def test_a_run_directory_is_readable_by_its_owner_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["file", "file/run"])
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
+def test_a_place_that_is_a_file_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(EnvironmentUnavailable, match="cannot write the run directory") as caught:
         RunDir(tmp_path / name).create()
     assert str(tmp_path / name) in str(caught.value)
-    assert f"chown -R {os.getuid()}:{os.getgid()}" in caught.value.hint
+    assert "move it away" in caught.value.hint
     assert "--runs-dir" in caught.value.hint
 
 
-def test_in_a_container_the_folder_of_the_host_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_that_belongs_to_another_user_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path))
+
+    monkeypatch.setattr(Path, "mkdir", denied)
+    with pytest.raises(EnvironmentUnavailable, match="Permission denied") as caught:
+        RunDir(tmp_path / "run").create()
+    give = f"sudo chown -R {os.getuid()}:{os.getgid()}"
+    assert f"{give} {tmp_path}, or choose another with --runs-dir" in caught.value.hint
     monkeypatch.setenv("APPLIANCE_HOST_RUNS_DIR", "./runs")
-    (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(EnvironmentUnavailable) as caught:
-        RunDir(tmp_path / "file" / "run").create()
-    assert f"sudo chown -R {os.getuid()}:{os.getgid()} ./runs, or set APP_UID" in caught.value.hint
+        RunDir(tmp_path / "run").create()
+    assert f"{give} ./runs, or set APP_UID" in caught.value.hint
     assert str(tmp_path) not in caught.value.hint
 
 
