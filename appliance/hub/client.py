@@ -1,4 +1,4 @@
-"""How this program talks to the Hub: a deadline for each call, few retries, no secret in any message.
+"""How this program talks to the Hub: a deadline and a limit for each call, few retries, no secret in any message.
 
 huggingface_hub waits forever by default, retries some calls and not others, and puts signed links into its messages.
 Its client is replaced here by one that retries all calls by one rule. Knows nothing about repositories and releases.
@@ -15,25 +15,35 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import httpcore
 import httpx
 
+from appliance.errors import HubError
 from appliance.hub import answers
 from appliance.hub import errors as hub_errors
 from appliance.hub.errors import TRANSIENT, Retry, Unreachable
-from appliance.process import redact
+from appliance.process import exchange, redact
+from appliance.process.exchange import Exchange
 
 _log = logging.getLogger(__name__)
 _log.addHandler(logging.NullHandler())  # without a log file every try would be written to the screen
 _MOST_OF_ONE_CALL = 24  # the client itself repeats some calls without a bound
 
 
+_file_bytes: ContextVar[int | None] = ContextVar("bytes of the file that this thread fetches", default=None)
+
+
 @dataclass(frozen=True)
 class Limits:
-    """What talking to the Hub may cost. `pace` scales all waits between tries, so that tests need not wait."""
+    """What talking to the Hub may cost. `pace` scales all waits between tries, so that tests need not wait.
+
+    An exchange ends after at most `exchange_seconds` and what its bytes buy, see `process.exchange`.
+    """
 
     connect_seconds: float = 20.0
     silence_seconds: float = 120.0  # with nothing sent or received; a commit of many files takes the Hub a minute
@@ -42,6 +52,35 @@ class Limits:
     patience_seconds: float = 180.0  # the longest Retry-After that is obeyed
     threads: int = 4  # files sent at once
     pace: float = 1.0
+    # Of an answer of the API, all its pages together. The longest, with name, size and hashes of every file of a
+    # dataset, has some 200 bytes for each file: this is room for 150,000.
+    answer_bytes: int = 32_000_000
+    pages: int = 200  # of 1000 files each; more could not be published in one commit
+    # The slowest line that is of use: the longest answer takes half an hour on it.
+    answer_bytes_per_second: float = 20_000.0
+    # For files, on each of `threads` connections: a line on which 1 GB takes three days. curl's --speed-limit is
+    # meant for such floors, and its manual uses the same figure.
+    file_bytes_per_second: float = 1_000.0
+    # Of a file whose size the Hub does not list; the client sends and fetches no larger one by plain HTTP
+    # (huggingface_hub 1.33, MAX_HTTP_DOWNLOAD_SIZE).
+    unlisted_bytes: int = 50_000_000_000
+
+    @property
+    def exchange_seconds(self) -> float:
+        """To connect, for the Hub to think, and as much again for an answer of usual length."""
+        return self.connect_seconds + 2 * self.silence_seconds
+
+    def begun(self, file_bytes: int | None) -> Exchange:
+        """A call to the API, or a file's. `file_bytes`: None for the API, otherwise the file's size, -1 if unknown."""
+        most, rate = self.answer_bytes, self.answer_bytes_per_second
+        if file_bytes is not None:
+            most = max(self.answer_bytes, file_bytes if file_bytes >= 0 else self.unlisted_bytes)
+            rate = self.file_bytes_per_second
+        return Exchange(self.exchange_seconds, most, _refused, self.file_bytes_per_second, rate)
+
+
+def _refused(what: str) -> HubError:
+    return HubError(f"the Hub {what}", hint=answers.HINT)
 
 
 class Meter:
@@ -55,6 +94,7 @@ class Meter:
         self._lock = threading.Lock()
         self._calls: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
+        self._listings: dict[str, Exchange] = {}  # by the address of the next page
 
     def begin(self, call: str) -> None:
         """Raises Unreachable: this very call was made too often."""
@@ -71,6 +111,19 @@ class Meter:
         with self._lock:
             self._failures[call] += 1
             return self._failures[call]
+
+    def next_page(self, url: str) -> Exchange | None:
+        """The listing of which this is the next page: its pages share one clock and one limit of bytes."""
+        with self._lock:
+            return self._listings.get(url)
+
+    def names_next_page(self, url: str, listing: Exchange) -> None:
+        """Raises HubError: there is no end of them."""
+        listing.pages += 1
+        if listing.pages > self.limits.pages:
+            raise _refused(f"named yet another page after {self.limits.pages} of one listing")
+        with self._lock:
+            self._listings[url] = listing
 
     def sent(self, count: int) -> None:
         with self._lock:
@@ -100,9 +153,20 @@ def opened(limits: Limits, on_sign: Callable[[], None] = lambda: None) -> Iterat
     }
     set_client_factory(lambda: _Client(meter, **settings))
     try:
-        yield meter
+        with answers.understood():
+            yield meter
     finally:
         set_client_factory(default_client_factory)
+
+
+@contextmanager
+def fetching(size: int | None) -> Iterator[None]:
+    """Within the block this thread's calls are for one file: no more than its `size`, None if unlisted, may arrive."""
+    before = _file_bytes.set(-1 if size is None else size)
+    try:
+        yield
+    finally:
+        _file_bytes.reset(before)
 
 
 @lru_cache
@@ -121,6 +185,7 @@ class _Client(httpx.Client):
 
     def __init__(self, meter: Meter, **settings: Any) -> None:
         super().__init__(**settings)
+        exchange.bound(self, httpx, httpcore)
         self._meter = meter
 
     def send(self, request: httpx.Request, **how: Any) -> httpx.Response:
@@ -135,14 +200,18 @@ class _Client(httpx.Client):
         while True:
             self._meter.begin(call)
             error, response = None, None
+            running = self._meter.next_page(str(request.url)) or self._meter.limits.begun(_file_bytes.get())
             try:
-                response = super().send(request, **how)
+                with running.running():
+                    response = super().send(request, **how)
             except httpx.TransportError as caught:
                 if hub_errors.failure_of(caught).retry is Retry.NEVER:
                     raise
                 error = caught
             if response is not None and response.status_code not in TRANSIENT:
                 answers.check_headers(response)
+                if following := response.links.get("next", {}).get("url"):
+                    self._meter.names_next_page(str(response.url.join(following)), running)
                 return response
             if is_commit(request):
                 return _reply(error, response)

@@ -16,7 +16,7 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -57,10 +57,14 @@ def snapshot_of(source: Source, cache_dir: Path) -> Snapshot:
     try:
         with client.opened(_ASKING):
             info = ask(repo_id, revision=revision, files_metadata=True)
-        files = {
-            file.rfilename: Expected(file.size, file.lfs.sha256 if file.lfs else None, file.blob_id)
-            for file in info.siblings or []
-        }
+            files = {
+                file.rfilename: Expected(
+                    answers.size(file.size),
+                    answers.digest(file.lfs.sha256) if file.lfs else None,
+                    answers.digest(file.blob_id),
+                )
+                for file in info.siblings or []
+            }
         return Snapshot(repo_id, repo_type, answers.commit(info.sha), files, cache_dir)
     except hub_errors.EXPECTED as error:
         refusal = hub_errors.fetch_error(error, source)
@@ -121,7 +125,7 @@ def _fetch(source: Source, snapshot: Snapshot, names: Sequence[str], damaged: Se
         job = {
             "source": asdict(source),
             "commit": snapshot.commit,
-            "files": left,
+            "sizes": {name: snapshot.files[name].size for name in left},
             "forced": [name for name in damaged if name in left],
             "limits": asdict(limits),
         }
@@ -156,8 +160,8 @@ def _run_child(job: dict[str, Any], snapshot: Snapshot, limits: Limits, *, witho
     with child.started("appliance.hub.download_child", job, environ) as process:
         threading.Thread(target=_listen, args=(process.stdout, messages), daemon=True).start()
         threading.Thread(target=_overhear, args=(process.stderr, job["source"]["token"]), daemon=True).start()
-        with _Watch(snapshot, job["files"], limits) as watch:
-            while not watch.is_stalled():
+        with _Watch(snapshot, job["sizes"], limits) as watch:
+            while not watch.is_stalled() and not watch.is_late():
                 try:
                     line = messages.get(timeout=min(0.5, limits.stall_seconds / 10))
                 except queue.Empty:
@@ -171,6 +175,8 @@ def _run_child(job: dict[str, Any], snapshot: Snapshot, limits: Limits, *, witho
                 if "done" in message:
                     watch.is_done()
                     return ""
+        if watch.is_late():
+            return f"the download was slower than {limits.file_bytes_per_second:.0f} bytes/s"
         return f"the download stalled for {limits.stall_seconds:.0f} s"
 
 
@@ -185,9 +191,12 @@ def _again_or_raise(kind: str, message: str, hint: str, can_retry: bool) -> str:
 class _Watch:
     """Whether anything arrives, as seen from outside: files in the cache change, or the child gives a sign of life."""
 
-    def __init__(self, snapshot: Snapshot, names: Sequence[str], limits: Limits) -> None:
+    def __init__(self, snapshot: Snapshot, sizes: Mapping[str, int | None], limits: Limits) -> None:
         self._snapshot, self._limits = snapshot, limits
-        total = snapshot.bytes_of(names)
+        total = sum(size or 0 for size in sizes.values())
+        most = sum(limits.unlisted_bytes if size is None else size for size in sizes.values())
+        # The only clock over xet, whose native code reads by itself; this program's client has one for each file.
+        self._ends = time.monotonic() + limits.stall_seconds + most / limits.file_bytes_per_second
         title = f"fetching {snapshot.repo_id}, MiB"
         self._bar = console.Steps(title, total >> 20) if total >= _SHOWN_FROM_BYTES else None
         self._total = total
@@ -216,6 +225,9 @@ class _Watch:
                 done = sum(size for name, (size, _) in files.items() if name not in self._before)
                 self._bar.reach(min(done, self._total) >> 20)
         return time.monotonic() - self._last > self._limits.stall_seconds
+
+    def is_late(self) -> bool:
+        return time.monotonic() > self._ends
 
     def is_done(self) -> None:
         if self._bar:

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from appliance.hub import client
+from appliance.hub import answers, client
 from appliance.hub import errors as hub_errors
 from appliance.hub.cache import Source
 from appliance.hub.client import Limits
@@ -32,20 +32,21 @@ def serve(line: str, tell: Tell) -> None:
     from huggingface_hub import hf_hub_download
 
     def fetch(name: str) -> None:
-        hf_hub_download(
-            source.repo_id,
-            name,
-            repo_type=source.repo_type,
-            revision=job["commit"],
-            token=source.token,
-            force_download=name in job["forced"],
-            tqdm_class=signalling_bar(sign),
-        )
+        with client.fetching(job["sizes"][name]), answers.understood():
+            hf_hub_download(
+                source.repo_id,
+                name,
+                repo_type=source.repo_type,
+                revision=job["commit"],
+                token=source.token,
+                force_download=name in job["forced"],
+                tqdm_class=signalling_bar(sign),
+            )
 
     transient: BaseException | None = None
     with client.opened(limits, on_sign=sign), ThreadPoolExecutor(limits.threads) as pool:
         _mend_bodies(sign)
-        for future in as_completed([pool.submit(fetch, name) for name in job["files"]]):
+        for future in as_completed([pool.submit(fetch, name) for name in job["sizes"]]):
             try:
                 future.result()
             except hub_errors.EXPECTED as error:
@@ -95,7 +96,8 @@ def _mend_bodies(sign: Callable[[], None]) -> None:
         response.stream = _Mended(response.stream, sign)
 
     client = get_session()
-    client.event_hooks = {**client.event_hooks, "response": [mend]}
+    hooks = client.event_hooks
+    client.event_hooks = {**hooks, "response": [*hooks["response"], mend]}
 
 
 class _Mended(httpx.SyncByteStream):

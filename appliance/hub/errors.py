@@ -14,6 +14,7 @@ from enum import Enum, auto
 import httpx
 
 from appliance.errors import ApplianceError, EnvironmentUnavailable, HubError
+from appliance.hub import answers
 from appliance.hub.cache import Source
 from appliance.hub.token import TOKENS_PAGE, WRITE_ORG, WRITE_OWN
 from appliance.machine import write_errors
@@ -162,6 +163,8 @@ def _known(error: BaseException, it: str, revision: str | None) -> Failure | Non
         return _of_answer(error, it, revision)
     if isinstance(error, (httpx.LocalProtocolError, httpx.UnsupportedProtocol)):
         return _row(Kind.UNSENDABLE, detail=detail)
+    if isinstance(error, httpx.TooManyRedirects):
+        return replace(_row(Kind.OTHER, detail="the Hub's address redirects in a circle"), hint=answers.PORTAL)
     if isinstance(error, httpx.TimeoutException):
         return _row(Kind.TIMEOUT)
     if isinstance(error, (httpx.TransportError, ConnectionError)):

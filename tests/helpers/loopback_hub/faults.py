@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass, field
 
 KINDS = ("status", "drop", "lose_reply", "delay", "hang", "revoke", "throttle", "flip")
+KINDS += ("trickle", "flood", "bomb", "reply", "headers")
 
 
 @dataclass
@@ -27,6 +28,12 @@ class Fault:
     revoke      revoke the token `token_name` (default: the request's own) after `request_bytes` of the body
     throttle    read and send at `rate` bytes per second
     flip        invert one byte in the middle of the body, of the reply's if `response`
+    trickle     do what was asked and send the reply, its head included, a byte every `seconds`
+    flood       reply with `size` zeros in chunks, however few bytes were asked for
+    bomb        reply with a gzip body that unpacks to `size` zeros
+    reply       reply `status` with `headers` and the text `body`, and do nothing
+    headers     wait `seconds` and do what was asked, with these `headers` in the reply; {index} in them is the
+                request's number
     """
 
     kind: str
@@ -44,6 +51,8 @@ class Fault:
     token_name: str = ""
     rate: int = 0
     response: bool = False
+    size: int = 300_000_000
+    body: str = ""
     # what has happened so far
     seen: int = 0
     fired: int = 0

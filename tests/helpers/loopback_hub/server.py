@@ -5,6 +5,7 @@ A log line holds the name of a token, never the token, and no signature of a sto
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import socket
 import struct
 import threading
 import time
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -97,13 +99,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _meet(self, request: Request, fault: Fault | None, entry: dict[str, Any]) -> None:
         kind = fault.kind if fault else ""
-        if fault and kind == "delay":
+        if fault and kind in ("delay", "headers"):
             time.sleep(fault.seconds or 0)
         if fault and kind == "hang" and not fault.executed:
             fault.released.wait(fault.seconds)
             raise _Abort
         self._read_body(request, fault, entry)
-        replaced = fault is not None and kind == "status" and not fault.executed
+        replaced = fault is not None and (kind == "reply" or (kind == "status" and not fault.executed))
         reply = Reply() if replaced else self._answer(request)
         entry["status"] = reply.status
         if fault and kind == "lose_reply":
@@ -111,9 +113,11 @@ class _Handler(BaseHTTPRequestHandler):
         if fault and kind == "hang":
             fault.released.wait(fault.seconds)
             raise _Abort
-        if fault and kind == "status":
-            reply = _faulty(fault)
+        if fault and kind in ("status", "reply", "bomb", "headers"):
+            reply = _faulty(fault, reply, int(entry["index"]))
             entry["status"] = reply.status
+        if fault and kind == "flood":
+            self._flood(fault.size)
         self._send(reply, fault, entry)
 
     def _answer(self, request: Request) -> Reply:
@@ -191,7 +195,18 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(body[start : start + _PIECE])
                 _throttle(fault, _PIECE)
             return
+        if fault and fault.kind == "trickle":
+            for byte in head + body:
+                self.wfile.write(bytes([byte]))
+                time.sleep(fault.seconds or 0)
+            return
         self.wfile.write(head + body)
+
+    def _flood(self, size: int) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(size // _PIECE):
+            self.wfile.write(b"%x\r\n%b\r\n" % (_PIECE, bytes(_PIECE)))
+        raise _Abort
 
     def _abort(self) -> None:
         """Closes with SO_LINGER 0, which sends a reset instead of an orderly close."""
@@ -205,10 +220,22 @@ def _throttle(fault: Fault | None, size: int) -> None:
         time.sleep(size / fault.rate)
 
 
-def _faulty(fault: Fault) -> Reply:
+def _faulty(fault: Fault, reply: Reply, index: int) -> Reply:
+    headers = {name: value.replace("{index}", str(index)) for name, value in fault.headers.items()}
+    if fault.kind == "headers":
+        return Reply(reply.status, reply.body, reply.headers | headers)
+    if fault.kind == "bomb":
+        return Reply(200, _bomb(fault.size), {"Content-Encoding": "gzip"})
+    if fault.kind == "reply":
+        return Reply(fault.status, fault.body.encode(), headers)
     message = fault.message or f"injected {fault.status}"
-    reply = Refusal(fault.status, message).reply()
-    return Reply(reply.status, reply.body, reply.headers | fault.headers)
+    refusal = Refusal(fault.status, message).reply()
+    return Reply(refusal.status, refusal.body, refusal.headers | headers)
+
+
+@lru_cache
+def _bomb(size: int) -> bytes:
+    return gzip.compress(bytes(size), compresslevel=1)
 
 
 def _flipped(body: bytes) -> bytes:
