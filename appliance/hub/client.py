@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import httpcore
 import httpx
 
 from appliance.errors import HubError
@@ -185,11 +184,12 @@ class _Client(httpx.Client):
 
     def __init__(self, meter: Meter, **settings: Any) -> None:
         super().__init__(**settings)
-        exchange.bound(self, httpx, httpcore)
+        exchange.bound(self)
         self._meter = meter
 
     def send(self, request: httpx.Request, **how: Any) -> httpx.Response:
-        call = f"{request.method} {request.url} {request.headers.get('range', '')}".rstrip()
+        whose = "" if "authorization" in request.headers else "without a token"
+        call = " ".join(f"{request.method} {request.url} {request.headers.get('range', '')} {whose}".split())
         can_repeat = isinstance(request.stream, httpx.ByteStream) and not is_commit(request)
         # Some methods of the library ask for `timeout=None`, whatever its client was given.
         request.extensions = {**request.extensions, "timeout": self.timeout.as_dict()}

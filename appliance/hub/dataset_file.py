@@ -14,6 +14,7 @@ from appliance.hub import download
 from appliance.hub.cache import Snapshot, Source
 from appliance.hub.token import token
 from appliance.process import console
+from appliance.recipe import hub_names
 
 DATASET_SCHEME = "hf://datasets/"
 
@@ -38,6 +39,13 @@ class DatasetFile:
                 hint="open the file on the Hub: its address shows user, name and file; without @REVISION the newest "
                 "commit is used, and kept for the run",
             )
+        try:
+            hub_names.refuse_name(found[1])
+        except ValueError as error:
+            raise RecipeError(
+                f"{text!r} is not a file of a dataset on the Hub: {error}",
+                hint="copy USER/NAME from its page",
+            ) from error
         return cls(found[1], unquote(found[2]) if found[2] else None, found[3])
 
     def __str__(self) -> str:

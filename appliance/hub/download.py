@@ -9,11 +9,11 @@ The token goes to the child through its standard input, so that no file and no l
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import queue
 import re
+import subprocess
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -167,14 +167,20 @@ def _run_child(job: dict[str, Any], snapshot: Snapshot, limits: Limits, *, witho
                 except queue.Empty:
                     continue
                 if line is None:
-                    return f"the download process exited with {process.wait()}"
-                message = json.loads(line)
+                    with suppress(subprocess.TimeoutExpired):
+                        return f"the download process {child.ending(process.wait(limits.stall_seconds))}"
+                    return "the download process hangs"
                 watch.sign()
-                if "error" in message:
-                    return _again_or_raise(**message["error"])
-                if "done" in message:
-                    watch.is_done()
-                    return ""
+                match child.message_in(line):
+                    case {"error": {"kind": kind, "message": message, "hint": hint, "can_retry": can_retry}}:
+                        return _again_or_raise(kind, message, hint, can_retry)
+                    case {"done": True}:
+                        watch.is_done()
+                        return ""
+                    case {**rest} if not rest:
+                        pass
+                    case _:
+                        return "the download process sent something other than a message"
         if watch.is_late():
             return f"the download was slower than {limits.file_bytes_per_second:.0f} bytes/s"
         return f"the download stalled for {limits.stall_seconds:.0f} s"
@@ -247,7 +253,7 @@ class _Watch:
 def _listen(stream: IO[bytes], messages: queue.Queue[bytes | None]) -> None:
     """The child's messages, a line each; None when there are no more."""
     with suppress(ValueError):  # closed in the meantime: nobody listens any more
-        for line in stream:
+        for line in child.lines_of(stream):
             messages.put(line)
     messages.put(None)
 

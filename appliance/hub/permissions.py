@@ -7,29 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import httpx
 
 from appliance.errors import HubError
 from appliance.findings import Finding
-from appliance.hub import client, repository
+from appliance.hub import answers, client, repository
 from appliance.hub import errors as hub_errors
+from appliance.hub.account import Account, whoami
 from appliance.hub.client import Limits
 from appliance.hub.errors import Kind
 from appliance.hub.token import GIVE_TOKEN, READ_GATED, TOKENS_PAGE, WRITE_ORG, WRITE_OWN
-
-
-@dataclass(frozen=True)
-class Account:
-    """Whose token it is and what it may do. `scopes`, if fine-grained: (user | org | model | …, name) -> rights."""
-
-    name: str
-    role: str  # read | write | fineGrained, or what else the Hub says
-    organisations: Mapping[str, str]  # name -> role in it, empty if the Hub does not say
-    scopes: Mapping[tuple[str, str], tuple[str, ...]]
-    reads_gated: bool
 
 
 def findings(
@@ -95,6 +83,10 @@ def _asking(limits: Limits) -> Iterator[None]:
             yield
     except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, HubError) as error:
         raise hub_errors.hub_error(error, again="the same command continues") from None
+    except ValueError as error:  # a name, or a date in an answer, that is none
+        if not answers.raised_by_client(error):
+            raise
+        raise hub_errors.hub_error(error, again="the same command continues") from None
 
 
 def refuse(findings: Sequence[Finding]) -> None:
@@ -105,29 +97,6 @@ def refuse(findings: Sequence[Finding]) -> None:
             "; ".join(f"{f.what}: {f.found}" + (f", needed {f.needed}" if f.needed else "") for f in failed),
             hint="; ".join(f.fix for f in failed),
         )
-
-
-def whoami(token: str) -> Account | None:
-    """The token's account; None if the Hub does not accept the token."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        answer: dict[str, Any] = HfApi(token=token).whoami()
-    except HfHubHTTPError as error:
-        if hub_errors.failure_of(error).kind is Kind.TOKEN:
-            return None
-        raise
-    access = answer.get("auth", {}).get("accessToken", {})
-    fine = access.get("fineGrained") or {}
-    scopes = {
-        (scope["entity"].get("type", ""), scope["entity"].get("name", "")): tuple(scope.get("permissions", ()))
-        for scope in fine.get("scoped", [])
-    }
-    organisations = {org["name"]: org.get("roleInOrg") or "" for org in answer.get("orgs", [])}
-    return Account(
-        answer["name"], access.get("role", "unknown"), organisations, scopes, bool(fine.get("canReadGatedRepos"))
-    )
 
 
 def _kind(role: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from appliance.hub import answers
 from appliance.hub import errors as hub_errors
 from appliance.hub.errors import Kind
 
+_log = logging.getLogger(__name__)
 MARKER = "appliance.json"
 _MADE_BY = "finetune-appliance"
 _FROM_THE_HUB = ".gitattributes"  # each repository begins with one
@@ -132,12 +134,41 @@ def read(repo_id: str, repo_type: str, token: str, revision: str | None = None) 
     answers.commit(info.sha)
     tree = api.list_repo_tree(repo_id, recursive=True, revision=info.sha, repo_type=repo_type)
     files = {
-        item.path: Entry(item.lfs.size, item.lfs.sha256) if item.lfs else Entry(item.size, item.blob_id)
+        answers.file_name(item.path): _entry(item.lfs.size, item.lfs.sha256)
+        if item.lfs
+        else _entry(item.size, item.blob_id)
         for item in tree
         if isinstance(item, RepoFile)
     }
     brought = _brought(repo_id, repo_type, token, info.sha) if MARKER in files else None
     return Repository(repo_id, info.sha, is_private, files, brought)
+
+
+def is_shown_to_everybody(repo_id: str, repo_type: str) -> bool | None:
+    """Whether a request without a token can see the repository: what the Hub does, not what it says.
+
+    None if there was no answer to that: being busy, or refusing whoever has no token, says nothing about this one.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        with answers.understood():
+            HfApi(token=False).repo_info(repo_id, repo_type=repo_type)
+    except HfHubHTTPError as error:
+        return False if error.response.status_code in (401, 403, 404) else None
+    except hub_errors.EXPECTED as error:
+        _log.info("asked without a token", exc_info=error)
+        return None
+    return True
+
+
+def _entry(size: object, oid: object) -> Entry:
+    """Raises HubError: the Hub lists no size or no hash."""
+    known, digest = answers.size(size), answers.digest(oid)
+    if known is None or digest is None:
+        raise HubError("the Hub listed a file without its size or its hash", hint=answers.HINT)
+    return Entry(known, digest)
 
 
 def marker_of(release: Mapping[str, Content]) -> bytes:

@@ -11,7 +11,6 @@ list of processes shows it.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import queue
@@ -20,7 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import IO, Literal
 
@@ -133,38 +132,68 @@ def _follow(
                 hint=f"everything local is kept; check the network; then {again}",
             ) from None
         if line is None:
-            code = process.wait()
-            _log.error(
-                "the upload process: %s",
-                redact.without_secrets(b"".join(tail).decode(errors="replace"), [token or ""]),
-            )
-            raise HubError(
-                f"the upload process exited with {code} and no message",
-                hint=f"everything local is kept; see the log; then {again}",
-            )
-        message = json.loads(line) if line else {}
-        if "say" in message:
-            say(message["say"])
-        elif "log" in message:
-            name, level, text = message["log"]
+            raise _ended_without_answer(process, token, stall_seconds, again, listeners[1], tail)
+        if line and (pushed := _obey(line, token, again, say)):
+            return pushed
+
+
+def _ended_without_answer(
+    process: subprocess.Popen[bytes],
+    token: str | None,
+    stall_seconds: float,
+    again: str,
+    listener: threading.Thread,
+    tail: deque[bytes],
+) -> HubError:
+    """How the child ended, with its last words."""
+    try:
+        ending = child.ending(process.wait(stall_seconds))
+        listener.join(1.0)
+    except subprocess.TimeoutExpired:
+        ending = "hangs"
+    said = redact.without_secrets(b"".join(tail).decode(errors="replace"), [token or ""])
+    _log.error("the upload process: %s", said)
+    last = (said.strip().splitlines() or [""])[-1].strip()[:200]
+    return HubError(
+        f"the upload process {ending}, without an answer{f': {last}' if last else ''}",
+        hint=f"everything local is kept; see the log; then {again}",
+    )
+
+
+def _obey(line: bytes, token: str | None, again: str, say: Callable[[str], None]) -> Pushed | None:
+    """Passes on one message; the result if that is what it holds. Raises HubError: an error, or not a message."""
+    match child.message_in(line):
+        case {"say": str(text)}:
+            say(text)
+        case {"log": [str(name), int(level), str(text)]}:
             logging.getLogger(name).log(level, "%s", text)
-        elif "error" in message:
-            text, hint = message["error"]
+        case {"error": [str(text), str(hint)]}:
             raise HubError(text, hint=hint)
-        elif "pushed" in message:
-            return Pushed(**message["pushed"])
+        case {"pushed": dict(found)} if found.keys() == {field.name for field in fields(Pushed)}:
+            return Pushed(**found)
+        case {**rest} if not rest:
+            pass  # a sign of life
+        case _:
+            seen = redact.without_secrets(line.decode(errors="replace").strip(), [token or ""])[:80]
+            raise HubError(
+                f"the upload process sent something other than a message: {seen!r}",
+                hint="everything local is kept; if a sitecustomize.py or .pth file prints this whenever Python starts, "
+                f"remove it; then {again}",
+            )
+    return None
 
 
 def _listen(stream: IO[bytes], signs: queue.Queue[bytes | None]) -> None:
     """The child's messages, a line each; None when there are no more."""
-    for line in stream:
-        signs.put(line)
+    with suppress(ValueError):  # closed in the meantime: nobody listens any more
+        for line in child.lines_of(stream):
+            signs.put(line)
     signs.put(None)
 
 
 def _overhear(stream: IO[bytes], signs: queue.Queue[bytes | None], tail: deque[bytes]) -> None:
     """The child's stderr: progress bars without line ends, as signs of life; and its last output if it dies."""
-    with suppress(ValueError):  # closed: the last message has come, and nobody asks what was said after it
+    with suppress(ValueError, OSError):  # closed: the last message has come, and nobody asks what was said after it
         while block := os.read(stream.fileno(), 1 << 16):
             tail.append(block)
             signs.put(b"")

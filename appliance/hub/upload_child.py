@@ -17,7 +17,7 @@ from typing import Any, Literal
 import httpx
 
 from appliance.errors import HubError
-from appliance.hub import answers, client, repository
+from appliance.hub import account, answers, client, repository
 from appliance.hub import errors as hub_errors
 from appliance.hub import token as hub_token
 from appliance.hub.client import Limits
@@ -28,6 +28,10 @@ from appliance.process import child, known_secrets, redact
 from appliance.process.child import Tell
 
 _log = logging.getLogger(__name__)
+_HIDE = (
+    "look at the repository in a browser where you are not signed in; hide or delete it, and check whether HF_ENDPOINT "
+    "or a proxy adds a token of its own to what you send"
+)
 _COMMITS = 4  # tries to commit: the head moved, or the reply was lost
 
 
@@ -104,6 +108,8 @@ def _push(job: _Job, tell: Tell) -> Pushed:
         job = _named(job)
         remote = _existing_or_new(job, tell)
         first, error = remote.commit, None
+        remote.refuse(job.visibility, job.into_existing, job.release)
+        _refuse_if_shown(job, tell, "before the upload", "; nothing was sent", _HIDE)
         for attempt in range(_COMMITS):
             if attempt:
                 meter.wait(_wait_after(error, attempt, job.limits))
@@ -127,9 +133,10 @@ def _push(job: _Job, tell: Tell) -> Pushed:
 def _named(job: _Job) -> _Job:
     if "/" in job.repo_id:
         return job
-    from huggingface_hub import HfApi
-
-    return replace(job, repo_id=f"{HfApi(token=job.token).whoami()['name']}/{job.repo_id}")
+    whose = account.whoami(job.token)
+    if whose is None:
+        raise HubError("the Hub does not accept the token", hint=hub_token.GIVE_TOKEN)
+    return replace(job, repo_id=f"{whose.name}/{job.repo_id}")
 
 
 def _read(job: _Job, revision: str | None = None) -> Repository:
@@ -158,6 +165,24 @@ def _existing_or_new(job: _Job, tell: Tell) -> Repository:
                 raise
         found = _read(job)
     return found
+
+
+def _refuse_if_shown(job: _Job, tell: Tell, when: str, outcome: str, hint: str) -> None:
+    """Raises HubError: the release is to be private, and whoever has no token can see the repository as well.
+
+    No answer proves nothing and refuses nothing, but the user hears of it: the Hub has a low limit of requests without
+    a token, and a proxy may answer all of them with a page of its own.
+    """
+    if job.visibility != "private":
+        return
+    shown = repository.is_shown_to_everybody(job.repo_id, job.repo_type)
+    if shown is None:
+        unknown = f"a request without a token got no answer {when}, so whether others can see it is unknown"
+        tell({"say": f"{job.repo_id}: {unknown}"})
+    if shown:
+        raise HubError(
+            f"it is private by the Hub's account, but a request without a token can read it{outcome}", hint=hint
+        )
 
 
 def _is_complete(remote: Repository, job: _Job) -> bool:
@@ -199,6 +224,9 @@ def _commit(job: _Job, remote: Repository, tell: Tell) -> Repository:
         repo_type=job.repo_type,
         commit_message=job.message,
         parent_commit=remote.commit,
+    )
+    _refuse_if_shown(
+        job, tell, "after the commit", f": everybody can read commit {done.oid}", f"{_HIDE}; it may have been copied"
     )
     after = _read(job, done.oid)
     if not _is_complete(after, job):

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import IO, Any
 
 from appliance.process import known_secrets, masked_streams
 
@@ -68,6 +68,34 @@ def started(module: str, job: Mapping[str, Any], environ: Mapping[str, str]) -> 
             yield child
         finally:
             child.kill()
+
+
+def message_in(line: bytes) -> dict[str, Any] | None:
+    """What the child reports in this line; None if that is not a message."""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return message if isinstance(message, dict) else None
+
+
+def ending(code: int) -> str:
+    """How a process ended, by its exit status as subprocess reports it."""
+    if code >= 0:
+        return f"ended with exit status {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    usual: dict[int, str] = {
+        signal.SIGKILL: ", as the kernel does when host memory runs out",
+        signal.SIGSEGV: ": it crashed in native code",
+        signal.SIGBUS: ": it crashed in native code, or a disk failed",
+        signal.SIGABRT: ": it crashed in native code",
+    }
+    return f"was killed by {name}{usual.get(-code, '')}"
+
+
+def lines_of(stream: IO[bytes]) -> Iterator[bytes]:
+    """The lines that the child writes, each in pieces of at most a megabyte: without an end it would fill memory."""
+    return iter(lambda: stream.readline(1 << 20), b"")
 
 
 def main(serve: Callable[[str, Tell], None]) -> None:

@@ -11,6 +11,7 @@ Works for httpx and for httpx2, whose classes are the same by other names. Knows
 
 from __future__ import annotations
 
+import importlib
 import math
 import threading
 import time
@@ -22,6 +23,7 @@ from types import ModuleType
 from typing import Any
 
 ENCODINGS = "gzip, deflate"  # what a bounded client may ask for: both are unpacked here, piece by piece
+_REPLY_BYTES = 16_000_000  # 128,000 tokens with what surrounds them are one or two
 _PIECE = 1 << 16  # bytes sent between two looks at the clock, and unpacked between two counts
 
 
@@ -87,15 +89,12 @@ class Exchange:
 _thread = threading.local()
 
 
-def bound(client: Any, library: ModuleType, core: ModuleType, begun: Callable[[], Exchange] | None = None) -> None:
-    """Has every exchange of `client` keep to its bounds.
+def bound(client: Any, begun: Callable[[], Exchange] | None = None) -> None:
+    """Has every exchange of `client`, an httpx.Client or httpx2.Client before its first request, keep to its bounds.
 
-    Args:
-        client: an httpx.Client or httpx2.Client, before its first request.
-        library: httpx or httpx2.
-        core: httpcore or httpcore2, on which it rests.
-        begun: makes the exchange of each request; without it the caller sends inside of `Exchange.running`.
+    `begun` makes the exchange of each request; without it the caller sends inside of `Exchange.running`.
     """
+    library, core = _libraries_of(client)
     client.headers["accept-encoding"] = ENCODINGS
     body = type("BoundedBody", (_Body, library.SyncByteStream), {})
 
@@ -117,6 +116,18 @@ def bound(client: Any, library: ModuleType, core: ModuleType, begun: Callable[[]
     for transport in (client._transport, *client._mounts.values()):
         if isinstance(transport, library.HTTPTransport):
             transport._pool._network_backend = _Backend(transport._pool._network_backend, core)
+
+
+def bound_attempts(client: Any, seconds: float, refuse: Callable[[str], Exception]) -> None:
+    """Has each attempt of `client`, an endpoint's, end within `seconds`, whatever moves, and bring a chat's reply."""
+    bound(client, lambda: Exchange(seconds, _REPLY_BYTES, refuse))
+
+
+def _libraries_of(client: Any) -> tuple[ModuleType, ModuleType]:
+    """httpx and httpcore, or their successors: huggingface_hub 1.33 uses the former, openai from 3 on the latter."""
+    names = {parent.__module__.split(".")[0] for parent in type(client).__mro__}
+    number = "2" if "httpx2" in names else ""
+    return importlib.import_module(f"httpx{number}"), importlib.import_module(f"httpcore{number}")
 
 
 def _bound_body(response: Any, exchange: Exchange, body: type[Any]) -> None:

@@ -48,6 +48,9 @@ class Endpoint:
     concurrency: int = 4
     timeout_seconds: float = 120.0
     retries: int = _RETRIES
+    # (client, seconds, error): has each attempt of the client end within the seconds, and with the error if a reply
+    # has no end. The client itself has timeouts for one read only.
+    bound: Callable[[Any, float, Callable[[str], Exception]], None] | None = None
 
     def asked_with(self) -> dict[str, object]:
         """What the replies depend on besides the prompt."""
@@ -73,12 +76,15 @@ class Endpoint:
     def _client(self) -> openai.OpenAI:
         import openai
 
+        http_client = openai.DefaultHttpxClient(follow_redirects=False)
+        if self.bound:
+            self.bound(http_client, self.timeout_seconds, self._refuse)
         return openai.OpenAI(
             base_url=self.base_url,
             api_key=self.key,
             timeout=self.timeout_seconds,
             max_retries=self.retries,
-            http_client=openai.DefaultHttpxClient(follow_redirects=False),
+            http_client=http_client,
         )
 
     def _reply(self, client: openai.OpenAI, prompt: str) -> str:
@@ -101,11 +107,13 @@ class Endpoint:
                 hint=f"send fewer requests at once (--concurrency 1), or allow more time (--timeout); {_CONTINUES}",
             ) from error
         except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, EndpointError):
+                raise error.__cause__ from None
             raise EndpointError(
                 f"{self.base_url} cannot be reached: {self._without_key(str(error.__cause__ or error))}",
                 hint=f"check the address and that the server is running; {_CONTINUES}",
             ) from error
-        except (openai.OpenAIError, ValueError) as error:  # a body that is not JSON
+        except (openai.OpenAIError, ValueError, RecursionError) as error:  # a body that is not JSON, or nested deeply
             raise self._no_endpoint(str(error)) from error
         return self._text(completion)
 
@@ -125,6 +133,9 @@ class Endpoint:
         if not text.strip():
             return Unusable(text, "an empty reply")
         return text
+
+    def _refuse(self, what: str) -> EndpointError:
+        return EndpointError(f"{self.base_url} {what}", hint="check that a chat endpoint answers at this base URL")
 
     def _no_endpoint(self, seen: str) -> EndpointError:
         return EndpointError(

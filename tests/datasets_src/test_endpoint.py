@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain, repeat
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from appliance.cli.dataset.answering import Asking
+from appliance.engines.decoding import Sampling
+from appliance.process import exchange
 from datasets_src.generators import endpoint
 from datasets_src.generators.endpoint import Endpoint, EndpointError, from_environment
 from datasets_src.generators.journal import Request, Unusable
@@ -33,6 +40,7 @@ class Reply:
     body: str | None = None  # instead of a completion
     content_type: str = "application/json"
     breaks_off: bool = False
+    pieces: Callable[[], Iterable[bytes]] | None = None  # instead of all this: what goes over the line
     wait: Callable[[], object] = lambda: None
 
     def content(self) -> bytes:
@@ -92,6 +100,12 @@ class _Handler(BaseHTTPRequestHandler):
             reply.wait()
             if reply.breaks_off:
                 self.connection.shutdown(socket.SHUT_RDWR)
+                return
+            if reply.pieces:
+                self.close_connection = True
+                with suppress(ConnectionError):
+                    for piece in reply.pieces():
+                        self.wfile.write(piece)
                 return
             content = reply.content()
             self.send_response(reply.status)
@@ -209,6 +223,54 @@ def test_an_unreachable_endpoint_is_named() -> None:
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     with pytest.raises(EndpointError, match=r"cannot be reached: .*refused"):
         Endpoint(url, "m", KEY, retries=0).answer([Request("a", 0)], lambda _i, _r: None)
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+def _slowly(text: bytes) -> Iterator[bytes]:
+    """A byte every 50 ms: each read is far within any timeout."""
+    for byte in text:
+        time.sleep(0.05)
+        yield bytes([byte])
+
+
+def _bomb() -> list[bytes]:
+    body = gzip.compress(bytes(30_000_000), 1)
+    return [HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body), body]
+
+
+LATE = r"did not answer within 0\.5 s in 1 attempts"
+ENDLESS: dict[str, tuple[Callable[[], Iterable[bytes]], str]] = {
+    "head": (lambda: _slowly(HEAD), LATE),
+    "body": (lambda: chain([HEAD + b"Content-Length: 99\r\n\r\n"], _slowly(b" " * 99)), LATE),
+    "chunk-length": (lambda: chain([CHUNKED], _slowly(b"0" * 99)), LATE),
+    "flood": (lambda: chain([CHUNKED], repeat(b"10000\r\n%b\r\n" % bytes(1 << 16), 5000)), "sent more than 16 MB"),
+    "bomb": (_bomb, "unpacks to more than 16 MB"),
+    "announced": (lambda: [HEAD + b"Content-Length: 300000000\r\n\r\n"], "announced an answer of 300 MB"),
+    "deep": (lambda: [HEAD + b"Content-Length: 100000\r\n\r\n", b"[" * 100000], "not answer like an OpenAI"),
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_a_reply_without_end(kind: str) -> None:
+    """--timeout is for the whole attempt."""
+    pieces, message = ENDLESS[kind]
+    began = time.monotonic()
+    with serving(lambda _p, _n: Reply(pieces=pieces)) as server, pytest.raises(EndpointError, match=message):
+        ask(server, ["a"], timeout_seconds=0.5 if message == LATE else 10.0, retries=0, bound=exchange.bound_attempts)
+    assert time.monotonic() - began < 4
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_the_commands_bound_what_they_ask(tmp_path: Path) -> None:
+    with serving(lambda _p, _n: Reply(pieces=ENDLESS["announced"][0])) as server:
+        asking = Asking(None, server.url, "m", Sampling(), 9, 1, 60.0, tmp_path)
+        backend, _, _ = asking.backend()
+        with pytest.raises(EndpointError, match="announced an answer of 300 MB; 16 MB at most were expected") as caught:
+            backend([Request("a", 0)], lambda _i, _r: None)
+    assert server.url in str(caught.value)
 
 
 def test_a_server_that_never_answers() -> None:

@@ -15,7 +15,7 @@ from appliance.errors import HubError
 from appliance.findings import Finding
 from appliance.hub import permissions
 from appliance.hub import token as hub_token
-from appliance.hub.permissions import Account
+from appliance.hub.account import Account
 from tests.helpers import loopback_hub
 from tests.helpers.loopback_hub import LoopbackHub
 

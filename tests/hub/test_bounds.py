@@ -34,7 +34,7 @@ SECONDS = 4.0  # for what has one second, on a busy machine
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
     with loopback_hub.started(tmp_path_factory.mktemp("hub")) as running:
-        files = {"config.json": "{}", "model.safetensors": bytes(2_000_000)}
+        files: dict[str, bytes | str] = {"config.json": "{}", "model.safetensors": bytes(2_000_000)}
         running.add_repo("maker/base", private=False, files=files)
         running.add_repo("alice/mine", files=files)
         yield running
@@ -138,7 +138,12 @@ def fetched(limits: Limits = LIMITS, size: int | None = 2_000_000) -> list[dict[
     """What the download's process reports, here without a process."""
     source = Source("maker/base", "model", None, None, "")
     commit = HfApi(token=False).model_info("maker/base").sha
-    job = {"source": asdict(source), "commit": commit, "sizes": {"model.safetensors": size}, "forced": []}
+    job: dict[str, Any] = {
+        "source": asdict(source),
+        "commit": commit,
+        "sizes": {"model.safetensors": size},
+        "forced": [],
+    }
     told: list[dict[str, Any]] = []
     download_child.serve(json.dumps(job | {"limits": asdict(limits)}), told.append)
     return [said for said in told if said]

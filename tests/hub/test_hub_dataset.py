@@ -159,6 +159,12 @@ def test_what_is_no_address_is_a_recipe_error(text: str) -> None:
     assert text in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["../faq", "shop/..", "shop/faq--2", "가게/faq", "shop/" + "x" * 100, "shop/a b"])
+def test_a_dataset_that_cannot_be_a_repository(name: str) -> None:
+    with pytest.raises(RecipeError, match=r"not a file of a dataset on the Hub: .* cannot be a repository"):
+        DatasetFile.parse(f"hf://datasets/{name}/train.csv")
+
+
 def test_a_file_is_fetched_at_a_pinned_commit_and_then_needs_no_network(hub: LoopbackHub, tmp_path: Path) -> None:
     for revision, commit in (("", NEW), ("@v1", OLD), (f"@{OLD}", OLD)):
         done = called(hub.url, tmp_path, f"hf://datasets/shop/faq{revision}/train.csv")

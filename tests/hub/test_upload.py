@@ -94,7 +94,7 @@ def test_the_same_release_is_not_committed_again(lane: Lane, release: Path) -> N
     first = publish(lane, release, "alice/same")
     again = publish(lane, release, "alice/same")
     assert (again.commit_oid, again.commit_url) == (first.commit_oid, first.commit_url)
-    assert (again.was_new, again.bytes_sent, again.requests) == (False, 0, 3)
+    assert (again.was_new, again.bytes_sent, again.requests) == (False, 0, 4)
 
 
 def test_a_second_release_takes_the_place_of_the_first(lane: Lane, hub: LoopbackHub, release: Path) -> None:
@@ -178,6 +178,75 @@ def test_a_card_that_was_edited_on_the_hub_is_not_written_over(lane: Lane, hub: 
     (release / "README.md").unlink()  # nor deleted
     publish(lane, release, "alice/edited")
     assert "README.md" in names(hub, "alice/edited")
+
+
+# --- whether it is private
+
+
+def anonymous(repo_id: str) -> str:
+    return rf"GET /api/models/{repo_id} .*anonymous"
+
+
+def shown(repo_id: str) -> dict[str, Any]:
+    """The Hub shows the repository to a request without a token."""
+    body = json.dumps({"id": repo_id, "sha": "0" * 40, "private": True, "siblings": []})
+    return {"kind": "reply", "match": anonymous(repo_id), "status": 200, "body": body}
+
+
+def test_a_private_repository_is_asked_for_without_a_token_before_and_after(
+    lane: Lane, hub: LoopbackHub, release: Path
+) -> None:
+    before = len(hub.log())
+    publish(lane, release, "alice/hidden")
+    log = hub.log()[before:]
+    places = [number for number, entry in enumerate(log) if entry["token"] is None and "/api/" in entry["path"]]
+    (commit,) = (number for number, entry in enumerate(log) if "/commit/" in entry["path"])
+    (sent,) = (number for number, entry in enumerate(log) if entry["method"] == "PUT")
+    assert [log[place]["path"] for place in places] == ["/api/models/alice/hidden"] * 2
+    assert places[0] < sent < commit < places[1]
+    assert {log[place]["status"] for place in places} == {401}
+
+
+def test_a_repository_that_everybody_sees_gets_nothing(lane: Lane, hub: LoopbackHub, release: Path) -> None:
+    hub.fault(times=0, **shown("alice/shown"))
+    before = hub.counts()
+    with pytest.raises(HubError, match="a request without a token can read it; nothing was sent") as caught:
+        publish(lane, release, "alice/shown")
+    assert "hide or delete it" in caught.value.hint
+    assert AGAIN in caught.value.hint
+    assert hub.counts()["lfs_puts"] == before["lfs_puts"]
+    assert len(hub.repo("alice/shown")["commits"]) == 1  # type: ignore[index]
+
+
+def test_a_repository_that_everybody_sees_after_the_commit_is_named(
+    lane: Lane, hub: LoopbackHub, release: Path
+) -> None:
+    hub.fault(nth=2, **shown("alice/late"))
+    with pytest.raises(HubError, match="without a token can read it: everybody can read") as caught:
+        publish(lane, release, "alice/late")
+    assert head(hub, "alice/late")["id"] in str(caught.value)
+    assert "may have been copied" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "fault", [{"kind": "status", "status": 503}, {"kind": "drop"}, {"kind": "status", "status": 429}]
+)
+def test_no_answer_without_a_token_proves_nothing(
+    fault: dict[str, Any], lane: Lane, hub: LoopbackHub, release: Path
+) -> None:
+    repo_id = f"alice/unknown-{fault['kind']}-{fault.get('status')}"
+    hub.fault(match=anonymous(repo_id), times=0, **fault)
+    told: list[str] = []
+    assert publish(lane, release, repo_id, say=told.append).was_new
+    unknown = f"{repo_id}: a request without a token got no answer {{}}, so whether others can see it is unknown"
+    assert unknown.format("before the upload") in told
+    assert unknown.format("after the commit") in told
+
+
+def test_a_public_repository_is_not_asked_for_without_a_token(lane: Lane, hub: LoopbackHub, release: Path) -> None:
+    before = len(hub.log())
+    publish(lane, release, "alice/open", visibility="public")
+    assert not [entry for entry in hub.log()[before:] if entry["token"] is None and "/api/" in entry["path"]]
 
 
 def test_an_empty_private_repository_is_taken(lane: Lane, hub: LoopbackHub, release: Path) -> None:

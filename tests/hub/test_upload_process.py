@@ -193,7 +193,7 @@ def test_the_token_is_in_no_list_of_processes(hub: LoopbackHub, release: Path) -
 
 def test_an_uploads_process_that_dies_is_told(hub: LoopbackHub, release: Path) -> None:
     """Killed for memory, say: nothing is known of what it did, and the next call finds out."""
-    with pytest.raises(HubError, match="the upload process exited with -9 and no message") as caught:
+    with pytest.raises(HubError, match="the upload process was killed by SIGKILL, as") as caught:
         publish(hub, release, "alice/killed", say=_kill)
     assert AGAIN in caught.value.hint
     assert publish(hub, release, "alice/killed").was_new
@@ -203,3 +203,66 @@ def _kill(_: str) -> None:
     for child in _children(os.getpid()):
         if b"appliance.hub.upload_child" in Path(f"/proc/{child}/cmdline").read_bytes():
             os.kill(int(child), signal.SIGKILL)
+
+
+# What the child says and how it ends, by a stand-in for it: a shell, since an interpreter takes a second to start.
+ENDINGS = {
+    "kill -KILL $$": "was killed by SIGKILL, as the kernel does when host memory runs out, without an answer",
+    "kill -SEGV $$": "was killed by SIGSEGV: it crashed in native code, without an answer",
+    "kill -40 $$": "was killed by signal 40, without an answer",
+    "exit 0": "ended with exit status 0, without an answer",
+    "echo 'ImportError: no such thing' >&2; exit 1": "ended with exit status 1, without an answer: ImportError: no",
+    "echo '{}'; echo '{\"say\": \"so far\"}'; exit 3": "ended with exit status 3, without an answer",
+    "exec >&-; exec sleep 0.3": "ended with exit status 0, without an answer",
+    "exec >&-; exec sleep 9": "hangs, without an answer",
+}
+NOT_MESSAGES = [
+    "hello from sitecustomize",
+    "[]",
+    "7",
+    "null",
+    '"pushed"',
+    '{"pushed": {}}',
+    '{"pushed": 5}',
+    '{"error": "text"}',
+    '{"error": [1, 2]}',
+    '{"say": 5}',
+    '{"log": ["a", "b"]}',
+    '{"unknown": 1}',
+    "\\377\\376",
+]
+
+
+def followed(script: str, token: str = "hf_x", stall_seconds: float = 1.0) -> HubError:
+    command = ["sh", "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            with pytest.raises(HubError) as caught:
+                upload._follow(process, token, stall_seconds, AGAIN, lambda _: None)
+        finally:
+            process.kill()
+    assert AGAIN in caught.value.hint
+    return caught.value
+
+
+@pytest.mark.parametrize("script", ENDINGS)
+def test_an_upload_never_ends_without_a_word(script: str) -> None:
+    assert str(followed(script)).startswith(f"the upload process {ENDINGS[script]}")
+
+
+@pytest.mark.parametrize("text", NOT_MESSAGES)
+def test_what_is_not_a_message_of_the_upload(text: str) -> None:
+    error = followed(f"printf '{text}\\n'; exec sleep 9")
+    assert str(error).startswith("the upload process sent something other than a message: ")
+    assert "sitecustomize.py" in error.hint
+
+
+@pytest.mark.parametrize("fill", ["exec cat /dev/zero", "exec tr '\\0' '[' < /dev/zero"])
+def test_a_message_without_end(fill: str) -> None:
+    assert len(str(followed(fill))) < 400
+
+
+def test_the_last_words_of_an_upload_hold_no_token(caplog: pytest.LogCaptureFixture) -> None:
+    error = followed("echo 'refused: hf_canary0123456789' >&2; exit 1", "hf_canary0123456789")
+    assert "refused: " in str(error)
+    assert "canary" not in str(error) + caplog.text

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from appliance.engines.decoding import Sampling
 from appliance.errors import EnvironmentUnavailable, RecipeError
+from appliance.process import exchange
 
 if TYPE_CHECKING:
     from datasets_src.generators.endpoint import Endpoint
@@ -73,6 +74,7 @@ class Asking:
             max_tokens=self.max_tokens,
             concurrency=self.concurrency,
             timeout_seconds=self.timeout,
+            bound=exchange.bound_attempts,
         )
 
     def _local_backend(self, local: str) -> tuple[Backend, dict[str, object], str]:

@@ -14,7 +14,8 @@ KINDS += ("trickle", "flood", "bomb", "reply", "headers")
 class Fault:
     """One order to fail.
 
-    When: on requests whose "METHOD /path?query" `match` finds, from number `at` on (the log's `index`) if given,
+    When: on requests whose "METHOD /path?query", with " (anonymous)" behind it if there is no token, `match` finds,
+    from number `at` on (the log's `index`) if given,
     skipping the first `nth` - 1 of them, and then `times` times (0: always). The client sends up to five LFS
     files at a time: for the same numbers in every run, upload with one thread or one such file.
 

@@ -86,7 +86,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         store = self.server.hub.store
         entry = self.server.log.begin(self.command, self.path, store.token_name(request.token or ""))
-        fault = self.server.faults.take(f"{self.command} {self.path}", entry["index"])
+        anonymous = "" if request.token else " (anonymous)"
+        fault = self.server.faults.take(f"{self.command} {self.path}{anonymous}", entry["index"])
         entry["fault"] = fault and fault.kind
         try:
             self._meet(request, fault, entry)
