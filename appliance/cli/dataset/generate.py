@@ -68,7 +68,9 @@ class Options:
         1024
     )
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests in flight at a time.")] = 4
-    timeout: Annotated[float, typer.Option("--timeout", min=1.0, help="Seconds for an attempt, the whole reply included.")] = 120.0
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1.0, help="Seconds for an attempt, the whole reply included.")
+    ] = 120.0
     seed: Annotated[int, typer.Option("--seed", min=0, help="For the split, the seeds shown and a local model.")] = 123
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the first prompt and the number of requests; send none.")
