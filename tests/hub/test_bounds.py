@@ -176,6 +176,32 @@ def test_a_file_without_end(
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 4_000_000
 
 
+PAGE: dict[str, Any] = {"kind": "reply", "status": 200, "headers": {"Content-Type": "text/html"}, "body": "<html>"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ({"match": "HEAD .*resolve"} | PAGE, "answered with a web page, not with the Hub's API"),
+        ({"match": "GET /_lfs/"} | PAGE, "answered with a web page, not with the Hub's API"),
+        (
+            {
+                "kind": "reply",
+                "match": "HEAD .*resolve",
+                "status": 302,
+                "headers": {"Location": "http://portal.invalid/"},
+            },
+            "redirect",
+        ),
+    ],
+    ids=["head", "get", "redirect"],
+)
+def test_a_web_page_in_place_of_a_file(fault: dict[str, Any], message: str, hub: LoopbackHub) -> None:
+    hub.fault(times=0, **fault)
+    (told,) = fetched()
+    assert message in told["error"]["message"]
+
+
 def test_a_file_goes_on_as_long_as_it_moves(hub: LoopbackHub) -> None:
     """Longer than an exchange may take in which nothing moves."""
     hub.fault("throttle", match="GET /_lfs/", rate=1_200_000)
