@@ -151,7 +151,7 @@ def of_status(status: int, words: str = "", it: str = "the repository", who: str
 
 
 def _known(error: BaseException, it: str, revision: str | None) -> Failure | None:
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import FileMetadataError, HfHubHTTPError, OfflineModeIsEnabled
 
     detail = _one_line(error)
     if isinstance(error, HubError):  # our own, worded already
@@ -163,6 +163,10 @@ def _known(error: BaseException, it: str, revision: str | None) -> Failure | Non
         return _of_answer(error, it, revision)
     if isinstance(error, (httpx.LocalProtocolError, httpx.UnsupportedProtocol)):
         return _row(Kind.UNSENDABLE, detail=detail)
+    if isinstance(error, FileMetadataError):  # no commit or no size with a file, or a redirect to somewhere else
+        return replace(
+            _row(Kind.OTHER, detail="the Hub's address does not answer as the Hub does"), hint=answers.PORTAL
+        )
     if isinstance(error, httpx.TooManyRedirects):
         return replace(_row(Kind.OTHER, detail="the Hub's address redirects in a circle"), hint=answers.PORTAL)
     if isinstance(error, httpx.TimeoutException):

@@ -98,24 +98,27 @@ def bound(client: Any, begun: Callable[[], Exchange] | None = None) -> None:
     client.headers["accept-encoding"] = ENCODINGS
     body = type("BoundedBody", (_Body, library.SyncByteStream), {})
 
-    def start(_: Any) -> None:
-        assert begun is not None
-        _thread.exchange = begun()
-
     def watch(response: Any) -> None:
         if (exchange := getattr(_thread, "exchange", None)) is not None and response.request.method != "HEAD":
             _bound_body(response, exchange, body)
 
     hooks = client.event_hooks
-    client.event_hooks = {
-        "request": [*hooks["request"], *([start] if begun else [])],
-        "response": [watch, *hooks["response"]],
-    }
+    client.event_hooks = {**hooks, "response": [watch, *hooks["response"]]}
+    if begun:
+        client.send = _sending(client.send, begun)
     # No setting of httpx reaches the single reads; `network_backend` is httpcore's own way, but the client makes its
     # pools itself, one for each proxy of the environment. tests/process/test_exchange.py fails if these names change.
     for transport in (client._transport, *client._mounts.values()):
         if isinstance(transport, library.HTTPTransport):
             transport._pool._network_backend = _Backend(transport._pool._network_backend, core)
+
+
+def _sending(send: Callable[..., Any], begun: Callable[[], Exchange]) -> Callable[..., Any]:
+    def bounded(*request: Any, **how: Any) -> Any:
+        with begun().running():
+            return send(*request, **how)
+
+    return bounded
 
 
 def bound_attempts(client: Any, seconds: float, refuse: Callable[[str], Exception]) -> None:

@@ -191,7 +191,7 @@ PAGE: dict[str, Any] = {"kind": "reply", "status": 200, "headers": {"Content-Typ
                 "status": 302,
                 "headers": {"Location": "http://portal.invalid/"},
             },
-            "redirect",
+            "the Hub's address does not answer as the Hub does",
         ),
     ],
     ids=["head", "get", "redirect"],

@@ -55,19 +55,19 @@ def test_the_clock_holds_through_a_proxy(
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(f"{scheme}_proxy", dripping)
-    client = library.Client(timeout=5.0)
-    exchange.bound(client, begun)
     began = time.monotonic()
-    with pytest.raises(library.TimeoutException):
-        client.get(f"{scheme}://hub.invalid/")
+    with library.Client(timeout=5.0) as client:
+        exchange.bound(client, begun)
+        with pytest.raises(library.TimeoutException):
+            client.get(f"{scheme}://hub.invalid/")
     assert time.monotonic() - began < 2
 
 
 @pytest.mark.parametrize("library", [httpx, httpx2])
 def test_without_an_exchange_nothing_is_bounded(library: ModuleType, dripping: str) -> None:
-    client = library.Client(timeout=5.0, trust_env=False)
-    exchange.bound(client)
-    assert client.get(dripping).text == "ok"
+    with library.Client(timeout=5.0, trust_env=False) as client:
+        exchange.bound(client)
+        assert client.get(dripping).text == "ok"
 
 
 def test_an_exchange_never_has_more_time_in_store_than_at_its_beginning() -> None:
