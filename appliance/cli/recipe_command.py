@@ -11,7 +11,6 @@ _ELSEWHERE = {
     "num_train_epochs": "train.epochs",
     "num_epochs": "train.epochs",
     "lr": "train.learning_rate",
-    "batch_size": "train.micro_batch_size",
     "per_device_train_batch_size": "train.micro_batch_size",
     "lora_r": "tuning.r",
     "lora_alpha": "tuning.alpha",

@@ -69,8 +69,6 @@ HEAD_TOKENS = 256
 # what one logit takes (unsloth_zoo 2026.10.7, fused_losses/cross_entropy_loss.py: _CE_TARGET_GB_CAP,
 # _CE_BYTES_PER_LOGIT). On a card with plenty of free memory, that is far more than trl's loss takes.
 FUSED_LOSS_BYTES, FUSED_LOGIT_BYTES = 4 << 30, 16
-# The most rows answered at once, and the share of the free memory that they may use.
-MOST_ANSWERS, ANSWERS_FRACTION = 64, 0.8
 # peft puts the few rows trained beside an adapter into a copy of the whole matrix (trainable_tokens/layer.py,
 # get_merged_weights). The loss keeps the head's copy until its backward pass, whose gradient is as large: at the peak
 # of a step, torch holds 2.03 to 2.08 matrices more than without (tests/engines/test_memory.py).
@@ -163,13 +161,14 @@ def training(
     tuning: TuningSection,
     train: TrainSection,
     dtype: str,
+    rows: int,
     tokens: int,
     checkpoints_gradients: bool,
     engine: str,
     room: int,
     trains_token_rows: bool = False,
 ) -> Demand:
-    """Memory of a training step.
+    """Memory of a training step that computes `rows` rows of `tokens` tokens at once.
 
     Activations: what the backward pass needs from each block, after Korthikanti et al., "Reducing Activation
     Recomputation in Large Transformer Models" (2022), section 4.1, without the attention scores, which no kernel used
@@ -179,7 +178,7 @@ def training(
     Args:
         parameters: the number of weights of the base.
         dtype: the compute dtype.
-        tokens: the tokens of a row; a step takes `train.micro_batch_size` rows.
+        rows, tokens: a micro batch.
         room: the free bytes before anything is loaded.
         trains_token_rows: whether rows of embeddings and head are trained beside the adapter.
     """
@@ -187,15 +186,15 @@ def training(
     weights_dtype = master_weights.weights_dtype(tuning.method, dtype)
     weights = training_bytes(parameters, model.load_in_4bit, weights_dtype) - device.OVERHEAD_BYTES
     embeddings = shape.vocabulary * shape.hidden
-    size, rows = 4 if dtype == "float32" else 2, train.micro_batch_size * tokens
-    block = rows * _block_bytes(shape, size, tuning)
-    inputs = rows * shape.hidden * (4 if has_masters else size)  # autocast leaves the residual stream in float32
+    size, at_once = 4 if dtype == "float32" else 2, rows * tokens
+    block = at_once * _block_bytes(shape, size, tuning)
+    inputs = at_once * shape.hidden * (4 if has_masters else size)  # autocast leaves the residual stream in float32
     adapter = 0 if is_full else adapter_parameters(shape, tuning) * ADAPTER_BYTES[train.optimizer]
     gradients = parameters * master_weights.GRADIENT_BYTES if is_full else 0
     moments = master_weights.moments_bytes(parameters, embeddings, train.optimizer) if is_full else 0
     if engine == "unsloth":
         free = room - weights - adapter - gradients - moments - device.OVERHEAD_BYTES
-        logits = min(rows * shape.vocabulary * FUSED_LOGIT_BYTES, FUSED_LOSS_BYTES, max(free, 0) // 2)
+        logits = min(at_once * shape.vocabulary * FUSED_LOGIT_BYTES, FUSED_LOSS_BYTES, max(free, 0) // 2)
     else:
         logits = HEAD_TOKENS * shape.vocabulary * (size + 8)  # logits, their float32 copy, their gradient
     return Demand(
@@ -204,26 +203,16 @@ def training(
         token_rows=TOKEN_ROW_COPIES * embeddings * size if trains_token_rows and not is_full else 0,
         gradients=gradients,
         moments=moments,
-        copies=_copied_weights(shape, train) * master_weights.COPY_BYTES if has_masters else 0,
+        copies=_copied_weights(shape, accumulates=rows < train.effective_batch_size) * master_weights.COPY_BYTES
+        if has_masters
+        else 0,
         activations=shape.layers * inputs + block if checkpoints_gradients else shape.layers * block,
         head=logits + 2 * inputs,
         overhead=device.OVERHEAD_BYTES,
     )
 
 
-def answers_at_once(shape: Shape, *, prompt_tokens: int, answer_tokens: int, number_bytes: int, room: int) -> int:
-    """How many prompts of `prompt_tokens` fit into `room` free bytes, each answered in up to `answer_tokens`.
-
-    A row needs its key/value cache, the widest activations of its prompt, and a few rows of float32 logits.
-    `number_bytes`: the size of a number in the compute dtype.
-    """
-    cache = shape.layers * 2 * shape.key_value * (prompt_tokens + answer_tokens) * number_bytes
-    widest = prompt_tokens * (2 * shape.intermediate + 4 * shape.hidden + shape.query) * number_bytes
-    a_row = cache + widest + 4 * 4 * shape.vocabulary
-    return max(1, min(MOST_ANSWERS, int(ANSWERS_FRACTION * room) // a_row))
-
-
-def _copied_weights(shape: Shape, train: TrainSection) -> int:
+def _copied_weights(shape: Shape, *, accumulates: bool) -> int:
     """The number of weights of which autocast holds a copy at the memory peak.
 
     A forward pass copies every matrix once. If an earlier micro batch has left gradients, that is the peak. In a step
@@ -231,7 +220,7 @@ def _copied_weights(shape: Shape, train: TrainSection) -> int:
     block and the head matter.
     """
     block, head = sum(inputs * outputs for inputs, outputs in shape.linears), shape.vocabulary * shape.hidden
-    return (shape.layers if train.gradient_accumulation_steps > 1 else 1) * block + head
+    return (shape.layers if accumulates else 1) * block + head
 
 
 def adapter_parameters(shape: Shape, tuning: TuningSection) -> int:

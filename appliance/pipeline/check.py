@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from appliance.base_model import never_trained, tunable
 from appliance.base_model.base import Base
-from appliance.engines import choose, master_weights, memory
+from appliance.engines import choose, master_weights, memory, rows_by_memory
 from appliance.errors import DataError, EnvironmentUnavailable
 from appliance.findings import Finding
 from appliance.hub import client, permissions
@@ -295,7 +296,8 @@ def _training_memory(
     if shape and finding.verdict == "ok":
         wanted = model.max_seq_length
         tokens = wanted if isinstance(wanted, int) else min(longest_characters + PROMPT_TOKENS, base.max_positions)
-        demand = memory.training(
+        demand_of = partial(
+            memory.training,
             shape,
             parameters,
             model=model,
@@ -308,11 +310,16 @@ def _training_memory(
             room=room,
             trains_token_rows=bool(choice and choice.untrained),
         )
-        needed = f"{human(demand.total)} ({demand.describe()}; {train.micro_batch_size} rows of {tokens} tokens)"
+        rows, limit = train.micro_batch_size, rows_by_memory.usable(room, device.memory_bytes)
+        if rows == "auto":
+            rows = rows_by_memory.of_a_step(train.effective_batch_size, lambda rows: demand_of(rows=rows).total, limit)
+        demand = demand_of(rows=rows)
+        at_once = f"{rows} row{'' if rows == 1 else 's'} of {tokens} tokens"
+        needed = f"{human(demand.total)} ({demand.describe()}; {at_once})"
         if full_with and demand.fixed > room:  # no smaller batch would help
             return [replace(finding, needed=needed, verdict="fails", fix=fix)]
-        enough = demand.total <= room
-        fix = "" if enough else "training halves train.micro_batch_size if it must; or lower model.max_seq_length"
+        enough, smaller = demand.total <= room, "" if rows == 1 else "training halves the micro batch if it must; or "
+        fix = "" if enough else f"{smaller}lower model.max_seq_length"
         finding = replace(finding, needed=needed, verdict="ok" if enough else "warning", fix=fix)
     return [finding]
 

@@ -19,7 +19,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from appliance.base_model.base import Base
-from appliance.engines import decoding, memory
+from appliance.engines import decoding, memory, rows_by_memory
 from appliance.engines.engine import Engine
 from appliance.engines.rows_at_once import RowsAtOnce
 from appliance.errors import DataError
@@ -119,8 +119,8 @@ def run(
     seen = _Seen()
 
     def ask(who: str, loaded: Any) -> None:
-        if who == "base":  # with the model loaded, what is free is what answers may take
-            seen.in_answers.rows = _answers_at_once(base, device, asked, loaded.dtype.itemsize)
+        if who == "base":  # with the model loaded, what is free is what rows may take
+            _take_what_fits(seen, base, device, asked, loaded.dtype.itemsize)
         _ask(who, loaded, engine, asked, evaluate, seed, seen)
 
     _each_model(engine, base, model, trained_dir, ask)
@@ -316,21 +316,25 @@ def _room(positions: int, questions: Sequence[Sequence[int]], wanted_tokens: int
     return min(wanted_tokens, positions - longest)
 
 
-def _answers_at_once(base: Base, device: Device, asked: _Asked, number_bytes: int) -> int:
-    """Rows that are answered together, by the longest prompt: on a GPU as many as its memory holds; on a CPU, which
-    gains little from more, at most ROWS_AT_ONCE.
+def _take_what_fits(seen: _Seen, base: Base, device: Device, asked: _Asked, number_bytes: int) -> None:
+    """Rows that are computed together, by the longest of them: on a GPU as many as its memory holds; a CPU gains little
+    from more than the defaults, and takes fewer if it must. For an unknown architecture the defaults stay.
     """
     shape, ways = memory.shape_of(base.config), (asked.ours, *asked.of_base.asked)
     if shape is None:
-        return generate.ROWS_AT_ONCE
-    at_once = memory.answers_at_once(
+        return
+    limit = rows_by_memory.usable(machine_device.room_bytes(device), device.memory_bytes)
+    answers = rows_by_memory.of_answers(
         shape,
         prompt_tokens=max([*(way.longest for way in ways), *map(len, asked.extra_prompts)]),
         answer_tokens=max(asked.ours.room, asked.room_of_extra),
         number_bytes=number_bytes,
-        room=machine_device.room_bytes(device),
+        limit=limit,
     )
-    return min(at_once, generate.ROWS_AT_ONCE) if device.kind == "cpu" else at_once
+    longest = max(map(len, (*asked.encoded, *asked.val_rows)))
+    losses = rows_by_memory.of_a_loss(shape, tokens=longest, number_bytes=number_bytes, limit=limit)
+    for at_once, rows in ((seen.in_answers, answers), (seen.in_losses, losses)):
+        at_once.rows = min(rows, at_once.rows) if device.kind == "cpu" else rows
 
 
 def _chosen(rows: list[csv_file.Row], max_rows: int, seed: int) -> list[csv_file.Row]:

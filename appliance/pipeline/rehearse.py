@@ -241,10 +241,13 @@ def _done(scratch: RunDir) -> list[Finding]:
         said = record.summary if stage == "merge" else "done"
         found.append(Finding(f"rehearsed: {stage}", f"{said} ({console.duration(record.seconds)})", "", "ok"))
     fit = files.read_json(scratch.stage_dir("train") / "fit.json")
-    if fit["batch"]["notes"]:
-        size, steps = fit["batch"]["micro_batch_size"], fit["batch"]["gradient_accumulation_steps"]
-        fix = f"set train.micro_batch_size={size} and train.gradient_accumulation_steps={steps}; training finds it too"
-        found.append(Finding("micro batch", f"{size} rows fit", str(fit["batch"]["asked"]), "warning", fix))
+    batch = fit["batch"]
+    rows = f"{batch['micro_batch_size']} rows fit"
+    if batch["asked"] == "auto":
+        found.append(Finding("micro batch", f"{rows}: {batch['chosen']}", "auto", "ok"))
+    elif batch["notes"]:
+        fix = "set train.micro_batch_size=auto, or to that number; training finds it too"
+        found.append(Finding("micro batch", rows, str(batch["asked"]), "warning", fix))
     return found
 
 

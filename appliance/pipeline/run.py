@@ -130,8 +130,8 @@ def _run_stage(job: Job, stage: str, label: str = "") -> None:
             raise
         raise EnvironmentUnavailable(
             f"{stage}: {job.device.name} is out of memory: {str(error).splitlines()[0]}",
-            hint="a smaller train.micro_batch_size with more train.gradient_accumulation_steps, or a smaller "
-            f"model.max_seq_length; {memory.what_fits(job.device.memory_bytes)}; the same command continues",
+            hint="train.micro_batch_size=auto, or a smaller model.max_seq_length; "
+            f"{memory.what_fits(job.device.memory_bytes)}; the same command continues",
         ) from error
     signals.check()
     record = job.run_dir.finish(stage, inputs, summary, unlisted=RESUMABLE.get(stage, ())[:1])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerState, set_seed
 
 from appliance.base_model.base import Base
-from appliance.engines import master_weights
+from appliance.engines import master_weights, memory
 from appliance.engines.engine import Engine
 from appliance.errors import Interrupted, TrainingFailed
+from appliance.machine import device as machine_device
 from appliance.machine import one_gpu
 from appliance.machine.device import Device
 from appliance.machine.out_of_memory import is_out_of_memory
@@ -31,7 +32,7 @@ from appliance.recipe.fields import ModelSection, TrainSection, TuningSection
 from appliance.release import gates
 from appliance.report import loss_plot
 from appliance.rundir.token_choice import TokenChoice
-from appliance.training import checkpoints, trained_folder
+from appliance.training import checkpoints, micro_batch, trained_folder
 from appliance.training import material as training_material
 from appliance.training.arguments import trainer_arguments
 from appliance.training.callbacks import EarlyStoppingCallback, FinishWithEvaluation, StopOnSignal
@@ -39,7 +40,6 @@ from appliance.training.material import Material
 from appliance.training.metrics import Metrics
 from appliance.training.micro_batch import BatchSize, OutOfMemory
 from appliance.training.trainer import (
-    EVALUATION_ROWS_PER_BATCH,
     EvaluationStopped,
     OrderedTrainer,
     TrainingEnded,
@@ -88,10 +88,38 @@ class _Task:
         """Ids whose rows are trained beside the adapter; full fine-tuning trains every row."""
         return [] if self.tuning.method == "full" else self.tokens.rows
 
-    def batch_size(self) -> BatchSize:
-        """The recipe's, or what fitted when memory last ran out."""
-        micro, steps = self.train.micro_batch_size, self.train.gradient_accumulation_steps
-        return BatchSize(micro, micro, steps, EVALUATION_ROWS_PER_BATCH).remembered(self.checkpoints_dir)
+    def first_size(self, lengths: Sequence[int], room: int) -> BatchSize:
+        """What this training computes at once: as it began, or by the recipe and `room`, the bytes free before it.
+
+        `lengths`: tokens of the train rows. What `auto` chose is kept, so that a resumed training computes the same.
+        """
+        before = micro_batch.kept(self.train, self.checkpoints_dir)
+        if before:
+            return before
+        shape, longest = memory.shape_of(self.base.config), max(lengths)
+
+        def needs(rows: int) -> int:
+            assert shape
+            return memory.training(
+                shape,
+                self.base.parameters,
+                model=self.model,
+                tuning=self.tuning,
+                train=self.train,
+                dtype=self.dtype,
+                rows=rows,
+                tokens=longest,
+                checkpoints_gradients=self.device.kind == "cuda",
+                engine=self.engine.name,
+                room=room,
+                trains_token_rows=bool(self.token_rows),
+            ).total
+
+        mean = sum(lengths) / len(lengths)
+        size = micro_batch.chosen(self.train, needs if shape else None, room, self.device, mean)
+        if size.asked == "auto":
+            size.remember(self.checkpoints_dir)
+        return size
 
     def load(self) -> Any:
         """(model, tokenizer), as they are before the first step."""
@@ -161,20 +189,22 @@ def run(
     task.checkpoints_dir.mkdir(exist_ok=True)
     checkpoints.newest(task.checkpoints_dir, inputs)  # refuses before the model is loaded
     tokens.write(stage_dir)
+    room = machine_device.room_bytes(device)
     tuned, tokenizer = task.load()
     material = training_material.of_rows(train, encoding, prepare_dir, tokens, prompt_name, tokenizer)
     material.refuse_untrained_tokens(tuned, prepare_dir, taught=task.token_rows)
     _refuse_rows_that_do_not_stop(task, material, material.dataset, material.collate)
+    size = task.first_size(material.train_rows.lengths, room)
     while True:
         try:
-            state = _train_to_the_end(task, material, tuned)
+            state = _train_to_the_end(task, material, tuned, size)
             break
         except OutOfMemory as error:
-            task.batch_size().after(error, device, stage_dir)
+            size.remembered(task.checkpoints_dir).after(error, device, stage_dir)
         tuned = None  # memory may have run out in the middle of a step: weights and optimizer come from disk again
         engine.release()
         tuned, _ = task.load()
-    return _keep_best(task, material, state, trained_dir)
+    return _keep_best(task, material, state, size.remembered(task.checkpoints_dir), trained_dir)
 
 
 def _refuse_rows_that_do_not_stop(task: _Task, material: Material, dataset: Dataset, collate: Any) -> None:
@@ -184,8 +214,11 @@ def _refuse_rows_that_do_not_stop(task: _Task, material: Material, dataset: Data
     stop_check.refuse_rows(found, broken, lambda: list(material.train_rows.lines), task.prepare_dir / "train.csv")
 
 
-def _train_to_the_end(task: _Task, material: Material, tuned: Any) -> TrainerState:
-    """Trains from the newest checkpoint on. Raises OutOfMemory, Interrupted, TrainingFailed."""
+def _train_to_the_end(task: _Task, material: Material, tuned: Any, first: BatchSize) -> TrainerState:
+    """Trains from the newest checkpoint on, with the `first` size or what fitted since.
+
+    Raises OutOfMemory, Interrupted, TrainingFailed.
+    """
     resume_from = checkpoints.newest(task.checkpoints_dir, task.inputs)
     if resume_from and checkpoints.is_finished(resume_from, task.train.patience):
         console.say(f"training had already ended with {resume_from.name}; keeping the best of its checkpoints")
@@ -193,13 +226,13 @@ def _train_to_the_end(task: _Task, material: Material, tuned: Any) -> TrainerSta
     step = checkpoints.step_of(resume_from) if resume_from else -1
     scales_loss = task.device.kind == "cuda" and task.dtype == "float16"
     metrics = Metrics(task.stage_dir / "metrics.jsonl", resume_step=step, scales_loss=scales_loss)
-    stop = StopOnSignal()
-    trainer = _trainer(task, material, tuned, metrics, stop)
+    stop, size = StopOnSignal(), first.remembered(task.checkpoints_dir)
+    trainer = _trainer(task, material, tuned, size, metrics, stop)
     trainer.use(
         train_rows=material.train_rows,
         val_rows=material.val_rows,
         rows_per_step=task.train.effective_batch_size,
-        size=task.batch_size(),
+        size=size,
         inputs=task.inputs,
         stop=stop,
         evaluation_due=resume_from is not None and checkpoints.manifest_of(resume_from).evaluation_due,
@@ -215,13 +248,15 @@ def _train_to_the_end(task: _Task, material: Material, tuned: Any) -> TrainerSta
     return trainer.state
 
 
-def _trainer(task: _Task, material: Material, tuned: Any, metrics: Metrics, stop: StopOnSignal) -> OrderedTrainer:
+def _trainer(
+    task: _Task, material: Material, tuned: Any, size: BatchSize, metrics: Metrics, stop: StopOnSignal
+) -> OrderedTrainer:
     """The trainer, with our rows and our collator. Raises GateRefused: a library replaced them, and EOS got lost."""
     train, dataset, collate = task.train, material.dataset, material.collate
     arguments = trainer_arguments(
         train,
         material.evaluation.every,
-        task.batch_size(),
+        size,
         task.device,
         task.dtype,
         task.checkpoints_dir,
@@ -266,9 +301,9 @@ def _interrupted(signal_number: int, step: int) -> Interrupted:
     )
 
 
-def _keep_best(task: _Task, material: Material, state: TrainerState, trained_dir: Path) -> str:
+def _keep_best(task: _Task, material: Material, state: TrainerState, size: BatchSize, trained_dir: Path) -> str:
     """Writes what was trained, loss.png and fit.json of a training that ended; returns the summary."""
-    fit, base, evaluation, size = _fit(state), task.base, material.evaluation, task.batch_size()
+    fit, base, evaluation = _fit(state), task.base, material.evaluation
     checkpoint = task.checkpoints_dir / f"checkpoint-{fit.best_step}"
     trained_folder.write(checkpoint, trained_dir, base, material.prompt)
     on = "" if evaluation.lines is None else f" on {evaluation.rows} of {evaluation.of} val rows"

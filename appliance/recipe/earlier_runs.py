@@ -30,6 +30,7 @@ BEFORE: dict[str, Any] = {
     "data.columns.tools": None,
     "data.na_values": [],
     "evaluate.base_prompts": ["prompt"],
+    "train.batch_size": None,
 }
 ORIGIN = "as before this field"  # of such a value, in recipe.yaml
 

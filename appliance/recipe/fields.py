@@ -87,8 +87,20 @@ class TuningSection(Section):
 class TrainSection(Section):
     epochs: Annotated[float, Field(gt=0)] = Field(3, description="Passes over the train rows.")
     max_steps: Positive | None = Field(None, description="Stop after this many steps, regardless of epochs.")
-    micro_batch_size: Positive = Field(2, description="Rows per forward pass.")
-    gradient_accumulation_steps: Positive = Field(4, description="Forward passes per step.")
+    batch_size: Positive | None = Field(
+        8,
+        description="Rows per step. null: micro_batch_size x gradient_accumulation_steps, as recipes of earlier "
+        "versions have it.",
+    )
+    micro_batch_size: Literal["auto"] | Positive = Field(
+        "auto",
+        description="Rows computed at once, a divisor of batch_size. auto: as many as leave a tenth of the memory "
+        "free; the rows of a step and what they teach stay the same.",
+    )
+    gradient_accumulation_steps: Positive | None = Field(
+        None,
+        description="Forward passes per step, in place of batch_size. null: as many as batch_size takes.",
+    )
     learning_rate: Annotated[float, Field(gt=0)] = Field(2e-4, description="Peak learning rate.")
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
         "cosine", description="How the learning rate falls."
@@ -121,7 +133,40 @@ class TrainSection(Section):
     @property
     def effective_batch_size(self) -> int:
         """Rows per step."""
-        return self.micro_batch_size * self.gradient_accumulation_steps
+        if self.gradient_accumulation_steps is not None and isinstance(self.micro_batch_size, int):
+            return self.micro_batch_size * self.gradient_accumulation_steps
+        assert self.batch_size is not None  # see _rows_of_a_step
+        return self.batch_size
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_in_earlier_versions(cls, given: Any) -> Any:
+        """Recipes once named the two factors of `batch_size`; left out, a micro batch had 2 rows."""
+        if not isinstance(given, dict) or given.get("gradient_accumulation_steps") is None:
+            return given
+        return {"batch_size": None, "micro_batch_size": 2} | given
+
+    @model_validator(mode="after")
+    def _rows_of_a_step(self) -> TrainSection:
+        rows, micro, passes = self.batch_size, self.micro_batch_size, self.gradient_accumulation_steps
+        if passes is None and rows is None:
+            raise ValueError("train.batch_size: null leaves the rows of a step open; name a number, such as 8")
+        if passes is not None and not isinstance(micro, int):
+            raise ValueError(
+                "train.gradient_accumulation_steps needs a number as train.micro_batch_size; leave it out (null), and "
+                "name the rows of a step as train.batch_size"
+            )
+        if passes is not None and isinstance(micro, int) and rows not in (None, micro * passes):
+            raise ValueError(
+                f"train.batch_size: {rows} is not micro_batch_size {micro} x gradient_accumulation_steps {passes} = "
+                f"{micro * passes}; leave gradient_accumulation_steps out (null), or name {micro * passes}"
+            )
+        if passes is None and rows is not None and isinstance(micro, int) and rows % micro:
+            raise ValueError(
+                f"train.micro_batch_size: {micro} does not divide train.batch_size {rows}, the rows of a step; name a "
+                "divisor, or auto"
+            )
+        return self
 
 
 class SamplingSection(Section):

@@ -18,7 +18,7 @@ READ_BY = {
 }
 _PUBLISHED = {"model.hub_id"}  # only told to others: nothing is computed from it
 # Neither where metrics go nor how a step is divided into micro batches changes what is learned; the rows of a step do.
-_WITHOUT_EFFECT = {"micro_batch_size", "gradient_accumulation_steps", "report_to"}
+_WITHOUT_EFFECT = {"batch_size", "micro_batch_size", "gradient_accumulation_steps", "report_to"}
 
 
 def of_stage(recipe: Recipe, stage: str) -> dict[str, Any]:

@@ -14,17 +14,18 @@ from typing import Any
 import torch
 from trl import SFTTrainer
 
+from appliance.engines import master_weights, rows_by_memory
 from appliance.engines.rows_at_once import RowsAtOnce
 from appliance.errors import TrainingFailed
-from appliance.machine import one_gpu
+from appliance.machine import gpu_memory, one_gpu
+from appliance.machine.disk import human
 from appliance.prompt import batch as prompt_batch
 from appliance.training import checkpoints, row_order
 from appliance.training.callbacks import StopOnSignal
 from appliance.training.encoded_rows import Rows
 from appliance.training.learning_rate import hint_if_not_finite
-from appliance.training.micro_batch import AtWork, BatchSize
+from appliance.training.micro_batch import AtWork, BatchSize, TooFull
 
-EVALUATION_ROWS_PER_BATCH = 8
 # Trained values that weight decay would pull to zero, although zero means nothing there: DoRA's magnitudes replace the
 # lengths of the base's rows, token rows replace rows of its embeddings. LoRA's A and B are a delta: there, zero is the
 # base.
@@ -73,7 +74,8 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
         Args:
             train_rows, val_rows: in the order of the two datasets.
             rows_per_step: rows of one optimizer step, of all its micro batches.
-            size: if an evaluation has to use fewer rows at once, that is recorded beside the checkpoints.
+            size: if it is to be tried, that happens before the first step; what came out, and fewer rows at once in an
+                evaluation, is recorded beside the checkpoints.
             inputs: what a checkpoint depends on.
             stop: whether a signal asked training to stop.
             evaluation_due: the checkpoint to resume from was saved without its evaluation.
@@ -133,6 +135,38 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
         tokens = sum(self._train_rows.lengths[i] for i in rows)
         self.passes.append(MicroBatch(rows, tokens, count * width, loss, is_trained))
         return loss
+
+    def _try_micro_batch(self) -> None:
+        """Settles `auto`: forward and backward passes over the longest train rows, which leave no trace.
+
+        Two of them if a step has several: from the second on, the first one's gradients are there as well. Raises
+        TooFull: less than FREE_SHARE of the memory stays free; RuntimeError: it ran out.
+        """
+        size, lengths = self._size, self._train_rows.lengths
+        longest = sorted(range(len(lengths)), key=lambda i: -lengths[i])[: size.micro_batch_size]
+        batch = self.data_collator([self.train_dataset[i] for i in longest])
+        trained = (batch["labels"][:, 1:] != prompt_batch.IGNORED).sum().to(self.args.device)
+        self.at_work = AtWork("training", *batch["input_ids"].shape)
+        gpu_memory.forget_peak()
+        with torch.random.fork_rng([torch.cuda.current_device()] if self.args.device.type == "cuda" else []):
+            for _ in range(min(2, size.gradient_accumulation_steps)):
+                super().training_step(self.model_wrapped, dict(batch), trained)
+        left, memory_bytes = gpu_memory.left_at_peak()
+        self.model.zero_grad(set_to_none=True)
+        self._metrics["train"].clear()  # trl's own averages, which count the passes
+        self._total_train_tokens = 0
+        left -= self._moments_to_come()
+        free = f"{human(max(left, 0))} of {human(memory_bytes)} free"
+        if left < rows_by_memory.FREE_SHARE * memory_bytes and size.micro_batch_size > 1:
+            raise TooFull(self.at_work, self.state.global_step, f"it leaves {free}")
+        self._size = size.settled(f"the longest of them leave {free}")
+        self._size.remember(Path(self.args.output_dir))
+
+    def _moments_to_come(self) -> int:
+        """Bytes that the optimizer has not allocated yet: it does so in its first step."""
+        each = master_weights.MOMENT_BYTES["adamw_8bit" if self.args.optim == "adamw_8bit" else "adamw_torch"]
+        groups = [] if self.optimizer.state else self.optimizer.param_groups
+        return each * sum(int(weight.numel()) for group in groups for weight in group["params"])
 
     def refuse_what_cannot_be_learnt(self) -> None:
         """Raises TrainingFailed before any weight changes: a micro batch had nothing to learn, or no finite loss.
@@ -205,6 +239,8 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
         """`skip_scheduler`: whether this is the evaluation before the first step, which is how the Trainer uses it."""
+        if skip_scheduler and self._size.is_to_be_tried:
+            self._try_micro_batch()
         if not skip_scheduler or self.state.global_step == 0:
             return dict(super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler))
         if not self._evaluation_due:  # repeating it would count against patience: only check that memory is enough

@@ -83,7 +83,8 @@ def test_activations_are_what_torch_keeps(name: str, dtype: torch.dtype, dropout
         0,
         model=ModelSection(id="x", load_in_4bit=False),
         tuning=TuningSection(dropout=dropout),
-        train=TrainSection(micro_batch_size=2),
+        train=TrainSection(),
+        rows=2,
         dtype=str(dtype).removeprefix("torch."),
         tokens=TOKENS,
         checkpoints_gradients=False,
@@ -109,7 +110,8 @@ def test_activations_beside_float32_weights(name: str) -> None:
         0,
         model=ModelSection(id="x", load_in_4bit=False),
         tuning=TuningSection(method="full"),
-        train=TrainSection(micro_batch_size=2, gradient_accumulation_steps=2),
+        train=TrainSection(batch_size=4),
+        rows=2,
         dtype="bfloat16",
         tokens=TOKENS,
         checkpoints_gradients=False,
@@ -138,7 +140,8 @@ def of_qwen(
         4_000_000_000,
         model=ModelSection(id="x", **model),
         tuning=TuningSection(),
-        train=TrainSection(micro_batch_size=rows),
+        train=TrainSection(),
+        rows=rows,
         dtype="bfloat16",
         tokens=tokens,
         checkpoints_gradients=checkpoints,
@@ -170,20 +173,6 @@ def test_unsloths_fused_loss_takes_what_is_free() -> None:
         of_qwen(engine="unsloth", room=1 << 30).head == 4 * inputs
     )  # no room: that weights do not fit is said already
     assert of_qwen(tokens=512).head < of_qwen(tokens=512, engine="unsloth").head / 4
-
-
-def test_answers_fill_four_fifths_of_the_room() -> None:
-    shape = memory.shape_of(QWEN3_4B)
-    assert shape
-
-    def rows(room: int, prompt_tokens: int = 200) -> int:
-        return memory.answers_at_once(shape, prompt_tokens=prompt_tokens, answer_tokens=256, number_bytes=2, room=room)
-
-    a_row = 36 * 2 * 1024 * 456 * 2 + 200 * (2 * 9728 + 4 * 2560 + 4096) * 2 + 16 * 151_936
-    assert rows(10 * a_row) == 8
-    assert rows(80 << 30) == memory.MOST_ANSWERS == 64
-    assert rows(80 << 30, prompt_tokens=30_000) < 20
-    assert rows(0) == 1
 
 
 def peak_of_a_step(*tokens: int) -> int:
@@ -221,6 +210,7 @@ def test_the_estimate_counts_these_copies_and_full_fine_tuning_has_none() -> Non
             model=ModelSection(id="x"),
             tuning=tuning,
             train=TrainSection(),
+            rows=2,
             dtype="bfloat16",
             tokens=512,
             checkpoints_gradients=True,

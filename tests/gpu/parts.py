@@ -49,7 +49,9 @@ BASES: dict[str, dict[str, Any]] = {
 }
 # Triton's interpreter takes seconds per row.
 TINY_ROWS = {"micro_batch_size": 1, "gradient_accumulation_steps": 2}
-TINY_RECIPE = {f"train.{key}": value for key, value in TINY_ROWS.items()} | {
+TINY_RECIPE = {
+    "train.batch_size": 2,
+    "train.micro_batch_size": 1,
     "model.load_in_4bit": "false",
     "train.optimizer": "adamw_torch",
     "train.warmup_steps": 0,
@@ -133,7 +135,7 @@ def float16(bench: Bench) -> None:
 
 def oom(bench: Bench) -> None:
     asked = 4 if bench.is_tiny else 256
-    size = (f"train.micro_batch_size={asked}", "train.gradient_accumulation_steps=1")
+    size = (f"train.batch_size={asked}", f"train.micro_batch_size={asked}")
     resolved = _resolved(bench, "oom", "small", 2, "rehearse=never", *size)
     with _room_for(asked // 2) if bench.is_tiny else _held_memory(leaving_bytes=LEFT_BYTES):
         product.run(bench, resolved, bench.work_dir / "oom", until="train")

@@ -111,7 +111,7 @@ def test_the_share_of_evaluation_is_told_before_training(tmp_path: Path, base_di
     auto = look(tmp_path, base_dir)["evaluation"]
     assert auto.verdict == "ok"
     assert auto.found == "2.7% of the training time: 2 times 4 val rows, before the first step and after the last"
-    often = look(tmp_path, base_dir, train=TrainSection(eval_every=1, micro_batch_size=1))["evaluation"]
+    often = look(tmp_path, base_dir, train=TrainSection(eval_every=1, batch_size=4))["evaluation"]
     assert (often.verdict, often.found.split()[0]) == ("ok", "25.8%")
     outweighs = TrainSection(eval_every=1, micro_batch_size=1, gradient_accumulation_steps=1)
     assert look(tmp_path, base_dir, train=outweighs)["evaluation"].verdict == "warning"

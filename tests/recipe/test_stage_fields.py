@@ -48,7 +48,7 @@ def test_every_field_of_training_counts_in_both(recipe: Recipe, tmp_path: Path) 
     """A field that is added to one of the three sections needs a value here."""
     sections = {name: getattr(recipe, name) for name in ("model", "tuning", "train")}
     before, checkpoint_before = stage_fields.of_stage(recipe, "train"), of_checkpoint(recipe, tmp_path)
-    free = {"micro_batch_size", "gradient_accumulation_steps", "report_to", "hub_id"}
+    free = {"batch_size", "micro_batch_size", "gradient_accumulation_steps", "report_to", "hub_id"}
     fields = [(name, field) for name, section in sections.items() for field in type(section).model_fields]
     for name, field in fields:
         if f"{name}.{field}" in RESOLVED or field in free | {"method"}:

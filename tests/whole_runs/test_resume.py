@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
 import random
 import shutil
@@ -368,7 +369,11 @@ def test_a_signal_does_not_wait_for_an_evaluation(
     shop: Shop, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between two batches; and before the first step, where nothing is to be saved."""
-    predict = trainer.OrderedTrainer.prediction_step
+    predict, of_rows = trainer.OrderedTrainer.prediction_step, BatchSize.of_rows
+
+    def one_evaluated(section: TrainSection, rows: int) -> BatchSize:
+        return dataclasses.replace(of_rows(section, rows), evaluation_rows=1)
+
     for at, message in ((0, "after step 0$"), (6, "after step 6; it is saved")):
         seen: list[int] = []
 
@@ -380,7 +385,7 @@ def test_a_signal_does_not_wait_for_an_evaluation(
 
         with monkeypatch.context() as patch:
             patch.setattr(trainer.OrderedTrainer, "prediction_step", prediction_step)
-            patch.setattr(train, "EVALUATION_ROWS_PER_BATCH", 1)
+            patch.setattr(micro_batch.BatchSize, "of_rows", one_evaluated)
             with pytest.raises(Interrupted, match=message):
                 shop.fit(tmp_path / "stopped")
         assert len(seen) == 1  # of four val rows
