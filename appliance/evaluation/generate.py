@@ -28,6 +28,10 @@ class Answer:
 
 
 ROWS_AT_ONCE = 16
+# An answer that only repeats itself goes on to its last token: it ends when LOOP_TOKENS, and at least LOOP_TIMES
+# rounds, are one sequence of at most LOOP_PERIOD tokens over and over. Looked for every LOOP_LOOK tokens: a look waits
+# for the device.
+LOOP_TOKENS, LOOP_TIMES, LOOP_PERIOD, LOOP_LOOK = 64, 4, 32, 16
 
 
 def answer(
@@ -45,8 +49,9 @@ def answer(
     """Answers to `prompts` (ids), in their order.
 
     Rows are batched by length and padded on the left with attention mask 0; positions follow from the mask. An answer
-    has stopped if it ended in EOS (the tokenizer's, or one that the base itself declares) or in a `stop` text. Raises
-    RuntimeError: there is not enough memory to answer a single row.
+    has stopped if it ended in EOS (the tokenizer's, or one that the base itself declares) or in a `stop` text. One that
+    only repeats itself is ended, and has not stopped. Raises RuntimeError: there is not enough memory to answer a
+    single row.
 
     Args:
         halts: whether a row is finished at a `stop` text; if not, its ids go on behind the text that is cut there.
@@ -69,17 +74,18 @@ def answer(
         input_ids, attention_mask = pad_left([prompts[i] for i in batch], prompt.pad_token_id)
         # Copies: a batch that does not fit is retried in parts, with the same random numbers.
         drawn = LogitsProcessorList([_Draw(sampling, [copy(streams[i]) for i in batch])]) if streams else None
-        halting = StoppingCriteriaList([_Halt(prompt, input_ids.shape[1], stop)]) if halts and stop else None
+        loops = _Loops(input_ids.shape[1])
+        ending = [loops, _Halt(prompt, input_ids.shape[1], stop)] if halts and stop else [loops]
         with torch.inference_mode():
             output = model.generate(  # (B, T + new tokens)
                 input_ids=input_ids.to(model.device),
                 attention_mask=attention_mask.to(model.device),
                 generation_config=config,
                 logits_processor=drawn,
-                stopping_criteria=halting,
+                stopping_criteria=StoppingCriteriaList(ending),
             )
-        for i, ids in zip(batch, output[:, input_ids.shape[1] :].tolist(), strict=True):
-            answers[i] = _answer(prompt, ids, ends, stop)
+        for row, (i, ids) in enumerate(zip(batch, output[:, input_ids.shape[1] :].tolist(), strict=True)):
+            answers[i] = _answer(prompt, ids[: loops.ended.get(row)], ends, stop)
         if on_progress:
             on_progress(len(batch))
 
@@ -133,6 +139,40 @@ class _Halt(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped
         tails = input_ids[:, self._width :][:, -self._tokens :].tolist()
         texts = self._prompt.backend.decode_batch(tails, skip_special_tokens=True)
         return torch.tensor([any(one in text for one in self._stop) for text in texts], device=input_ids.device)
+
+
+class _Loops(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped
+    """Finishes a row that only repeats itself. `width`: the prompt's tokens, padding included.
+
+    `ended`: row -> its tokens by then. Behind them is padding, as behind the EOS of a row that has stopped; that
+    padding is noted here as well, and changes nothing.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._finished: torch.Tensor | None = None
+        self.ended: dict[int, int] = {}
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:  # noqa: ARG002
+        """Ids (B, T) in; out, whether each row is finished (B,)."""
+        if self._finished is None:
+            self._finished = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        made = input_ids.shape[1] - self._width
+        if made >= LOOP_TOKENS and made % LOOP_LOOK == 0:
+            for row, ids in enumerate(input_ids[:, self._width :].tolist()):
+                if row not in self.ended and only_repeats(ids):
+                    self.ended[row] = made
+                    self._finished[row] = True
+        return self._finished.clone()
+
+
+def only_repeats(ids: Sequence[int]) -> bool:
+    """Whether the end of `ids` is one short sequence over and over."""
+    for period in range(1, LOOP_PERIOD + 1):
+        span = max(LOOP_TOKENS, LOOP_TIMES * period)
+        if len(ids) >= span and ids[-span:-period] == ids[len(ids) - span + period :]:
+            return True
+    return False
 
 
 def _streams(prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[random.Random]:

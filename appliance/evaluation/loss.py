@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,19 +16,29 @@ LOSS_ROWS_AT_ONCE = 4
 
 
 def mean_loss(
-    engine: Engine, model: Any, rows: Sequence[prompt_format.Encoded], pad_token_id: int, at_once: RowsAtOnce
+    engine: Engine,
+    model: Any,
+    rows: Sequence[prompt_format.Encoded],
+    pad_token_id: int,
+    at_once: RowsAtOnce,
+    on_progress: Callable[[str], None] | None = None,
 ) -> float:
     """Mean negative log-likelihood in nats over all trained tokens of `rows` (answers and EOS).
 
-    Raises RuntimeError: there is not enough memory for a single row.
+    `on_progress`: is told how far it is, in words. Raises RuntimeError: there is not enough memory for a single row.
     """
+    done = 0
     sums: list[torch.Tensor] = []  # scalars, left on the device: reading a value would wait for it
 
-    def add(rows: Sequence[prompt_format.Encoded]) -> None:
-        part = [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
+    def add(some: Sequence[prompt_format.Encoded]) -> None:
+        part = [{"input_ids": row.input_ids, "labels": row.labels} for row in some]
         batch = prompt_batch.collate(part, pad_token_id=pad_token_id)
         with torch.inference_mode():
             sums.append(engine.summed_loss(model, {name: value.to(model.device) for name, value in batch.items()}))
+        nonlocal done
+        done += len(part)
+        if on_progress:
+            on_progress(f"loss of {done} of {len(rows)} rows")
 
     at_once.each(sorted(rows, key=len, reverse=True), add)
     tokens = sum(label != prompt_batch.IGNORED for row in rows for label in row.labels[1:])

@@ -272,6 +272,14 @@ class Steps:
         """`count` more are done; `note` is shown next to the bar, for example the loss."""
         self.reach(self._done + count, note)
 
+    def between(self, note: str) -> None:
+        """What happens between two of the steps, if it takes long: `note` says how far it is."""
+        self._bar.update(self._task, note=note)
+        now = time.monotonic()
+        if not _stderr.is_terminal and now - self._spoke >= self._pause:
+            self._spoke = now
+            say(f"{self._title} {self._done}/{self._total}  {note}")
+
     def reach(self, done: int, note: str = "") -> None:
         """`done` of the total are done. After a resume the first call sets where counting begins.
 

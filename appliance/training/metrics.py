@@ -58,6 +58,11 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
         assert self.trainer
         self.trainer.refuse_what_cannot_be_learnt()
 
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """An evaluation may take minutes, the one before the first step too."""
+        if self._bar and self.trainer:
+            self._bar.between(self.trainer.evaluated.describe())
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:  # noqa: ARG002
         step = state.global_step
         if "eval_loss" in logs:

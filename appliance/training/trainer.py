@@ -6,6 +6,7 @@ Knows no stage and no recipe. Import it only after the engine: Unsloth rewrites 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from appliance.engines.rows_at_once import RowsAtOnce
 from appliance.errors import TrainingFailed
 from appliance.machine import gpu_memory, one_gpu
 from appliance.machine.disk import human
+from appliance.process import console
 from appliance.prompt import batch as prompt_batch
 from appliance.training import checkpoints, row_order
 from appliance.training.callbacks import StopOnSignal
@@ -41,6 +43,20 @@ class MicroBatch:
     padded_tokens: int  # padding included: what was computed on
     loss: torch.Tensor
     is_trained: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """How far an evaluation is."""
+
+    rows: int
+    of: int
+    seconds: float
+
+    def describe(self) -> str:
+        """'evaluating: 64 of 512 val rows, 1 min 10 s left'."""
+        left = self.seconds / self.rows * (self.of - self.rows)
+        return f"evaluating: {self.rows} of {self.of} val rows, {console.duration(left)} left"
 
 
 class EvaluationStopped(Exception):
@@ -94,6 +110,7 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
         self.passes: list[MicroBatch] = []  # of the current step, or of the one just finished
         self._passes_of = -1  # the step they belong to
         self.at_work = AtWork("training", 0, 0)
+        self.evaluated = Evaluated(0, 0, 0.0)
         self._sampler = row_order.EpochSampler(train_rows.lengths, rows_per_step=rows_per_step, seed=self.args.seed)
 
     def rows_of_step(self, step: int) -> list[int]:
@@ -214,9 +231,12 @@ class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
             loss, _, _ = self.prediction_step(self.model, batch, prediction_loss_only=True, ignore_keys=ignore_keys)
             asked.append(indexes)
             seen.append(torch.stack([loss.double(), count.double()]))
+            self.evaluated = Evaluated(sum(map(len, asked)), len(wanted), time.monotonic() - began)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
+        wanted, began = by_length[: self._evaluation.rows] if longest_only else by_length, time.monotonic()
         self.model.eval()
-        self._evaluation.each(by_length[: self._evaluation.rows] if longest_only else by_length, compute)
+        self._evaluation.each(wanted, compute)
         figures = torch.stack(seen).tolist()  # (batches, 2)
         for indexes, (loss, _) in zip(asked, figures, strict=True):
             if not math.isfinite(loss):

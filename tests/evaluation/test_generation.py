@@ -100,6 +100,52 @@ def test_the_bases_own_end_tokens_count_as_stopping(loaded: tuple[Any, prompt_fo
     assert ended.stopped
 
 
+@pytest.mark.parametrize(
+    ("ids", "loops"),
+    [
+        ([1, 2] * 32, True),
+        ([9, 9, *range(16), *list(range(16)) * 3], True),
+        ([1, 2] * 31, False),  # too short to be sure
+        (list(range(32)) * 3, False),
+        (list(range(32)) * 4, True),
+        (list(range(33)) * 8, False),
+        ([1] * 63 + [2], False),
+        (list(range(200)), False),
+    ],
+)
+def test_a_loop_is_four_rounds_or_more(ids: list[int], loops: bool) -> None:
+    assert generate.only_repeats(ids) is loops
+
+
+def test_a_row_that_only_repeats_itself_is_ended(loaded: tuple[Any, prompt_format.Prompt]) -> None:
+    """And has not stopped; a row beside it that goes on is not cut, and one that has stopped stays as it was."""
+    model, prompt = loaded
+    rows, vocabulary = ids_of(prompt)[:3], model.config.vocab_size
+    calls = [0]
+
+    def logits_of(_model: Any, _args: Any, logits: torch.Tensor) -> torch.Tensor:
+        """By length, longest first, as the batch is: a loop of three tokens, all tokens in turn, EOS after five."""
+        chosen, at = torch.full_like(logits, -100.0), calls[0]
+        order = sorted(range(3), key=lambda i: -len(rows[i]))
+        for place, kind in enumerate(order):
+            token = {0: 10 + at % 3, 1: 10 + at % (vocabulary - 10), 2: prompt.eos_token_id if at == 5 else 11 + at}[
+                kind
+            ]
+            chosen[place, :, token] = 100.0
+        calls[0] += 1
+        return chosen
+
+    handle = model.get_output_embeddings().register_forward_hook(logits_of)
+    try:
+        loop, others, stopped = generate.answer(model, prompt, rows, max_new_tokens=100)
+    finally:
+        handle.remove()
+    assert (len(loop.ids), loop.stopped) == (generate.LOOP_TOKENS, False)
+    assert set(loop.ids) == {10, 11, 12}
+    assert (len(others.ids), others.stopped) == (100, False)
+    assert (len(stopped.ids), stopped.stopped) == (6, True)
+
+
 def test_a_drawn_answer_depends_on_its_prompt_and_the_seed_not_on_its_batch(
     loaded: tuple[Any, prompt_format.Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,17 @@ SPEED_LINE = {
     "peak_gib": "peak {:.2f} GiB",
     "other_peak_gib": "against {:.2f} GiB",
 }
+AUTO_LINE = {
+    f"{name}_{size}": f"{size}: {text}" if name == "rows" else text
+    for size in ("0.6b", "4b")
+    for name, text in {
+        "rows": "micro batches of {}",
+        "speedup": "{:.2f} times our 2 x 4",
+        "speedup_of_bare": "{:.2f} times the bare script's",
+        "tokens_per_second": "{:.0f} tokens/s",
+        "peak_gib": "peak {:.2f} GiB",
+    }.items()
+}
 PARTS = (
     Part(
         "starts",
@@ -72,6 +83,13 @@ PARTS = (
     ),
     Part("default", "the shape of the recipe `default` in 4 bits: rehearsal, speed, memory, proof", 90, 480, RUN_LINE),
     Part("bare", "time, losses and memory against a bare Unsloth script", 80, 220, SPEED_LINE, tiny_engine="unsloth"),
+    Part(
+        "auto",
+        "speed of micro_batch_size=auto against 2 x 4, ours and a bare Unsloth script's, at 0.6 and 4 billion weights",
+        120,
+        330,
+        AUTO_LINE,
+    ),
     Part("ko8b", "the shape of `llama3-ko-alpaca` in 4 bits: five steps and the proof", 150, 300, RUN_LINE),
     Part(
         "float16",

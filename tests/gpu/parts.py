@@ -38,12 +38,15 @@ from tests.helpers.engine_child import Request
 
 TIME_RATIO = 1.15  # of the median step, to a bare script's
 PEAK_RATIO = 1.25
+SPEEDUP = 2.5  # of micro batches as large as memory allows, over 2 x 4
+FREE_SHARE = 0.1  # that they leave of the card
 # Relative, of every step; as in tests/gpu/test_speed.py and test_contract.py, which give the reasons.
 LOSS_TOLERANCE, ENGINES_TOLERANCE = 0.02, 0.08
 REPEATED_TOLERANCE = 0.01  # of a step that is trained again: sums on the card have no fixed order
 LEFT_BYTES = 5 * GIB // 2  # what `oom` leaves free: enough for the model and some rows, not for all it requests
 BASES: dict[str, dict[str, Any]] = {
     "small": shapes.QWEN3_4B | shapes.SMALL,
+    "qwen3-0.6b": shapes.QWEN3_06B,
     "qwen3-4b": shapes.QWEN3_4B,
     "llama-3-8b": shapes.LLAMA_3_8B,
 }
@@ -123,6 +126,38 @@ def transformers(bench: Bench) -> None:
         _compare_times(bench, ends, files.read_json(of_bare / "ends.json"))
 
 
+def auto(bench: Bench) -> None:
+    """A step has the same rows in both, so the ratio of median steps is that of tokens per second."""
+    for size in ("0.6b", "4b"):
+        setting = _setting(bench, f"qwen3-{size}", 2 if bench.is_tiny else 15)
+        name = f"auto-{size}"
+        rows = setting.micro_batch_size * setting.gradient_accumulation_steps
+        asked = ("train.micro_batch_size=auto", f"train.batch_size={rows}", "train.gradient_accumulation_steps=null")
+        ends = _train(bench, setting, name, *asked)
+        product.give_back_memory()
+        two = _train(bench, setting, f"{name}-2x4")
+        batch = files.read_json(bench.work_dir / name / "train" / "fit.json")["batch"]
+        seconds, of_two = product.median_seconds(ends), product.median_seconds(two)
+        bench.measured(**{f"rows_{size}": batch["micro_batch_size"], f"why_{size}": batch["chosen"]})
+        bench.measured(**{f"step_seconds_{size}": round(seconds, 4), f"other_step_seconds_{size}": round(of_two, 4)})
+        steps = product.steps(bench.work_dir / name).values()
+        tokens = sum(line["tokens"] for line in steps) / len(steps)
+        bench.measured(**{f"tokens_per_second_{size}": tokens / seconds, f"speedup_{size}": of_two / seconds})
+        losses = [product.losses(bench.work_dir / folder) for folder in (name, f"{name}-2x4")]
+        _compare_losses(bench, *losses, LOSS_TOLERANCE)
+        if bench.engine == "unsloth":
+            product.give_back_memory()
+            folder = bench.work_dir / f"{name}-script"
+            script = shapes.run_bare(setting, bench.work_dir / f"{name}-2x4", folder, in_process=bench.is_tiny)
+            bench.measured(**{f"speedup_of_bare_{size}": product.median_seconds(script["step_seconds"]) / seconds})
+        if not bench.is_tiny:
+            speedup, peak = round(of_two / seconds, 2), product.peak_bytes(bench.work_dir / name)
+            bench.claim(f"{size}: speed as a multiple of 2 x 4", speedup, SPEEDUP, speedup >= SPEEDUP)
+            bench.measured(**{f"peak_gib_{size}": round(peak / GIB, 2)})
+            most = (1 - FREE_SHARE) * machine_device.device().memory_bytes
+            bench.claim(f"{size}: peak memory", peak, int(most), peak <= most)
+
+
 def float16(bench: Bench) -> None:
     resolved = _resolved(bench, "float16", "small", 6, "rehearse=never", "model.dtype=float16")
     product.run(bench, resolved, bench.work_dir / "float16", until="evaluate")
@@ -170,7 +205,7 @@ def resume(bench: Bench) -> None:
     bench.claim("last step", max(after), steps, max(after) == steps)
 
 
-PARTS = {part.__name__: part for part in (starts, default, bare, ko8b, float16, oom, resume, transformers)}
+PARTS = {part.__name__: part for part in (starts, default, bare, auto, ko8b, float16, oom, resume, transformers)}
 
 
 def _whole(bench: Bench, resolved: Resolved, *, until: str) -> None:

@@ -73,6 +73,15 @@ QWEN3_4B = {
     "rope_theta": 5000000.0,
     "rms_norm_eps": 1e-6,
 }
+# Qwen/Qwen3-0.6B, config.json
+QWEN3_06B = QWEN3_4B | {
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "max_position_embeddings": 40960,
+    "rope_theta": 1000000.0,
+}
 # Of the same families, so small that any card runs them in seconds, and smaller still for Triton's interpreter.
 SMALL = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4, "vocab_size": 4096} | {
     "num_attention_heads": 8,

@@ -132,6 +132,21 @@ def test_lines_are_seconds_apart_but_the_last_is_always_there(capsys: pytest.Cap
     assert capsys.readouterr().err.splitlines() == ["train 1000/1000  "]
 
 
+def test_what_happens_between_two_steps_is_said_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.Steps("train", 3, seconds_between_lines=0) as steps:
+        steps.between("evaluating: 8 of 16 val rows")
+        steps.reach(1, "loss 1.5")
+        steps.between("evaluating: 16 of 16 val rows")
+    with console.Steps("train", 3, seconds_between_lines=60) as steps:
+        steps.between("not yet")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition("  ETA")[0] for line in lines] == [
+        "train 0/3  evaluating: 8 of 16 val rows",
+        "train 1/3  loss 1.5",
+        "train 1/3  evaluating: 16 of 16 val rows",
+    ]
+
+
 def test_a_resumed_loop_counts_from_where_it_began(capsys: pytest.CaptureFixture[str]) -> None:
     with console.Steps("train", 1000, seconds_between_lines=0) as steps:
         steps._began -= 3600  # as if loading had taken an hour

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from appliance.engines.transformers import TransformersEngine
 from appliance.errors import EnvironmentUnavailable, Interrupted, RunDirError, TrainingFailed
 from appliance.machine import device as machine_device
 from appliance.pipeline import prepare, train
-from appliance.process import files
+from appliance.process import console, files
 from appliance.prompt import format as prompt_format
 from appliance.recipe.fields import DataSection, ModelSection, TrainSection, TuningSection
 from appliance.rundir import results
@@ -208,6 +209,29 @@ def test_micro_batches_do_not_change_the_trajectory(base: Base, prepare_dir: Pat
         ones, others = adapter(tmp_path / "1x8"), adapter(other)
         for name, one in ones.items():
             torch.testing.assert_close(others[name], one, rtol=1e-3, atol=2e-5)
+
+
+def test_the_first_evaluation_is_seen(
+    base: Base, prepare_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before step 1, too: on a CPU it may take minutes."""
+    monkeypatch.setattr(training_metrics.console, "Steps", partial(console.Steps, seconds_between_lines=0.0))
+    fit(
+        base,
+        prepare_dir,
+        tmp_path / "train",
+        max_steps=1,
+        batch_size=8,
+        micro_batch_size=1,
+        gradient_accumulation_steps=None,
+    )
+    rows = len((prepare_dir / "val.csv").read_text(encoding="utf-8").splitlines()) - 1
+    seen = capsys.readouterr().err.partition("train 1/1")[0]
+    told = [f"train 0/1  evaluating: {row} of {rows} val rows, " for row in range(1, rows + 1)]
+    places = [seen.find(line) for line in told]
+    assert rows > 1
+    assert places == sorted(places)
+    assert places[0] >= 0
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(base: Base, prepare_dir: Path, tmp_path: Path) -> None:
