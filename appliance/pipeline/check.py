@@ -22,7 +22,7 @@ from appliance.machine import place as machine_place
 from appliance.machine.device import Device
 from appliance.machine.disk import human
 from appliance.machine.place import Place
-from appliance.preflight import disk_needs, doctor, gpu, gpu_probe
+from appliance.preflight import disk_needs, doctor, gpu, gpu_probe, memory_needs
 from appliance.process import files
 from appliance.recipe.fields import DataSection, ModelSection, PublishSection, TrainSection, TuningSection
 from appliance.release import base as release_base
@@ -290,8 +290,8 @@ def _training_memory(
     full_with = train.optimizer if tuning.method == "full" else None
     at_least = memory.training_bytes(parameters, model.load_in_4bit, dtype, full_with)
     room = machine_device.room_bytes(device)
-    fix = _instead_of_full(room, train.optimizer) if full_with else ""
-    finding = _fits("training", device.kind, room, at_least, fix)
+    fix = memory_needs.instead_of_full(room, train.optimizer) if full_with else ""
+    finding = memory_needs.fits("training", device.kind, room, at_least, fix)
     shape = memory.shape_of(base.config)
     if shape and finding.verdict == "ok":
         wanted = model.max_seq_length
@@ -327,25 +327,6 @@ def _training_memory(
 def _merging_memory(base: Base, device: Device) -> list[Finding]:
     """Room for the merge and for the proof, which loads the model again: on the GPU if there is room then."""
     shape, host = memory.shape_of(base.config), host_memory.memory_available_bytes()  # within the container's limit
-    findings = [_fits("the merge", "cpu", host, memory.merge_bytes(shape))] if shape else []
+    findings = [memory_needs.fits("the merge", "cpu", host, memory.merge_bytes(shape))] if shape else []
     largest = shape.vocabulary * shape.hidden if shape else 0  # the embedding
     return [*findings, memory_finding(Weights(base.parameters, largest, base.stored_dtype), device)]
-
-
-def _instead_of_full(room: int, optimizer: str) -> str:
-    """What to do if the float32 weights of a full fine-tuning do not fit."""
-    bytes_each = master_weights.bytes_per_weight(optimizer)
-    largest = max(room - machine_device.OVERHEAD_BYTES, 0) / bytes_each / 1e9
-    smaller = "train.optimizer=adamw_8bit, " if optimizer == "adamw_torch" else ""
-    return (
-        f"use tuning.method=lora, {smaller}a smaller model.id, or a machine with more memory: at {bytes_each} bytes a "
-        f"weight {human(room)} hold up to about {largest:.1f} billion weights"
-    )
-
-
-def _fits(purpose: str, place: str, room: int, needed: int, fix: str = "") -> Finding:
-    what = f"{'memory' if place == 'cpu' else 'GPU memory'} for {purpose}"
-    if needed <= room:
-        return Finding(what, human(room), human(needed), "ok")
-    fix = fix or f"choose a smaller model.id, or a machine with more memory: {memory.what_fits(room)}"
-    return Finding(what, human(room), human(needed), "fails", fix)
