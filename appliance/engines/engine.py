@@ -26,6 +26,7 @@ class Engine(Protocol):
 
     name: str
     trainer_checkpoints_gradients: bool  # whether the Trainer should turn gradient checkpointing on
+    trainer_computes_loss: bool  # as training/answer_loss.py chooses; otherwise the library's own loss is left alone
 
     def load_for_training(
         self,

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
-from appliance.engines import decoding, master_weights
+from appliance.engines import answer_head, decoding, master_weights
 from appliance.engines import loaded as engines_loaded
 from appliance.engines import token_rows as engines_token_rows
 from appliance.engines.engine import Loaded, load_failures, refuse_too_long
@@ -21,11 +21,10 @@ from appliance.prompt import batch as prompt_batch
 from appliance.prompt import tokenizer as prompt_tokenizer
 from appliance.recipe.fields import ModelSection, TuningSection
 
-HEAD_TOKENS = 256  # tokens whose logits are held at a time: 150 MiB in float32 for a vocabulary of 152,000
-
 
 class TransformersEngine:
     name = "transformers"
+    trainer_computes_loss = True
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -79,19 +78,15 @@ class TransformersEngine:
     def summed_loss(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See Engine. transformers' own loss would hold all logits and a float32 copy of them."""
         causal = model.get_base_model() if isinstance(model, PeftModel) else model
+        after = answer_head.after_head(causal)
         labels = batch["labels"][:, 1:]
-        hidden = causal.base_model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-        ).last_hidden_state[:, :-1]  # (B, T-1, hidden size): the states that predict the next token
         counts = labels != prompt_batch.IGNORED
-        config, head = causal.config.get_text_config(), causal.get_output_embeddings()
-        total = torch.zeros((), dtype=torch.float64, device=labels.device)
-        for states, wanted in zip(
-            torch.split(hidden[counts], HEAD_TOKENS), torch.split(labels[counts], HEAD_TOKENS), strict=True
-        ):
-            logits = _as_the_model_scales(head(states).float(), config)  # (HEAD_TOKENS or fewer, V)
-            total += torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
-        return total
+        seen = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+        if after is None:  # only the model itself knows how its logits come about
+            logits = causal(**seen).logits[:, :-1][counts].float()
+            return torch.nn.functional.cross_entropy(logits, labels[counts], reduction="sum").double()
+        hidden = causal.base_model(**seen).last_hidden_state[:, :-1]  # (B, T-1, H): each predicts the next token
+        return answer_head.summed_nll(causal, hidden[counts], labels[counts], after)
 
     def release(self) -> None:
         gc.collect()
@@ -127,13 +122,6 @@ class TransformersEngine:
         if model.load_in_4bit:
             _keep_4bit_layout(loaded)
         return loaded, tokenizer
-
-
-def _as_the_model_scales(logits: torch.Tensor, config: Any) -> torch.Tensor:
-    """The logits as some architectures adjust them: Cohere and Granite scale them, Gemma 2 soft-caps them."""
-    scaled = logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-    cap = getattr(config, "final_logit_softcapping", None)
-    return scaled if cap is None else cap * torch.tanh(scaled / cap)
 
 
 def _keep_4bit_layout(model: Any) -> None:

@@ -31,6 +31,7 @@ class UnslothEngine:
     name = "unsloth"
     # get_peft_model installs Unsloth's own; the Trainer would replace it with transformers' slower one
     trainer_checkpoints_gradients = False
+    trainer_computes_loss = False  # its forward passes have a fused loss; `loss_type` could divide it twice
 
     def __init__(self, device: Device, cache_dir: Path) -> None:
         """Import Unsloth. Code that it compiles is cached below `cache_dir` unless the environment says otherwise.

@@ -32,7 +32,7 @@ from appliance.recipe.fields import ModelSection, TrainSection, TuningSection
 from appliance.release import gates
 from appliance.report import loss_plot
 from appliance.rundir.token_choice import TokenChoice
-from appliance.training import checkpoints, micro_batch, trained_folder
+from appliance.training import answer_loss, checkpoints, micro_batch, trained_folder
 from appliance.training import material as training_material
 from appliance.training.arguments import trainer_arguments
 from appliance.training.callbacks import EarlyStoppingCallback, FinishWithEvaluation, StopOnSignal
@@ -253,6 +253,7 @@ def _trainer(
 ) -> OrderedTrainer:
     """The trainer, with our rows and our collator. Raises GateRefused: a library replaced them, and EOS got lost."""
     train, dataset, collate = task.train, material.dataset, material.collate
+    loss = answer_loss.choose(tuned, task.dtype) if task.engine.trainer_computes_loss else answer_loss.LIBRARYS
     arguments = trainer_arguments(
         train,
         material.evaluation.every,
@@ -262,6 +263,7 @@ def _trainer(
         task.checkpoints_dir,
         method=task.tuning.method,
         gradient_checkpointing=task.engine.trainer_checkpoints_gradients,
+        loss_type=loss.trl_type,
     )
     trainer = OrderedTrainer(
         model=tuned,
@@ -272,6 +274,7 @@ def _trainer(
         data_collator=collate,
         callbacks=[EarlyStoppingCallback(train.patience, train.min_delta), FinishWithEvaluation(), metrics, stop],
     )
+    trainer.loss = loss
     trainer.remove_callback(PrinterCallback)  # it prints every line of metrics; ours writes them
     if trainer.train_dataset is not dataset or trainer.data_collator is not collate:
         _refuse_rows_that_do_not_stop(task, material, trainer.train_dataset, trainer.data_collator)
@@ -282,9 +285,7 @@ def _train(trainer: OrderedTrainer, resume_from: Path | None) -> None:
     """Raises OutOfMemory with what the trainer was doing."""
     try:
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    except EvaluationStopped:  # before the first step; StopOnSignal knows why
-        pass
-    except TrainingEnded:
+    except (EvaluationStopped, TrainingEnded):  # the first before any step; StopOnSignal knows why
         pass
     except RuntimeError as error:
         if not is_out_of_memory(error):

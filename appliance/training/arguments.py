@@ -22,7 +22,16 @@ def trainer_arguments(
     *,
     method: master_weights.Method,
     gradient_checkpointing: bool,
+    loss_type: str | None,
 ) -> SFTConfig:
+    """`loss_type`: trl's name for how the loss is computed; None: the engine's library decides.
+
+    Args:
+        train: the recipe's section; `eval_every`, the steps between evaluations, may follow from the number of rows.
+        size: rows of a micro batch, micro batches of a step.
+        dtype: the compute dtype on `device`.
+        method: of tuning.
+    """
     on_cuda = device.kind == "cuda"
     return SFTConfig(
         output_dir=str(checkpoints_dir),
@@ -55,6 +64,7 @@ def trainer_arguments(
         packing=False,
         remove_unused_columns=False,
         dataloader_pin_memory=on_cuda,
+        **({"loss_type": loss_type} if loss_type else {}),
         # the machine
         use_cpu=not on_cuda,
         bf16=dtype == "bfloat16" and (on_cuda or master_weights.has_masters(method, dtype)),

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from trl import SFTTrainer
 
 from appliance.engines import master_weights, rows_by_memory
 from appliance.engines.rows_at_once import RowsAtOnce
@@ -23,6 +22,7 @@ from appliance.machine.disk import human
 from appliance.process import console
 from appliance.prompt import batch as prompt_batch
 from appliance.training import checkpoints, row_order
+from appliance.training.answer_loss import LossTrainer
 from appliance.training.callbacks import StopOnSignal
 from appliance.training.encoded_rows import Rows
 from appliance.training.learning_rate import hint_if_not_finite
@@ -67,8 +67,8 @@ class TrainingEnded(Exception):
     """The evaluation that a signal had interrupted was the last: no step follows."""
 
 
-class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer with our row order, a token-weighted val loss, and checkpoints that are complete or absent.
+class OrderedTrainer(LossTrainer):
+    """trl's SFTTrainer with our row order, a token-weighted val loss, and checkpoints that are complete or absent.
 
     Call `use` before `train`.
     """

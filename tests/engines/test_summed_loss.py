@@ -7,9 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    GraniteConfig,
+    HyperCLOVAXConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
-from appliance.engines import transformers
+from appliance.engines import answer_head
 from appliance.engines.transformers import TransformersEngine
 from appliance.machine import device
 from appliance.machine.out_of_memory import is_out_of_memory
@@ -45,7 +53,7 @@ def from_logits(model: PreTrainedModel, rows: dict[str, torch.Tensor]) -> float:
     labels = rows["labels"][:, 1:]
     logits = model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).logits[:, :-1]
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
-    return float(loss)
+    return loss.item()
 
 
 @pytest.mark.parametrize("adapted", [False, True])
@@ -54,7 +62,7 @@ def from_logits(model: PreTrainedModel, rows: dict[str, torch.Tensor]) -> float:
 def test_it_is_the_one_of_all_logits(
     family: Family, adapted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transformers, "HEAD_TOKENS", 7)  # several parts, the last one smaller
+    monkeypatch.setattr(answer_head, "HEAD_TOKENS", 7)  # several parts, the last one smaller
     base = tiny_base(tmp_path / "base", family=family, tied=family.startswith("gemma"))
     adapter = tiny_adapter(tmp_path / "adapter", base) if adapted else None
     engine = TransformersEngine(device.device())
@@ -63,8 +71,22 @@ def test_it_is_the_one_of_all_logits(
         assert float(engine.summed_loss(model, batch())) == pytest.approx(from_logits(model, batch()), rel=1e-6)
 
 
+class OwnHead(LlamaForCausalLM):  # type: ignore[misc]
+    """Its logits are no function of the head's output that we know."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        seen = super().forward(*args, **kwargs)
+        seen.logits = seen.logits + 0.1 * seen.logits**2
+        return seen
+
+
 @pytest.mark.parametrize(
-    "config", [CohereConfig(**SIZES, logit_scale=0.25), GraniteConfig(**SIZES, logits_scaling=3.0)]
+    "config",
+    [
+        CohereConfig(**SIZES, logit_scale=0.25),
+        GraniteConfig(**SIZES, logits_scaling=3.0),
+        HyperCLOVAXConfig(**SIZES, logits_scaling=3.0),  # multiplies by what Granite divides by
+    ],
 )
 def test_a_scaled_head_is_scaled(config: Any) -> None:
     torch.manual_seed(0)
@@ -74,8 +96,17 @@ def test_a_scaled_head_is_scaled(config: Any) -> None:
         assert float(engine.summed_loss(model, batch())) == pytest.approx(from_logits(model, batch()), rel=1e-6)
 
 
+def test_a_model_with_other_logits_than_its_heads_computes_them_itself() -> None:
+    torch.manual_seed(0)
+    model = OwnHead(LlamaConfig(**SIZES)).eval()
+    assert answer_head.after_head(model) is None
+    with torch.inference_mode():
+        summed = TransformersEngine(device.device()).summed_loss(model, batch())
+    assert float(summed) == pytest.approx(from_logits(model, batch()), rel=1e-6)
+
+
 def test_no_more_logits_are_held_than_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transformers, "HEAD_TOKENS", 8)
+    monkeypatch.setattr(answer_head, "HEAD_TOKENS", 8)
     engine = TransformersEngine(device.device())
     base = tiny_base(tmp_path / "base")
     model, _ = engine.load_for_inference(base, ModelSection(id="x", load_in_4bit=False), None)
@@ -84,7 +115,7 @@ def test_no_more_logits_are_held_than_asked_for(tmp_path: Path, monkeypatch: pyt
     with torch.inference_mode():
         engine.summed_loss(model, batch())
     trained = 20 + 13 + 5
-    assert seen == [8, 8, 8, 8, trained - 32]
+    assert seen[2:] == [8, 8, 8, 8, trained - 32]  # the first two find out what the model does after its head
 
 
 @pytest.mark.parametrize(
