@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
-import json
 import logging
 import os
 import random
-import re
 import subprocess
 import sys
-from collections.abc import Callable
-from urllib.parse import quote, quote_plus
 
 import pytest
 
 from appliance.process import child, known_secrets, masked_streams, redact
+from tests.helpers.canary import SPELLED, parts
 
 
 @pytest.mark.parametrize(
@@ -62,38 +57,6 @@ def test_a_traceback_is_scrubbed(caplog: pytest.LogCaptureFixture) -> None:
 
 TOKEN = "hf_" + "QzXwVbNmKjHgFdSaPoIuYtReWqLk7531"
 AWKWARD = 'p@ss "w/or+d" 7é&<x>'
-SPELLED: dict[str, Callable[[str], str]] = {
-    "plain": str,
-    "repr": repr,
-    "repr of a repr": lambda secret: repr(repr(secret)),
-    "repr of bytes": lambda secret: repr(secret.encode()),
-    "JSON": json.dumps,
-    "JSON, not ASCII": lambda secret: json.dumps(secret, ensure_ascii=False),
-    "JSON with escaped slashes": lambda secret: json.dumps(secret).replace("/", "\\/"),
-    "after an escaped line end": lambda secret: repr(f"x\n{secret}"),
-    "quoted": quote,
-    "quoted as a part": lambda secret: quote(secret, safe=""),
-    "quoted in lower case": lambda secret: re.sub("%..", lambda found: found[0].lower(), quote(secret)),
-    "quoted as a form": quote_plus,
-    "every character quoted": lambda secret: "".join(f"%{byte:02x}" for byte in secret.encode()),
-    "HTML": html.escape,
-    "hexadecimal": lambda secret: secret.encode().hex(),
-    "hexadecimal, upper case": lambda secret: secret.encode().hex().upper(),
-    **{
-        f"base64 behind {user!r}": lambda secret, user=user: base64.b64encode(f"{user}{secret}@".encode()).decode()
-        for user in ("", "u:", "me:")
-    },
-    **{
-        f"base64 for addresses behind {user!r}": lambda secret, user=user: base64.urlsafe_b64encode(
-            f"{user}{secret}@".encode()
-        ).decode()
-        for user in ("", "u:", "me:")
-    },
-}
-
-
-def parts(text: str, length: int = 10) -> set[str]:
-    return {text[i : i + length] for i in range(len(text) - length + 1)}
 
 
 @pytest.mark.parametrize("secret", [TOKEN, AWKWARD], ids=["token", "awkward"])
@@ -269,4 +232,4 @@ def test_no_way_of_the_interpreter_shows_a_secret() -> None:
     for sign in ("Exception ignored", "Exception in thread", "UserWarning", "failed for", "ValueError", "KeyError"):
         assert sign in done.stderr
     assert (done.returncode, done.stdout) == (1, "…\n…")
-    assert not parts(done.stderr) & parts(TOKEN)
+    assert not parts(done.stderr) & parts(TOKEN, 10)
