@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,14 @@ def refuse_large(name: str, size: int) -> None:
 
 
 def read_text(path: Path) -> str:
-    """A text file, in UTF-8. Raises ValueError: too large for its name, or other bytes."""
-    refuse_large(path.name, path.stat().st_size)
+    """A text file, in UTF-8. Raises ValueError: too large for its name, other bytes, or no file at all.
+
+    Reading a pipe would wait for ever, reading a device never end.
+    """
+    seen = path.stat()
+    if not stat.S_ISREG(seen.st_mode):
+        raise ValueError(f"it is a {'folder' if stat.S_ISDIR(seen.st_mode) else 'pipe or device'}, expected a file")
+    refuse_large(path.name, seen.st_size)
     return path.read_text(encoding="utf-8")
 
 

@@ -60,7 +60,7 @@ class Job:
     @cached_property
     def _run_json(self) -> dict[str, Any]:
         """Empty for a run that has not got that far. Raises RunDirError: it is damaged."""
-        if not (self.run_dir.path / run_json.FILE).is_file():
+        if not process_files.is_there(self.run_dir.path / run_json.FILE):
             return {}
         return run_json.read(self.run_dir.path, "base.identity", "csv.typed", "csv.sha256")
 
@@ -157,7 +157,7 @@ class Job:
         vars(job).update({name: getattr(self, name) for name in kept})
         job.run_dir.create()
         process_files.write_text(folder / "recipe.yaml", resolved.to_yaml())
-        process_files.write_json(folder / run_json.FILE, run_json.read(self.run_dir.path))
+        run_json.write(folder, run_json.read(self.run_dir.path))
         return job
 
     @property
@@ -310,8 +310,8 @@ class Job:
         """What this run is made from, where, and with which versions."""
         recipe, base = self.resolved.recipe, self.found_base
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        process_files.write_json(
-            self.run_dir.path / run_json.FILE,
+        run_json.write(
+            self.run_dir.path,
             {
                 "name": recipe.name,
                 "created": self._run_json.get("created", now),

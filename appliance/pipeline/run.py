@@ -17,7 +17,7 @@ from appliance import findings as appliance_findings
 from appliance.engines import decoding, memory
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine import device, disk, write_errors
-from appliance.pipeline import before_evaluate, due, reads
+from appliance.pipeline import before_evaluate, due, reads, repair
 from appliance.pipeline.job import Job
 from appliance.preflight import disk_needs
 from appliance.process import console, files, signals
@@ -61,6 +61,7 @@ def run(
         console.log_file(run_dir.path / "appliance.log"),
         write_errors.explaining(run_dir.path),
     ):
+        repair.restore_records(run_dir)
         if elsewhere and redo is None and due.is_published_otherwise(resolved.recipe, run_dir):
             redo = "publish"
         again: Sequence[str] = STAGES[STAGES.index(redo) :] if redo else ()

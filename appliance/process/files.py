@@ -150,6 +150,11 @@ def kind(value: Any) -> str:
     return kinds[type(value)]
 
 
+def is_there(path: Path) -> bool:
+    """Whether anything has this name: a file, a folder, a pipe, a link that leads nowhere."""
+    return os.path.lexists(path)
+
+
 def remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)

@@ -54,7 +54,7 @@ def write(run_path: Path, base: Base, gates: Sequence[Gate]) -> None:
         },
         "gates": [gate.as_json() for gate in gates],
     }
-    files.write_json(run_path / run_json.FILE, run_json.read(run_path) | {"passport": passport})
+    run_json.write(run_path, run_json.read(run_path) | {"passport": passport})
 
 
 def recipe_sha256(run_path: Path) -> str:

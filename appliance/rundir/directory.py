@@ -1,21 +1,19 @@
 """The run directory: its layout, atomic writes, the ledger of finished stages, the lock.
 
-A stage is done when its `stage.json` exists, which is written last: what the result depends on (`inputs`, dotted key ->
-value), the hash of that, and every output with size and sha256. Knows the names of the stages, not what they do.
+A stage is done when its `stage.json` exists, which is written last (rundir/ledger.py): what the result depends on
+(`inputs`, dotted key -> value), the hash of that, and every output with size and sha256. Knows the names of the stages,
+not what they do.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
-import json
-import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
@@ -24,23 +22,13 @@ from appliance.errors import EnvironmentUnavailable, RunDirError
 from appliance.machine import write_errors
 from appliance.process import files
 from appliance.process.files import fsync_all, read_json, remove, write_json
+from appliance.rundir import ledger
+from appliance.rundir.ledger import StageRecord
 
 STAGES = ("check", "prepare", "rehearse", "train", "evaluate", "merge", "publish")
 MADE_FROM = tuple(stage for stage in STAGES if stage != "rehearse")  # the stages that a release results from
 CHECKPOINTS_KEPT = 3  # the newest, the one to fall back on if it is damaged, and the best of each
 Inputs = Mapping[str, Any]  # dotted name of a recipe field or file -> its value or hash; JSON
-
-
-@dataclass(frozen=True)
-class StageRecord:
-    """What stage.json says about a finished stage. Sizes in bytes."""
-
-    fingerprint: str
-    inputs: dict[str, Any]
-    outputs: dict[str, dict[str, Any]]  # path below the stage folder -> {"size": bytes, "sha256": hex}
-    seconds: float
-    finished_at: str
-    summary: str
 
 
 def _give(runs_dir: Path) -> str:
@@ -116,17 +104,17 @@ class RunDir:
 
     def record(self, stage: str) -> StageRecord | None:
         """The stage's record, or None if it is not done. Raises RunDirError: stage.json cannot be read."""
-        path = self.stage_dir(stage) / "stage.json"
-        if not path.is_file():
-            return None
-        try:
-            return _as_record(files.read_object(path))
-        except ValueError as error:
-            raise RunDirError(f"{path} is damaged: {error}", hint=f"redo the stage with --redo {stage}") from error
+        return ledger.read(self.path, stage)
+
+    def faults(self, stage: str, record: StageRecord) -> list[str]:
+        """How the stage's files differ from a record of them, by sha256; empty if they don't."""
+        folder = self.stage_dir(stage)
+        seen = ((name, _fault(folder / name, output, hashed=True)) for name, output in record.outputs.items())
+        return [f"{folder / name} {fault}" for name, fault in seen if fault]
 
     def has_begun(self, stage: str) -> bool:
         """Whether the stage is done or was stopped part way."""
-        return any((self.stage_dir(stage) / name).is_file() for name in ("stage.json", "started.json"))
+        return any(files.is_there(self.stage_dir(stage) / name) for name in ("stage.json", "started.json"))
 
     def is_done(self, stage: str, inputs: Inputs) -> bool:
         """Whether the stage is done with exactly these inputs, and all of its outputs are still there.
@@ -146,7 +134,7 @@ class RunDir:
                 seen = "is gone" if size is None else f"has {size} bytes"
                 raise RunDirError(
                     f"{path} {seen}; the finished stage `{stage}` left {output['size']} bytes",
-                    hint=f"redo the stage with --redo {stage}",
+                    hint=self._way_on(stage, f"redo the stage with --redo {stage}"),
                 )
         return True
 
@@ -166,7 +154,9 @@ class RunDir:
                 if fault:
                     raise RunDirError(
                         f"{folder / name} {fault}",
-                        hint=f"restore the file, or redo `{stage}` and every stage after it with --redo {stage}",
+                        hint=self._way_on(
+                            stage, f"restore the file, or redo `{stage}` and every stage after it with --redo {stage}"
+                        ),
                     )
 
     def begin(self, stage: str, inputs: Inputs, *, keep: Sequence[str] = ()) -> Path:
@@ -195,7 +185,7 @@ class RunDir:
         seconds = round(time.monotonic() - self._started.pop(stage), 3)
         finished_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         record = StageRecord(fingerprint(inputs), dict(inputs), outputs, seconds, finished_at, summary)
-        write_json(folder / "stage.json", record.__dict__)
+        ledger.write(self.path, stage, record)
         (folder / "started.json").unlink(missing_ok=True)
         remove(self.path / f"{stage}.old")
         return record
@@ -230,16 +220,21 @@ class RunDir:
     def end_redo(self) -> None:
         (self.path / "redo.json").unlink(missing_ok=True)
 
+    def _way_on(self, stage: str, redo: str) -> str:
+        """How to go on without a file of a stage: `redo`, after what is cheaper, if anything is."""
+        if stage == "train" and any(self.stage_dir(stage).glob("checkpoints/checkpoint-*")):
+            record = self.stage_dir(stage) / ledger.FILE
+            return f"remove {record} and repeat the command: the checkpoints have what it takes; or {redo}"
+        return redo
+
     def _refuse_other_start(self, stage: str, inputs: Inputs) -> None:
         """Checkpoints of another recipe must not be continued, nor hours of training thrown away."""
         started = self.stage_dir(stage) / "started.json"
         if started.is_file() and (self.stage_dir(stage) / "checkpoints").is_dir():
             try:
                 before = files.read_object(started)
-            except ValueError as error:
-                raise RunDirError(
-                    f"{started} is damaged: {error}", hint=f"redo the stage with --redo {stage}"
-                ) from error
+            except ValueError:  # every checkpoint names what it was trained from, and is refused by that
+                return
             if fingerprint(before) != fingerprint(inputs):
                 raise self._changed(stage, before, inputs)
 
@@ -265,24 +260,6 @@ def _fault(path: Path, left: Mapping[str, Any] | None, *, hashed: bool) -> str:
     return ""
 
 
-def _as_record(found: Mapping[str, Any]) -> StageRecord:
-    """The record in a stage.json. Raises ValueError: a key is missing or unknown, or its value is of another kind."""
-    names = {field.name: field.default is MISSING for field in fields(StageRecord)}
-    if lacking := [name for name, needed in names.items() if needed and name not in found]:
-        raise ValueError(f"it lacks {', '.join(lacking)}")
-    if other := sorted(found.keys() - names):
-        raise ValueError(f"it has {', '.join(other)[:60]}, which this version does not know")
-    kinds: dict[str, type | tuple[type, ...]] = {"inputs": dict, "outputs": dict, "seconds": (int, float)}
-    for name, value in found.items():
-        is_right = isinstance(value, kinds.get(name, str))
-        if not is_right or (name == "seconds" and not math.isfinite(value)):
-            raise ValueError(f"`{name}` is {value!r:.60}")
-    for name, output in found["outputs"].items():
-        if not (isinstance(output, dict) and isinstance(output.get("size"), int) and "sha256" in output):
-            raise ValueError(f"`outputs` says {output!r:.60} of {name}, expected its size and sha256")
-    return StageRecord(**found)
-
-
 def _for_this_user_only(folder: Path) -> None:
     """Whatever the umask: libraries create files by it, and rows and answers are nobody else's business."""
     folder.chmod(0o700)
@@ -302,7 +279,7 @@ def _lock(handle: IO[str]) -> None:
 
 def fingerprint(inputs: Inputs) -> str:
     """sha256 over the inputs as canonical JSON."""
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return ledger.digest(inputs)
 
 
 def _short(value: Any) -> str:

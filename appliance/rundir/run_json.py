@@ -1,4 +1,4 @@
-"""run.json of a run directory: what the run was made from. The one reader; pipeline/job.py writes it.
+"""run.json of a run directory: what the run was made from. The one reader and writer.
 
 >>> read(Path("runs/demo"), "base.public_id")["base"]["public_id"]
 'finetune-appliance/demo-base'
@@ -6,14 +6,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from appliance.errors import RunDirError
 from appliance.process import files
+from appliance.rundir import ledger
 
 FILE = "run.json"
 _HINT = "remove it and redo the run with --redo prepare, or start a new one with --set name=NEW"
+_RESTORED = "`appliance run {}` restores it from its copy"
 _SECTIONS = ("base", "csv", "passport")
 _TEXTS = ("created", "base.id", "base.public_id", "base.identity", "csv.typed", "csv.sha256")
 _TEXTS_OR_NULL = ("base.asked_revision", "base.dir", "base.revision", "base.license", "csv.path", "csv.commit")
@@ -29,11 +32,31 @@ def read(run_path: Path, *needed: str) -> dict[str, Any]:
     try:
         found = files.read_object(path)
         _refuse_other_kinds(found, needed)
-    except FileNotFoundError as error:
-        raise RunDirError(f"{path} is missing", hint="restore it, or redo the run with --redo prepare") from error
-    except ValueError as error:
-        raise RunDirError(f"{path} is damaged: {error}", hint=_HINT) from error
+    except (FileNotFoundError, ValueError) as error:
+        is_missing = isinstance(error, FileNotFoundError)
+        hint = "restore it, or redo the run with --redo prepare" if is_missing else _HINT
+        if ledger.read_copy(run_path, FILE):
+            hint = _RESTORED.format(run_path)
+        raise RunDirError(f"{path} is missing" if is_missing else f"{path} is damaged: {error}", hint=hint) from error
     return found
+
+
+def write(run_path: Path, content: Mapping[str, Any]) -> None:
+    """run.json and its copy."""
+    ledger.write_copy(run_path, FILE, content)
+    files.write_json(run_path / FILE, content)
+
+
+def restore(run_path: Path) -> bool:
+    """Writes run.json from its copy if it is missing or damaged. Returns whether it was."""
+    try:
+        read(run_path)
+    except RunDirError:
+        copy = ledger.read_copy(run_path, FILE)
+        if copy is not None:
+            files.write_json(run_path / FILE, copy)
+        return copy is not None
+    return False
 
 
 def _refuse_other_kinds(found: dict[str, Any], needed: tuple[str, ...]) -> None:

@@ -196,6 +196,10 @@ def test_a_damaged_stage_json_is_named(run_dir: RunDir, content: bytes) -> None:
     with _refused() as told:
         run_dir.is_done("prepare", INPUTS)
     assert f"{folder / 'stage.json'} is damaged" in told[0]
+    assert f"`appliance run {run_dir.path}` restores it from ledger/" in told[1]
+    (run_dir.path / "ledger" / "prepare.stage.json").unlink()  # as in a run of an earlier version
+    with _refused() as told:
+        run_dir.is_done("prepare", INPUTS)
     assert "--redo prepare" in told[1]
 
 

@@ -315,13 +315,39 @@ def test_an_edited_adapter_is_refused_by_the_stage_that_loads_it(redo: str, copy
     again(copy, redo=redo, until=redo)
 
 
+@pytest.mark.parametrize("has_copy", [True, False])
+def test_a_damaged_record_of_the_training_costs_no_training(
+    has_copy: bool, copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a copy, as in a run of an earlier version, the adapter is taken from the best checkpoint again."""
+    import torch
+
+    run = copy / "runs" / "shop"
+    record, adapter = run / "train" / "stage.json", run / "train" / "adapter" / "adapter_model.safetensors"
+    before, weights, others = record.read_bytes(), adapter.read_bytes(), stamps(run)
+    record.write_bytes(before[:200])
+    if not has_copy:
+        (run / "ledger" / "train.stage.json").unlink()
+        monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_, **__: pytest.fail("it was trained"))
+    again(copy)
+    assert adapter.read_bytes() == weights
+    told = " ".join(capsys.readouterr().err.split())
+    assert ("restored from ledger/" in told) == has_copy
+    assert ("training continues from its checkpoints" in told) != has_copy
+    assert (record.read_bytes() == before) == has_copy
+    assert json.loads(record.read_text(encoding="utf-8"))["fingerprint"] == json.loads(before)["fingerprint"]
+    after = stamps(run)
+    later = {name for name in others if name.startswith(("prepare/", "evaluate/", "merge/", "publish/"))}
+    assert {name for name in later if after[name] != others[name]} == set()
+
+
 def test_redo_makes_a_stage_and_all_after_it_anew(copy: Path) -> None:
     run = copy / "runs" / "shop"
     before = stamps(run)
     again(copy, "evaluate.max_new_tokens=9", redo="evaluate")
     after = stamps(run)
     for name in before:
-        stage = name.split("/")[0]
+        stage = name.removeprefix("ledger/").replace(".", "/").split("/")[0]
         if stage in ("prepare", "rehearse", "train"):
             assert after[name] == before[name], name
         elif name.endswith("stage.json"):
