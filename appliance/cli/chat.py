@@ -24,6 +24,7 @@ from appliance.rundir import find as rundir_find
 from appliance.rundir.directory import MADE_FROM, RunDir
 from appliance.serving.conversation import Conversation, Reply
 from appliance.serving.loaded_model import LoadedModel, load
+from appliance.wording import counted
 
 PROMPT = "you> "
 COMMANDS = "/new starts over, /quit or Ctrl-D ends the chat, Ctrl-C stops an answer"
@@ -174,7 +175,7 @@ def _tell_cut(reply: Reply, model: LoadedModel) -> None:
     if not reply.stopped:
         full = reply.tokens >= model.max_new_tokens
         why = "--max-new-tokens allows more" if full else f"the model has {model.positions} positions"
-        console.say(f"cut off after {reply.tokens} tokens: {why}", style="dim")
+        console.say(f"cut off after {counted(reply.tokens, 'token')}: {why}", style="dim")
 
 
 def _read_line(interactive: bool) -> str | None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from appliance.errors import TrainingFailed
+from appliance.wording import counted
 
 Method = Literal["lora", "full"]
 
@@ -70,6 +71,7 @@ def refuse_others(model: Any) -> None:
     others = [f"{name} in {dtype}" for name, dtype in trained if dtype != f"torch.{MASTER_DTYPE}"]
     if others:
         raise TrainingFailed(
-            f"{len(others)} trainable tensors are not in {MASTER_DTYPE}; the first is {others[0]}",
+            f"{counted(len(others), 'trainable tensor is', 'trainable tensors are')} not in "
+            f"{MASTER_DTYPE}, the first being {others[0]}",
             hint="set engine=transformers; if it already is, please report this as a bug",
         )

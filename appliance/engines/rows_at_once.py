@@ -10,6 +10,7 @@ import torch
 
 from appliance.machine.out_of_memory import is_out_of_memory
 from appliance.process import console
+from appliance.wording import counted
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ class RowsAtOnce:
 
     def _halve(self, tried: int, first_line: str) -> None:
         self.rows = tried // 2
-        self.notes.append(f"{self.purpose}: {tried} rows at once did not fit: {first_line}")
-        found = f"{self.purpose}: out of memory with {tried} rows at once ({first_line})"
+        self.notes.append(f"{self.purpose}: {counted(tried, 'row')} at once did not fit: {first_line}")
+        found = f"{self.purpose}: out of memory with {counted(tried, 'row')} at once ({first_line})"
         console.say(f"{found}; trying {self.rows}", style="yellow")
         torch.cuda.empty_cache()

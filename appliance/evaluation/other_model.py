@@ -19,6 +19,7 @@ from appliance.rows import charset
 from appliance.rows.csv_file import Row
 from appliance.rows.header import ALIASES, plain_name
 from appliance.rows.records import records
+from appliance.wording import counted
 
 _SETTING = "evaluate.other_answers"
 # Without `output`, the column of the wanted answers in prepare/test.csv: that file itself would score 100 %.
@@ -74,7 +75,8 @@ def read(path: Path, rows: Sequence[Row]) -> list[str]:
     if missing:
         named = ", ".join(repr(name) for name in missing[:5]) + (", …" if len(missing) > 5 else "")
         raise DataError(
-            f"{path} answers {len(rows) - len(missing)} of {len(rows)} rows; missing: {key} {named}", hint=_HINT
+            f"{path} answers {len(rows) - len(missing)} of {counted(len(rows), 'row')}; missing: {key} {named}",
+            hint=_HINT,
         )
     return [given[name] for name in wanted]
 

@@ -13,6 +13,7 @@ from appliance.evaluation.interval import Verdict, paired
 from appliance.findings import Caution, qualified
 from appliance.rows import csv_file
 from appliance.rundir import base_asked
+from appliance.wording import counted
 
 # Nearer: a higher primary metric than the base's answer. win: nearer, and right. closer: nearer, not known to be right.
 # loss: farther. not judged: the primary metric says nothing about the row.
@@ -64,16 +65,18 @@ class Comparison:
         before, after = getattr(self.base, self.primary), getattr(self.tuned, self.primary)
         low, high = self.interval
         why = f" ({self.reason})" if self.reason else ""
-        of_rows = f"{self.rows_judged} of {self.rows}" if self.rows_judged != self.rows else str(self.rows)
+        of_rows = counted(self.rows, "test row")
+        if self.rows_judged != self.rows:
+            of_rows = f"{self.rows_judged} of {of_rows}"
         facts_right = ""
         if self.primary != "facts_right" and self.base.facts_right is not None and self.tuned.facts_right is not None:
             facts_right = f", facts right {self.base.facts_right:.1%} -> {self.tuned.facts_right:.1%}"
         found = qualified(base_asked.verdict(asdict(self)), len(self.cautions))
         return (
-            f"{self.primary} {before:.1%} -> {after:.1%} on {of_rows} test rows "
+            f"{self.primary} {before:.1%} -> {after:.1%} on {of_rows} "
             f"(difference {low:+.1%} to {high:+.1%}): {found}{why}; "
             f"exact match {self.base.exact_match:.1%} -> {self.tuned.exact_match:.1%}{facts_right}"
-            + (f"; {self.cut_rows} long answer{'s' * (self.cut_rows > 1)} cut for the loss" if self.cut_rows else "")
+            + (f"; {counted(self.cut_rows, 'long answer')} cut for the loss" if self.cut_rows else "")
         )
 
 

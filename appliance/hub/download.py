@@ -29,6 +29,7 @@ from appliance.hub.cache import Expected, Snapshot, Source, untouched_for
 from appliance.hub.client import Limits
 from appliance.machine import disk
 from appliance.process import child, console, known_secrets, redact
+from appliance.wording import counted
 
 # A silent plain HTTP connection is resumed inside the child, long before the watchdog ends the process.
 LIMITS = Limits(silence_seconds=30.0, stall_seconds=120.0)
@@ -107,7 +108,8 @@ def _fetch(source: Source, snapshot: Snapshot, names: Sequence[str], damaged: Se
 
     if client.is_offline():
         raise HubError(
-            f"{len(names)} files of {source.what} are not in the cache, such as {names[0]}, and HF_HUB_OFFLINE is set",
+            f"{counted(len(names), f'file of {source.what} is', f'files of {source.what} are')} not in the cache, "
+            f"such as {names[0]}, and HF_HUB_OFFLINE is set",
             hint="unset it until they are here",
         )
     _refuse_full_disk(source, snapshot, names)

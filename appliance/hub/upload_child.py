@@ -26,6 +26,7 @@ from appliance.hub.repository import MARKER, Content, Repository
 from appliance.machine import disk
 from appliance.process import child, known_secrets, redact
 from appliance.process.child import Tell
+from appliance.wording import counted
 
 _log = logging.getLogger(__name__)
 _HIDE = (
@@ -204,7 +205,7 @@ def _commit(job: _Job, remote: Repository, tell: Tell) -> Repository:
         addition.upload_info.sha256 = bytes.fromhex(job.release[path].sha256)
         additions.append(addition)
     size = sum(job.release[addition.path_in_repo].size for addition in additions)
-    tell({"say": f"sending {len(additions)} files, {disk.human(size)}, to {job.repo_id}"})
+    tell({"say": f"sending {counted(len(additions), 'file')}, {disk.human(size)}, to {job.repo_id}"})
     if _marker_differs(remote, job):
         additions.append(CommitOperationAdd(MARKER, job.marker))
     api.preupload_lfs_files(

@@ -33,6 +33,7 @@ from appliance.rundir.token_choice import TokenChoice
 from appliance.training import learning_rate, validation
 from appliance.weights import intact
 from appliance.weights.proof_place import Weights, memory_finding
+from appliance.wording import counted
 
 # For a Hub that this call can do without: no run waits minutes for it.
 BRIEFLY = client.Limits(connect_seconds=5, silence_seconds=20, tries=2)
@@ -314,7 +315,7 @@ def _training_memory(
         if rows == "auto":
             rows = rows_by_memory.of_a_step(train.effective_batch_size, lambda rows: demand_of(rows=rows).total, limit)
         demand = demand_of(rows=rows)
-        at_once = f"{rows} row{'' if rows == 1 else 's'} of {tokens} tokens"
+        at_once = f"{counted(rows, 'row')} of {tokens} tokens"
         needed = f"{human(demand.total)} ({demand.describe()}; {at_once})"
         if full_with and demand.fixed > room:  # no smaller batch would help
             return [replace(finding, needed=needed, verdict="fails", fix=fix)]

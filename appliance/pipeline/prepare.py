@@ -23,8 +23,10 @@ from appliance.rows.first_pass import FirstPass
 from appliance.rows.oddities import Remark
 from appliance.rows.one_version import Passes, one_version
 from appliance.rows.split import Side
+from appliance.rows.survey import Words
 from appliance.rundir import results
 from appliance.training import validation
+from appliance.wording import counted
 
 ROUND_UP_TO = 64  # max_seq_length: auto is a multiple of this, for even tensor shapes
 
@@ -136,12 +138,12 @@ def _refuse_unusable(
     """Raises DataError: rows that cannot be used, or that are too long, and the recipe says `refuse`."""
     if data.on_bad_row == "refuse":
         bad = {line: reason for line, reason in judged.rejected.items() if reason not in csv_file.NO_ROWS}
-        _refuse(bad, judged, csv_path, stage_dir, "rows cannot be used")
+        _refuse(bad, judged, csv_path, stage_dir, survey.UNUSABLE)
     if data.on_too_long == "refuse":
         fits = -(-max(judged.lengths, default=0) // ROUND_UP_TO) * ROUND_UP_TO
         fix = f"the longest row needs model.max_seq_length={fits} (this base reads {longest_possible} at most); "
         fix += "or choose data.on_too_long=drop or cut"
-        _refuse(too_long, judged, csv_path, stage_dir, "rows are too long", fix)
+        _refuse(too_long, judged, csv_path, stage_dir, survey.TOO_LONG, fix)
 
 
 def _refuse_shared(
@@ -150,7 +152,7 @@ def _refuse_shared(
     """Raises DataError: the column `side` puts equal questions on two sides. The ledger still has every row."""
     _write_ledger(stage_dir / "rows.csv", dict.fromkeys(judged.lines, "not split"), judged.rejected | too_long)
     raise DataError(
-        f"{csv_path}: the column `side` puts {found.count} {found.what} on two sides:\n  "
+        f"{csv_path}: the column `side` puts {counted(found.count, found.what.removesuffix('s'))} on two sides:\n  "
         + "\n  ".join(map(str, found.examples)),
         hint="put equal questions on one side, or let the rows be split: --set data.split=group",
     )
@@ -242,7 +244,7 @@ def _with_column(reason: str, row: Row, fmt: csv_file.CsvFormat, prompt: prompt_
     return reason
 
 
-def _refuse(bad: dict[int, str], judged: _Judged, csv_path: Path, stage_dir: Path, what: str, fix: str = "") -> None:
+def _refuse(bad: dict[int, str], judged: _Judged, csv_path: Path, stage_dir: Path, what: Words, fix: str = "") -> None:
     if not bad:
         return
     # nothing was split, but the ledger has every row
@@ -330,21 +332,19 @@ def _write_groups(path: Path, groups: list[tuple[int, bytes]]) -> None:
 
 def summarise(counts: Counts) -> str:
     """One line for people."""
-    parts = [
-        f"{counts.rows} rows: {counts.train} train, {counts.val} val, {counts.test} test, {counts.rejected} rejected"
-    ]
+    sides = f"{counts.train} train, {counts.val} val, {counts.test} test, {counts.rejected} rejected"
+    parts = [f"{counted(counts.rows, 'row')}: {sides}"]
     parts.append(f"max_seq_length {counts.max_seq_length} (longest row {counts.longest_row_tokens} tokens)")
     if counts.repeated_questions:
-        parts.append(f"{counts.repeated_questions} rows repeat a question")
-    parts.append(f"{counts.shared_questions} questions on two sides")
+        parts.append(counted(counts.repeated_questions, "row repeats a question", "rows repeat a question"))
+    parts.append(counted(counts.shared_questions, "question") + " on two sides")
     parts.append(counts.near_duplicates)
-    parts += [
-        f"side {word!r} is read as {csv_file.SIDE_WORDS[word]} ({n} rows)" for word, n in counts.side_words.items()
-    ]
+    for word, n in counts.side_words.items():
+        parts.append(f"side {word!r} is read as {csv_file.SIDE_WORDS[word]} ({counted(n, 'row')})")
     if counts.train_rows_with_turns:
-        parts.append(f"{counts.train_rows_with_turns} train rows hold earlier turns")
+        parts.append(counted(counts.train_rows_with_turns, "train row holds", "train rows hold") + " earlier turns")
     if counts.cut_rows:
-        parts.append(f"{counts.cut_rows} answers cut")
+        parts.append(counted(counts.cut_rows, "answer") + " cut")
     if counts.warnings:
         parts.append("warnings: " + ", ".join(f"{kind} {rows}" for kind, rows in counts.warnings.items()))
     return "; ".join(parts)

@@ -34,6 +34,7 @@ from appliance.rundir import results
 from appliance.rundir.directory import RunDir
 from appliance.training import validation
 from appliance.training.validation import Schedule
+from appliance.wording import counted
 
 STEPS, EVAL_EVERY = 3, 2  # the second step is timed: no kernel is compiled in it, no evaluation follows the first
 VAL_ROWS, TEST_ROWS = 8, 2
@@ -242,7 +243,7 @@ def _done(scratch: RunDir) -> list[Finding]:
         found.append(Finding(f"rehearsed: {stage}", f"{said} ({console.duration(record.seconds)})", "", "ok"))
     fit = files.read_json(scratch.stage_dir("train") / "fit.json")
     batch = fit["batch"]
-    rows = f"{batch['micro_batch_size']} rows fit"
+    rows = counted(batch["micro_batch_size"], "row fits", "rows fit")
     if batch["asked"] == "auto":
         found.append(Finding("micro batch", f"{rows}: {batch['chosen']}", "auto", "ok"))
     elif batch["notes"]:
@@ -256,7 +257,7 @@ def _estimates(planned: Plan, lines: dict[int, dict[str, Any]], device: Device, 
     speed = lines[2]["tokens_per_second"]
     seconds = planned.seconds(speed)
     lasts = f"{console.duration(seconds)} at most" if math.isfinite(seconds) else "not measured"
-    time = f"{lasts}, {planned.steps} steps at {speed:.0f} tokens/s"
+    time = f"{lasts}, {counted(planned.steps, 'step')} at {speed:.0f} tokens/s"
     peak = max(line["peak_memory_bytes"] or 0 for line in lines.values())
     if device.kind == "cpu":
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # the largest that this process ever was

@@ -29,6 +29,7 @@ from appliance.rundir import outcome
 from appliance.rundir.directory import STAGES, RunDir
 from appliance.training import validation
 from appliance.weights import moved
+from appliance.wording import counted
 
 if TYPE_CHECKING:
     from appliance.weights.proof import Proof
@@ -183,7 +184,7 @@ def _check(job: Job, stage_dir: Path) -> str:
         if todo is not None and "evaluate" in todo:
             before_evaluate.refuse_unaskable(recipe.evaluate, recipe.prompt, job.base.dir)
     warnings = sum(finding.verdict == "warning" for finding in findings)
-    return f"{len(findings)} findings, {warnings} warning{'' if warnings == 1 else 's'}"
+    return f"{counted(len(findings), 'finding')}, {counted(warnings, 'warning')}"
 
 
 def _prepare(job: Job, stage_dir: Path) -> str:
@@ -302,9 +303,9 @@ def _merge(job: Job, stage_dir: Path) -> str:
         device=job.device,
         decoding=decoding.as_settings(decoding.scored(job.resolved.recipe.evaluate.sampling)),
     )
-    changed = f"{merged.merged_tensors} of {merged.tensors} tensors merged into"
+    changed = f"{merged.merged_tensors} of {counted(merged.tensors, 'tensor')} merged into"
     if not merged.merged_tensors:
-        changed = f"{merged.tensors} trained tensors rounded to"
+        changed = f"{counted(merged.tensors, 'trained tensor')} rounded to"
     return f"{changed} {merged.dtype}; {_proven(proven)}"
 
 
@@ -314,8 +315,9 @@ def _proven(proven: Proof) -> str:
     where = f", on the {device} in {proven.compute_dtype} for lack of memory" if proven.notes else ""
     but = f", but {proven.swallowed}," if proven.swallowed else ""
     return (
-        f"proven{but} on {seen.positions} tokens of {seen.rows} test rows{where}: divergence from the trained model "
-        f"{seen.kl_tuned:.1e} nats, from the base {seen.kl_base:.1e}, same likeliest token {seen.agreement:.1%}"
+        f"proven{but} on {counted(seen.positions, 'token')} of {counted(seen.rows, 'test row')}{where}: divergence "
+        f"from the trained model {seen.kl_tuned:.1e} nats, from the base {seen.kl_base:.1e}, same likeliest token "
+        f"{seen.agreement:.1%}"
     )
 
 

@@ -46,6 +46,7 @@ from appliance.training.trainer import (
 )
 from appliance.weights import moved
 from appliance.weights.shards import is_adapter
+from appliance.wording import counted
 
 
 @dataclass(frozen=True)
@@ -307,7 +308,7 @@ def _keep_best(task: _Task, material: Material, state: TrainerState, size: Batch
     fit, base, evaluation = _fit(state), task.base, material.evaluation
     checkpoint = task.checkpoints_dir / f"checkpoint-{fit.best_step}"
     trained_folder.write(checkpoint, trained_dir, base, material.prompt)
-    on = "" if evaluation.lines is None else f" on {evaluation.rows} of {evaluation.of} val rows"
+    on = "" if evaluation.lines is None else f" on {evaluation.rows} of {counted(evaluation.of, 'val row')}"
     loss_plot.plot_loss(
         task.stage_dir / "metrics.jsonl", task.stage_dir / "loss.png", best_step=fit.best_step, val=f"val{on}"
     )
@@ -322,9 +323,9 @@ def _keep_best(task: _Task, material: Material, state: TrainerState, size: Batch
     files.write_json(task.stage_dir / "fit.json", record)
     early = "stopped early" if fit.stopped_early else "ran to the end"
     best = f"best val loss {fit.best_val_loss:.4f} at step {fit.best_step}{on}"
-    smaller = f"; micro batches of {size.micro_batch_size} rows fitted" if size.notes else ""
+    smaller = f"; micro batches of {counted(size.micro_batch_size, 'row')} fitted" if size.notes else ""
     shares = f"; {change}" if change else ""
-    return f"{early} after {fit.steps} steps; {best}{smaller}{shares}"
+    return f"{early} after {counted(fit.steps, 'step')}; {best}{smaller}{shares}"
 
 
 def _fit(state: TrainerState) -> Fit:

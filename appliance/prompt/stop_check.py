@@ -12,6 +12,7 @@ from appliance.errors import GateRefused
 from appliance.findings import NAMED_ROWS, Gate
 from appliance.prompt import batch as prompt_batch
 from appliance.prompt import format as prompt_format
+from appliance.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +45,10 @@ def stops(
         "padding_is_not_trained": "train rows whose padding is seen or trained, or whose labels differ from the tokens",
         "bos_as_at_inference": f"train rows without exactly the {begins_with} BOS tokens of an inference prompt",
     }
-    gates = [Gate(name, faults[name] == 0, faults[name], 0, f"{of} ({count} rows)") for name, of in meanings.items()]
+    gates = [
+        Gate(name, faults[name] == 0, faults[name], 0, f"{of} ({counted(count, 'row')})")
+        for name, of in meanings.items()
+    ]
     pad, eos = prompt.pad_token_id, prompt.eos_token_id
     return [*gates, Gate("pad_is_not_eos", pad != eos, pad, f"not {eos}", "id of the padding; it must not be EOS")], (
         broken

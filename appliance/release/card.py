@@ -19,6 +19,7 @@ from appliance.release.base import Base
 from appliance.rows import csv_file, leaks
 from appliance.rundir import base_asked, results
 from appliance.weights import rope
+from appliance.wording import counted
 
 EXAMPLES = 10
 # transformers and peft with which releases were loaded: `make test-transformers4` keeps it true.
@@ -154,7 +155,8 @@ def dataset_card(name: str, counts: Mapping[str, Any], repo: str, files: Collect
     again = f"`rows.csv` has all rows with the side of each: {train} trains with the same split."
     if torn:
         again = (
-            f"`rows.csv` has all rows with the side of each. {torn} questions are on two sides, so {train} refuses it."
+            f"`rows.csv` has all rows with the side of each. {counted(torn, 'question is', 'questions are')} on two "
+            f"sides, so {train} refuses it."
         )
     notebook = ""
     if "train_ds.csv" in files:
@@ -188,7 +190,7 @@ def _card(facts: Facts, kind: str, code: str, front: dict[str, str]) -> str:
         f"- Base model: {facts.base.public_id}{revision}; licence: {facts.base.license or 'not stated by the base'}",
         f"- Tuning: {_tuning(tuning)}",
         f"- Rows: {counts['train']} train, {counts['val']} val, {counts['test']} test; {counts['rejected']} rejected; "
-        f"{counts['shared_questions']} questions on two sides of the split",
+        f"{counted(counts['shared_questions'], 'question')} on two sides of the split",
         *(f"  - {side}: sha256 {digest}" for side, digest in facts.hashes.items()),
         "",
         f"## Before and after\n\n{_scores(facts)}\n" + (_OVERRIDDEN if facts.overridden else ""),
@@ -214,8 +216,9 @@ def _turns(counts: Mapping[str, Any]) -> str:
         )
     asked = turns.joined([{"role": r, "content": "…"} for r in ("user", "assistant", "user")])[0]["content"]
     return (
-        f"{held} of {counts['train']} train rows hold earlier turns. They are part of the question: to continue a "
-        f"conversation, send it as one user message.\n\n{_CODE}text\n{asked}\n{_CODE}"
+        f"{held} of {counted(counts['train'], 'train row')} {'holds' if held == 1 else 'hold'} earlier turns. They are "
+        f"part of the question: to continue a conversation, send it as one user message.\n\n"
+        f"{_CODE}text\n{asked}\n{_CODE}"
     )
 
 
@@ -228,7 +231,7 @@ def _tuning(config: dict[str, Any] | None) -> str:
 
 def _scores(facts: Facts) -> str:
     metrics = facts.metrics
-    lines = [f"On {metrics['rows']} test rows, used neither for training nor for early stopping:\n"]
+    lines = [f"On {counted(metrics['rows'], 'test row')}, used neither for training nor for early stopping:\n"]
     asked = [*((column.title, column.scores) for column in base_asked.columns(metrics)), ("tuned", metrics["tuned"])]
     rows = [("", [title for title, _ in asked]), ("---", ["---"] * len(asked))]
     rows += [
@@ -240,12 +243,12 @@ def _scores(facts: Facts) -> str:
     rows.append(("loss in the trained prompt (nats per answer token)", losses))
     lines += [f"| {' | '.join((label, *cells))} |" for label, cells in rows]
     if metrics.get("cut_rows"):
-        answers = "1 long answer was" if metrics["cut_rows"] == 1 else f"{metrics['cut_rows']} long answers were"
+        answers = counted(metrics["cut_rows"], "long answer was", "long answers were")
         lines.append(f"\nFor the loss, {answers} cut to the length that was trained.")
     low, high = metrics["interval"]
     verdict = qualified(base_asked.verdict(metrics), len(facts.cautions))
     why = f" ({metrics['reason']})" if metrics.get("reason") else ""
-    of_groups = f", {metrics['groups']} groups of equal questions" if "groups" in metrics else ""
+    of_groups = f", {counted(metrics['groups'], 'group')} of equal questions" if "groups" in metrics else ""
     lines.append(
         f"\nVerdict: **{verdict}**{why}. Tuned minus base in {METRICS[metrics['primary']]}: "
         f"{low * 100:+.1f} to {high * 100:+.1f} points (95 % interval{of_groups}). "
@@ -286,7 +289,7 @@ def _index(facts: Facts) -> dict[str, Any]:
          "value": round(facts.metrics["tuned"][key], 4)}
         for key, label in METRICS.items() if facts.metrics["tuned"].get(key) is not None
     ]  # fmt: skip
-    rows = {"type": "csv", "name": f"{facts.name}, {facts.metrics['rows']} held-out rows", "split": "test"}
+    rows = {"type": "csv", "name": f"{facts.name}, {counted(facts.metrics['rows'], 'held-out row')}", "split": "test"}
     return {
         "name": facts.name,
         "results": [{"task": {"type": "text-generation"}, "dataset": rows, "metrics": scored}],

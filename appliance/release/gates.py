@@ -21,6 +21,7 @@ from appliance.release import leak_scan
 from appliance.rundir import results
 from appliance.weights import model_files
 from appliance.weights.shards import FLOATS, SHORT_NAME, stored_headers
+from appliance.wording import counted
 
 RECORD = "gates.json"  # written by the stage train
 MEASURES = "measures.json"  # written by the stage evaluate
@@ -71,7 +72,7 @@ def stop_rate(seen: Mapping[str, Any], least: float) -> Gate:
     On fewer than FEW_PROMPTS, a rate below `least` is a caution; it refuses only if none of NONE_STOPPED or more ended.
     """
     tuned, base, prompts = seen["tuned"], seen["base"], seen["rows_that_fit"]
-    fits = f"of {prompts} test prompt{'' if prompts == 1 else 's'} whose wanted answer fits evaluate.max_new_tokens"
+    fits = f"of {counted(prompts, 'test prompt')} whose wanted answer fits evaluate.max_new_tokens"
     if tuned is None:
         meaning = f"share of answers that stopped by themselves, {fits}: raise it"
         return Gate("tuned_model_stops", least == 0, "no row", least, meaning)
@@ -93,7 +94,7 @@ def best_val_loss_again(seen: Mapping[str, Any]) -> Gate:
     best, again = seen["best"], seen["again"]
     bound = RELOAD_BOUND_4BIT if seen["in_4bit"] else RELOAD_BOUND[seen["compute_dtype"]]
     apart = abs(again - best) / max(abs(best), RELOAD_FLOOR)
-    part = f" on {seen['rows']} of {seen['of']} rows" if seen.get("rows") != seen.get("of") else ""
+    part = f" on {seen['rows']} of {counted(seen['of'], 'row')}" if seen.get("rows") != seen.get("of") else ""
     meaning = f"val loss{part} of the kept weights, read from disk, is {again:.6g}; the best in training was {best:.6g}"
     return Gate("best_val_loss_again", apart <= bound, apart, bound, f"relative difference: {meaning}")
 

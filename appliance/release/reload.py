@@ -26,6 +26,7 @@ from appliance.process.files import read_json, write_json
 from appliance.weights import child_out_of_memory
 from appliance.weights.model_config import SHORTEST
 from appliance.weights.proof import run_module
+from appliance.wording import counted
 
 if TYPE_CHECKING:
     from appliance.prompt.format import Prompt
@@ -175,12 +176,13 @@ def judge(wanted: Request, seen: Mapping[str, Seen]) -> list[Gate]:
     meanings = {
         "prompts": (
             "one_prompt_everywhere",
-            f"of {len(wanted.conversations)} conversations: those for which the released chat template gives other ids "
-            "than training or evaluation",
+            f"of {counted(len(wanted.conversations), 'conversation')}: those for which the released chat template "
+            "gives other ids than training or evaluation",
         ),
         "texts": (
             "same_tokens",
-            f"of {len(wanted.texts)} texts: those to which the released tokenizer gives other ids than the base's",
+            f"of {counted(len(wanted.texts), 'text')}: those to which the released tokenizer gives other "
+            "ids than the base's",
         ),
         "special": ("same_special_ids", "BOS, EOS or pad that differ in tokenizer, config or generation config"),
         "generation": ("generation_config_sane", "what is wrong with generation_config.json"),

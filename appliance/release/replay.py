@@ -29,6 +29,7 @@ from appliance.release import gates, leak_scan, passport
 from appliance.rows import csv_file
 from appliance.rundir import directory as rundir_directory
 from appliance.rundir import run_json
+from appliance.wording import counted
 
 _NAMED = 3
 
@@ -83,7 +84,7 @@ def _stages(run_path: Path, fingerprints: dict[str, str]) -> Iterator[Finding]:
             for name, output in record.outputs.items()
             if (fault := _fault(run_path / stage / name, output))
         ]
-        yield _row(f"stage {stage}", wrong, f"{len(record.outputs)} files as recorded", fix)
+        yield _row(f"stage {stage}", wrong, counted(len(record.outputs), "file") + " as recorded", fix)
 
 
 def _sources(run_path: Path, record: dict[str, Any], passed: dict[str, Any]) -> Iterator[Finding]:
@@ -125,7 +126,10 @@ def _base(recorded: dict[str, Any], cache_dir: Path) -> Iterator[Finding]:
         if name not in found or found[name]["sha256"] != sha256
     ]
     yield _row(
-        "base model", wrong, f"{len(wanted)} files as recorded", "download the base again at the recorded revision"
+        "base model",
+        wrong,
+        counted(len(wanted), "file") + " as recorded",
+        "download the base again at the recorded revision",
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from appliance.findings import Finding
 from appliance.recipe.fields import DataSection
 from appliance.rows.split import Side
+from appliance.wording import counted
 
 FOR_A_VERDICT = 10  # on the test side: below this, evaluation/interval.py proves nothing
 FOR_A_DIFFERENCE = 30  # on the test side: below this, the interval is so wide that only large differences show
@@ -55,10 +56,10 @@ def warnings(rows: Mapping[Side, int], groups: Mapping[Side, int], data: DataSec
 
 def _shown(side: Side, rows: Mapping[Side, int], groups: Mapping[Side, int], data: DataSection) -> str:
     if data.group_by:
-        of = f"group{'s' * (groups[side] != 1)} of `{data.group_by}`"
+        of = f"{counted(groups[side], 'group')} of `{data.group_by}`"
     else:
-        of = f"different question{'s' * (groups[side] != 1)}"
-    return f"{rows[side]} row{'s' * (rows[side] != 1)}, {groups[side]} {of}"
+        of = counted(groups[side], "different question")
+    return f"{counted(rows[side], 'row')}, {of}"
 
 
 def _more(side: Side, groups: Mapping[Side, int], data: DataSection) -> str:

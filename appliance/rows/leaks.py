@@ -16,6 +16,7 @@ from appliance.rows import csv_file, near_duplicates, split
 from appliance.rows.charset import shown
 from appliance.rows.csv_file import Row
 from appliance.rows.split import Side
+from appliance.wording import counted
 
 EXAMPLES = 5
 _SHOWN = 200  # characters of a question in a result file; messages show fewer
@@ -86,9 +87,11 @@ def warnings(prepare_dir: Path) -> list[Caveat]:
     found, twins = (files.read_json(prepare_dir / f"{name}.json") for name in ("leaks", "near_duplicates"))
     told = []
     if found["count"]:
+        what = found["what"].removesuffix("s")
         text = (
-            f"the split leaks: {found['count']} {found['what']} are on more than one side, and {found['test_rows']} "
-            "test rows are also in train; scores will look better than they are"
+            f"the split leaks: {counted(found['count'], f'{what} is', f'{what}s are')} on more than one side, and "
+            f"{counted(found['test_rows'], 'test row is', 'test rows are')} also in train; scores will look better "
+            "than they are"
         )
         told.append(Caveat(text, tuple(str(Example(**example)) for example in found["examples"])))
     if twins["pairs"]:

@@ -70,8 +70,11 @@ class Near:
         """One line for people: 12 of 1,182 test and 9 of 1,182 val rows have a near-duplicate in train."""
         found = {side: f"{self.with_twin[side]:,} of {self._share(side)}" for side in ("test", "val")}
         train = "train" if self.compared["train"] == self.rows["train"] else f"{self._share('train')} train rows"
-        rest = f" ({self.given_up:,} rows resemble so many others that not all were compared)" if self.given_up else ""
+        rest = f" ({self._given_up()} so many others that not all were compared)" if self.given_up else ""
         return f"{found['test']} test and {found['val']} val rows have a near-duplicate in {train}{rest}"
+
+    def _given_up(self) -> str:
+        return "1 row resembles" if self.given_up == 1 else f"{self.given_up:,} rows resemble"
 
     def _share(self, side: Side) -> str:
         all_of_it = self.compared[side] == self.rows[side]

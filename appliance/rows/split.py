@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from appliance.errors import DataError
 from appliance.rows.csv_file import Row
+from appliance.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,8 +106,9 @@ def question_split(keys: Sequence[bytes], *, test_fraction: float, val_fraction:
 
     order, starts = _grouped(keys, seed)
     if len(starts) < 3:
+        groups = counted(len(starts), "different question (or group)", "different questions (or groups)")
         raise DataError(
-            f"{len(keys)} rows with {len(starts)} different questions (or groups) cannot be split: "
+            f"{counted(len(keys), 'row')} with {groups} cannot be split: "
             "train, val and test need at least one each, 3 in all",
             hint="add rows with other questions, or choose another column with --set data.group_by=NAME",
         )
@@ -127,8 +129,8 @@ def notebook_split(rows: int, *, test_fraction: float, val_fraction: float, seed
     needed = _rows_needed(test_fraction, val_fraction)
     if rows < needed:
         raise DataError(
-            f"{rows} rows are too few for train, val and test: data.split=notebook needs {needed} with "
-            f"data.test_fraction={test_fraction:g} and data.val_fraction={val_fraction:g}",
+            f"{counted(rows, 'row is', 'rows are')} too few for train, val and test: data.split=notebook needs "
+            f"{needed} with data.test_fraction={test_fraction:g} and data.val_fraction={val_fraction:g}",
             hint=f"add rows, at least {needed - rows}",
         )
     from sklearn.model_selection import train_test_split

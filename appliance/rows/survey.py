@@ -23,7 +23,11 @@ from appliance.rows.first_pass import FirstPass
 from appliance.rows.oddities import Remark
 from appliance.rows.one_version import Passes, one_version
 from appliance.rows.split import Side
+from appliance.wording import counted
 
+Words = tuple[str, str]  # of one row, of more
+UNUSABLE: Words = ("row cannot be used", "rows cannot be used")
+TOO_LONG: Words = ("row is too long", "rows are too long")
 SHOWN = 20  # bad rows listed in an error
 PREVIEW = 3
 _PREVIEW_CHARACTERS = 600  # of each cell
@@ -143,7 +147,7 @@ def bad_rows_error(
     count: int,
     first: Sequence[tuple[int, str]],
     where: str,
-    what: str = "rows cannot be used",
+    what: Words = UNUSABLE,
     fix: str = "",
 ) -> DataError:
     """All bad rows at once: the first ones in full, the number of others, and where all of them are listed."""
@@ -153,7 +157,7 @@ def bad_rows_error(
     fix = fix or "correct them, or continue without them: --set data.on_bad_row=drop"
     if width_fix := _width_fix(path, fmt, first):
         fix += f"; {width_fix}"
-    return DataError(f"{path}: {count} {what}:\n  " + "\n  ".join(shown), hint=fix)
+    return DataError(f"{path}: {counted(count, *what)}:\n  " + "\n  ".join(shown), hint=fix)
 
 
 def _width_fix(path: Path, fmt: CsvFormat, bad: Sequence[tuple[int, str]]) -> str:
@@ -171,7 +175,9 @@ def findings(seen: Survey) -> list[Finding]:
             f"{seen.usable} usable, {seen.rejected} rejected" + "".join(f"\n{line}" for line in _reasons(seen)),
             "",
             "warning" if seen.bad_rows else "ok",
-            f"{seen.bad_rows} rows cannot be used: correct them or set data.on_bad_row=drop" if seen.bad_rows else "",
+            f"{counted(seen.bad_rows, 'row')} cannot be used: correct the file or set data.on_bad_row=drop"
+            if seen.bad_rows
+            else "",
         ),
     ]
     for remark in seen.remarks:
@@ -223,7 +229,7 @@ def _reasons(seen: Survey) -> list[str]:
         f"{count} x {reason}" + (f" (line {lines[reason]}{', …' if count > 1 else ''})" if reason in lines else "")
         for reason, count in ranked[:8]
     ]
-    return shown + ([f"… and {len(ranked) - 8} other reasons"] if len(ranked) > 8 else [])
+    return shown + ([f"… and {counted(len(ranked) - 8, 'other reason')}"] if len(ranked) > 8 else [])
 
 
 def _places(remark: Remark) -> str:

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from appliance.wording import counted
+
 WAYS = ("prompt", "chat", "examples")  # as evaluate.base_prompts names them
 _SENTENCES = {"better": "better than the base {}", "worse": "worse than the base {}"}
 _NOT_PROVEN = "not proven to be better than the base {}"
@@ -35,7 +37,7 @@ def described(figures: Mapping[str, Any], way: str | None = None) -> str:
     examples = "examples"
     if counts := figures.get("base_examples"):
         fewest, most = counts
-        examples = f"{'up to ' if fewest < most else ''}{most} example{'' if most == 1 else 's'}"
+        examples = f"{'up to ' if fewest < most else ''}{counted(most, 'example')}"
     return {
         "prompt": "with the same prompt",
         "chat": "with its own chat template",

@@ -20,6 +20,7 @@ from appliance.machine.disk import human
 from appliance.process import console, files
 from appliance.recipe.fields import TrainSection
 from appliance.training import checkpoints
+from appliance.wording import counted
 
 FILE = "batch_size.json"
 
@@ -86,7 +87,7 @@ class BatchSize:
         Raises EnvironmentUnavailable: even one row is too much, or the disk is full.
         """
         work = error.at_work
-        rows = f"{work.rows} row{'s' if work.rows > 1 else ''} of up to {work.tokens} tokens"
+        rows = f"{counted(work.rows, 'row')} of up to {counted(work.tokens, 'token')}"
         where = f"step {error.step + 1}: {work.phase} of {rows}"
         if self.micro_batch_size == 1 or work.phase == "evaluation":
             raise EnvironmentUnavailable(

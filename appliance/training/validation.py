@@ -22,6 +22,7 @@ from appliance.findings import Finding
 from appliance.recipe.fields import TrainSection
 from appliance.rows import csv_file
 from appliance.rundir import results
+from appliance.wording import counted
 
 GROUPS_FILE = "val_groups.csv"  # written by prepare: row,group
 EVALUATIONS = 20  # per run, about, under auto: the best of that many is near enough to the best step
@@ -82,8 +83,12 @@ class Evaluation:
 
     def describe(self) -> str:
         """One line for people."""
-        rows = f"all {self.of}" if self.lines is None else f"{self.rows} of {self.of}"
-        return f"evaluating on {rows} val rows, every {self.every} steps and at the end"
+        rows = "all " if self.lines is None else f"{self.rows} of "
+        return f"evaluating on {rows}{counted(self.of, 'val row')}, {_every(self.every)} and at the end"
+
+
+def _every(steps: int) -> str:
+    return f"every {steps} steps" if steps > 1 else "every step"
 
 
 def of_training(train: TrainSection, train_rows: int, prepare_dir: Path) -> Evaluation:
@@ -142,11 +147,12 @@ def whole_groups(groups: Mapping[int, str], most: int, seed: int) -> list[int]:
 
 def finding(planned: Schedule, train: TrainSection) -> Finding:
     """The share of the training's time that evaluation will take, as a row of a table."""
-    rows = f"{planned.val_rows}" + (f" of {planned.all_val_rows}" if planned.val_rows < planned.all_val_rows else "")
-    when = f"every {planned.eval_every} steps" if planned.eval_every > 1 else "every step"
+    rows = "" if planned.val_rows == planned.all_val_rows else f"{planned.val_rows} of "
+    rows += counted(planned.all_val_rows, "val row")
+    when = _every(planned.eval_every)
     if planned.eval_every >= planned.steps:
         when = "before the first step and after the last"
-    found = f"{planned.share:.1%} of the training time: {planned.evaluations} times {rows} val rows, {when}"
+    found = f"{planned.share:.1%} of the training time: {counted(planned.evaluations, 'time')} {rows}, {when}"
     bound = MOST_SHARE if train.eval_every == "auto" else WORTH_A_WARNING
     if planned.share <= bound:
         return Finding("evaluation", found, f"at most {bound:.0%}", "ok")

@@ -17,6 +17,7 @@ from appliance.weights.proof import SAMPLE, ProofRequest
 from appliance.weights.proof_wanted import Run, Stored, tensors_of
 from appliance.weights.shards import FLOATS, SHORT_NAME, Delta, is_adapter
 from appliance.weights.token_rows import TokenRows
+from appliance.wording import counted
 
 if TYPE_CHECKING:
     import torch
@@ -121,7 +122,7 @@ class _Tensor:
         """In words; empty if there is none."""
         if self._wrong:
             share = f"; {self.tuning.share:.0%} of what was trained is in it" if self.tuning.wanted else ""
-            return f"{self._wrong} of {self._count} values{share}"
+            return f"{self._wrong} of {counted(self._count, 'value')}{share}"
         if self._unlike_peft:
             return f"peft computes other values than base + delta at {self._unlike_peft} of the places compared"
         return ""

@@ -17,6 +17,7 @@ from appliance.process.files import read_json
 from appliance.weights.embedding_rows import HEADS, is_tied, is_weight_of
 from appliance.weights.model_config import base_config
 from appliance.weights.shards import ADAPTER_WEIGHTS, TOKEN_ROWS, Header, files_of, headers, stored_name
+from appliance.wording import counted
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +67,9 @@ def read_token_rows(adapter_dir: Path) -> list[TokenRows]:
                 ids = tuple(_ids_of(named[1], indices))
                 if (stored := handle.get_slice(key).get_shape()[0]) != len(ids):
                     raise GateRefused(
-                        f"{path}: {key} has {stored} rows; adapter_config.json names {len(ids)} tokens", hint=AGAIN
+                        f"{path}: {key} has {counted(stored, 'row')}; adapter_config.json names "
+                        f"{counted(len(ids), 'token')}",
+                        hint=AGAIN,
                     )
                 found.append(TokenRows(named[1], path, key, ids))
     if bool(found) != bool(indices):

@@ -94,7 +94,7 @@ def pairs(
     tally.paraphrases = sum(len(question.found) for question in everything)
     if not tally.paraphrases:
         raise SourceError(
-            f"not a single usable paraphrase of {len(everything)} questions",
+            f"not a single usable paraphrase of {len(everything)} question{'s' * (len(everything) != 1)}",
             hint="the list of rejected texts says why; a model that follows instructions is needed",
         )
     yield from _interleaved(rows, questions)

@@ -165,7 +165,8 @@ def pairs(
         barren = 0 if tally.rows > before else barren + 1
         if barren == _PATIENCE:
             raise SourceError(
-                f"{tally.rows} of {count} rows after {tally.rounds} rounds: the last {barren} brought nothing new",
+                f"{tally.rows} of {count} row{'s' * (count != 1)} after {tally.rounds} rounds: "
+                f"the last {barren} brought nothing new",
                 hint=(f"--count {tally.rows} writes what is there without asking again; " if tally.rows else "")
                 + "use more varied seeds, a higher --temperature or another model to get more",
             )

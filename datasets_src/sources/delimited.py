@@ -56,7 +56,8 @@ def pairs(
         yield Dropped(where, pair)
     if 2 * unfit > lines:
         by = f"--separator {separator!r}" if pattern is None else f"--pattern {pattern!r}"
-        said = f"{path}: {by} finds no question and answer in {unfit} of {lines} lines, the first being {example}"
+        of_all = f"{unfit} of {lines} line{'s' * (lines != 1)}"
+        said = f"{path}: {by} finds no question and answer in {of_all}, the first being {example}"
         if marked:
             raise _marked(path, said)
         raise SourceError(said, hint=f"name {_OTHER_CUTS}; or leave only lines that are pairs in the file")

@@ -120,7 +120,7 @@ def test_check_of_a_csv_needs_no_torch(tmp_path: Path) -> None:
     path = write_qa(tmp_path / "질문.csv", [("가격은? :key:", "만원"), ("", "x"), ("언제?", "오늘"), ("c", "d")])
     done = _python(_WITHOUT_TORCH.format(heavy=HEAVY), "check", str(path), "--json")
     report = json.loads(done.stdout)
-    assert (done.returncode, "1 rows cannot be used" in done.stderr) == (3, True)
+    assert (done.returncode, "1 row cannot be used" in done.stderr) == (3, True)
     assert report["format"] == "UTF-8, comma, double quotes"
     assert report["columns"] == "instruction from 'instruction', output from 'output'"
     assert (report["usable"], report["rejected"], report["split"]) == (3, 1, {"train": 1, "val": 1, "test": 1})
@@ -364,7 +364,7 @@ def test_a_row_that_cannot_be_used_is_refused_by_its_line(appliance: Appliance, 
         True,
     )
     code, _, err = appliance("prepare", run)
-    assert (code, "hole.csv: 1 rows cannot be used:\n  line 3: column 'output': the answer is empty" in err) == (
+    assert (code, "hole.csv: 1 row cannot be used:\n  line 3: column 'output': the answer is empty" in err) == (
         3,
         True,
     )

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Which package is on which floor. A new package is placed here first.
 FLOORS = {
-    **dict.fromkeys(("errors", "findings", "bounds"), 1),
+    **dict.fromkeys(("errors", "findings", "bounds", "wording"), 1),
     **dict.fromkeys(("process", "machine", "recipe", "prompt"), 2),
     **dict.fromkeys(("rows", "rundir", "hub", "engines", "weights"), 3),
     **dict.fromkeys(("base_model", "training", "evaluation", "release", "report", "preflight"), 4),

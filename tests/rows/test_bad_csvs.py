@@ -66,7 +66,7 @@ REFUSED = [
     ("no header", _qa(header="가격은?,만원입니다."), "line 1 looks like data, expected a header", "instruction,output"),
     ("one usable row", _qa("a,b", fill=0), "cannot be split: train, val and test need at least one each, 3 in all", ""),
     ("fewer than the split needs", _qa("a,b", "c,d", fill=0), "2 rows with 2 different questions", "add rows"),
-    ("all rows equal", _qa(*["a,b"] * 20, fill=0), "20 rows with 1 different questions", "add rows"),
+    ("all rows equal", _qa(*["a,b"] * 20, fill=0), "20 rows with 1 different question ", "add rows"),
     (
         "missing output",
         _qa(header="instruction,foo"),
@@ -268,7 +268,7 @@ def test_json_says_the_same_and_comes_before_the_refusal(check: Check, tmp_path:
     path.write_bytes(_qa('"a\x1b[0m</s>",b\x9b', "c,", "", "질문 0?,다른 답"))
     code, out, err = check(path, "--json")
     report = json.loads(out)
-    assert (code, "1 rows cannot be used" in err) == (3, True)
+    assert (code, "1 row cannot be used" in err) == (3, True)
     assert (report["format"], report["usable"], report["rejected"]) == ("UTF-8, comma, double quotes", 11, 2)
     assert report["reasons"] == {"column 'output': the answer is empty": 1, "blank line": 1}
     assert report["bad_rows"] == [{"line": 3, "reason": "column 'output': the answer is empty"}]

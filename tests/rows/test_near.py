@@ -146,7 +146,7 @@ def test_a_row_like_many_that_are_not_near_is_given_up_and_that_is_said(tmp_path
     test = [Row(1000, f"{QUESTION} 가나다라마바 사아자", "", "a")]
     found = find(tmp_path, train=train, test=test, val=made(2, 3000))
     assert (found.pairs, found.given_up) == ((), 1)
-    assert found.describe().endswith("in train (1 rows resemble so many others that not all were compared)")
+    assert found.describe().endswith("in train (1 row resembles so many others that not all were compared)")
 
 
 def test_a_cell_of_millions_of_letters_costs_no_more_than_its_beginning(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from appliance.errors import DataError
 from appliance.rows import split
 from appliance.rows.csv_file import Row
 from appliance.rows.split import Keys, Leaks, Side, column_split, leaks, notebook_split, question_key, question_split
+from appliance.wording import counted
 from datasets_src.generators import replies
 
 # --- which rows belong together
@@ -207,7 +208,8 @@ def test_three_groups_are_enough_however_large(sizes: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("groups", [[], [1], [1, 1, 1, 1], [1, 2, 2]])
 def test_fewer_than_three_groups_are_refused(groups: list[int]) -> None:
-    with pytest.raises(DataError, match=rf"{len(groups)} rows with {len(set(groups))} different.*3 in all") as caught:
+    said = rf"{counted(len(groups), 'row')} with {len(set(groups))} different.*3 in all"
+    with pytest.raises(DataError, match=said) as caught:
         question_split(_keys(groups), test_fraction=0.1, val_fraction=0.1, seed=0)
     assert "add rows" in caught.value.hint
 
@@ -246,7 +248,8 @@ def test_the_notebook_split_is_scikit_learns_row_for_row(rows: int, val: float, 
 )
 def test_too_few_rows_for_the_notebook_split_say_how_many_it_needs(test: float, val: float, needed: int) -> None:
     for rows in range(needed):
-        with pytest.raises(DataError, match=rf"^{rows} rows are too few .* needs {needed} with .*={test}") as caught:
+        said = rf"^{counted(rows, 'row is', 'rows are')} too few .* needs {needed} with .*={test}"
+        with pytest.raises(DataError, match=said) as caught:
             notebook_split(rows, test_fraction=test, val_fraction=val, seed=0)
         assert caught.value.hint == f"add rows, at least {needed - rows}"
     sides = notebook_split(needed, test_fraction=test, val_fraction=val, seed=0)

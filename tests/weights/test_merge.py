@@ -147,7 +147,7 @@ def test_a_tied_head_that_is_stored_as_well_gets_the_trained_rows(tmp_path: Path
         (lambda tensors: {k: v for k, v in tensors.items() if "trainable_tokens" not in k}, "has no rows for"),
         (
             lambda tensors: {k: v.repeat(2, 1) if "trainable_tokens" in k else v for k, v in tensors.items()},
-            "has 2 rows; adapter_config.json names 1 tokens",
+            "has 2 rows; adapter_config.json names 1 token",
         ),
         (
             lambda tensors: {k: v[:, :8] if "trainable_tokens" in k else v for k, v in tensors.items()},

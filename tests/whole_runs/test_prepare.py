@@ -476,7 +476,7 @@ def test_words_for_sides_are_understood_and_said_aloud(work: Work) -> None:
     assert (counts.train, counts.val, counts.test) == (14, 3, 3)
     assert set(counts.side_words) == {"training", "학습", "validation", "valid", "dev", "testing"}
     assert sum(counts.side_words.values()) == sum(s.strip().lower() not in ("train", "val", "test") for s in sides)
-    assert "side 'dev' is read as val (1 rows)" in prepare.summarise(counts)
+    assert "side 'dev' is read as val (1 row)" in prepare.summarise(counts)
 
 
 def test_a_side_that_is_none_is_a_rejected_row(work: Work) -> None:
@@ -510,7 +510,7 @@ def test_named_sides_that_leak_are_refused_with_examples(work: Work) -> None:
     _sided(work, SIDES, questions)
     error = work.refused(split="column")
     assert (error.exit_code, error.hint.startswith("put equal questions on one side")) == (3, True)
-    assert "the column `side` puts 1 questions on two sides:" in str(error)
+    assert "the column `side` puts 1 question on two sides:" in str(error)
     assert "line 2 (train) and line 19 (test): '질문 0?'" in str(error)
     assert {side for side, _ in work.ledger().values()} == {"not split"}
     assert not (work.stage_dir / "train.csv").exists()
@@ -527,6 +527,6 @@ def test_the_summary_is_one_line_for_people(work: Work) -> None:
     counts = work.run([*_rows(20), ("질문 0?", "다시"), ("x", "y" * 100)], 192, on_too_long="cut")
     assert prepare.summarise(counts) == (
         "22 rows: 18 train, 2 val, 2 test, 0 rejected; max_seq_length 192 (longest row 192 tokens); "
-        "1 rows repeat a question; 0 questions on two sides; "
-        "0 of 2 test and 0 of 2 val rows have a near-duplicate in train; 1 answers cut; warnings: contradictions 1"
+        "1 row repeats a question; 0 questions on two sides; "
+        "0 of 2 test and 0 of 2 val rows have a near-duplicate in train; 1 answer cut; warnings: contradictions 1"
     )

@@ -237,7 +237,7 @@ def test_a_resume_that_is_not_the_same_step_is_a_warning(tmp_path: Path, base_di
     assert found["training time"].found == "12 s at most, 2 steps at 5 tokens/s"
     # of 4 rows trained and 6 evaluated at a third
     assert found["evaluation"].found == "33.3% of the training time: 3 times 2 val rows, every step"
-    assert found["micro batch"].found == "1 rows fit"
+    assert found["micro batch"].found == "1 row fits"
     assert not run_dir.path.exists()
 
 

@@ -479,7 +479,7 @@ def test_micro_batches_are_halved_until_they_fit(
         said = shop.fit(tmp_path / "small", dropout=0.0)
     assert [count for _, count in seen[:3]] == [4, 2, 1]
     assert losses(tmp_path / "small", "loss") == pytest.approx(losses(tmp_path / "room", "loss"), rel=1e-3)
-    assert said.endswith("micro batches of 1 rows fitted")
+    assert said.endswith("micro batches of 1 row fitted")
     fit = files.read_json(tmp_path / "small" / "fit.json")["batch"]
     assert (fit["micro_batch_size"], fit["gradient_accumulation_steps"], len(fit["notes"])) == (1, 8, 2)
     assert "continuing with micro_batch_size 2, gradient_accumulation_steps 4" in capsys.readouterr().err

@@ -19,6 +19,7 @@ import typer
 from appliance.cli.dataset.answering import Asking, errors, require
 from appliance.engines.decoding import Sampling
 from appliance.errors import RecipeError
+from appliance.wording import counted
 
 if TYPE_CHECKING:
     from datasets_src.generators.journal import Ask
@@ -214,7 +215,12 @@ def self_instruct(
 
     def items(ask: Ask) -> Iterator[Pair | Dropped]:
         return generators_self_instruct.pairs(
-            seeds, ask, count=count, seed=seed, tally=tally, on_round=lambda rows: console.say(f"{rows}/{count} rows")
+            seeds,
+            ask,
+            count=count,
+            seed=seed,
+            tally=tally,
+            on_round=lambda rows: console.say(f"{rows}/{counted(count, 'row')}"),
         )
 
     _generate(output, asking, items, tally)
@@ -258,7 +264,7 @@ def _generate(
                     steps.append(shown)
                     return paid.ask(prompts)
 
-            kept = f"; {paid.known} replies are already in {journal_path}" if paid.known else ""
+            kept = f"; {counted(paid.known, 'reply is', 'replies are')} already in {journal_path}" if paid.known else ""
             console.say(f"asking {name}{kept}")
             try:
                 for item in make(ask):
@@ -290,7 +296,9 @@ def _generate(
         if output.chosen.keep_journal:
             console.result(f"journal      {journal_path}")
     if missing := getattr(tally, "short", 0):
-        console.say(f"{missing} of {tally.questions} questions have fewer paraphrases than asked for", style="yellow")
+        console.say(
+            f"{missing} of {counted(tally.questions, 'question')} got fewer paraphrases than asked for", style="yellow"
+        )
 
 
 def _rows(path: Path, columns: dict[str, str | None]) -> tuple[list[Pair], list[Dropped]]:

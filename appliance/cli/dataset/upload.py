@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from appliance.errors import HubError, RecipeError, RunDirError
+from appliance.wording import counted
 
 # What the Hub's refusals call this command's options.
 _OPTIONS = {
@@ -87,8 +88,9 @@ def upload(
     console.result(f"files        {', '.join(rows.files)}")
     if rows.torn:
         console.say(
-            f"{rows.torn} questions are on two sides, which data.split=column refuses: rows.csv cannot be trained on "
-            "as it is; data.split=group never puts a question on two sides",
+            f"{counted(rows.torn, 'question is', 'questions are')} on two sides, which "
+            "data.split=column refuses: rows.csv cannot be trained on as it is; data.split=group never puts a question "
+            "on two sides",
             style="yellow",
         )
         return
