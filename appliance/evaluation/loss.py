@@ -11,6 +11,7 @@ from appliance.engines.engine import Engine
 from appliance.engines.rows_at_once import RowsAtOnce
 from appliance.prompt import batch as prompt_batch
 from appliance.prompt import format as prompt_format
+from appliance.wording import counted
 
 LOSS_ROWS_AT_ONCE = 4
 
@@ -38,7 +39,7 @@ def mean_loss(
         nonlocal done
         done += len(part)
         if on_progress:
-            on_progress(f"loss of {done} of {len(rows)} rows")
+            on_progress(f"loss of {done} of {counted(len(rows), 'row')}")
 
     at_once.each(sorted(rows, key=len, reverse=True), add)
     tokens = sum(label != prompt_batch.IGNORED for row in rows for label in row.labels[1:])

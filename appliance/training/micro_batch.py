@@ -78,7 +78,7 @@ class BatchSize:
 
     def settled(self, why: str) -> BatchSize:
         """As `auto` has tried it; prints that."""
-        console.say(f"micro batches of {self.micro_batch_size} of {self.effective} rows a step: {why}")
+        console.say(f"micro batches of {self.micro_batch_size} of {counted(self.effective, 'row')} a step: {why}")
         return replace(self, chosen=why)
 
     def after(self, error: OutOfMemory, device: Device, stage_dir: Path) -> BatchSize:

@@ -27,6 +27,7 @@ from appliance.training.callbacks import StopOnSignal
 from appliance.training.encoded_rows import Rows
 from appliance.training.learning_rate import hint_if_not_finite
 from appliance.training.micro_batch import AtWork, BatchSize, TooFull
+from appliance.wording import counted
 
 # Trained values that weight decay would pull to zero, although zero means nothing there: DoRA's magnitudes replace the
 # lengths of the base's rows, token rows replace rows of its embeddings. LoRA's A and B are a delta: there, zero is the
@@ -56,7 +57,7 @@ class Evaluated:
     def describe(self) -> str:
         """'evaluating: 64 of 512 val rows, 1 min 10 s left'."""
         left = self.seconds / self.rows * (self.of - self.rows)
-        return f"evaluating: {self.rows} of {self.of} val rows, {console.duration(left)} left"
+        return f"evaluating: {self.rows} of {counted(self.of, 'val row')}, {console.duration(left)} left"
 
 
 class EvaluationStopped(Exception):

@@ -214,14 +214,10 @@ def self_instruct(
     output = _Output("self-instruct", seeds_path, out_path, options, len(seeds), 0, chosen)
 
     def items(ask: Ask) -> Iterator[Pair | Dropped]:
-        return generators_self_instruct.pairs(
-            seeds,
-            ask,
-            count=count,
-            seed=seed,
-            tally=tally,
-            on_round=lambda rows: console.say(f"{rows}/{counted(count, 'row')}"),
-        )
+        def on_round(rows: int) -> None:
+            console.say(f"{rows}/{counted(count, 'row')}")
+
+        return generators_self_instruct.pairs(seeds, ask, count=count, seed=seed, tally=tally, on_round=on_round)
 
     _generate(output, asking, items, tally)
 
@@ -296,9 +292,8 @@ def _generate(
         if output.chosen.keep_journal:
             console.result(f"journal      {journal_path}")
     if missing := getattr(tally, "short", 0):
-        console.say(
-            f"{missing} of {counted(tally.questions, 'question')} got fewer paraphrases than asked for", style="yellow"
-        )
+        few = f"{missing} of {counted(tally.questions, 'question')}"
+        console.say(f"{few} got fewer paraphrases than asked for", style="yellow")
 
 
 def _rows(path: Path, columns: dict[str, str | None]) -> tuple[list[Pair], list[Dropped]]:
