@@ -252,7 +252,8 @@ def _pushed(job: _Job, remote: Repository, *, was_new: bool, meter: client.Meter
     return Pushed(
         repo_id=job.repo_id,
         commit_oid=remote.commit,
-        commit_url=f"{constants.ENDPOINT}/{prefix}{job.repo_id}/commit/{remote.commit}",
+        # It goes into hub.json: without a user or password that HF_ENDPOINT may hold.
+        commit_url=redact.without_secrets(f"{constants.ENDPOINT}/{prefix}{job.repo_id}/commit/{remote.commit}"),
         visibility="private" if remote.is_private else "public",
         files={path: {"size": content.size, "sha256": content.sha256} for path, content in job.release.items()},
         was_new=was_new,

@@ -12,6 +12,7 @@ from pathlib import Path
 from appliance.findings import Finding
 from appliance.machine import device, one_gpu
 from appliance.machine.device import Card, driver_version, has_nvidia_node
+from appliance.process import known_secrets
 from appliance.process.typed import cpu_instead
 
 
@@ -69,7 +70,8 @@ def _build_extension(compiler: str, folder: Path) -> subprocess.CompletedProcess
     source.write_text("#include <Python.h>\nint probe(void) { return PY_MAJOR_VERSION; }\n", encoding="ascii")
     include = sysconfig.get_path("include")
     command = [compiler, str(source), "-shared", "-fPIC", "-I", include, "-o", str(source.with_suffix(".so"))]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    environ = known_secrets.without(os.environ, addresses=True)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environ)
 
 
 def unusable_gpu(root: Path = Path("/")) -> Finding | None:

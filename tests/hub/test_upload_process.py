@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 from appliance.errors import HubError
-from appliance.hub import upload
+from appliance.hub import client, upload, upload_child
 from appliance.hub.client import Limits
+from appliance.hub.repository import Repository
 from appliance.hub.upload_child import Pushed
 from appliance.release import gates
 from tests.helpers import loopback_hub
@@ -266,3 +268,13 @@ def test_the_last_words_of_an_upload_hold_no_token(caplog: pytest.LogCaptureFixt
     error = followed("echo 'refused: hf_canary0123456789' >&2; exit 1", "hf_canary0123456789")
     assert "refused: " in str(error)
     assert "canary" not in str(error) + caplog.text
+
+
+def test_the_address_of_a_commit_holds_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is recorded in hub.json; HF_ENDPOINT may lead through a mirror with a password."""
+    monkeypatch.setattr(constants, "ENDPOINT", "https://me:mirror-passw0rd@mirror.example")
+    job = upload_child._Job(tmp_path, "a/b", "dataset", "private", "", False, "", {}, b"", LIMITS, AGAIN)
+    remote = Repository("a/b", commit="c0ffee", is_private=True, files={}, brought={})
+    meter = client.Meter(LIMITS, lambda: None)
+    pushed = upload_child._pushed(job, remote, was_new=True, meter=meter)
+    assert pushed.commit_url == "https://…@mirror.example/datasets/a/b/commit/c0ffee"

@@ -473,3 +473,14 @@ def test_doctor_exits_with_4_if_a_finding_fails(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(doctor, "machine_findings", lambda *_: [too_old])
     done = CliRunner().invoke(cli_app.app, ["doctor", "--json"])
     assert done.exit_code == 4
+
+
+def test_the_compiler_is_given_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+    compiler = tmp_path / "cc"
+    compiler.write_text('#!/bin/sh\nenv >"$0.environ"\n', encoding="utf-8")
+    compiler.chmod(0o755)
+    gpu._build_extension(str(compiler), tmp_path)
+    environ = (tmp_path / "cc.environ").read_text(encoding="utf-8")
+    assert "PATH=" in environ
+    assert CANARY not in environ
