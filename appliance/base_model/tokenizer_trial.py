@@ -51,7 +51,8 @@ _passed: set[str] = set()  # what passed in this process, by its files: a base i
 def refuse_unusable(folder: Path, rows: Sequence[Row] = (), limits: Limits = LIMITS) -> None:
     """Tries the tokenizer in `folder`, if it has a tokenizer.json: others are read by transformers alone.
 
-    Raises EnvironmentUnavailable: it, or the chat template, took too long or too much memory, or ended the child.
+    Raises EnvironmentUnavailable: it, or the chat template, took too long or too much memory, or ended the child;
+    or a file is damaged.
     """
     if not (folder / tokenizer.FILE).is_file():
         return
@@ -108,6 +109,8 @@ def _refuse(folder: Path, outcome: _Outcome, limits: Limits) -> None:
     end = next((message for message in outcome.said if "end" in message), {})
     if end.get("end") == "passed":
         return
+    if end.get("end") == "refused":
+        raise EnvironmentUnavailable(end["message"], hint=end["hint"])
     at: dict[str, Any] = next((message for message in reversed(outcome.said) if "file" in message), {})
     what = f"{folder / at['file']}: {at['doing']}" if at else f"{folder}: trying its tokenizer"
     raise EnvironmentUnavailable(f"{what} {_died_of(outcome, end, limits)}", hint=HINT)

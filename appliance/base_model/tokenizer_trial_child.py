@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from appliance.errors import ApplianceError, DataError
+from appliance.errors import DataError, EnvironmentUnavailable, RecipeError
 from appliance.process import child
 from appliance.process.child import Tell
 from appliance.prompt import format as prompt_format
@@ -31,12 +31,15 @@ class _NoRowPasses(Exception):
 
 
 def serve(line: str, tell: Tell) -> None:
-    """The child's work. An ApplianceError is no news here: the parent will meet it itself, and say it."""
+    """The child's work. A template that our formats can do without is refused by whoever needs it."""
     job = json.loads(line)
     _limit(job["memory_bytes"], job["cpu_seconds"])
     try:
         _try(Path(job["folder"]), job["rows"], tell)
-    except ApplianceError:
+    except EnvironmentUnavailable as error:  # a damaged file, or no EOS: whatever the prompt format
+        tell({"end": "refused", "message": str(error), "hint": error.hint})
+        return
+    except RecipeError:
         pass
     except MemoryError:
         tell({"end": "memory"})

@@ -11,15 +11,13 @@ files and config.json; no model, no prompt format.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from appliance import bounds
-from appliance.errors import EnvironmentUnavailable
+from appliance.errors import ApplianceError, EnvironmentUnavailable
 from appliance.prompt import settings_values
 from appliance.prompt.special_tokens import token_text
 
@@ -38,10 +36,18 @@ def load(base_dir: Path) -> Any:
     """The transformers tokenizer of a base, with the special tokens that its files name; nothing is ever added.
 
     Raises EnvironmentUnavailable: its EOS has no embedding, so the model could neither read nor write it; or its files
-    are damaged in a way that tokenizers panics over.
+    are damaged.
     """
-    with panics_named(str(base_dir)):
+    try:
         tokenizer = _loaded(base_dir)
+    except (ApplianceError, MemoryError):
+        raise
+    except BaseException as error:  # whatever transformers and tokenizers make of somebody else's files
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
+        raise EnvironmentUnavailable(
+            f"{base_dir}: its tokenizer does not load: {str(error) or repr(error)}", hint=DOWNLOAD
+        ) from error
     embeddings = read(base_dir / "config.json").get("vocab_size")
     if tokenizer.eos_token_id is not None and embeddings and tokenizer.eos_token_id >= embeddings:
         raise EnvironmentUnavailable(
@@ -68,17 +74,6 @@ def _loaded(base_dir: Path) -> Any:
 def is_panic(error: BaseException) -> bool:
     """Whether native code gave up, by PyO3's PanicException: a BaseException that no module offers for import."""
     return type(error).__name__ == "PanicException"
-
-
-@contextmanager
-def panics_named(where: str) -> Iterator[None]:
-    """Raises EnvironmentUnavailable: a panic in the block, about the files of `where`."""
-    try:
-        yield
-    except BaseException as error:
-        if not is_panic(error):
-            raise
-        raise EnvironmentUnavailable(f"{where}: its tokenizer does not load: {error}", hint=DOWNLOAD) from error
 
 
 def _of_class(base_dir: Path) -> dict[str, str]:

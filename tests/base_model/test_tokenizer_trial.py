@@ -171,7 +171,7 @@ REFUSED: dict[str, tuple[Spoil, str]] = {
         f"{TEMPLATE}: rendering the chat template with line 7 of the CSV {TOO_LONG}",
     ),
 }
-# What does no harm to a process, and is refused by whoever uses it: the trial passes or says the same.
+# What does no harm to a process. A damaged file is refused by the trial; a template by the prompt format that needs it.
 HARMLESS: dict[str, tuple[Spoil, type[ApplianceError], str]] = {
     "a template cut off": (_template(CHAT[:60]), RecipeError, "does not accept a question as text"),
     "a template cut off in a block": (_template(CHAT[:-11]), RecipeError, "Unexpected end of template"),
@@ -274,14 +274,23 @@ def test_what_would_harm_this_process_is_refused(folder: Path, variant: str) -> 
 
 @pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("variant", HARMLESS)
-def test_what_does_no_harm_is_named_by_who_uses_it(folder: Path, variant: str) -> None:
+def test_what_does_no_harm_is_named(folder: Path, variant: str) -> None:
     spoil, kind, seen = HARMLESS[variant]
     spoil(folder)
-    tokenizer_trial.refuse_unusable(folder, ROWS, SMALL)
-    with pytest.raises(kind) as caught:
+
+    def tried() -> None:
+        tokenizer_trial.refuse_unusable(folder, ROWS, SMALL)
+
+    def used() -> None:
         prompt_format.from_folder("chat", folder)
-    assert seen in str(caught.value)
-    assert caught.value.hint
+
+    if kind is RecipeError:
+        tried()
+    for act in (used, tried) if kind is EnvironmentUnavailable else (used,):
+        with pytest.raises(kind) as caught:
+            act()
+        assert seen in str(caught.value)
+        assert caught.value.hint
 
 
 @pytest.mark.usefixtures("forked")
@@ -342,7 +351,7 @@ def test_a_row_that_the_tokenizer_gives_up_on_is_a_bad_row_of_its_own(folder: Pa
 
 def test_a_panic_while_a_base_loads_is_no_traceback(folder: Path) -> None:
     HARMLESS["a damaged table of characters"][0](folder)
-    with pytest.raises(EnvironmentUnavailable, match=r"Precompiled"):
+    with pytest.raises(EnvironmentUnavailable, match=r"its tokenizer does not load: Precompiled"):
         tokenizer.load(folder)
 
 

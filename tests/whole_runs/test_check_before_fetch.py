@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import constants
 from safetensors.torch import load_file, save
 
+from appliance import bounds
 from appliance.base_model import find as base_model_find
 from appliance.engines import memory
 from appliance.errors import EnvironmentUnavailable
@@ -117,6 +118,28 @@ def test_weights_that_are_not_whole_are_refused_once_they_are_here(
     with pytest.raises(EnvironmentUnavailable, match=r"not whole: model\.layers\.1\.mlp\.up_proj\.weight is missing"):
         run(tmp_path, "prepare", base="maker/lacking")
     assert not (tmp_path / "runs" / "shop" / "prepare").exists()
+
+
+def test_a_tokenizer_that_cannot_be_used_is_refused_once_it_is_here(
+    web: LoopbackHub, tmp_path: Path, base_dir: Path
+) -> None:
+    served = {path.name: path.read_bytes() for path in base_dir.iterdir() if path.is_file()}
+    loops = b"{% if messages[0]['content'] == '10?' %}{{ 'a' * 10**14 }}{% endif %}{{ messages[0]['content'] }}"
+    web.add_repo("maker/bomb", private=False, files=served | {"chat_template.jinja": loops})
+    run(tmp_path, "check", base="maker/bomb")
+    with pytest.raises(EnvironmentUnavailable, match=r"chat_template.jinja: .* took more than 2,048 MiB of memory"):
+        run(tmp_path, "prepare", base="maker/bomb")
+    assert not (tmp_path / "runs" / "shop" / "prepare").exists()
+
+
+def test_a_tokenizer_of_absurd_size_is_refused_before_a_download(
+    web: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "LARGEST", {"tokenizer.json": 1000})
+    start = len(web.log())
+    with pytest.raises(EnvironmentUnavailable, match=rf"^{BASE}/tokenizer\.json: it has .* bytes, expected at most 1,000"):
+        run(tmp_path, "check")
+    assert fetched(web, start) <= SMALL
 
 
 def test_an_index_that_names_a_shard_the_hub_lacks_is_refused_before_a_download(
