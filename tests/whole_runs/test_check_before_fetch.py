@@ -124,10 +124,15 @@ def test_a_tokenizer_that_cannot_be_used_is_refused_once_it_is_here(
     web: LoopbackHub, tmp_path: Path, base_dir: Path
 ) -> None:
     served = {path.name: path.read_bytes() for path in base_dir.iterdir() if path.is_file()}
-    loops = b"{% if messages[0]['content'] == '10?' %}{{ 'a' * 10**14 }}{% endif %}{{ messages[0]['content'] }}"
-    web.add_repo("maker/bomb", private=False, files=served | {"chat_template.jinja": loops})
+    template = (
+        b"{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+        b"{% if m['content'] == '10?' %}{{ 'a' * 10**14 }}{% endif %}{% endfor %}"  # the longest row, not the first
+    )
+    web.add_repo("maker/bomb", private=False, files=served | {"chat_template.jinja": template})
     run(tmp_path, "check", base="maker/bomb")
-    with pytest.raises(EnvironmentUnavailable, match=r"chat_template.jinja: .* took more than 2,048 MiB of memory"):
+    with pytest.raises(
+        EnvironmentUnavailable, match=r"chat_template.jinja: .* line 12 of the CSV took more than 2,048 MiB of memory"
+    ):
         run(tmp_path, "prepare", base="maker/bomb")
     assert not (tmp_path / "runs" / "shop" / "prepare").exists()
 
@@ -137,7 +142,9 @@ def test_a_tokenizer_of_absurd_size_is_refused_before_a_download(
 ) -> None:
     monkeypatch.setattr(bounds, "LARGEST", {"tokenizer.json": 1000})
     start = len(web.log())
-    with pytest.raises(EnvironmentUnavailable, match=rf"^{BASE}/tokenizer\.json: it has .* bytes, expected at most 1,000"):
+    with pytest.raises(
+        EnvironmentUnavailable, match=rf"^{BASE}/tokenizer\.json: it has .* bytes, expected at most 1,000"
+    ):
         run(tmp_path, "check")
     assert fetched(web, start) <= SMALL
 
