@@ -17,7 +17,7 @@ from typing import Any, Literal
 import httpx
 
 from appliance.errors import HubError
-from appliance.hub import account, answers, client, repository
+from appliance.hub import answers, client, repository
 from appliance.hub import errors as hub_errors
 from appliance.hub import token as hub_token
 from appliance.hub.client import Limits
@@ -134,6 +134,8 @@ def _push(job: _Job, tell: Tell) -> Pushed:
 def _named(job: _Job) -> _Job:
     if "/" in job.repo_id:
         return job
+    from appliance.hub import account  # pydantic with it, which most uploads can do without
+
     whose = account.whoami(job.token)
     if whose is None:
         raise HubError("the Hub does not accept the token", hint=hub_token.GIVE_TOKEN)
