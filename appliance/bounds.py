@@ -51,15 +51,17 @@ def refuse_large(name: str, size: int) -> None:
 
 
 def read_text(path: Path) -> str:
-    """A text file, in UTF-8. Raises ValueError: too large for its name, other bytes, or no file at all.
+    """A text file, in UTF-8. Raises ValueError: as `refuse_odd_file`, or other bytes."""
+    refuse_odd_file(path)
+    return path.read_text(encoding="utf-8")
 
-    Reading a pipe would wait for ever, reading a device never end.
-    """
+
+def refuse_odd_file(path: Path) -> None:
+    """Raises ValueError: too large for its name, or no file at all. Reading a pipe would wait, a device never end."""
     seen = path.stat()
     if not stat.S_ISREG(seen.st_mode):
         raise ValueError(f"it is a {'folder' if stat.S_ISDIR(seen.st_mode) else 'pipe or device'}, expected a file")
     refuse_large(path.name, seen.st_size)
-    return path.read_text(encoding="utf-8")
 
 
 def json_of(text: str) -> Any:

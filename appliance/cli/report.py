@@ -26,9 +26,11 @@ def report(run_dirs: RunDirs, as_json: JsonOption = False) -> None:
     from appliance.report import ending
     from appliance.report import page as report_page
     from appliance.rundir import find as rundir_find
+    from appliance.rundir import results
 
     for path in run_dirs:
         rundir_find.require_run(path)
+        results.refuse_damaged(path)
     lines = compare_runs.across(run_dirs)
     if as_json:
         console.result(json.dumps([line.as_json() for line in lines], ensure_ascii=False, indent=2))

@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from appliance.errors import RunDirError
+from appliance.process import files
 from appliance.rundir import base_asked, results, run_json
 
 COLUMNS = ("answers of", "exact match", "facts right", "F1", "ROUGE-L", "chrF", "difference from the first run")
@@ -71,6 +72,11 @@ def across(run_dirs: Sequence[Path]) -> list[Line]:
     Rows are matched by question and wanted answer, because another CSV may have them on other lines. Raises
     RunDirError: a run has not been evaluated yet, or the runs were not tested on the same rows.
     """
+    with results.damage_named(*run_dirs):
+        return _across(run_dirs)
+
+
+def _across(run_dirs: Sequence[Path]) -> list[Line]:
     from appliance.evaluation import interval, scores
 
     runs = [_read(path) for path in run_dirs]
@@ -111,7 +117,7 @@ def across(run_dirs: Sequence[Path]) -> list[Line]:
 
 
 def _read(path: Path) -> _Run:
-    if not all((path / "evaluate" / name).is_file() for name in (results.COMPARISON, results.PREDICTIONS)):
+    if not all(files.is_there(path / "evaluate" / name) for name in (results.COMPARISON, results.PREDICTIONS)):
         raise RunDirError(f"{path} has not been evaluated yet", hint=f"run `appliance evaluate {path}`")
     seen: Counter[tuple[str, str]] = Counter()
     rows: dict[_Key, dict[str, str]] = {}

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,11 +24,18 @@ def open_own(path: Path, mode: str, *, errors: str = "strict") -> IO[str]:
     """
 
     def opener(name: str, flags: int) -> int:
-        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        # a pipe without a reader would hold it up, one with a reader would take what the run is to keep
+        opened = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+        if not stat.S_ISREG(os.fstat(opened).st_mode):
+            os.close(opened)
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
+        return opened
 
     try:
         return open(path, mode, encoding="utf-8", errors=errors, opener=opener)
     except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENXIO):
+            raise EnvironmentUnavailable(f"{path} is no file but a pipe or device", hint="remove it") from error
         if error.errno != errno.ELOOP:
             raise
         raise linked(path) from error

@@ -28,7 +28,7 @@ from appliance.recipe.fields import Recipe
 from appliance.release import gates, leak_scan, passport
 from appliance.rows import csv_file
 from appliance.rundir import directory as rundir_directory
-from appliance.rundir import run_json
+from appliance.rundir import results, run_json
 from appliance.wording import counted
 
 _NAMED = 3
@@ -39,6 +39,11 @@ def replay_findings(run_path: Path, cache_dir: Path) -> list[Finding]:
 
     Raises RunDirError: the run was never released, so there is nothing to compare with.
     """
+    with results.damage_named(run_path):
+        return _replayed(run_path, cache_dir)
+
+
+def _replayed(run_path: Path, cache_dir: Path) -> list[Finding]:
     record = run_json.read(run_path)
     passed = record.get("passport")
     if passed is None:

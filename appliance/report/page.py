@@ -20,8 +20,11 @@ SHOWN_PREDICTIONS = 30
 
 
 def write_html(run_dir: Path) -> Path:
-    """Write report.html: verdict, rows, training, answers, proof, release, stages and recipe. Returns its path."""
-    from jinja2 import Environment, PackageLoader
+    """Write report.html: verdict, rows, training, answers, proof, release, stages and recipe. Returns its path.
+
+    Raises RunDirError: a result file is damaged.
+    """
+    from jinja2 import Environment, PackageLoader, TemplateError
 
     environment = Environment(loader=PackageLoader("appliance.report", "."), autoescape=True, trim_blocks=True)
     environment.filters |= {
@@ -30,7 +33,12 @@ def write_html(run_dir: Path) -> Path:
         "printable": _text,
         "qualified": qualified,
     }
-    html = environment.get_template("page.html.j2").render(facts(run_dir))
+    template = environment.get_template("page.html.j2")
+    with results.damage_named(run_dir):
+        try:
+            html = template.render(facts(run_dir))
+        except TemplateError as error:
+            raise ValueError(str(error)) from error
     path = run_dir / "report.html"
     files.write_text(path, html)
     return path
@@ -46,16 +54,16 @@ def facts(run_dir: Path) -> Mapping[str, Any]:
 
     def read(name: str) -> Any:
         stage, _, file = name.rpartition("/")
-        return results.read(run_dir, stage, file) if (run_dir / name).is_file() else None
+        return results.read(run_dir, stage, file) if files.is_there(run_dir / name) else None
 
     stages = {stage: read(f"{stage}/stage.json") for stage in rundir_directory.STAGES}
-    answered = (run_dir / "evaluate" / results.PREDICTIONS).is_file()
+    answered = files.is_there(run_dir / "evaluate" / results.PREDICTIONS)
     loss_png = run_dir / "train" / "loss.png"
     metrics = read(f"evaluate/{results.COMPARISON}")
     return {
         "name": run_dir.name,
         "recipe": (run_dir / "recipe.yaml").read_text(encoding="utf-8"),
-        "run": run_json.read(run_dir) if (run_dir / run_json.FILE).is_file() else None,
+        "run": run_json.read(run_dir) if files.is_there(run_dir / run_json.FILE) else None,
         "stages": stages,
         "prepare": read("prepare/summary.json"),
         "warnings": leaks.warnings(run_dir / "prepare"),

@@ -82,7 +82,7 @@ class Caveat:
 
 def warnings(prepare_dir: Path) -> list[Caveat]:
     """From the files that `write` left; none for a run prepared by a version that had no such files."""
-    if not (prepare_dir / "near_duplicates.json").is_file():
+    if not files.is_there(prepare_dir / "near_duplicates.json"):
         return []
     found, twins = (files.read_json(prepare_dir / f"{name}.json") for name in ("leaks", "near_duplicates"))
     told = []

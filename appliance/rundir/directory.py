@@ -89,8 +89,11 @@ class RunDir:
     def is_locked(self) -> bool:
         """Whether a process is at work here."""
         try:
-            with (self.path / ".lock").open(encoding="utf-8") as handle:
+            handle = os.open(self.path / ".lock", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # no pipe holds it up
+            try:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            finally:
+                os.close(handle)
         except BlockingIOError:
             return True
         except OSError:  # no lock file yet, or another user's

@@ -80,7 +80,7 @@ def _progress(run_dir: RunDir) -> tuple[int | None, int | None]:
     try:
         lines = results.read_metrics(run_dir.stage_dir("train") / "metrics.jsonl")
         step = max((int(line["step"]) for line in lines), default=None)
-    except _DAMAGED:
+    except (RunDirError, *_DAMAGED):
         return None, None
     try:
         return step, int(files.read_json(run_dir.stage_dir("train") / results.STEPS)["steps"])

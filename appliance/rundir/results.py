@@ -9,13 +9,19 @@ Nobody else opens them, so that a column has one name and a file that is missing
 from __future__ import annotations
 
 import csv
-import json
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from appliance import bounds
 from appliance.errors import RunDirError
 from appliance.findings import Caution
 from appliance.process import files
+from appliance.rundir import run_json
+from appliance.rundir.directory import STAGES, RunDir
 
 COMPARISON = "metrics.json"  # of the stage evaluate: base against tuned, as evaluation/verdict.py defines it
 PROOF = "proof.json"  # of the stage merge
@@ -29,6 +35,51 @@ OTHER_COLUMN = "other"  # behind those, if another model's answers were scored a
 BASE_COLUMN = "base_{}"
 EXTRA_COLUMNS = ("from", "row", "question", "wanted", "base", "tuned")
 TEXT_COLUMNS = ("question", "wanted", "base", "tuned")  # of both: cells that hold the text of a row or an answer
+
+
+@contextmanager
+def damage_named(*run_paths: Path) -> Iterator[None]:
+    """Raises RunDirError if the block fails over a result file that holds something else than its stage left.
+
+    Which file it is, the records say: one with another sha256, else those that no finished stage vouches for. If every
+    file is as it was left, the exception is a bug and stays what it is.
+    """
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        for run_path in run_paths:
+            refuse_damaged(run_path)
+            _refuse_unproven(run_path, f"{type(error).__name__}: {error!s:.200}")
+        raise
+
+
+def refuse_damaged(run_path: Path) -> None:
+    """Compares every file of the finished stages, weights aside, with the sha256 that its stage left.
+
+    For whoever shows what they hold: a number that became a text may be shown as something else. Raises RunDirError: a
+    file differs, or a stage.json is damaged.
+    """
+    run_dir = RunDir(run_path)
+    for stage in STAGES:
+        record = run_dir.record(stage)
+        outputs = record.outputs.items() if record else ()
+        small = {name: output for name, output in outputs if not name.endswith(".safetensors")}
+        if record and (faults := run_dir.faults(stage, replace(record, outputs=small))):
+            raise RunDirError(faults[0], hint=f"restore the file, or make it again with --redo {stage}")
+
+
+def _refuse_unproven(run_path: Path, seen: str) -> None:
+    """Raises RunDirError: there are files that neither a stage's record nor a copy vouches for."""
+    run_dir = RunDir(run_path)
+    unproven = [] if run_json.is_as_written(run_path) else [run_path / run_json.FILE]
+    for folder in (run_dir.stage_dir(stage) for stage in STAGES if run_dir.record(stage) is None):
+        unproven += sorted(path for path in folder.glob("*") if path.suffix in (".json", ".jsonl", ".csv"))
+    if unproven:
+        names = ", ".join(str(path.relative_to(run_path)) for path in unproven)
+        raise RunDirError(
+            f"{run_path}: what this version does not expect is in {names} ({seen})",
+            hint="restore what was changed, or make it again with --redo for its stage",
+        )
 
 
 def read(run_path: Path, stage: str, name: str) -> Any:
@@ -61,7 +112,7 @@ def read_cautions(run_path: Path) -> list[Caution]:
     """
     found: list[Caution] = []
     for stage, name in (("evaluate", COMPARISON), ("merge", PROOF)):
-        if (run_path / stage / name).is_file():
+        if files.is_there(run_path / stage / name):
             listed = _object(run_path, stage, name).get("cautions", ())
             try:
                 found += map(Caution.from_json, listed)
@@ -82,30 +133,49 @@ def read_predictions(run_path: Path) -> list[dict[str, str]]:
 def read_extra_answers(run_path: Path) -> list[dict[str, str]]:
     """EXTRA_COLUMNS of each question that was not scored; empty if none was asked. Raises as `read_predictions`."""
     path = run_path / "evaluate" / EXTRA_ANSWERS
-    return _table(path, EXTRA_COLUMNS) if path.is_file() else []
+    return _table(path, EXTRA_COLUMNS) if files.is_there(path) else []
 
 
 def read_groups(path: Path) -> dict[int, str]:
     """Row -> group of one side, as prepare wrote them. Raises RunDirError: the file is missing or has other columns."""
-    return {int(line["row"]): line["group"] for line in _table(path, ("row", "group"))}
+    try:
+        return {int(line["row"]): line["group"] for line in _table(path, ("row", "group"))}
+    except ValueError as error:
+        raise _damaged(path, error) from error
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last line cut off by a kill is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    """The lines of metrics.jsonl; a last line cut off by a kill is left out. Raises RunDirError: another is damaged."""
+    try:
+        found = [bounds.json_of(line) for line in bounds.read_text(path).split("\n")[:-1]]
+        if not all(isinstance(line, dict) and isinstance(line.get("step"), int) for line in found):
+            raise ValueError("expected an object with a step on every line")
+        return found
+    except ValueError as error:
+        raise _damaged(path, error) from error
 
 
 def _table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    hint = f"make it again with --redo {path.parent.name}"
-    if not path.is_file():
-        raise RunDirError(f"{path} is missing", hint=hint)
-    with path.open(encoding="utf-8", newline="") as handle:
-        reader = csv.DictReader(handle)
+    if not files.is_there(path):
+        raise RunDirError(f"{path} is missing", hint=_again(path))
+    try:
+        bounds.refuse_odd_file(path)
+        text = path.read_bytes().decode("utf-8")  # as it is: a cell may hold any kind of line break
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         header = tuple(reader.fieldnames or ())
         if header[: len(columns)] != columns:
-            expected = f"expected {', '.join(columns)}"
-            raise RunDirError(
-                f"{path} is damaged: its columns are {', '.join(header) or 'none'}, {expected}", hint=hint
-            )
-        return list(reader)
+            raise ValueError(f"its columns are {', '.join(header) or 'none'}, expected {', '.join(columns)}")
+        rows = list(reader)
+        if odd := next((number for number, row in enumerate(rows, 1) if None in row or None in row.values()), None):
+            raise ValueError(f"row {odd} has another number of cells than its header")
+    except (ValueError, csv.Error) as error:
+        raise _damaged(path, error) from error
+    return rows
+
+
+def _damaged(path: Path, error: Exception) -> RunDirError:
+    return RunDirError(f"{path} is damaged: {error!s:.300}", hint=_again(path))
+
+
+def _again(path: Path) -> str:
+    return f"make it again with --redo {path.parent.name}"

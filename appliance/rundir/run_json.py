@@ -47,6 +47,14 @@ def write(run_path: Path, content: Mapping[str, Any]) -> None:
     files.write_json(run_path / FILE, content)
 
 
+def is_as_written(run_path: Path) -> bool:
+    """Whether run.json is what its copy says; False if there is none, as in a run of an earlier version."""
+    try:
+        return ledger.read_copy(run_path, FILE) == files.read_object(run_path / FILE)
+    except (OSError, ValueError):
+        return False
+
+
 def restore(run_path: Path) -> bool:
     """Writes run.json from its copy if it is missing or damaged. Returns whether it was."""
     try:

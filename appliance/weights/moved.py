@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance.process.files import read_json
+from appliance.process.files import is_there, read_json
 from appliance.weights.shards import FLOATS, files_of
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Moved:
 def recorded(train_dir: Path) -> Moved | None:
     """What the stage `train` wrote to fit.json; None if it wrote nothing or trained an adapter."""
     path = train_dir / "fit.json"
-    found = read_json(path).get("moved") if path.is_file() else None
+    found = read_json(path).get("moved") if is_there(path) else None
     return Moved(**found) if found else None
 
 

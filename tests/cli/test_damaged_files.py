@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from appliance.pipeline import run as pipeline_run
+from appliance.recipe import resolve
 from tests.cli.conftest import Appliance
 from tests.helpers.models import tiny_base
 
@@ -263,7 +264,8 @@ def _run(tmp_path: Path, recipe: Path) -> Path:
     run = tmp_path / "runs" / "shop"
     for stage in ("prepare", "train", "evaluate", "publish"):
         (run / stage).mkdir(parents=True)
-    shutil.copy(recipe, run / "recipe.yaml")
+    text = resolve.load(str(recipe), environ={}).to_yaml()
+    (run / "recipe.yaml").write_text(text, encoding="utf-8")
     return run
 
 
