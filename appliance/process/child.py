@@ -48,6 +48,16 @@ def die_with_parent() -> None:
         os._exit(128 + signal.SIGKILL)
 
 
+def leave_out_sklearn() -> None:
+    """Has `import sklearn` fail in this process from now on, unless it is imported already.
+
+    transformers imports it wherever it is installed, for assisted decoding alone, and with it scipy's statistics and
+    pandas: 750 modules, a sixth of the CPU time that a process takes until it has a model. None in sys.modules is how
+    Python's import system says that a module is not to be found (reference, 5.3.1).
+    """
+    sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
+
+
 @contextmanager
 def started(module: str, job: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """`python -m module`, given its job; ended at the end of the block, whatever happened in it."""

@@ -199,6 +199,7 @@ def judge(wanted: Request, seen: Mapping[str, Seen]) -> list[Gate]:
 def main(request_path: Path) -> None:
     """The child process: everything that differs in each folder of the request."""
     child.die_with_parent()
+    child.leave_out_sklearn()
     try:
         with write_errors.explaining(request_path.parent, writes_only=True), child_out_of_memory.ends_the_process():
             wanted = read_json(request_path)

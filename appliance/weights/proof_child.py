@@ -175,6 +175,7 @@ def load_with_peft(model_dir: Path, adapter_dir: Path | None, dtype: str, device
 def main(arguments: Sequence[str]) -> int:
     """The child process: `reference WORK_DIR` or `examine WORK_DIR MERGED_DIR`."""
     child.die_with_parent()
+    child.leave_out_sklearn()
     verb, work_dir, *rest = arguments
     try:
         with (

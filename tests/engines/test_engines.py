@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class Ran:
     runs: dict[str, Path]
     reports: dict[str, dict[str, Any]]
     stdout: str
+    unsloth_cache: Path
 
     @property
     def loss_tolerance(self) -> float:
@@ -60,8 +62,44 @@ class Ran:
         return self.reports["unsloth"]
 
 
+class Unsloth:
+    """A process with Unsloth, which takes twenty seconds to import, and forks for the runs of each family."""
+
+    def __init__(self, folder: Path) -> None:
+        self.cache = folder / "cache"
+        with (folder / "unsloth.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.helpers.engine_child", "--serve", "unsloth", str(self.cache)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        self._log = folder / "unsloth.log"
+
+    def run(self, path: Path, out_path: Path, err_path: Path) -> int:
+        """The exit code of the request in `path`."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps([str(path), str(out_path), str(err_path)]) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, self._log.read_text(encoding="utf-8")[-3000:]
+        return int(answer)
+
+    def end(self) -> None:
+        self._process.communicate()  # its input ends
+
+
+@pytest.fixture(scope="module")
+def unsloth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unsloth]:
+    process = Unsloth(tmp_path_factory.mktemp("unsloth"))
+    yield process
+    process.end()
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
-def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+def ran(request: pytest.FixtureRequest, unsloth: Unsloth, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     family: Family = request.param
     folder = tmp_path_factory.mktemp(family)
     # few tokens and heads: Triton's interpreter takes a while for each
@@ -85,7 +123,9 @@ rehearse: never
         encoding="utf-8",
     )
     runs = {engine: folder / engine for engine in ENGINES}
-    plain = _run(folder, Request("transformers", str(recipe), str(runs["transformers"]), "", "", until="train"))
+    plain = _run(
+        folder, Request("transformers", str(recipe), str(runs["transformers"]), "", "", until="train"), unsloth
+    )
     shutil.copytree(runs["transformers"], folder / "handed-over")
     only_llama: dict[str, Any] = {}
     if family == "llama":
@@ -111,6 +151,7 @@ rehearse: never
             stop_after=1,
             **only_llama,
         ),
+        unsloth,
     )
     resolved = resolve.load(str(recipe), environ={})
     with pytest.MonkeyPatch.context() as patch:
@@ -123,24 +164,24 @@ rehearse: never
     full = resolve.load(str(recipe), overrides=FULL, environ={})
     pipeline_run.run(full, RunDir(folder / "full-transformers"), folder / "cache", until="evaluate")
     reports = {"transformers": plain[0], "unsloth": fast[0]}
-    return Ran(folder, FAMILIES[family], runs, reports, fast[1])
+    return Ran(folder, FAMILIES[family], runs, reports, fast[1], unsloth.cache)
 
 
-def _run(folder: Path, request: Request) -> tuple[dict[str, Any], str]:
-    """(report, stdout) of a child process; of a fork, if it needs no library of its own."""
-    path, log_path = folder / f"{request.engine}.json", folder / f"{request.engine}.log"
-    fields = asdict(request) | {"cache": str(folder / "cache"), "report": str(folder / f"{request.engine}.report.json")}
-    path.write_text(json.dumps(fields), encoding="utf-8")
-    command = [sys.executable, "-m", "tests.helpers.engine_child", str(path)]
+def _run(folder: Path, request: Request, unsloth: Unsloth) -> tuple[dict[str, Any], str]:
+    """(report, stdout) of a fork: of the process with Unsloth, or of this one."""
+    path, out_path, err_path = (folder / f"{request.engine}.{suffix}" for suffix in ("json", "stdout", "stderr"))
+    report_path = folder / f"{request.engine}.report.json"
+    cache = unsloth.cache if request.engine == "unsloth" else folder / "cache"
+    path.write_text(json.dumps(asdict(request) | {"cache": str(cache), "report": str(report_path)}), encoding="utf-8")
     if request.engine == "unsloth":
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        said = done.stderr
+        code = unsloth.run(path, out_path, err_path)
     else:
-        with log_path.open("w", encoding="utf-8") as log:
-            done = warm.run(command, stdout=log, stderr=log, env=os.environ, check=False)
-        said = log_path.read_text(encoding="utf-8")
-    assert done.returncode == 0, said[-3000:]
-    return json.loads(Path(fields["report"]).read_text(encoding="utf-8")), done.stdout
+        command = [sys.executable, "-m", "tests.helpers.engine_child", str(path)]
+        with err_path.open("w", encoding="utf-8") as log:
+            code = warm.run(command, stdout=log, stderr=log, env=os.environ, check=False).returncode
+        out_path.touch()
+    assert code == 0, err_path.read_text(encoding="utf-8")[-3000:]
+    return files.read_json(report_path), out_path.read_text(encoding="utf-8")
 
 
 def train_lines(run: Path) -> list[dict[str, Any]]:
@@ -337,6 +378,6 @@ def test_unsloth_comes_first_from_one_module_and_reports_to_nobody(ran: Ran) -> 
     assert seen["importers"] == ["appliance.engines.unsloth"]
     assert seen["frozen"] > 100_000  # what it imported: its loader collects garbage again and again
     assert seen["environment"].pop("UNSLOTH_DISABLE_STATISTICS") == "1"
-    assert all(str(ran.folder / "cache") in place for place in seen["environment"].values())
+    assert all(str(ran.unsloth_cache) in place for place in seen["environment"].values())
     assert ran.stdout == ""  # only results belong there; Unsloth's banner is in the log
     assert "Unsloth" in (ran.runs["unsloth"] / "appliance.log").read_text(encoding="utf-8")

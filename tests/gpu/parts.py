@@ -34,6 +34,7 @@ from tests.gpu import product, shapes
 from tests.gpu.product import GIB
 from tests.gpu.shapes import Setting
 from tests.gpu.worker import ROOT, Bench
+from tests.helpers import warm
 from tests.helpers.engine_child import Request
 
 TIME_RATIO = 1.15  # of the median step, to a bare script's
@@ -344,8 +345,11 @@ def _kill_in_training(bench: Bench, recipe: str, run_path: Path, *, after_step: 
     path, recorded = Path(f"{run_path}.request.json"), run_path / "train" / "metrics.jsonl"
     path.write_text(json.dumps(asdict(request)), encoding="utf-8")
     command = [sys.executable, "-m", "tests.helpers.engine_child", str(path)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=sys.stderr) as process:
+    process: Any = (warm.Started if bench.may_fork else subprocess.Popen)(command, cwd=ROOT, stdout=sys.stderr)
+    try:
         while process.poll() is None and not (recorded.is_file() and len(product.steps(run_path)) >= after_step):
             time.sleep(0.01)
+    finally:
         process.kill()
-    return process.returncode
+        code = process.wait()
+    return int(code)

@@ -128,6 +128,11 @@ class Bench:
     tokenizer_dir: Path | None
     tell: Callable[[Mapping[str, Any]], None]
 
+    @property
+    def may_fork(self) -> bool:
+        """Neither CUDA nor a rewritten library prevents it."""
+        return self.is_tiny and self.engine != "unsloth"
+
     def measured(self, **values: Any) -> None:
         """Numbers by name, in JSON's types; units in the names."""
         self.tell({"measured": values})
@@ -173,7 +178,7 @@ def _imported(bench: Bench, stack: ExitStack) -> Callable[[str, Bench], None]:
     from appliance.machine import device
     from appliance.weights import proof
 
-    if bench.is_tiny and bench.engine != "unsloth":  # neither CUDA nor a rewritten library prevents a fork
+    if bench.may_fork:
         from tests.helpers import warm
 
         proof.subprocess = warm  # type: ignore[attr-defined]

@@ -3,7 +3,8 @@
 Unsloth rewrites the libraries that it finds, so no other engine may share its process; and it takes some twenty
 seconds to import, so all its runs share one.
 
->>> python -m tests.helpers.engine_child REQUEST.json     # the fields of Request
+>>> python -m tests.helpers.engine_child REQUEST.json           # the fields of Request
+>>> python -m tests.helpers.engine_child --serve unsloth CACHE  # an Unsloth that pretends to have CUDA, for many
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field
@@ -97,6 +99,52 @@ def main(request: Request) -> None:
     with cuda:
         _run(request, report)
     Path(request.report).write_text(json.dumps(asdict(report)), encoding="utf-8")
+
+
+def serve(engine: str, cache: Path) -> None:
+    """Load the engine once, then do in forks of this process what each line of standard input asks for.
+
+    A line is a JSON list: a file with the fields of a Request, and the files for its stdout and its stderr. The answer
+    is a line with the exit code.
+    """
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print is no answer
+    report = Report()
+    sys.meta_path.insert(0, _Imports(report))  # type: ignore[arg-type]
+    from appliance.weights import proof
+    from tests.helpers import warm
+    from tests.helpers.unsloth_on_cpu import pretend_cuda
+
+    proof.subprocess = warm.Spare()  # type: ignore[attr-defined]
+    with pretend_cuda():
+        from appliance.engines import choose
+        from appliance.machine import device
+
+        choose.load_engine(engine, device.device(), cache)
+        for line in sys.stdin:
+            answers.write(f"{_forked(report, *json.loads(line))}\n")
+            answers.flush()
+
+
+def _forked(report: Report, request_path: str, out_path: str, err_path: str) -> int:
+    """The exit code of a fork of this process that does what the request says."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            for number, path in ((1, out_path), (2, err_path)):
+                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            request = Request(**json.loads(Path(request_path).read_text(encoding="utf-8")))
+            _run(request, report)
+            Path(request.report).write_text(json.dumps(asdict(report)), encoding="utf-8")
+            code = 0
+        except BaseException:  # noqa: BLE001  as the interpreter would
+            traceback.print_exc()
+        finally:  # never return into the code that forked this process
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def _run(request: Request, report: Report) -> None:
@@ -270,4 +318,7 @@ def _no_memory_in_step(step: int) -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "--serve":
+        serve(sys.argv[2], Path(sys.argv[3]))
+        sys.exit()
     main(Request(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))

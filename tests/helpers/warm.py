@@ -90,6 +90,37 @@ def fed(
         return CompletedProcess(list(command), os.waitstatus_to_exitcode(status), out.read(), err.read())
 
 
+class Started:
+    """`python -m module …` as a fork that goes on by itself, with what a killed `subprocess.Popen` is used for."""
+
+    def __init__(self, command: Sequence[str], *, cwd: Path, stdout: IO[str]) -> None:
+        interpreter, flag, module, *arguments = command
+        assert (interpreter, flag) == (sys.executable, "-m")
+        self._code: int | None = None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # as above
+            self.pid = os.fork()
+        if self.pid == 0:
+            os.chdir(cwd)
+            _become(module, arguments, stdout.fileno(), dict(os.environ))
+
+    def poll(self) -> int | None:
+        return self._ended(os.WNOHANG)
+
+    def wait(self) -> int | None:
+        return self._ended(0)
+
+    def kill(self) -> None:
+        if self._code is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def _ended(self, options: int) -> int | None:
+        if self._code is None:
+            pid, status = os.waitpid(self.pid, options)
+            self._code = os.waitstatus_to_exitcode(status) if pid else None
+        return self._code
+
+
 def typed(line: str, *, cwd: Path, env: Mapping[str, str]) -> CompletedProcess[str]:
     """`appliance …` as a user types it, `> FILE` at its end included, as a fork in the folder `cwd`.
 
@@ -171,8 +202,9 @@ def _become(
         os.dup2(out, 1)
         os.dup2(out if err is None else err, 2)
         sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", encoding="utf-8") for number in (1, 2))
+        variables = dict(env)  # `env` may be os.environ itself
         os.environ.clear()
-        os.environ.update(env)
+        os.environ.update(variables)
         sys.argv = [module, *arguments]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # runpy: the module is already imported

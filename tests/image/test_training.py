@@ -11,7 +11,7 @@ import pytest
 
 from appliance.process import files
 from appliance.rundir import directory as rundir_directory
-from tests.image.project import CALLER, CANARY, FEW, IMAGE, Project, docker, give, make_project
+from tests.image.project import CALLER, CANARY, FEW, IMAGE, ONE_THREAD, Project, docker, give, make_project
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -90,7 +90,7 @@ def test_docker_stop_leaves_a_run_that_goes_on(project: Project) -> None:
         """What a training says that is stopped once it has done so many steps."""
         changes = [*FEW, "name=stopped", "train.max_steps=100000", "train.epochs=100000", "train.patience=100000"]
         settings = [part for one in ["data.csv=data/train.csv", *changes] for part in ("--set", one)]
-        code, said = project.compose("run", "-d", "-T", "train", *settings)
+        code, said = project.compose("run", "-d", "-T", ONE_THREAD, "train", *settings)
         assert code == 0, said
         container = said.strip().splitlines()[-1]
         deadline = time.monotonic() + 120

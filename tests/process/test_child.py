@@ -48,3 +48,11 @@ with child.started("waits", {{}}, {{**os.environ, "PYTHONPATH": ""}}) as process
         time.sleep(0.05)
     os.kill(int(pid), signal.SIGKILL)
     raise AssertionError("the child outlived its parent")
+
+
+def test_what_is_left_out_is_not_found_and_what_is_imported_stays() -> None:
+    code = "import sys, json.decoder; from importlib.util import find_spec; from appliance.process import child\n"
+    left_out = code + "child.leave_out_sklearn(); assert find_spec('sklearn') is None"  # as transformers looks for it
+    kept = code + "sys.modules['sklearn'] = json.decoder; child.leave_out_sklearn(); assert sys.modules['sklearn']"
+    for one in (left_out, kept):
+        assert subprocess.run([sys.executable, "-c", one], check=False).returncode == 0
