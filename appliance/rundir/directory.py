@@ -80,9 +80,9 @@ class RunDir:
                     f"{self.path} is in use by process {handle.read().strip() or 'unknown'}",
                     hint="wait until it ends, or start another run with --set name=NEW",
                 ) from error
-            handle.truncate(0)
-            handle.write(str(os.getpid()))
-            handle.flush()
+            with files.naming(self.path / ".lock"):  # unbuffered: closing it must not fail once more
+                os.ftruncate(handle.fileno(), 0)
+                os.write(handle.fileno(), str(os.getpid()).encode())
             yield
 
     @property

@@ -324,6 +324,15 @@ def test_a_place_that_belongs_to_another_user_is_named(tmp_path: Path, monkeypat
     assert str(tmp_path) not in caught.value.hint
 
 
+def test_a_lock_that_the_disk_has_no_room_for_is_named(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match=r"\.lock'$"), run_dir.lock():
+        pass
+
+
 # --- records
 
 
