@@ -76,7 +76,7 @@ def check_headers(response: httpx.Response) -> None:
     Raises HubError: they are not what they should be, or this is not the Hub's answer but a web page.
     """
     if _is_web_page(response):
-        _log.warning("a web page instead of an answer: %s %s", response.status_code, response.url.host)
+        _log.info("a web page instead of an answer: %s %s", response.status_code, response.url.host)
         raise HubError("the Hub's address answered with a web page, not with the Hub's API", hint=PORTAL)
     if response.status_code >= 400 or response.request.method not in ("HEAD", "GET"):
         return
