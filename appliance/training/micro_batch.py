@@ -159,5 +159,5 @@ def chosen(
     if device.kind == "cuda":  # it is tried before the first step
         return BatchSize.of_rows(train, fits)
     rows = min(fits, rows_by_memory.of_a_step_on_cpu(batch, mean_tokens))
-    by = f"about {human(needs(rows))} of {human(limit)} of memory" if needs else "memory cannot be estimated here"
+    by = f"estimated at {human(needs(rows))}; {human(limit)} may be used" if needs else "its memory cannot be estimated"
     return BatchSize.of_rows(train, rows).settled(by)

@@ -37,8 +37,8 @@ from tests.gpu.worker import ROOT, Bench
 from tests.helpers import warm
 from tests.helpers.engine_child import Request
 
-TIME_RATIO = 1.15  # of the median step, to a bare script's
-PEAK_RATIO = 1.25
+TIME_RATIO = 1.03  # of the median step, to a bare script's at the same micro batch
+PEAK_RATIO = 1.02  # not above it, but for what the allocator rounds
 SPEEDUP = 2.5  # of micro batches as large as memory allows, over 2 x 4
 FREE_SHARE = 0.1  # that they leave of the card
 # Relative, of every step; as in tests/gpu/test_speed.py and test_contract.py, which give the reasons.

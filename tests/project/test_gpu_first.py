@@ -184,7 +184,7 @@ def test_list_shows_all_parts_and_only_selects_some(
 ) -> None:
     assert first.main(["--list"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert listed == ["starts", "default", "bare", "ko8b", "float16", "oom", "resume", "transformers"]
+    assert listed == ["starts", "default", "bare", "auto", "ko8b", "float16", "oom", "resume", "transformers"]
     asked: list[tuple[list[str], Setup, float]] = []
 
     def noted(chosen: list[Part], setup: Setup, seconds: float) -> int:
@@ -254,8 +254,10 @@ def test_the_median_step_leaves_the_warm_up_out() -> None:
     assert product.median_seconds([0.0, 30.0, 33.0]) == 3.0
 
 
-# Known from the models' pages: 8.03 and 4.02 billion.
-@pytest.mark.parametrize(("config", "count"), [("LLAMA_3_8B", 8_030_261_248), ("QWEN3_4B", 4_022_468_096)])
+# Known from the models' pages: 8.03, 4.02 and 0.6 billion.
+@pytest.mark.parametrize(
+    ("config", "count"), [("LLAMA_3_8B", 8_030_261_248), ("QWEN3_4B", 4_022_468_096), ("QWEN3_06B", 596_049_920)]
+)
 def test_the_shapes_have_as_many_weights_as_the_models(config: str, count: int) -> None:
     assert sum(torch.Size(shape).numel() for _, shape in shapes._tensors(getattr(shapes, config))) == count
 
@@ -286,7 +288,7 @@ def test_a_real_tokenizer_is_taken_where_the_vocabulary_has_room(tmp_path: Path)
     wide.save_pretrained(tmp_path / "wide")
     bench = Bench("unsloth", False, tmp_path, tmp_path, tmp_path / "wide", lambda _: None)
     taken = {base: len(parts._tokenizer(bench, base)) for base in parts.BASES}
-    assert taken == {"small": len(wide), "qwen3-4b": len(wide), "llama-3-8b": len(words)}
+    assert taken == {"small": len(wide), "qwen3-0.6b": len(wide), "qwen3-4b": len(wide), "llama-3-8b": len(words)}
     rows = read_csv(parts._rows(bench, "llama-3-8b", count=20, longest=300))
     prompt = prompt_format.from_transformers("alpaca", words)
     assert all(195 <= len(prompt.encode(row["instruction"], "", row["output"])) <= 300 for row in rows)

@@ -51,7 +51,7 @@ def test_a_cpu_takes_no_more_than_makes_it_faster_and_needs_no_try(
 ) -> None:
     size = micro_batch.chosen(TrainSection(batch_size=16), lambda rows: rows * each, 12 * GIB, CPU, mean)
     assert (size.micro_batch_size, size.is_to_be_tried) == (rows, False)
-    assert f"micro batches of {rows} of 16 rows a step: about" in capsys.readouterr().err
+    assert f"micro batches of {rows} of 16 rows a step: estimated at" in capsys.readouterr().err
 
 
 def test_answers_and_losses_leave_a_tenth_free_too() -> None:
