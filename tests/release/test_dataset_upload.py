@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from appliance.recipe import resolve
 from appliance.release import dataset
 from appliance.rundir.directory import RunDir
 from tests.conftest import write_qa
-from tests.helpers import loopback_hub
+from tests.helpers import loopback_hub, warm
 from tests.helpers.loopback_hub import LoopbackHub
 
 pytestmark = pytest.mark.slow
@@ -43,21 +42,16 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
 
 
 class Shop:
-    """Runs of one recipe below `folder`. What talks to the Hub is a process: the client is set when it is imported."""
+    """Runs of one recipe below `folder`. What talks to the Hub is a fork: the client is set when it is imported."""
 
     def __init__(self, folder: Path, base_dir: Path, hub: LoopbackHub) -> None:
         self.folder, self.base_dir, self.hub = folder, base_dir, hub
         self.run = folder / "runs" / "shop"
 
     def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
-        light = (
-            "from appliance.cli import app as cli_app; from appliance.machine import packages; "
-            "packages.can_train = lambda: False; cli_app.main()"
-        )
         environ = {"PATH": os.environ["PATH"], "HOME": str(self.folder), **self.hub.environ}
         environ |= {"HF_HOME": str(self.folder), "COLUMNS": "1000"}
-        command = [sys.executable, "-c", light, *words]
-        return subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=120)
+        return warm.typed(shlex.join(["appliance", *words]), cwd=self.folder, env=environ)
 
     def prepared(self, rows: Sequence[tuple[str, ...]] = ROWS, *, until: str = "prepare", **data: str) -> None:
         """A run whose stages up to `until` are done."""

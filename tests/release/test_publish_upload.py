@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import pytest
 
 from appliance.errors import GateRefused, HubError
 from tests.conftest import write_qa
-from tests.helpers import loopback_hub
+from tests.helpers import loopback_hub, warm
 from tests.helpers.finished import FinishedRun, edit_json, finished_run
 from tests.helpers.loopback_hub import LoopbackHub
 
@@ -121,14 +119,8 @@ def test_it_is_known_before_the_first_step(
         f"train: {{optimizer: adamw_torch}}\npublish: {{repo_id: {repo_id}, adapter: false}}\n",
         encoding="utf-8",
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "appliance", "check", "recipe.yaml", "--runs-dir", "runs"],
-        cwd=tmp_path,
-        env={**os.environ, **hub.environ, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environ = {**os.environ, **hub.environ, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0"}
+    done = warm.typed("appliance check recipe.yaml --runs-dir runs", cwd=tmp_path, env=environ)
     assert done.returncode == code, done.stderr[-2000:]
     assert said in done.stdout + done.stderr
     assert token not in done.stdout + done.stderr

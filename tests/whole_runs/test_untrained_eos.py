@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from appliance.pipeline import run as pipeline_run
 from appliance.recipe import resolve
 from appliance.rundir.directory import RunDir
+from appliance.weights import proof
 from tests.conftest import read_csv, write_qa
+from tests.helpers import warm as helpers_warm
 from tests.helpers.models import untrained_eos_base
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
@@ -43,7 +45,9 @@ publish: {{require_improvement: false}}
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("untrained")
-    return run(folder, untrained_eos_base(folder / "base", tied=True))
+    with pytest.MonkeyPatch.context() as patch:  # the fixture `warm` is each test's: it would come too late
+        patch.setattr(proof, "subprocess", helpers_warm)
+        return run(folder, untrained_eos_base(folder / "base", tied=True))
 
 
 def test_the_check_names_eos_and_what_is_done(finished: Path) -> None:
