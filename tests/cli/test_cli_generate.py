@@ -19,7 +19,7 @@ from appliance.cli import app as cli_app
 from appliance.rows import csv_file, split
 from tests.conftest import read_csv, write_qa
 from tests.datasets_src.test_endpoint import KEY, Reply, Server, serving
-from tests.datasets_src.test_generators import SEEDS, inventive
+from tests.datasets_src.test_self_instruct import SEEDS, inventive
 
 Appliance = Callable[..., tuple[int, str, str]]
 

@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
-import os
-import subprocess
-import sys
-import sysconfig
-import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import NoReturn
@@ -325,95 +319,3 @@ def test_weights_that_lie_there_twice_count_once(tmp_path: Path) -> None:
     assert memory.weights_bytes(tmp_path) == 30
     (tmp_path / "model.safetensors").write_bytes(b"x" * 5)
     assert memory.weights_bytes(tmp_path) == 5
-
-
-# --- the compiler
-
-
-def test_a_compiler_that_works() -> None:
-    assert gpu.compiler_finding().verdict == "ok"
-
-
-def test_missing_headers_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sysconfig, "get_path", lambda *_: str(tmp_path))
-    finding = gpu.compiler_finding()
-    assert finding.verdict == "fails"
-    assert "Python.h" in finding.found
-    assert finding.fix.startswith("apt-get install python3-dev")
-
-
-def test_a_compiler_that_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "cc").write_text("", encoding="utf-8")
-    for path, reason in ((tmp_path / "none", "No such file"), (tmp_path / "cc", "Permission denied")):
-        monkeypatch.setenv("CC", str(path))
-        finding = gpu.compiler_finding()
-        assert (finding.verdict, reason in finding.found) == ("fails", True)
-        assert finding.fix.startswith("apt-get install gcc python3-dev")
-
-
-def test_no_folder_to_try_the_compiler_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
-    assert gpu.compiler_finding().fix.startswith("provide a writable /tmp")
-
-
-def test_no_compiler_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert (gpu.compiler_finding().verdict, gpu.compiler_finding().found) == ("fails", "none")
-
-
-# --- loading
-
-
-def test_no_room_for_the_base_says_what_fits(base_dir: Path) -> None:
-    small = dataclasses.replace(L4, memory_bytes=2 * GIB)
-    with (
-        pytest.raises(EnvironmentUnavailable, match="L4 has too little memory for the base model") as caught,
-        engine.load_failures(base_dir, ModelSection(id="x"), small),
-    ):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-    assert "2.0 GiB is enough for up to about 0.5 billion weights in 16 bits" in caught.value.hint
-    assert "nvidia-smi" in caught.value.hint
-
-
-@pytest.mark.parametrize("error", [OSError("no file"), RuntimeError("`x` is not supported yet")])
-def test_a_base_that_does_not_load_is_no_bug(error: Exception, base_dir: Path) -> None:
-    with (
-        pytest.raises(EnvironmentUnavailable, match=f"does not load: {error}"),
-        engine.load_failures(base_dir, ModelSection(id="x"), L4),
-    ):
-        raise error
-
-
-def test_an_unsloth_that_does_not_load_is_no_bug(tmp_path: Path) -> None:
-    """A stand-in that fails as the real one does beside the wrong torchvision; in a process of its own."""
-    (tmp_path / "unsloth.py").write_text("raise ImportError('torchvision 0.1 is for torch 1')", encoding="utf-8")
-    code = (
-        "from pathlib import Path\nfrom appliance import errors as appliance_errors; from appliance.engines import "
-        "choose\nfrom appliance.machine.device import Device\n"
-        "try: choose.load_engine('unsloth', Device('cpu', 'x', 1, 'float32'), Path('.'))\n"
-        "except appliance_errors.EnvironmentUnavailable as error: print(error, '|', error.hint)\n"
-    )
-    environ = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(engine.__file__).parents[2]}"}
-    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False)
-    assert "Unsloth does not load: torchvision 0.1 is for torch 1" in done.stdout, done.stderr
-    assert "engine=transformers" in done.stdout
-
-
-def test_a_length_over_the_bases_positions_is_refused(base_dir: Path) -> None:
-    """Unsloth would stretch the positions and go on."""
-    assert engine.refuse_too_long(base_dir, 512) == 512
-    with pytest.raises(EnvironmentUnavailable, match="513 exceeds the 512 positions"):
-        engine.refuse_too_long(base_dir, 513)
-
-
-@pytest.mark.slow
-def test_engine_unsloth_on_a_cpu_is_exit_4_within_seconds(tmp_path: Path) -> None:
-    csv_path = write_qa(tmp_path / "train.csv", [(f"{i}?", "답") for i in range(40)])
-    code = "from appliance.cli.app import main; main()"
-    command = ["run", "demo", "--set", "engine=unsloth", "--set", f"data.csv={csv_path}", "--runs-dir", str(tmp_path)]
-    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False)
-    assert done.returncode == 4, done.stderr
-    assert "engine: unsloth cannot run here: no CUDA device" in done.stderr
-    assert "engine=auto" in done.stderr
-    assert not list((tmp_path / "cache").glob("*"))  # the demo's base was not made first

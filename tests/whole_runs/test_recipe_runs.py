@@ -28,7 +28,7 @@ from datasets_src.pairs import Pair
 from datasets_src.sources import delimited, qa_text, records
 from tests.conftest import read_csv, write_qa
 from tests.datasets_src.test_endpoint import serving
-from tests.datasets_src.test_generators import inventive
+from tests.datasets_src.test_self_instruct import inventive
 from tests.helpers import loopback_hub, warm
 from tests.helpers.models import Family, tiny_base
 from tests.helpers.tokenizer_kinds import KINDS
