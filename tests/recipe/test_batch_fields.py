@@ -54,6 +54,7 @@ def test_rows_that_contradict_each_other_are_refused(train: str, wanted: str, tm
     with pytest.raises(RecipeError) as caught:
         load(tmp_path, train)
     assert wanted in str(caught.value)
+    assert "found {" not in str(caught.value)  # the whole section
 
 
 def test_a_recipe_of_earlier_factors_is_written_and_read_back(tmp_path: Path) -> None:
