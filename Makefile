@@ -1,4 +1,4 @@
-# Targets: setup demo test test-faults test-image test-transformers4 lint bench docs. Each sets up what it needs, once.
+# Targets: setup demo test test-faults test-image test-transformers4 lint bench bench-peers docs. Each sets up what it needs, once.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ export UV_NO_PROGRESS := 1
 # Whole files to each of two processes, in the order of tests/conftest.py.
 SHARED_OUT := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-faults test-image test-transformers4 lint bench docs clean
+.PHONY: setup demo test test-faults test-image test-transformers4 lint bench bench-peers docs clean
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -46,8 +46,14 @@ lint: setup
 bench: setup
 	$(BIN)/python -m benchmarks
 
+# LLaMA-Factory and axolotl, each in an environment of its own below PEERS
+PEERS := .venv-peers
+bench-peers: setup
+	$(BIN)/python -m benchmarks.peers --environments $(PEERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.peers.vocabulary
+
 docs: setup
 	$(BIN)/python -m tests.project.generated
 
 clean:
-	rm -rf $(VENV) $(OLDER) build dist *.egg-info
+	rm -rf $(VENV) $(OLDER) $(PEERS) build dist *.egg-info

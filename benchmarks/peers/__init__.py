@@ -1,0 +1,1 @@
+"""What training costs here and in other trainers: `python -m benchmarks.peers`."""
