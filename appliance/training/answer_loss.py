@@ -18,11 +18,11 @@ import torch
 import trl
 import trl.trainer.sft_trainer as trl_trainer
 from peft import PeftModel
-from trl import SFTTrainer
 
 from appliance.engines import answer_head
 from appliance.engines.answer_head import AfterHead
 from appliance.prompt import batch as prompt_batch
+from appliance.training.lean_steps import LeanTrainer
 
 # The release whose `_chunked_cross_entropy_loss` was read and is compared with ours in tests/training/
 # test_answer_loss.py. With any other, trl's own is used.
@@ -61,8 +61,8 @@ class Loss:
 LIBRARYS = Loss(None)
 
 
-class LossTrainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer that computes its loss as `loss` says."""
+class LossTrainer(LeanTrainer):
+    """trl's trainer that computes its loss as `loss` says."""
 
     loss = LIBRARYS
 
