@@ -14,7 +14,7 @@ FREE_SHARE = 0.1  # of a device's memory: left free, because estimates err and o
 MOST_ANSWERS = 64
 MOST_LOSS_ROWS = 64
 # A CPU gains nothing from more tokens at once: a step of 8 rows of 190 tokens took as long in one part as in two, and a
-# step of 8 rows of 40 tokens 2.9 times as long in eight parts (python -m benchmarks.micro_batches).
+# step of 8 rows of 40 tokens 2.6 times as long in eight parts (python -m benchmarks.micro_batches).
 CPU_TOKENS = 1024
 
 
