@@ -40,7 +40,7 @@ RUN_BY_IMAGE_TEST = [
     """sed -i "s/^APP_UID=.*/APP_UID=$(id -u)/; s/^APP_GID=.*/APP_GID=$(id -g)/" .env""",
     "docker compose run --rm train",
 ]
-MEASURED_BY_HAND = {"make bench", "make test-faults"}
+MEASURED_BY_HAND = {"make bench", "make bench-peers", "make test-faults"}
 
 
 def text_of(page: Path) -> str:
