@@ -25,6 +25,7 @@ test: lint
 
 test-faults: setup
 	$(BIN)/python -m tests.whole_runs.faults 100
+	$(BIN)/python -W ignore -m tests.fuzz 500
 
 test-image: setup
 	TEST_IMAGE=1 $(BIN)/python -m pytest tests/image $(SHARED_OUT)

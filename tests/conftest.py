@@ -20,6 +20,7 @@ from tests.helpers import cpu_time
 TESTS = Path(__file__).parent
 # By their CPU seconds (`pytest --cpu-times`); each is one process's work.
 LONGEST = (
+    "fuzz/test_fuzz.py",
     "base_model/test_demo.py",
     "engines/test_engines.py",
     "project/test_gpu_first.py",

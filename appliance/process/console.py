@@ -169,7 +169,7 @@ class _LogFile(logging.FileHandler):
     """On a full disk the log has a gap; the base class would print a traceback for every line."""
 
     def _open(self) -> io.TextIOWrapper:
-        return cast(io.TextIOWrapper, files.open_own(Path(self.baseFilename), "a"))
+        return cast(io.TextIOWrapper, files.open_own(Path(self.baseFilename), "a", errors="backslashreplace"))
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exception(), OSError):

@@ -120,12 +120,13 @@ def fsync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Raises OSError, with the size of the file as `needed_bytes`: it cannot be written."""
+    r"""A surrogate, which Python has for a byte of a file name that is not UTF-8, is written as \udce9, which JSON and
+    YAML read as the same. Raises OSError, with the size of the file as `needed_bytes`: it cannot be written."""
     try:
-        with atomic_file(path) as temporary, open_own(temporary, "x") as stream:
+        with atomic_file(path) as temporary, open_own(temporary, "x", errors="backslashreplace") as stream:
             stream.write(text)
     except OSError as error:
-        vars(error)["needed_bytes"] = len(text.encode())
+        vars(error)["needed_bytes"] = len(text.encode(errors="backslashreplace"))
         raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,3 +86,15 @@ def test_a_run_is_for_its_user_only(tmp_path: Path) -> None:
     assert {name: oct(mode) for name, mode in modes.items()} == {
         name: "0o700" if (tmp_path / name).is_dir() else "0o600" for name in modes
     }
+
+
+def test_text_that_utf_8_does_not_have_is_logged_and_recorded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    r"""As a recipe or a Hub can bring it, "\ud800", and as Python reads a file name that is not UTF-8."""
+    with console.log_file(tmp_path / "appliance.log"):
+        logging.getLogger("x").info("column %s of caf\udce9.csv", "\ud800")
+    assert capsys.readouterr().err == ""
+    assert r"column \ud800 of caf\udce9.csv" in (tmp_path / "appliance.log").read_text(encoding="utf-8")
+    files.write_json(tmp_path / "run.json", {"csv": "caf\udce9.csv", "input": "\ud800 가"})
+    assert files.read_json(tmp_path / "run.json") == {"csv": "caf\udce9.csv", "input": "\ud800 가"}

@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass, field
 
 KINDS = ("status", "drop", "lose_reply", "delay", "hang", "revoke", "throttle", "flip")
-KINDS += ("trickle", "flood", "bomb", "reply", "headers")
+KINDS += ("trickle", "flood", "bomb", "reply", "headers", "mutate")
 
 
 @dataclass
@@ -35,6 +35,7 @@ class Fault:
     reply       reply `status` with `headers` and the text `body`, and do nothing
     headers     wait `seconds` and do what was asked, with these `headers` in the reply; {index} in them is the
                 request's number
+    mutate      answer otherwise: one change to the JSON or to a header, drawn from `seed`
     """
 
     kind: str
@@ -54,6 +55,7 @@ class Fault:
     response: bool = False
     size: int = 300_000_000
     body: str = ""
+    seed: int = 0
     # what has happened so far
     seen: int = 0
     fired: int = 0

@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tests.helpers.loopback_hub import api, control
+from tests.helpers.loopback_hub import api, control, mutated
 from tests.helpers.loopback_hub.faults import Fault, Faults
 from tests.helpers.loopback_hub.hub import Hub, Options
 from tests.helpers.loopback_hub.store import Store
@@ -119,6 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
             entry["status"] = reply.status
         if fault and kind == "flood":
             self._flood(fault.size)
+        if fault and kind == "mutate":
+            reply = mutated.reply(reply, fault.seed)
         self._send(reply, fault, entry)
 
     def _answer(self, request: Request) -> Reply:
