@@ -5,7 +5,6 @@ No value of a variable that may hold a secret ever reaches a finding.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import re
 import warnings
@@ -113,11 +112,8 @@ def _differing(path: Path) -> list[str]:
         pins.setdefault(name, set()).add(pinned)
     differing = []
     for name, wanted in pins.items():
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        if not wanted & {version, version.partition("+")[0]}:
+        version = packages.version_of(name)
+        if version and not wanted & {version, version.partition("+")[0]}:
             differing.append(f"{name} {version} ({' or '.join(sorted(wanted))})")
     return differing
 

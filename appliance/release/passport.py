@@ -5,7 +5,6 @@ Read by replay. Knows the layout of a run directory; decides nothing.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -18,6 +17,7 @@ import yaml
 
 from appliance import __version__
 from appliance.findings import Gate
+from appliance.machine.packages import installed
 from appliance.process import files
 from appliance.recipe import earlier_runs
 from appliance.release.base import Base
@@ -65,8 +65,7 @@ def recipe_sha256(run_path: Path) -> str:
 
 def packages() -> dict[str, str]:
     """Every installed distribution and its version."""
-    found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
-    return dict(sorted(found.items(), key=lambda item: item[0].lower())) | {"python": platform.python_version()}
+    return dict(sorted(installed().items(), key=lambda item: item[0].lower())) | {"python": platform.python_version()}
 
 
 def base_file_names(base_dir: Path) -> list[str]:

@@ -13,9 +13,7 @@ import faulthandler
 import functools
 import gc
 import importlib
-import importlib.metadata
 import os
-import re
 import select
 import signal
 import socket
@@ -32,9 +30,12 @@ from typing import IO, Any, NoReturn
 
 import jinja2
 import psutil
+import typer.main
 
 from appliance.base_model import tokenizer_trial
-from tests.helpers import warm
+from appliance.cli import app as cli_app
+from appliance.machine import packages
+from tests.helpers import in_process, warm  # noqa: F401
 
 HEAVY = (
     "torch", "transformers", "trl", "peft", "datasets", "pandas", "sklearn", "matplotlib.figure", "bitsandbytes",
@@ -63,14 +64,11 @@ class Ended:
     left: tuple[str, ...]
 
 
-_version = functools.lru_cache(importlib.metadata.version)
-
-
 def load() -> None:
     for name in HEAVY:
         importlib.import_module(name)
-    for package in importlib.metadata.distributions():
-        _version(re.sub("[-_.]+", "-", package.metadata["Name"]).lower())
+    typer.main.get_command(cli_app.app)  # in_process keeps what it makes
+    packages.installed()  # keeps what it reads
     gc.collect()
     gc.freeze()  # a collection in a fork would copy all that is here
 
@@ -130,7 +128,6 @@ def _as_appliance(arguments: Sequence[str], cwd: Path, environ: Mapping[str, str
     tempfile.tempdir = None
     signals.forget()
     subprocess.Popen = Forked  # type: ignore[misc]
-    importlib.metadata.version = _version  # reading them takes longer than the rest of `check`
     faulthandler.disable()
     for limits, name, seconds in (*((client.Limits, *one) for one in _PATIENCE.items()), _COMPUTING):
         setattr(limits, name, property(lambda _, seconds=seconds: seconds, lambda *_: None))

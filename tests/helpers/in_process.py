@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+import typer.main
 
 from appliance.cli import app as cli_app
 
+# Typer builds all commands at each call, of which this process makes some thousand.
+typer.main.get_command = functools.cache(typer.main.get_command)
 Appliance = Callable[..., tuple[int, str, str]]
 
 
