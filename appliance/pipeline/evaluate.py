@@ -168,23 +168,20 @@ def _questions(
         facts.refuse_without(row.output for row in rows)
     extra = extra_questions.collect(evaluate.extra_prompts, prepare_dir / "train.csv", evaluate.train_questions, seed)
     others = other_model.read(Path(evaluate.other_answers), rows) if evaluate.other_answers else None
-    of_rows, of_extra = (
-        [prompt.prompt_ids(prompt_format.user_message(one.instruction, one.input)) for one in asked]
-        for asked in (rows, extra)
-    )
+    of_extra = [prompt.prompt_ids(prompt_format.user_message(one.instruction, one.input)) for one in extra]
     encoding, lines = Encoding(**fit["encoding"]), _evaluated(fit)["lines"]
-    val_rows, _ = encoded_rows.encode(prompt, prepare_dir / "val.csv", encoding, only=lines)
-    of_answers = replace(encoding, loss_on="answer")
-    encoded, _ = encoded_rows.encode(prompt, prepare_dir / "test.csv", of_answers, only=[row.line for row in rows])
-    whole = (prompt.encode(row.instruction, row.input, row.output) for row in rows)
+    val_rows, _ = encoded_rows.read(prompt, prepare_dir / "val.csv", encoding, only=lines)
+    test_csv = prepare_dir / "test.csv"
+    whole = list(encoded_rows.uncut(prompt, test_csv, loss_on="answer", only=[row.line for row in rows]))
+    of_rows = [row.input_ids[: row.prompt_tokens] for _, row in whole]
     room = _room(base.max_positions, of_rows, evaluate.max_new_tokens)
     ours = base_prompts.Way(base_prompts.PROMPT, prompt, of_rows, room)
     return _Asked(
         prompt=prompt,
         rows=rows,
         rows_of_test=len(test_rows),
-        encoded=encoded,
-        answer_tokens=[len(one) - one.prompt_tokens for one in whole],
+        encoded=[encoded_rows.fitting(prompt, test_csv, encoding, line, row) for line, row in whole],
+        answer_tokens=[len(row) - row.prompt_tokens for _, row in whole],
         ours=ours,
         of_base=base_prompts.ways(
             evaluate.base_prompts,

@@ -1,4 +1,4 @@
-"""CSV -> train.csv, val.csv, test.csv and rows.csv, the ledger that accounts for every physical row.
+"""CSV -> train.csv, val.csv, test.csv, the ids of their rows, and rows.csv, the ledger of every physical row.
 
 Two passes over the file: the first reads, encodes and judges every row and keeps 16 bytes of each; the second writes.
 """
@@ -6,29 +6,26 @@ Two passes over the file: the first reads, encodes and judges every row and keep
 from __future__ import annotations
 
 import logging
-from array import array
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from appliance.errors import DataError
+from appliance.pipeline import judge_rows
+from appliance.pipeline.judge_rows import ROUND_UP_TO, Judged
 from appliance.process import files
 from appliance.prompt import format as prompt_format
-from appliance.prompt import turns
 from appliance.recipe.fields import DataSection
 from appliance.rows import csv_file, few_groups, leaks, near_duplicates, split, survey
-from appliance.rows.csv_file import Rejected, Row
-from appliance.rows.first_pass import FirstPass
-from appliance.rows.oddities import Remark
+from appliance.rows.csv_file import Row
 from appliance.rows.one_version import Passes, one_version
 from appliance.rows.split import Side
 from appliance.rows.survey import Words
 from appliance.rundir import results
-from appliance.training import validation
+from appliance.training import kept_ids, validation
+from appliance.training.kept_ids import Spool
 from appliance.wording import counted
-
-ROUND_UP_TO = 64  # max_seq_length: auto is a multiple of this, for even tensor shapes
 
 _log = logging.getLogger(__name__)
 
@@ -60,20 +57,6 @@ class Counts:
     warnings: dict[str, int]  # kind of oddity -> usable rows that have it; the log names them
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """What the first pass keeps of the usable rows, by position."""
-
-    rows: FirstPass
-    lines: array[int]
-    lengths: array[int]
-    prompt_lengths: array[int]
-    with_turns: bytearray  # 1: the question holds earlier turns
-    rejected: dict[int, str]  # line -> reason
-    records: int
-    remarks: tuple[Remark, ...]
-
-
 def run(
     *,
     csv_path: Path,
@@ -91,13 +74,13 @@ def run(
     named, the ledger written), too few rows to split, a column `side` that puts equal questions on two sides, or a CSV
     that is not the same file from beginning to end, with that hash.
     """
-    with one_version(csv_path, csv_sha256) as passes:
+    with one_version(csv_path, csv_sha256) as passes, _spool(stage_dir) as spool:
         fmt = survey.csv_format(csv_path, data)
-        judged = _judge(csv_path, fmt, prompt, passes)
+        judged = judge_rows.judge(csv_path, fmt, prompt, passes, spool)
         for remark in judged.remarks:
             _log.warning("%s: %s; %s", csv_path, remark, remark.fix)
-        limit = max_seq_length or _fitting_length(judged.lengths, longest_possible)
-        too_long = _too_long(judged, limit, cut=data.on_too_long == "cut")
+        limit = max_seq_length or judge_rows.fitting_length(judged.lengths, longest_possible)
+        too_long = judge_rows.too_long(judged, limit, cut=data.on_too_long == "cut")
         _refuse_unusable(judged, too_long, data, longest_possible, csv_path, stage_dir)
         kept = [i for i, line in enumerate(judged.lines) if line not in too_long]
         keys, sides = judged.rows.keys.at(kept), judged.rows.sides
@@ -117,6 +100,11 @@ def run(
             _log.warning("%s: %s", csv_path, warning)
         side_of = {judged.lines[kept[i]]: side for side, indexes in order.items() for i in indexes}
         _write(csv_path, fmt, stage_dir, order, [judged.lines[i] for i in kept], passes)
+        if spool:
+            for side, indexes in order.items():
+                of_side = [kept[i] for i in indexes]
+                path = stage_dir / f"{side}.csv"
+                spool.write(path, of_side, judged.lines, judged.prompt_lengths, prompt.fingerprint)
     _write_ledger(stage_dir / "rows.csv", side_of, judged.rejected | too_long)
     _write_groups(stage_dir / results.TEST_GROUPS, [(judged.lines[kept[i]], keys[i]) for i in order["test"]])
     _write_groups(stage_dir / validation.GROUPS_FILE, [(judged.lines[kept[i]], keys[i]) for i in order["val"]])
@@ -127,8 +115,13 @@ def run(
     return counts
 
 
+def _spool(stage_dir: Path) -> AbstractContextManager[Spool | None]:
+    """Where the ids wait until the rows are split; None without pyarrow, and later stages encode the rows again."""
+    return closing(Spool(stage_dir)) if kept_ids.can_be_kept() else nullcontext()
+
+
 def _refuse_unusable(
-    judged: _Judged,
+    judged: Judged,
     too_long: dict[int, str],
     data: DataSection,
     longest_possible: int,
@@ -147,7 +140,7 @@ def _refuse_unusable(
 
 
 def _refuse_shared(
-    found: leaks.Shared, judged: _Judged, too_long: dict[int, str], csv_path: Path, stage_dir: Path
+    found: leaks.Shared, judged: Judged, too_long: dict[int, str], csv_path: Path, stage_dir: Path
 ) -> None:
     """Raises DataError: the column `side` puts equal questions on two sides. The ledger still has every row."""
     _write_ledger(stage_dir / "rows.csv", dict.fromkeys(judged.lines, "not split"), judged.rejected | too_long)
@@ -160,7 +153,7 @@ def _refuse_shared(
 
 def _count(
     fmt: csv_file.CsvFormat,
-    judged: _Judged,
+    judged: Judged,
     kept: list[int],
     keys: split.Keys,
     order: dict[Side, list[int]],
@@ -209,42 +202,7 @@ def _count(
     return counts
 
 
-def _judge(csv_path: Path, fmt: csv_file.CsvFormat, prompt: prompt_format.Prompt, passes: Passes) -> _Judged:
-    lines, lengths, prompt_lengths, with_turns = array("q"), array("l"), array("l"), bytearray()
-    rejected: dict[int, str] = {}
-    reasons: dict[str, str] = {}  # one text for equal reasons: a million bad rows have few
-    rows, records = FirstPass(csv_path, fmt, passes), 0
-
-    def fault_of(row: Row) -> str:
-        try:
-            encoded = prompt.encode(row.instruction, row.input, row.output)
-        except DataError as error:
-            return _with_column(str(error), row, fmt, prompt)
-        lengths.append(len(encoded))
-        prompt_lengths.append(encoded.prompt_tokens)
-        return ""
-
-    for row in rows.records(fault_of):
-        records += 1
-        if isinstance(row, Rejected):
-            rejected[row.line] = reasons.setdefault(row.reason, row.reason)
-        else:
-            lines.append(row.line)
-            with_turns.append(turns.held_by(row.instruction))
-    return _Judged(rows, lines, lengths, prompt_lengths, with_turns, rejected, records, rows.remarks())
-
-
-def _with_column(reason: str, row: Row, fmt: csv_file.CsvFormat, prompt: prompt_format.Prompt) -> str:
-    """The reason, with the column whose cell cannot be encoded even on its own."""
-    for role in ("instruction", "input", "output"):
-        try:
-            prompt.encode("", "", getattr(row, role))
-        except DataError:
-            return f"column {fmt.column(role)}: {reason}"
-    return reason
-
-
-def _refuse(bad: dict[int, str], judged: _Judged, csv_path: Path, stage_dir: Path, what: Words, fix: str = "") -> None:
+def _refuse(bad: dict[int, str], judged: Judged, csv_path: Path, stage_dir: Path, what: Words, fix: str = "") -> None:
     if not bad:
         return
     # nothing was split, but the ledger has every row
@@ -253,26 +211,6 @@ def _refuse(bad: dict[int, str], judged: _Judged, csv_path: Path, stage_dir: Pat
     first = tuple(sorted(bad.items())[: survey.SHOWN])
     where = f"all are listed in {stage_dir / 'rows.csv'}"
     raise survey.bad_rows_error(csv_path, judged.rows.fmt, len(bad), first, where, what=what, fix=fix)
-
-
-def _too_long(judged: _Judged, limit: int, *, cut: bool) -> dict[int, str]:
-    """Line -> reason for rows over `limit` tokens; if answers are cut, only for rows without room for an answer."""
-    if cut:
-        return {
-            line: f"its prompt alone has {length} tokens: no answer fits max_seq_length {limit}"
-            for line, length in zip(judged.lines, judged.prompt_lengths, strict=True)
-            if length + 2 > limit
-        }
-    return {
-        line: f"{length} tokens, over max_seq_length {limit}"
-        for line, length in zip(judged.lines, judged.lengths, strict=True)
-        if length > limit
-    }
-
-
-def _fitting_length(lengths: array[int], longest_possible: int) -> int:
-    longest = max(lengths, default=1)
-    return min(-(-longest // ROUND_UP_TO) * ROUND_UP_TO, longest_possible)
 
 
 def _sides(keys: split.Keys, named: list[Side], data: DataSection, seed: int) -> dict[Side, list[int]]:

@@ -32,7 +32,7 @@ from appliance.rows.csv_file import Row
 from appliance.rundir import directory as rundir_directory
 from appliance.rundir import results
 from appliance.rundir.directory import RunDir
-from appliance.training import validation
+from appliance.training import kept_ids, validation
 from appliance.training.validation import Schedule
 from appliance.wording import counted
 
@@ -204,11 +204,14 @@ def summarise(findings: list[Finding]) -> str:
 def _prepare(scratch: RunDir, prepare_dir: Path, rows: dict[str, list[Row]]) -> None:
     """Fills the stage `prepare` of the scratch run: the real one's records, with these rows.
 
-    The groups of the val rows are left out, so that all of these few are evaluated, including the longest.
+    The groups of the val rows are left out, so that all of these few are evaluated, including the longest. So are the
+    kept ids, which are those of all rows.
     """
+    left_out = {"stage.json", "rows.csv", validation.GROUPS_FILE, *(f"{side}.csv" for side in rows)}
+    left_out |= {kept_ids.PATTERN.format(side) for side in rows}
     folder = scratch.begin("prepare", {})
     for path in prepare_dir.iterdir():
-        if path.name not in ("stage.json", "rows.csv", validation.GROUPS_FILE, *(f"{side}.csv" for side in rows)):
+        if path.name not in left_out:
             shutil.copyfile(path, folder / path.name)
     for side, chosen in rows.items():
         with csv_file.row_writer(folder / f"{side}.csv") as write:

@@ -20,5 +20,8 @@ class Encoding:
 
         Raises DataError: see `Prompt.encode` and `Prompt.cut`.
         """
-        row = prompt.encode(instruction, input_text, output, loss_on=self.loss_on)
+        return self.fitted(prompt, prompt.encode(instruction, input_text, output, loss_on=self.loss_on))
+
+    def fitted(self, prompt: Prompt, row: Encoded) -> Encoded:
+        """The row, its answer shortened as in `encode`. Raises DataError: see `Prompt.cut`."""
         return prompt.cut(row, self.max_seq_length) if self.cut_long_rows else row

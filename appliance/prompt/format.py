@@ -16,6 +16,8 @@ Below is an instruction that describes a task. Write a response that appropriate
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
+from tokenizers import __version__ as tokenizers_version
 
 from appliance.errors import DataError, EnvironmentUnavailable
 from appliance.prompt import tokenizer
@@ -90,6 +93,13 @@ class Prompt:
         return adds_bos(self.backend, self.bos_token)
 
     @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of all that the ids of a row depend on besides its text: template, special tokens, whole tokenizer."""
+        texts = (self.name, self.chat_template, self.bos_token, self.eos_token, self.tokenizer_eos, self.answer_lead)
+        own = json.dumps([*texts, tokenizers_version], ensure_ascii=True)
+        return hashlib.sha256(f"{own}\n{self.backend.to_str()}".encode()).hexdigest()
+
+    @cached_property
     def eos_token_id(self) -> int:
         found = self.backend.token_to_id(self.eos_token)
         assert found is not None, f"`bind` admits only tokens of the vocabulary, not {self.eos_token!r}"
@@ -134,13 +144,16 @@ class Prompt:
         answer = self._ids(self.answer_lead + output)
         self._refuse_commands(prompt, Counter(self._own_commands[bool(input_text)]))
         self._refuse_commands(answer, Counter())
-        ids = [*prompt, *answer, self.eos_token_id]
-        masked = [IGNORED] * len(prompt)
+        return self.labelled([*prompt, *answer, self.eos_token_id], len(prompt), loss_on=loss_on)
+
+    def labelled(self, ids: list[int], prompt_tokens: int, *, loss_on: str = "answer") -> Encoded:
+        """A row from its ids, EOS included, of which the first `prompt_tokens` are the prompt."""
+        masked = [IGNORED] * prompt_tokens
         if loss_on == "all":
             # A chat template ends the user's turn like an answer: trained there too, EOS would be trained twice.
             # And nothing predicts the first token: as a label it would only be counted, and dilute the mean loss.
-            masked[1:] = [IGNORED if token == self.eos_token_id else token for token in prompt[1:]]
-        return Encoded(ids, masked + ids[len(prompt) :], len(prompt))
+            masked[1:] = [IGNORED if token == self.eos_token_id else token for token in ids[1:prompt_tokens]]
+        return Encoded(ids, masked + ids[prompt_tokens:], prompt_tokens)
 
     @cached_property
     def _commands(self) -> dict[int, str]:

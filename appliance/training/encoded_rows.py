@@ -1,8 +1,12 @@
-"""The rows of a prepared CSV as ids: what training fits and validates on, and what evaluate validates on again."""
+"""The rows of a prepared CSV as ids: what training fits and validates on, and what evaluate validates on again.
+
+`prepare` has encoded them all; a row is encoded again only if its ids were not kept or do not hold here (kept_ids.py).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import logging
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +14,9 @@ from appliance.errors import DataError
 from appliance.prompt.encoding import Encoding
 from appliance.prompt.format import Encoded, Prompt
 from appliance.rows import csv_file
+from appliance.training import kept_ids
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,23 +33,45 @@ class Rows:
         return f"CSV row{'s' if len(lines) > 1 else ''} {', '.join(map(str, lines))}"
 
 
-def encode(
+def read(
     prompt: Prompt, path: Path, encoding: Encoding, *, only: Collection[int] | None = None
 ) -> tuple[list[Encoded], Rows]:
     """Every row of a prepared CSV, or `only` the rows from these lines of the user's CSV.
 
     Raises DataError: a row does not fit max_seq_length, or cannot be encoded.
     """
-    encoded, lines, wanted = [], [], None if only is None else set(only)
-    for row in csv_file.iter_canonical(path):
-        if wanted is not None and row.line not in wanted:
-            continue
-        one = encoding.encode(prompt, row.instruction, row.input, row.output)
-        if len(one) > encoding.max_seq_length:
-            raise DataError(
-                f"{path}: row {row.line} has {len(one)} tokens, over max_seq_length {encoding.max_seq_length}",
-                hint="the tokenizer changed after `prepare`; redo it with --redo prepare",
-            )
-        encoded.append(one)
-        lines.append(row.line)
+    encoded, lines = [], []
+    for line, whole in uncut(prompt, path, loss_on=encoding.loss_on, only=only):
+        encoded.append(fitting(prompt, path, encoding, line, whole))
+        lines.append(line)
     return encoded, Rows(lines, [len(one) for one in encoded])
+
+
+def fitting(prompt: Prompt, path: Path, encoding: Encoding, line: int, whole: Encoded) -> Encoded:
+    """A row as training has it, its answer cut if long rows are. Raises DataError: it does not fit max_seq_length."""
+    one = encoding.fitted(prompt, whole)
+    if len(one) > encoding.max_seq_length:
+        raise DataError(
+            f"{path}: row {line} has {len(one)} tokens, over max_seq_length {encoding.max_seq_length}",
+            hint="the tokenizer changed after `prepare`; redo it with --redo prepare",
+        )
+    return one
+
+
+def uncut(
+    prompt: Prompt, path: Path, *, loss_on: str, only: Collection[int] | None = None
+) -> Iterator[tuple[int, Encoded]]:
+    """Line and row, in the order of the prepared CSV: the kept ids if they hold here, else encoded now.
+
+    Raises DataError: see `Prompt.encode`.
+    """
+    wanted = None if only is None else frozenset(only)
+    reason = kept_ids.why_not(path, prompt)
+    if not reason:
+        for kept in kept_ids.read(path, only=wanted):
+            yield kept.line, prompt.labelled(kept.ids, kept.prompt_tokens, loss_on=loss_on)
+        return
+    _log.info("%s: its rows are encoded again: %s", path, reason)
+    for row in csv_file.iter_canonical(path):
+        if wanted is None or row.line in wanted:
+            yield row.line, prompt.encode(row.instruction, row.input, row.output, loss_on=loss_on)

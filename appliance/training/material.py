@@ -60,11 +60,11 @@ def of_rows(
     prompt = prompt_format.from_transformers(prompt_name, tokenizer)
     tokenizer.pad_token = prompt.pad_token  # already in the vocabulary: nothing is resized
     tokenizer.chat_template = prompt.chat_template
-    train, train_rows = encoded_rows.encode(prompt, prepare_dir / "train.csv", encoding)
+    train, train_rows = encoded_rows.read(prompt, prepare_dir / "train.csv", encoding)
     evaluation = validation.of_training(section, len(train), prepare_dir)
     if section.eval_every == "auto" or evaluation.lines is not None:  # otherwise the recipe says it all
         console.say(evaluation.describe())
-    val, val_rows = encoded_rows.encode(prompt, prepare_dir / "val.csv", encoding, only=evaluation.lines)
+    val, val_rows = encoded_rows.read(prompt, prepare_dir / "val.csv", encoding, only=evaluation.lines)
     return Material(
         prompt,
         tokenizer,

@@ -85,6 +85,7 @@ def test_what_a_run_leaves_behind(finished: Path) -> None:
     expected = [
         "recipe.yaml", "run.json", "appliance.log", "report.html", "check/table.json",
         "prepare/train.csv", "prepare/val.csv", "prepare/test.csv", "prepare/rows.csv",
+        "prepare/train_ids.arrow", "prepare/val_ids.arrow", "prepare/test_ids.arrow",
         "train/adapter/adapter_model.safetensors", "train/metrics.jsonl", "train/loss.png",
         "evaluate/metrics.json", "evaluate/predictions.csv", "merge/model/model.safetensors", "merge/proof.json",
         "publish/release/model/README.md", "publish/release/adapter/README.md", "publish/hub.json",
@@ -94,6 +95,7 @@ def test_what_a_run_leaves_behind(finished: Path) -> None:
         record = json.loads((run / stage / "stage.json").read_text(encoding="utf-8"))
         for name, output in record["outputs"].items():
             assert files.sha256_of(run / stage / name) == output["sha256"]
+    assert "encoded again" not in (run / "appliance.log").read_text(encoding="utf-8")
     ledger = read_csv(run / "prepare" / "rows.csv")
     assert [int(line["row"]) for line in ledger] == list(range(2, 42))
     assert {line["side"] for line in ledger} == {"train", "val", "test"}
@@ -286,6 +288,7 @@ def test_what_a_stage_opens_was_compared_with_its_record(finished: Path) -> None
     ("name", "redo"),
     [
         ("prepare/train.csv", "train"),
+        ("prepare/train_ids.arrow", "train"),
         ("prepare/test.csv", "train"),  # evaluate would find it after the training
         ("train/fit.json", "evaluate"),
         ("evaluate/proof_rows.json", "merge"),

@@ -1,0 +1,171 @@
+"""The ids of the prepared rows, kept by `prepare` so that training and evaluation need not encode the rows again.
+
+One Arrow file beside each prepared CSV, with its rows in its order: the line, how many tokens are the prompt, and all
+ids, uncut and with EOS, so that neither `loss_on` nor max_seq_length matters here. They are used only if they came from
+that CSV, byte for byte, and from a tokenizer and a format that give the same ids (`Prompt.fingerprint`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from array import array
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any
+
+from appliance.process import files
+from appliance.prompt.format import Prompt
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PATTERN = "{}_ids.arrow"  # of the stage prepare, one a side
+_CSV, _FINGERPRINT = b"csv_sha256", b"prompt_fingerprint"
+_BATCH_ROWS, _BATCH_TOKENS = 1024, 1 << 20  # written and read at a time, whichever comes first
+_SPAN = 1 << 24  # bytes read at once for the rows of a batch; rows in another order than the file's lie further apart
+_ID_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One row. `ids`: its tokens, EOS included, the first `prompt_tokens` of them the prompt."""
+
+    line: int
+    ids: list[int]
+    prompt_tokens: int
+
+
+def beside(csv_path: Path) -> Path:
+    """Where the ids of a prepared CSV are."""
+    return csv_path.with_name(PATTERN.format(csv_path.stem))
+
+
+def can_be_kept() -> bool:
+    """Whether pyarrow is here: it comes with the `train` extra, without which rows are only counted and split."""
+    return importlib.util.find_spec("pyarrow") is not None
+
+
+class Spool:
+    """Ids in the order in which the rows were encoded, in a file that has no name: 8 bytes a row stay in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._named = folder / PATTERN.format("train")  # if the disk is full
+        with files.naming(self._named):
+            self._file = TemporaryFile(dir=folder)  # noqa: SIM115  closed by `close`
+        self._begins = array("q", [0])  # where each row begins, in ids
+
+    def append(self, ids: Sequence[int]) -> None:
+        with files.naming(self._named):
+            self._file.write(array("i", ids))
+        self._begins.append(self._begins[-1] + len(ids))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def write(
+        self, csv_path: Path, rows: Sequence[int], lines: Sequence[int], prompt_tokens: Sequence[int], fingerprint: str
+    ) -> None:
+        """The ids beside a prepared CSV. `rows`: which of the appended ones it holds, in its order; `lines` and
+        `prompt_tokens` are by the number of the appended row."""
+        import pyarrow as pa
+
+        path = beside(csv_path)
+        schema = _schema().with_metadata({_CSV: files.sha256_of(csv_path), _FINGERPRINT: fingerprint})
+        with files.naming(self._named):
+            self._file.flush()
+        with files.naming(path), pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for batch in self._batches(rows):
+                columns = [
+                    pa.array([lines[i] for i in batch], pa.int64()),
+                    pa.array([prompt_tokens[i] for i in batch], pa.int32()),
+                    self._lists(batch),
+                ]
+                writer.write_batch(pa.record_batch(columns, schema=schema))
+        files.fsync(path)
+
+    def _length(self, row: int) -> int:
+        return self._begins[row + 1] - self._begins[row]
+
+    def _batches(self, rows: Sequence[int]) -> Iterator[list[int]]:
+        batch: list[int] = []
+        tokens = 0
+        for row in rows:
+            if batch and (len(batch) == _BATCH_ROWS or tokens + self._length(row) > _BATCH_TOKENS):
+                yield batch
+                batch, tokens = [], 0
+            batch.append(row)
+            tokens += self._length(row)
+        if batch:
+            yield batch
+
+    def _lists(self, batch: list[int]) -> pa.ListArray:
+        import pyarrow as pa
+
+        first, last = self._begins[min(batch)], self._begins[max(batch) + 1]
+        if (last - first) * _ID_BYTES <= _SPAN:
+            span = memoryview(self._read(first, last)).cast("i")
+            parts = [span[self._begins[i] - first : self._begins[i + 1] - first] for i in batch]
+        else:
+            parts = [memoryview(self._read(self._begins[i], self._begins[i + 1])).cast("i") for i in batch]
+        offsets = array("i", [0])
+        for row in batch:
+            offsets.append(offsets[-1] + self._length(row))
+        values = pa.Array.from_buffers(pa.int32(), offsets[-1], [None, pa.py_buffer(b"".join(parts))])
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
+
+    def _read(self, first: int, last: int) -> bytes:
+        return os.pread(self._file.fileno(), (last - first) * _ID_BYTES, first * _ID_BYTES)
+
+
+def why_not(csv_path: Path, prompt: Prompt) -> str:
+    """Why the rows of this CSV have to be encoded again; "" if their ids are kept."""
+    path = beside(csv_path)
+    if not path.is_file():
+        return "none are kept with it"
+    if not can_be_kept():
+        return "pyarrow is not installed"
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as source:
+            schema = pa.ipc.open_file(source).schema
+    except (pa.ArrowInvalid, OSError) as error:
+        return f"{path} cannot be read ({error})"
+    found: dict[bytes, bytes] = schema.metadata or {}
+    if not schema.equals(_schema()):
+        return f"{path} has other columns"
+    if found.get(_FINGERPRINT) != prompt.fingerprint.encode():
+        return "they were prepared with another tokenizer or prompt format"
+    if found.get(_CSV) != files.sha256_of(csv_path).encode():
+        return f"{csv_path} is not the file that they were prepared with"
+    return ""
+
+
+def read(csv_path: Path, *, only: Collection[int] | None = None) -> Iterator[Kept]:
+    """The rows of a prepared CSV for which there was nothing against it (`why_not`), or `only` those of these lines.
+
+    Memory-mapped: a batch of rows is held at a time.
+    """
+    import pyarrow as pa
+
+    with pa.memory_map(str(beside(csv_path))) as source:
+        batches = pa.ipc.open_file(source)
+        for number in range(batches.num_record_batches):
+            yield from _rows(batches.get_batch(number), only)
+
+
+def _rows(batch: Any, only: Collection[int] | None) -> Iterator[Kept]:
+    lines, prompts, lists = batch.columns
+    offsets, values = lists.offsets.to_numpy(), lists.values.to_numpy()
+    for i, (line, prompt_tokens) in enumerate(zip(lines.to_pylist(), prompts.to_pylist(), strict=True)):
+        if only is None or line in only:
+            yield Kept(line, values[offsets[i] : offsets[i + 1]].tolist(), prompt_tokens)
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema({"row": pa.int64(), "prompt_tokens": pa.int32(), "ids": pa.list_(pa.int32())})
