@@ -78,11 +78,19 @@ def replay(run_dir: RunDirArgument, cache_dir: CacheOption = USUAL_CACHE_DIR, as
 
 
 def doctor(
-    runs_dir: RunsOption = Path("runs"), cache_dir: CacheOption = USUAL_CACHE_DIR, as_json: JsonOption = False
+    runs_dir: RunsOption = Path("runs"),
+    cache_dir: CacheOption = USUAL_CACHE_DIR,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Measure how fast the device multiplies matrices, and keep that for the MFU."),
+    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Report what this machine has and lacks. Needs no recipe.
 
     appliance doctor
+
+    appliance doctor --measure
 
     appliance doctor --json
     """
@@ -92,7 +100,7 @@ def doctor(
     from appliance.preflight import doctor as preflight_doctor
     from appliance.process import console
 
-    findings = preflight_doctor.machine_findings(runs_dir, cache_dir, Path("data"))
+    findings = preflight_doctor.machine_findings(runs_dir, cache_dir, Path("data"), measures=measure)
     if as_json:
         console.result(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False, indent=2))
     else:

@@ -257,7 +257,7 @@ def _done(scratch: RunDir) -> list[Finding]:
 
 def _estimates(planned: Plan, lines: dict[int, dict[str, Any]], device: Device, longest_tokens: int) -> list[Finding]:
     """Time from the speed of the second step; memory from the longest rows."""
-    speed = lines[2]["tokens_per_second"]
+    speed = lines[2]["tokens_per_second"] or 0.0
     seconds = planned.seconds(speed)
     lasts = f"{console.duration(seconds)} at most" if math.isfinite(seconds) else "not measured"
     time = f"{lasts}, {counted(planned.steps, 'step')} at {speed:.0f} tokens/s"

@@ -18,7 +18,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerState, set_seed
 
 from appliance.base_model.base import Base
-from appliance.engines import master_weights, memory
+from appliance.engines import flops, master_weights, matmul_rate, memory
 from appliance.engines.engine import Engine
 from appliance.errors import Interrupted, TrainingFailed
 from appliance.machine import device as machine_device
@@ -74,6 +74,7 @@ class _Task:
     stage_dir: Path
     inputs: Mapping[str, Any]
     tokens: TokenChoice
+    utilization: flops.Utilization | None
 
     @property
     def checkpoints_dir(self) -> Path:
@@ -153,6 +154,7 @@ def run(
     stage_dir: Path,
     trained_dir: Path,
     tokens: TokenChoice | None = None,
+    cache_dir: Path | None = None,
 ) -> str:
     """Writes `trained_dir` and, into `stage_dir`, metrics.jsonl, loss.png, gates.json and fit.json.
 
@@ -167,6 +169,7 @@ def run(
         stage_dir: checkpoints and records; a stopped training continues from the checkpoints in it.
         trained_dir: the adapter, or with `method: full` the model. Its parent is `stage_dir`.
         tokens: which EOS ends an answer, and the tokens whose rows are trained; None: the tokenizer's own, and none.
+        cache_dir: where `doctor --measure` keeps the device's speed; without it the metrics have no MFU.
 
     Returns the summary. Raises DataError: a row holds a token that the base never trained. GateRefused: the collated
     rows would not teach the model to stop. Nothing is trained then. TrainingFailed: a loss is not finite. Interrupted:
@@ -186,7 +189,9 @@ def run(
         prepare_dir,
     )
     tokens = tokens or TokenChoice()
-    task = _Task(engine, device, base, model, tuning, train, encoding, prepare_dir, stage_dir, inputs, tokens)
+    rate = matmul_rate.kept(device, device.compute_dtype(model.dtype), cache_dir) if cache_dir else None
+    used = flops.utilization(base.config, rate, trains_all=tuning.method == "full")
+    task = _Task(engine, device, base, model, tuning, train, encoding, prepare_dir, stage_dir, inputs, tokens, used)
     task.checkpoints_dir.mkdir(exist_ok=True)
     checkpoints.newest(task.checkpoints_dir, inputs)  # refuses before the model is loaded
     tokens.write(stage_dir)
@@ -226,7 +231,8 @@ def _train_to_the_end(task: _Task, material: Material, tuned: Any, first: BatchS
         return checkpoints.state_of(resume_from)
     step = checkpoints.step_of(resume_from) if resume_from else -1
     scales_loss = task.device.kind == "cuda" and task.dtype == "float16"
-    metrics = Metrics(task.stage_dir / "metrics.jsonl", resume_step=step, scales_loss=scales_loss)
+    path = task.stage_dir / "metrics.jsonl"
+    metrics = Metrics(path, resume_step=step, scales_loss=scales_loss, utilization=task.utilization)
     stop, size = StopOnSignal(), first.remembered(task.checkpoints_dir)
     trainer = _trainer(task, material, tuned, size, metrics, stop)
     trainer.use(
@@ -319,6 +325,7 @@ def _keep_best(task: _Task, material: Material, state: TrainerState, size: Batch
         "evaluation": evaluation.__dict__,
         **({"moved": change.__dict__} if change else {}),
         "batch": size.__dict__,
+        **({"matmul_flops_per_second": task.utilization.rate} if task.utilization else {}),
     }
     files.write_json(task.stage_dir / "fit.json", record)
     early = "stopped early" if fit.stopped_early else "ran to the end"

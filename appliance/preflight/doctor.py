@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from appliance.engines import matmul_rate
 from appliance.findings import Finding
 from appliance.hub import token as hub_token
 from appliance.machine import device, disk, host_memory, packages
@@ -22,10 +23,13 @@ from appliance.machine.place import Place
 from appliance.preflight import gpu as preflight_gpu
 from appliance.preflight import gpu_chain, gpu_probe, hub_reachable
 from appliance.preflight.gpu_chain import first_line
+from appliance.process import typed
 
 CHECKOUT = Path(__file__).parents[2]
 SHM_BYTES = 64 << 20  # Docker's default
 CACHES = ("HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "UNSLOTH_COMPILE_LOCATION")
+# The service `doctor` has no GPU, the service `train` has.
+COMPOSE_MEASURES = "docker compose run --rm --entrypoint appliance train doctor --measure"
 NETWORK = ("HF_ENDPOINT", "HF_HUB_OFFLINE", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
@@ -35,19 +39,26 @@ def machine_findings(
     data_dir: Path | None = None,
     environ: Mapping[str, str] = os.environ,
     root: Path = Path("/"),
+    *,
+    measures: bool = False,
 ) -> list[Finding]:
-    """What this machine has for a run, without knowing the recipe. Imports torch if it is installed."""
+    """What this machine has for a run, without knowing the recipe. Imports torch if it is installed.
+
+    `measures`: take the seconds to measure how fast the device multiplies matrices; it is kept in `cache_dir`.
+    """
     place = machine_place.place(root)
     findings, torch_loads = _packages(place)
     here, refusal = _device() if torch_loads else (None, "")
     token = hub_token.token_finding(environ)
     gpu = gpu_chain.findings(place, environ, here, refusal, torch_loads)
+    computing = _computing(here, gpu, cache_dir)
     return [
         *findings,
         *_whereabouts(place),
         *gpu,
         *([_device_finding(here)] if here else []),
-        *_computing(here, gpu, cache_dir),
+        *computing,
+        *([_matrix_products(here, [*gpu, *computing], cache_dir, measures)] if here else []),
         *_room(place, runs_dir, cache_dir),
         _writable(runs_dir, place),
         caches(cache_dir, place, environ),
@@ -138,6 +149,26 @@ def _computing(here: Device | None, gpu: list[Finding], cache_dir: Path) -> list
         return gpu_probe.findings(device.card(), cache_dir)
     compiler = preflight_gpu.compiler_finding()
     return [replace(compiler, verdict="warning") if compiler.verdict == "fails" else compiler]
+
+
+def _matrix_products(here: Device, gpu: list[Finding], cache_dir: Path, measures: bool) -> Finding:
+    """The rate that the MFU is a share of: measured now, or before. `gpu`: what was found of it."""
+    what, again = "matrix products", COMPOSE_MEASURES if typed.is_in_compose() else "appliance doctor --measure"
+    if not measures:
+        rate = matmul_rate.kept(here, here.dtype, cache_dir)
+        if rate is None:
+            return Finding(what, "not measured: training shows no MFU", "", "ok", again)
+        return Finding(what, f"{matmul_rate.human(rate)} in {here.dtype}, measured before", "", "ok")
+    if here.kind == "cuda" and any(finding.verdict == "fails" for finding in gpu):
+        return Finding(what, "not measured: the GPU cannot be used", "", "warning", f"fix the GPU, then {again}")
+    try:
+        rate = matmul_rate.measure_and_keep(here, cache_dir)
+    except RuntimeError as error:
+        fix = f"stop other programs that use the device, then {again}"
+        return Finding(what, f"not measured: {first_line(error)}", "", "warning", fix)
+    except OSError as error:
+        return Finding(what, f"not kept: {error}", "", "warning", "choose another --cache-dir")
+    return Finding(what, f"{matmul_rate.human(rate)} in {here.dtype}, kept in {cache_dir}", "", "ok")
 
 
 def _room(place: Place, runs_dir: Path, cache_dir: Path) -> list[Finding]:

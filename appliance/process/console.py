@@ -16,11 +16,11 @@ from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from appliance.errors import ApplianceError, Interrupted
 from appliance.process import files, redact, signals, std_streams
+from appliance.process.step_bar import step_bar
 from appliance.process.terminal import printable
 from appliance.process.typed import as_typed
 
@@ -248,17 +248,7 @@ class Steps:
         self._done = 0
         self._began = self._spoke = time.monotonic()
         self._pause = seconds_between_lines
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            console=_stderr,
-            transient=True,
-            disable=not _stderr.is_terminal,
-        )
+        self._bar = step_bar(_stderr)
         self._task = self._bar.add_task(title, total=total, note="")
 
     def __enter__(self) -> Steps:

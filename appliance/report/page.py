@@ -9,8 +9,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from appliance.engines import matmul_rate
 from appliance.findings import qualified
 from appliance.process import console, files, terminal
+from appliance.report import speed
 from appliance.rows import leaks
 from appliance.rundir import base_asked, results, run_json
 from appliance.rundir import directory as rundir_directory
@@ -32,6 +34,7 @@ def write_html(run_dir: Path) -> Path:
         "duration": console.duration,
         "printable": _text,
         "qualified": qualified,
+        "flops_rate": matmul_rate.human,
     }
     template = environment.get_template("page.html.j2")
     with results.damage_named(run_dir):
@@ -59,6 +62,7 @@ def facts(run_dir: Path) -> Mapping[str, Any]:
     stages = {stage: read(f"{stage}/stage.json") for stage in rundir_directory.STAGES}
     answered = files.is_there(run_dir / "evaluate" / results.PREDICTIONS)
     loss_png = run_dir / "train" / "loss.png"
+    curve = run_dir / "train" / "metrics.jsonl"
     metrics = read(f"evaluate/{results.COMPARISON}")
     return {
         "name": run_dir.name,
@@ -79,5 +83,6 @@ def facts(run_dir: Path) -> Mapping[str, Any]:
         "shown": SHOWN_PREDICTIONS,
         "proof": read("merge/proof.json"),
         "hub": read("publish/hub.json"),
+        "speed": speed.of(results.read_metrics(curve)) if files.is_there(curve) else None,
         "loss_png": base64.b64encode(loss_png.read_bytes()).decode() if loss_png.is_file() else None,
     }

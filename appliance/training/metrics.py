@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
+from appliance.engines.flops import Utilization
 from appliance.errors import TrainingFailed
 from appliance.process import console, files
 from appliance.rundir import results
@@ -29,14 +30,20 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
     """Writes one line per step to metrics.jsonl, updates the progress bar, refuses values that are not finite.
 
     `scales_loss`: training in float16, where gradients overflow now and then while the loss scale is being found.
+    `utilization`: None if the device's rate is not known; the lines then have no `mfu`.
+
+    The first step of every process, in which kernels are compiled and memory is first allocated, has no speed.
     """
 
-    def __init__(self, path: Path, *, resume_step: int, scales_loss: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, resume_step: int, scales_loss: bool = False, utilization: Utilization | None = None
+    ) -> None:
         self._path = path
         lines = results.read_metrics(path) if path.is_file() else []
         self._lines = [line for line in lines if line["step"] <= resume_step or "out_of_memory" in line]
         files.write_text(path, "".join(json.dumps(line) + "\n" for line in self._lines))
         self._scales_loss, self._overflows = scales_loss, 0
+        self._utilization, self._is_first = utilization, True
         self.trainer: OrderedTrainer | None = None
         self._bar: console.Steps | None = None
         self._val_loss = next((line["val_loss"] for line in reversed(self._lines) if "val_loss" in line), math.nan)
@@ -52,6 +59,14 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         files.write_json(self._path.with_name(results.STEPS), {"steps": state.max_steps})
         self._bar = console.Steps("train", state.max_steps).__enter__()
+        self._at = time.monotonic()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """The step that follows is not charged with the evaluation."""
+        self._at = time.monotonic()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Nor with the checkpoint."""
         self._at = time.monotonic()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
@@ -74,6 +89,7 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
             tokens = sum(one.tokens for one in self.trainer.passes)
             padded = sum(one.padded_tokens for one in self.trainer.passes)
             now = time.monotonic()
+            speed = self._speed(tokens, self.trainer.trained_tokens, now - self._at)
             line = {
                 "step": step,
                 "loss": logs["loss"],
@@ -81,18 +97,30 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
                 "grad_norm": self._finite(step, logs["grad_norm"], args.learning_rate),
                 "tokens": tokens,
                 "padded_tokens": padded,
-                "tokens_per_second": round(tokens / max(now - self._at, 1e-9), 1),
+                "trained_tokens": self.trainer.trained_tokens,
+                **speed,
                 "peak_memory_bytes": torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None,
             }
-            self._at = now
+            self._at, self._is_first = now, False
             self.write(line)
-            note = f"loss {logs['loss']:.4f}  val loss {self._val_loss:.4f}  {line['tokens_per_second']:.0f} tokens/s"
             if self._bar:
-                self._bar.reach(step, note)
+                self._bar.reach(step, f"loss {logs['loss']:.4f}  val {self._val_loss:.4f}{_in_words(speed)}")
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Appends a line. Raises EnvironmentUnavailable: the disk is full."""
         checkpoints.append_line(self._path, line)
+
+    def _speed(self, tokens: int, trained_tokens: int, seconds: float) -> dict[str, float | None]:
+        """tokens_per_second, of real tokens, and mfu, a fraction; None for a step that says nothing about the others.
+
+        mfu is missing if nothing is known to compare with.
+        """
+        is_counted = not self._is_first and seconds > 0
+        speed = {"tokens_per_second": round(tokens / seconds, 1) if is_counted else None}
+        if self._utilization:
+            mfu = self._utilization.mfu(tokens, trained_tokens, seconds) if is_counted else None
+            speed["mfu"] = mfu if mfu is None else float(f"{mfu:.4g}")
+        return speed
 
     def _finite(self, step: int, grad_norm: float, learning_rate: float) -> float | None:
         """The norm; None if float16's loss scale is being found and the step was skipped."""
@@ -107,3 +135,9 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
             f"{where}: the gradient's norm {grad_norm} is not finite",
             hint=hint_if_not_finite(learning_rate),
         )
+
+
+def _in_words(speed: Mapping[str, float | None]) -> str:
+    """'  5310 tokens/s  MFU 7.1%', as far as it is known."""
+    tokens, mfu = speed["tokens_per_second"], speed.get("mfu")
+    return ("" if tokens is None else f"  {tokens:.0f} tokens/s") + ("" if mfu is None else f"  MFU {mfu:.1%}")

@@ -37,13 +37,13 @@ NOT_DECAYED = ("lora_magnitude_vector", "trainable_tokens_delta")
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward and backward pass. `loss` and `is_trained` (is any label trained?) are scalars on the device."""
+    """One forward and backward pass. `loss` and `trained_tokens` are scalars on the device."""
 
     rows: Sequence[int]
     tokens: int  # real ones
     padded_tokens: int  # padding included: what was computed on
     loss: torch.Tensor
-    is_trained: torch.Tensor
+    trained_tokens: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,7 @@ class OrderedTrainer(LossTrainer):
         self._order: tuple[int, list[int]] = (-1, [])  # epoch, and its rows in order
         self.passes: list[MicroBatch] = []  # of the current step, or of the one just finished
         self._passes_of = -1  # the step they belong to
+        self.trained_tokens = 0  # of its passes; known once they are checked
         self.at_work = AtWork("training", 0, 0)
         self.evaluated = Evaluated(0, 0, 0.0)
         self._sampler = row_order.EpochSampler(train_rows.lengths, rows_per_step=rows_per_step, seed=self.args.seed)
@@ -148,10 +149,10 @@ class OrderedTrainer(LossTrainer):
         first = len(self.passes) * self.args.per_device_train_batch_size
         rows = self.rows_of_step(step)[first : first + count]
         self.at_work = AtWork("training", count, width)
-        is_trained = (inputs["labels"][:, 1:] != prompt_batch.IGNORED).any()
+        trained_tokens = (inputs["labels"][:, 1:] != prompt_batch.IGNORED).sum()
         loss = super().training_step(model, inputs, *args, **kwargs)
         tokens = sum(self._train_rows.lengths[i] for i in rows)
-        self.passes.append(MicroBatch(rows, tokens, count * width, loss, is_trained))
+        self.passes.append(MicroBatch(rows, tokens, count * width, loss, trained_tokens))
         return loss
 
     def _try_micro_batch(self) -> None:
@@ -189,13 +190,14 @@ class OrderedTrainer(LossTrainer):
     def refuse_what_cannot_be_learnt(self) -> None:
         """Raises TrainingFailed before any weight changes: a micro batch had nothing to learn, or no finite loss.
 
-        Copies the losses and flags of all micro batches from the device at once: each copy makes it wait.
+        Copies the losses and counts of all micro batches from the device at once: each copy makes it wait.
         """
-        both = [torch.stack([one.loss.float(), one.is_trained.float()]) for one in self.passes]
+        both = [torch.stack([one.loss.double(), one.trained_tokens.double()]) for one in self.passes]
         seen = torch.stack(both).tolist()  # (micro batches, 2)
-        for one, (loss, is_trained) in zip(self.passes, seen, strict=True):
+        self.trained_tokens = sum(int(trained_tokens) for _, trained_tokens in seen)
+        for one, (loss, trained_tokens) in zip(self.passes, seen, strict=True):
             where = f"step {self._passes_of + 1}: {self._train_rows.name(one.rows)}"
-            if not is_trained:
+            if not trained_tokens:
                 raise TrainingFailed(
                     f"{where}: none of their tokens is trained",
                     hint="see what is trained with `appliance inspect`; their answers may have been cut off",

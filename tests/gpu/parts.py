@@ -82,7 +82,7 @@ def starts(bench: Bench) -> None:
         device=device.name,
         driver=machine_device.driver_version(Path("/proc/driver/nvidia/version")),
         memory_gib=round(device.memory_bytes / GIB, 1),
-        matmul_tflops=round(product.matmul_flops(256 if bench.is_tiny else 8192) / 1e12, 3),
+        matmul_tflops=round(product.matmul_rate_of(bench) / 1e12, 3),
     )
     found = doctor.machine_findings(bench.work_dir / "runs", bench.work_dir / "cache")
     bench.measured(doctor=[finding.cells() for finding in found])

@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 
-from appliance.engines import memory
+from appliance.engines import matmul_rate
+from appliance.machine import device as machine_device
 from appliance.pipeline import run as pipeline_run
 from appliance.pipeline.publish import EVEN_IF_WORSE
 from appliance.process import files
 from appliance.recipe.resolve import Resolved
+from appliance.report import speed
 from appliance.rundir import results
 from appliance.rundir.directory import STAGES, RunDir
 from appliance.training import trainer
@@ -38,6 +40,7 @@ def run(bench: Bench, resolved: Resolved, run_path: Path, *, until: str, judges:
 
     `judges`: claim what must hold for a whole run; its memory is judged only on a GPU.
     """
+    matmul_rate_of(bench)
     seconds = {}
     table: dict[str, str] = {}  # check's: what was looked at -> what it needs
     for stage in STAGES[: STAGES.index(until) + 1]:
@@ -54,7 +57,7 @@ def run(bench: Bench, resolved: Resolved, run_path: Path, *, until: str, judges:
             table = {row["what"]: row["needed"] for row in files.read_json(run_path / "check" / "table.json")}
             bench.measured(check_memory={what: needed for what, needed in table.items() if "memory" in what})
         if stage == "train":
-            _tell_training(bench, run_path, resolved)
+            _tell_training(bench, run_path)
         if judges:
             _judge(bench, stage, run_path, table)
 
@@ -137,37 +140,11 @@ def median_seconds(ends: list[float]) -> float:
     return statistics.median(took[WARM_UP:] or took[-1:])
 
 
-def flops_per_token(config: Mapping[str, Any], *, recomputes: bool) -> int:
-    """Floating-point operations of a LoRA step per trained token; N weights are multiplied with each token.
-
-    2 N forward and 4 N backward, half of these for the weights' gradients (Kaplan et al. 2020, "Scaling Laws for Neural
-    Language Models", section 2.1), which frozen weights do not have; and 2 N if the forward pass is computed again
-    (Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models", section 5). So 6 N with
-    recomputation, the usual count for a step on all weights (PaLM, Chowdhery et al. 2022, appendix B), 4 N without.
-    Attention scores, a few per cent at 500 tokens, and the adapters are left out; the head counts for every token,
-    though possibly only the trained ones are computed.
-    """
-    shape = memory.shape_of(config)
-    assert shape is not None
-    blocks = shape.layers * sum(inputs * outputs for inputs, outputs in shape.linears)
-    return (6 if recomputes else 4) * (blocks + shape.hidden * shape.vocabulary)
-
-
-def matmul_flops(size: int, times: int = 20) -> float:
-    """Floating-point operations per second of bfloat16 matrix products on the GPU; of float32 ones on a CPU."""
-    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-    one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-
-    def products(count: int) -> None:
-        for _ in range(count):
-            one @ other
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    products(3)
-    began = time.perf_counter()
-    products(times)
-    return times * 2 * size**3 / (time.perf_counter() - began)
+def matmul_rate_of(bench: Bench) -> float:
+    """Floating-point operations per second, measured as `doctor --measure` does, once; training's MFU refers to it."""
+    device, cache_dir = machine_device.device(), bench.work_dir / "cache"
+    kept = matmul_rate.kept(device, device.dtype, cache_dir)
+    return kept or matmul_rate.measure_and_keep(device, cache_dir, 256 if bench.is_tiny else None)
 
 
 def bytes_of(human: str) -> int:
@@ -186,19 +163,15 @@ def give_back_memory() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def _tell_training(bench: Bench, run_path: Path, resolved: Resolved) -> None:
+def _tell_training(bench: Bench, run_path: Path) -> None:
     """Record speed and memory of a finished training."""
-    speeds = [line["tokens_per_second"] for line in steps(run_path).values()]
-    speed = statistics.median(speeds[WARM_UP:] or speeds[-1:])
-    config = files.read_json(Path(resolved.recipe.model.id) / "config.json")
-    flops = speed * flops_per_token(config, recomputes=not bench.is_tiny)
-    most = matmul_flops(256 if bench.is_tiny else 8192)
-    bench.measured(
-        tokens_per_second=speed,
-        mfu=round(flops / most, 4),
-        matmul_tflops=round(most / 1e12, 3),
-        losses=[round(loss, 4) for loss in losses(run_path)],
-    )
+    seen = speed.of(metrics(run_path))
+    if seen:
+        bench.measured(tokens_per_second=seen.tokens_per_second, mfu=seen.mfu)
+    rate = files.read_json(run_path / "train" / "fit.json").get("matmul_flops_per_second")
+    if rate:  # measured in the card's own compute type, not in float16 on a card for bfloat16
+        bench.measured(matmul_tflops=round(rate / 1e12, 3))
+    bench.measured(losses=[round(loss, 4) for loss in losses(run_path)])
     if peak_bytes(run_path):
         bench.measured(peak_gib=round(peak_bytes(run_path) / GIB, 2))
 

@@ -20,6 +20,7 @@ from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from appliance.cli import app as cli_app
+from appliance.engines import matmul_rate
 from appliance.findings import Finding
 from appliance.machine import device as machine_device
 from appliance.machine import disk, packages
@@ -101,9 +102,9 @@ def test_doctor_lists_its_findings_from_python_to_the_hub(
     environ = {"HF_ENDPOINT": "http://localhost:1", "UNSLOTH_ALLOW_CPU": "1"}
     runs, cache = tmp_path / "runs", tmp_path / "cache"
     assert list(look(WSL, environ, data_dir=tmp_path / "data")) == [
-        *("python", "packages", "pins", "container", "WSL", "driver", "device", "C compiler", "memory", "CPU cores"),
-        *("/dev/shm", f"disk at {runs}", f"disk at {cache}", f"writing to {runs}", f"writing to {cache}"),
-        *("data", "Hub token", "Hub", "network", "UNSLOTH_ALLOW_CPU"),
+        *("python", "packages", "pins", "container", "WSL", "driver", "device", "C compiler"),
+        *("matrix products", "memory", "CPU cores", "/dev/shm", f"disk at {runs}", f"disk at {cache}"),
+        *(f"writing to {runs}", f"writing to {cache}", "data", "Hub token", "Hub", "network", "UNSLOTH_ALLOW_CPU"),
     ]
 
 
@@ -470,9 +471,78 @@ def test_the_switch_that_turns_unsloths_trainer_off(value: str, warned: bool, lo
 
 def test_doctor_exits_with_4_if_a_finding_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     too_old = Finding("driver", "570.26", ">= 580", "fails", "a newer one")
-    monkeypatch.setattr(doctor, "machine_findings", lambda *_: [too_old])
+    monkeypatch.setattr(doctor, "machine_findings", lambda *_, **__: [too_old])
     done = CliRunner().invoke(cli_app.app, ["doctor", "--json"])
     assert done.exit_code == 4
+
+
+# --- how fast the device multiplies matrices
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measures in no time."""
+    monkeypatch.setattr(matmul_rate, "SIZE", {"cpu": 32, "cuda": 32})
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_matrix_products_are_measured_when_asked_for_and_shown_ever_after(
+    look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = look()["matrix products"]
+    assert (before.found, before.fix) == ("not measured: training shows no MFU", "appliance doctor --measure")
+    measured = look(measures=True)["matrix products"]
+    rate = re.fullmatch(rf"(.* [GT]FLOP/s) in float32, kept in {re.escape(str(tmp_path / 'cache'))}", measured.found)
+    assert rate
+    monkeypatch.setattr(matmul_rate, "measure", raising(AssertionError("measured again")))
+    assert look()["matrix products"].found == f"{rate[1]} in float32, measured before"
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_rate_that_cannot_be_measured_or_kept_is_a_warning(
+    look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file", encoding="utf-8")
+    kept = look(measures=True)["matrix products"]
+    assert (kept.verdict, kept.fix) == ("warning", "choose another --cache-dir")
+    monkeypatch.setattr(matmul_rate, "measure", raising(RuntimeError("CUDA error: out of memory\nmore of it")))
+    measured = look(measures=True)["matrix products"]
+    assert (measured.verdict, measured.found) == ("warning", "not measured: CUDA error: out of memory")
+
+
+def test_a_card_that_does_not_work_is_not_measured(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch_says(monkeypatch, "13.0", L4)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (23 * GIB, 24 * GIB))
+    broken = Finding("Triton", "libcuda.so cannot found!", "a kernel that runs", "fails", "sudo ldconfig")
+    monkeypatch.setattr(gpu_probe, "findings", lambda *_: [broken])
+    monkeypatch.setattr(matmul_rate, "measure", raising(AssertionError("measured")))
+    found = look(measures=True)["matrix products"]
+    assert (found.verdict, found.found) == ("warning", "not measured: the GPU cannot be used")
+
+
+def test_a_card_is_measured_in_its_own_type(look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch_says(monkeypatch, "13.0", L4)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (23 * GIB, 24 * GIB))
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(matmul_rate, "measure", lambda *what: asked.append(what) or 1.2e14)
+    found = look(measures=True)["matrix products"]
+    assert (found.verdict, found.found) == ("ok", f"120 TFLOP/s in bfloat16, kept in {tmp_path / 'cache'}")
+    assert asked == [("cuda", "bfloat16", None)]
+
+
+def test_in_a_container_the_service_with_the_gpu_measures(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APPLIANCE_HOST_RUNS_DIR", "runs")
+    assert look(DOCKER)["matrix products"].fix == (
+        "docker compose run --rm --entrypoint appliance train doctor --measure"
+    )
+
+
+def test_measure_is_an_option_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(doctor, "machine_findings", lambda *_, measures: asked.append(measures) or [])
+    for options in ([], ["--measure"]):
+        assert CliRunner().invoke(cli_app.app, ["doctor", "--json", *options]).exit_code == 0
+    assert asked == [False, True]
 
 
 def test_the_compiler_is_given_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from appliance.base_model import find as base_model_find
 from appliance.base_model.base import Base
+from appliance.engines import matmul_rate, memory
 from appliance.engines.transformers import TransformersEngine
 from appliance.errors import EnvironmentUnavailable, Interrupted, RunDirError, TrainingFailed
 from appliance.machine import device as machine_device
@@ -72,6 +73,7 @@ def fit(base: Base, prepare_dir: Path, stage_dir: Path, *, tuning: dict[str, Any
     stage_dir.mkdir(exist_ok=True)
     device = machine_device.device()
     four_bit, tokens = changes.pop("load_in_4bit", False), changes.pop("tokens", None)
+    cache_dir = changes.pop("cache_dir", None)
     return train.run(
         engine=TransformersEngine(device),
         device=device,
@@ -86,6 +88,7 @@ def fit(base: Base, prepare_dir: Path, stage_dir: Path, *, tuning: dict[str, Any
         stage_dir=stage_dir,
         trained_dir=stage_dir / ("model" if (tuning or {}).get("method") == "full" else "adapter"),
         tokens=tokens,
+        cache_dir=cache_dir,
     )
 
 
@@ -130,14 +133,32 @@ def test_full_fine_tuning_moves_every_weight_and_keeps_a_model(base: Base, prepa
 
 def test_the_best_checkpoint_is_what_is_kept(base: Base, prepare_dir: Path, tmp_path: Path) -> None:
     stage_dir = tmp_path / "train"
+    rate = matmul_rate.measure_and_keep(machine_device.device(), tmp_path, size=64)
+    fast = {"learning_rate": 0.3, "scheduler": "constant", "cache_dir": tmp_path}
     # a learning rate that first learns and then runs away: the best is neither the first nor the last evaluation
-    fit(base, prepare_dir, stage_dir, max_steps=16, learning_rate=0.3, eval_every=2, scheduler="constant")
+    fit(base, prepare_dir, stage_dir, max_steps=16, eval_every=2, **fast)
     val_loss = losses(stage_dir, "val_loss")
     best_step = min((step for step in val_loss if step), key=lambda step: val_loss[step])
     assert files.read_json(stage_dir / "fit.json")["best_step"] == best_step
     kept = stage_dir / "checkpoints" / f"checkpoint-{best_step}" / "adapter_model.safetensors"
     assert files.sha256_of(kept) == files.sha256_of(stage_dir / "adapter" / "adapter_model.safetensors")
     assert (stage_dir / "loss.png").read_bytes().startswith(b"\x89PNG")
+    _has_the_mfu(stage_dir, base, rate)
+
+
+def _has_the_mfu(stage_dir: Path, base: Base, rate: float) -> None:
+    """By hand, from each line's own speed; the first step has none."""
+    shape = memory.shape_of(base.config)
+    assert shape
+    blocks = shape.layers * sum(inputs * outputs for inputs, outputs in shape.linears)
+    first, *others = [line for line in results.read_metrics(stage_dir / "metrics.jsonl") if "loss" in line]
+    assert (first["tokens_per_second"], first["mfu"]) == (None, None)
+    for line in others:
+        assert 0 < line["trained_tokens"] < line["tokens"] <= line["padded_tokens"]
+        seconds = line["tokens"] / line["tokens_per_second"]
+        flops = 4 * (blocks * line["tokens"] + shape.hidden * shape.vocabulary * line["trained_tokens"])
+        assert line["mfu"] == pytest.approx(flops / seconds / rate, rel=1e-2)
+    assert files.read_json(stage_dir / "fit.json")["matmul_flops_per_second"] == rate
 
 
 def test_early_stopping_stops(base: Base, prepare_dir: Path, tmp_path: Path) -> None:
