@@ -273,5 +273,5 @@ def _batches(tokenizer: Tokenizer, seed: int, steps: int) -> Iterator[tuple[torc
 
 if __name__ == "__main__":
     child.die_with_parent()
-    child.leave_out_sklearn()
+    child.leave_out(*child.UNUSED)
     ensure_base(Path(sys.argv[1]), on_progress=partial(print, flush=True))

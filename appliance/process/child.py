@@ -48,14 +48,21 @@ def die_with_parent() -> None:
         os._exit(128 + signal.SIGKILL)
 
 
-def leave_out_sklearn() -> None:
-    """Has `import sklearn` fail in this process from now on, unless it is imported already.
+# What transformers and peft import wherever it is installed, and use for nothing that our child processes do:
+# scikit-learn for assisted decoding (and with it pandas), scipy for the losses of object detection, bitsandbytes
+# (and with it torch's compiler) for weights in 4 and 8 bits.
+UNUSED = ("bitsandbytes", "scipy", "sklearn")
 
-    transformers imports it wherever it is installed, for assisted decoding alone, and with it scipy's statistics and
-    pandas: 750 modules, a sixth of the CPU time that a process takes until it has a model. None in sys.modules is how
-    Python's import system says that a module is not to be found (reference, 5.3.1).
+
+def leave_out(*packages: str) -> None:
+    """Makes `import PACKAGE` fail in this process from now on, unless it is imported already.
+
+    To transformers and peft they are then not installed: both ask importlib.util.find_spec, and both run without any
+    of them. None in sys.modules is how Python's import system says that a module is not to be found (reference, 5.3.1).
+    For the main block of a child process alone: it cannot be undone, as libraries remember what they did not find.
     """
-    sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
+    for package in packages:
+        sys.modules.setdefault(package, None)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def _is_torch_s(error: BaseException) -> bool:
-    if not isinstance(error, RuntimeError) or "torch" not in sys.modules:
+    if not isinstance(error, RuntimeError) or sys.modules.get("torch") is None:
         return False
     from appliance.machine import out_of_memory
 

@@ -175,7 +175,6 @@ def load_with_peft(model_dir: Path, adapter_dir: Path | None, dtype: str, device
 def main(arguments: Sequence[str]) -> int:
     """The child process: `reference WORK_DIR` or `examine WORK_DIR MERGED_DIR`."""
     child.die_with_parent()
-    child.leave_out_sklearn()
     verb, work_dir, *rest = arguments
     try:
         with (
@@ -326,4 +325,5 @@ def _round(weight: torch.Tensor, kind: torch.dtype) -> None:
 
 
 if __name__ == "__main__":
+    child.leave_out(*child.UNUSED)
     sys.exit(main(sys.argv[1:]))

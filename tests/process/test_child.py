@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from appliance.process import child
 
 _WAITS = (
@@ -52,7 +54,29 @@ with child.started("waits", {{}}, {{**os.environ, "PYTHONPATH": ""}}) as process
 
 def test_what_is_left_out_is_not_found_and_what_is_imported_stays() -> None:
     code = "import sys, json.decoder; from importlib.util import find_spec; from appliance.process import child\n"
-    left_out = code + "child.leave_out_sklearn(); assert find_spec('sklearn') is None"  # as transformers looks for it
-    kept = code + "sys.modules['sklearn'] = json.decoder; child.leave_out_sklearn(); assert sys.modules['sklearn']"
+    left_out = code + "child.leave_out('sklearn'); assert find_spec('sklearn') is None"  # as transformers looks for it
+    kept = code + "sys.modules['sklearn'] = json.decoder; child.leave_out('sklearn'); assert sys.modules['sklearn']"
     for one in (left_out, kept):
         assert subprocess.run([sys.executable, "-c", one], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("module", "left_out"),
+    [
+        ("appliance.release.reload", {*child.UNUSED, "torch"}),
+        ("appliance.weights.proof_child", {*child.UNUSED}),
+        ("appliance.base_model.demo", {*child.UNUSED}),
+    ],
+)
+def test_a_child_leaves_out_what_it_does_not_use(module: str, left_out: set[str]) -> None:
+    """Each ends at once, for lack of arguments."""
+    code = f"""
+import contextlib, runpy, sys
+from importlib.util import find_spec
+sys.argv = [{module!r}]
+with contextlib.suppress(IndexError, ValueError):
+    runpy.run_module({module!r}, run_name="__main__")
+print(*sorted(name for name in {sorted({*left_out, "torch"})!r} if find_spec(name) is None))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == left_out

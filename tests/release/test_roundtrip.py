@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,22 @@ def test_what_a_format_refuses_the_release_must_refuse(
     _template(refusal, "")(out)
     differs = "(training): refused in training, accepted here"
     assert looked_at(out, wanted).prompts == [f"{name} {differs}" for name in refused]
+
+
+def test_the_process_without_torch_sees_what_transformers_with_torch_sees(
+    whole: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a release with a fault of each kind."""
+    tokenizer = _hangul_and_emoji()
+    tokenizer.chat_template = CHATML
+    out, wanted = released(tmp_path, tokenizer, whole.path, monkeypatch, "chat")
+    _template("<|im_start|>", "<|im_start|> ")(out)
+    path = out / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": 8, "temperature": 0.6, "max_length": 3}))
+    wrong = replace(wanted, texts=(*wanted.texts, ("가격은?", [1, 2, 3])))
+    here, process = looked_at(out, wrong), reload.examine(wrong, tmp_path)[str(out)]
+    assert process == here
+    assert all((here.prompts, here.texts, here.special, here.generation))
 
 
 def test_a_merge_across_the_boundary_would_be_other_ids() -> None:
