@@ -105,7 +105,7 @@ def _release(order: _Order, found: list[Gate], overridden: Sequence[str]) -> dic
         base=base,
         prompt_name=order.prompt_name,
         run_path=run_path,
-        examples=publish.examples,
+        examples=publish.shows_examples,
         overridden=bool(overridden),
         repos={part: repo_id for part, (repo_id, _) in order.repositories.items()},
         stop=order.evaluate.stop,
@@ -130,7 +130,7 @@ def _release(order: _Order, found: list[Gate], overridden: Sequence[str]) -> dic
             run_path,
             secrets=secrets(),
             private=private(run_path, base.dir, _published(facts, publish.repo_id)),
-            shown=publish.examples,
+            shown=publish.shows_examples,
         )
         refuse_failed(found, order.overridable, stage_dir)
         return files_of_release(release)

@@ -228,7 +228,10 @@ class PublishSection(Section):
     visibility: Literal["private", "public"] = Field("private", description="Who may see the repository.")
     adapter: bool = Field(True, description="Release the adapter (method: lora).")
     merged: bool = Field(True, description="Release the merged 16-bit model.")
-    examples: bool = Field(True, description="Show side-by-side answers from the test rows in the model card.")
+    examples: bool | None = Field(
+        None,
+        description="Show side-by-side answers from the test rows in the model card. null: if it is private.",
+    )
     dataset: bool = Field(
         False, description="Release the rows too: train, val and test as CSV. Only if they are yours to give."
     )
@@ -236,6 +239,10 @@ class PublishSection(Section):
     min_stop_rate: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         0.8, description="Refuse to release a model that ends a smaller share of its answers itself; 0 accepts any."
     )
+
+    @property
+    def shows_examples(self) -> bool:
+        return self.visibility == "private" if self.examples is None else self.examples
 
     def repositories(self, *, has_adapter: bool) -> dict[str, tuple[str, Literal["model", "dataset"]]]:
         """Part of the release -> the repository it goes to, and its type. Empty without `repo_id`."""

@@ -170,7 +170,7 @@ def _gates(run_path: Path, record: dict[str, Any], recipe: Recipe) -> Iterator[G
         run_path,
         secrets=hub_token.every_secret(),
         private=leak_scan.Private(redact.names_here(), (str(run_path.absolute()),), "\n".join([*names, *cards])),
-        shown=publish.examples,
+        shown=publish.shows_examples,
     )
     asked = {gate.name: gate for gate in again}
     for entry in _json(run_path / "publish" / "hub.json")["gates"]:

@@ -236,6 +236,14 @@ def test_a_card_without_examples_shows_no_row(run: FinishedRun, monkeypatch: pyt
         run.publish(examples=False)
 
 
+def test_a_public_card_shows_rows_only_if_asked_to(run: FinishedRun) -> None:
+    for settings, shown in (({}, False), ({"examples": True}, True)):
+        run.publish(visibility="public", **settings)
+        assert ("맛있어요" in (run.release / "model" / "README.md").read_text(encoding="utf-8")) == shown
+    run.publish()  # private
+    assert "맛있어요" in (run.release / "model" / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     "place",
     [
