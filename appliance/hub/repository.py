@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +19,32 @@ from appliance.errors import HubError
 from appliance.hub import answers
 from appliance.hub import errors as hub_errors
 from appliance.hub.errors import Kind
+from appliance.process import files as process_files
 
 _log = logging.getLogger(__name__)
 MARKER = "appliance.json"
 _MADE_BY = "finetune-appliance"
+# The Hub takes no file of more than 10 MiB outside LFS ("it contains files larger than 10 MiB", its refusal of a push).
+_LARGEST_IN_GIT = 16 << 20
 _FROM_THE_HUB = ".gitattributes"  # each repository begins with one
 
 
 @dataclass(frozen=True)
 class Content:
-    """A local file. `git_sha1` is git's blob hash, which the Hub lists for small files; for large ones sha256."""
+    """A local file. `git_sha1` is git's blob hash, which the Hub lists for small files; for large ones sha256.
+
+    It is empty for a file of more than _LARGEST_IN_GIT bytes, and not compared: earlier versions listed it for all.
+    """
 
     size: int
     sha256: str
-    git_sha1: str
+    git_sha1: str = field(compare=False)
 
     @classmethod
     def of(cls, path: Path) -> Content:
         size = path.stat().st_size
+        if size > _LARGEST_IN_GIT:
+            return cls(size, process_files.sha256_of(path), "")
         sha256, sha1 = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
         with path.open("rb") as handle:
             while block := handle.read(1 << 20):

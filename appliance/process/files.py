@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from appliance import bounds
 from appliance.errors import EnvironmentUnavailable
+from appliance.process import known_hashes
 
 
 def open_own(path: Path, mode: str, *, errors: str = "strict") -> IO[str]:
@@ -41,6 +42,11 @@ def open_own(path: Path, mode: str, *, errors: str = "strict") -> IO[str]:
         raise linked(path) from error
 
 
+def open_bytes(path: Path) -> IO[bytes]:
+    """A new file for bytes, for this user only. Raises FileExistsError: there is one, or a link, of this name."""
+    return open(path, "xb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+
+
 def linked(path: Path) -> EnvironmentUnavailable:
     return EnvironmentUnavailable(
         f"{path} is a symbolic link; a run writes only what is its own", hint="remove the link, or start a new run"
@@ -48,8 +54,15 @@ def linked(path: Path) -> EnvironmentUnavailable:
 
 
 def sha256_of(path: Path) -> str:
+    """Reads the file, unless it is a large one whose hash this process knows already (process/known_hashes.py)."""
     with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+        before = known_hashes.Identity.of_open(handle.fileno())
+        if known := known_hashes.of(before):
+            return known
+        found = hashlib.file_digest(handle, "sha256").hexdigest()
+        if known_hashes.Identity.of_open(handle.fileno()) == before:
+            known_hashes.learn(before, found)
+    return found
 
 
 @contextmanager
@@ -98,7 +111,7 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
 def link_or_copy(source: Path, target: Path) -> None:
     """`target` as a hard link to `source` if the file system has them, else as a copy."""
     try:
-        os.link(source, target)
+        known_hashes.link(source, target)
     except OSError:
         shutil.copy2(source, target)
 

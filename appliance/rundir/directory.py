@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -265,10 +266,11 @@ def _fault(path: Path, left: Mapping[str, Any] | None, *, hashed: bool) -> str:
 
 def _for_this_user_only(folder: Path) -> None:
     """Whatever the umask: libraries create files by it, and rows and answers are nobody else's business."""
-    folder.chmod(0o700)
-    for path in folder.rglob("*"):
-        if not path.is_symlink():
-            path.chmod(0o700 if path.is_dir() else 0o600)
+    for path in (folder, *folder.rglob("*")):
+        wanted = 0o700 if path.is_dir() else 0o600
+        # only if needed: it moves the file's ctime on, by which its hash is known
+        if not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) != wanted:
+            path.chmod(wanted)
 
 
 def _lock(handle: IO[str]) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.errors import EnvironmentUnavailable, GateRefused
 from appliance.process.files import read_json
+from appliance.process.hashed_file import HashedFile
 
 if TYPE_CHECKING:
     import torch
@@ -173,6 +174,8 @@ def read_adapter(adapter_dir: Path) -> list[Delta]:
 def write_shard(path: Path, tensors: Sequence[Header], parts: Callable[[Header], Iterable[torch.Tensor]]) -> None:
     """Writes one safetensors file; `parts` yields a tensor's rows in runs, already of the type in its header.
 
+    A run is written and hashed while the next is made (process/hashed_file.py): its memory must not be used again.
+
     Written by hand, because the reference writer needs the whole shard in memory: the length of the header in 8 bytes,
     little-endian, the header as JSON padded with spaces to a multiple of 8, then the tensors without gaps
     (https://github.com/safetensors/safetensors#format). The bytes equal those of the reference writer.
@@ -188,12 +191,12 @@ def write_shard(path: Path, tensors: Sequence[Header], parts: Callable[[Header],
         header[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [begin, end]}
     encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as handle:
-        handle.write(len(encoded).to_bytes(8, "little") + encoded)
+    with HashedFile(path) as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
         for tensor in tensors:
             for rows in parts(tensor):
-                handle.write(rows.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        assert handle.tell() == 8 + len(encoded) + end, f"{path.name}: the header does not describe what was written"
+                file.write(rows.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        assert file.size == 8 + len(encoded) + end, f"{path.name}: the header does not describe what was written"
 
 
 def _adapter_config(adapter_dir: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import re
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import pytest
 from appliance.errors import HubError, RunDirError
 from appliance.hub import token as hub_token
 from appliance.hub.client import Limits
-from appliance.hub.repository import MARKER, Content
+from appliance.hub.repository import MARKER, Content, Entry
 from appliance.hub.upload_child import Pushed
+from appliance.process import files
 from tests.helpers import loopback_hub, upload_lane
 from tests.helpers.loopback_hub import LoopbackHub
 from tests.helpers.upload_lane import AGAIN, Lane, manifest, write_release
@@ -424,3 +426,13 @@ def test_without_any_token(lane: Lane, release: Path) -> None:
 def test_content_knows_gits_name_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"hello\n")
     assert Content.of(tmp_path / "a").git_sha1 == "ce013625030ba8dba906f756967f9e9ca394464a"  # git hash-object
+
+
+def test_a_large_file_needs_no_name_from_git(tmp_path: Path) -> None:
+    """The Hub lists large files by their sha256; earlier versions listed both for all files."""
+    with (tmp_path / "a").open("wb") as handle:
+        handle.truncate((16 << 20) + 1)
+    found = Content.of(tmp_path / "a")
+    assert (found.git_sha1, found.sha256) == ("", files.sha256_of(tmp_path / "a"))
+    assert found == replace(found, git_sha1="ce013625030ba8dba906f756967f9e9ca394464a")
+    assert not Entry(found.size, "ce013625030ba8dba906f756967f9e9ca394464a").is_same_as(found)
