@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import torch
 
 
-_RUN_ITEMS = 1 << 22  # values that are rounded and written at a time
+_RUN_ITEMS = 1 << 21  # values that are rounded at a time, while as many are written and hashed
 
 
 @dataclass(frozen=True)

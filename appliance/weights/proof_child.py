@@ -24,9 +24,9 @@ from appliance.findings import NAMED_ROWS
 from appliance.machine import write_errors
 from appliance.process import child
 from appliance.process.files import read_json, write_json
-from appliance.weights import child_out_of_memory, proof_configs, proof_tensors, widened
+from appliance.weights import child_out_of_memory, proof_configs, proof_tensors, proof_wanted, widened
 from appliance.weights.proof import TOP_TOKENS, Measures, ProofRequest, ProofRow
-from appliance.weights.shards import files_of, is_adapter, stored_name
+from appliance.weights.shards import files_of, headers, is_adapter, stored_name
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +73,7 @@ def write_reference(work_dir: Path, load: Load) -> None:
 
 
 def examine(work_dir: Path, merged_dir: Path) -> Measures:
-    """Compares the merged files, then loads them with plain transformers and compares its answers.
+    """Loads the merged files with plain transformers, and compares the weights and the answers.
 
     Raises GateRefused: a folder whose configs were changed does not load.
     """
@@ -83,9 +83,9 @@ def examine(work_dir: Path, merged_dir: Path) -> Measures:
     from transformers import AutoModelForCausalLM
 
     reference = load_file(work_dir / "reference.safetensors")
-    swallowed, faults = compare_files(wanted, reference, merged_dir)  # before the model is loaded: never both in memory
     ids = torch.split(reference["ids"].long(), [len(row.positions()) for row in wanted.rows])
-    with _blamed_on(faults["config_changed"] + faults["decoding_changed"]), torch.no_grad():
+    configs = _config_faults(wanted, merged_dir)
+    with _blamed_on([fault for found in configs.values() for fault in found]), torch.no_grad():
         model, info = AutoModelForCausalLM.from_pretrained(
             merged_dir,
             dtype=getattr(torch, wanted.weights_dtype),
@@ -94,6 +94,7 @@ def examine(work_dir: Path, merged_dir: Path) -> Measures:
             use_safetensors=True,
             output_loading_info=True,
         )
+        swallowed, faults = compare_files(wanted, reference, merged_dir, model)
         merged, likeliest = _compare(_as_computed(model.eval(), wanted), wanted.rows, ids)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         faults["tensors_wrong"] += map(str, info[kind])
@@ -118,11 +119,12 @@ def examine(work_dir: Path, merged_dir: Path) -> Measures:
 
 
 def compare_files(
-    wanted: ProofRequest, reference: Mapping[str, torch.Tensor], merged_dir: Path
+    wanted: ProofRequest, reference: Mapping[str, torch.Tensor], merged_dir: Path, model: Any = None
 ) -> tuple[float, dict[str, list[str]]]:
     """What the files say without running the model: the share of the tuning that rounding swallowed; what is wrong.
 
-    `reference`: of it, the samples of peft's merge. The faults are grouped as in Measures.
+    `reference`: of it, the samples of peft's merge. `model`: as loaded from the files; its weights stand for theirs
+    (proof_tensors.compare). The faults are grouped as in Measures.
     """
     by_peft = {key.removeprefix("wanted/"): values for key, values in reference.items() if key.startswith("wanted/")}
     rows: dict[str, dict[int, torch.Tensor]] = {}
@@ -130,12 +132,18 @@ def compare_files(
         if key.startswith("rows/"):
             name, _, token = key.removeprefix("rows/").rpartition("/")
             rows.setdefault(name, {})[int(token)] = row
-    weights = proof_tensors.compare(wanted, by_peft, rows, merged_dir)
+    weights = proof_tensors.compare(wanted, by_peft, rows, merged_dir, model)
     return weights.swallowed, {
         "tensors_not_finite": weights.not_finite,
         "tensors_wrong": proof_tensors.wrong_tensors(wanted, merged_dir),
         "unlike_base": weights.unlike_base,
         "unlike_trained": weights.unlike_trained,
+        **_config_faults(wanted, merged_dir),
+    }
+
+
+def _config_faults(wanted: ProofRequest, merged_dir: Path) -> dict[str, list[str]]:
+    return {
         "config_changed": proof_configs.changed_fields(wanted, merged_dir),
         "decoding_changed": proof_configs.changed_decoding(wanted, merged_dir),
     }
@@ -272,31 +280,41 @@ def _round_like_a_merge(model: Any, wanted: ProofRequest) -> dict[str, torch.Ten
     """
     import torch
     from peft.tuners.lora import LoraLayer
-    from safetensors import safe_open
 
     files = {name: path for path, names in files_of(wanted.base_dir).items() for name in names}
     kind = getattr(torch, wanted.dtype)
     samples = _rows_beside(model, files)
+    layers = [(module, layer) for module, layer in model.named_modules() if isinstance(layer, LoraLayer)]
+    summed = {id(layer.get_base_layer().weight) for _, layer in layers}
     for name, parameter in model.named_parameters():
         if ".lora_" in name:  # peft would round the delta of a 16-bit adapter before adding it
             parameter.data = parameter.float()
-        else:
+        elif id(parameter) not in summed:
             _round(parameter.data, kind)
-    for module, layer in model.named_modules():
-        if isinstance(layer, LoraLayer):
-            name = stored_name(module.removeprefix("base_model.model."), files)
-            if name is None:
-                raise GateRefused(f"the adapter changes {module}, but {wanted.base_dir} has no weight for it")
-            weight = layer.get_base_layer().weight
-            computed = weight.dtype
-            with safe_open(files[name], framework="pt") as handle:
-                stored = handle.get_tensor(name)
-            weight.data = stored.to(weight.device, torch.float32, copy=True)
-            layer.merge()
-            chosen = proof_tensors.sampled(stored.numel())
-            samples[f"wanted/{name}"] = weight.data.reshape(-1)[chosen.to(weight.device)].cpu()
-            weight.data = weight.data.to(kind).to(computed)
+    for module, layer in layers:
+        name = stored_name(module.removeprefix("base_model.model."), files)
+        if name is None:
+            raise GateRefused(f"the adapter changes {module}, but {wanted.base_dir} has no weight for it")
+        weight = layer.get_base_layer().weight
+        computed = weight.dtype
+        weight.data = _as_stored(weight.data, files[name], name).to(weight.device, torch.float32, copy=True)
+        layer.merge()
+        chosen = proof_tensors.sampled(weight.numel())
+        samples[f"wanted/{name}"] = weight.data.reshape(-1)[chosen.to(weight.device)].cpu()
+        weight.data = weight.data.to(kind).to(computed)
     return samples
+
+
+def _as_stored(loaded: torch.Tensor, path: Path, name: str) -> torch.Tensor:
+    """The base's values of a weight: as loaded if that is exact, otherwise from its file."""
+    from safetensors import safe_open
+
+    (header,) = headers(path, [name])
+    if proof_wanted.is_exactly(loaded, header):
+        return loaded
+    with safe_open(path, framework="pt") as handle:
+        found: torch.Tensor = handle.get_tensor(name)
+        return found
 
 
 def _rows_beside(model: Any, files: Mapping[str, Path]) -> dict[str, torch.Tensor]:

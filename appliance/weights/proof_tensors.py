@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from appliance.weights import merge, proof_wanted, token_rows
 from appliance.weights.proof import SAMPLE, ProofRequest
@@ -71,12 +71,15 @@ def compare(
     by_peft: Mapping[str, torch.Tensor],
     rows_by_peft: Mapping[str, Mapping[int, torch.Tensor]],
     merged_dir: Path,
+    model: Any = None,
 ) -> Compared:
     """Compares every weight of `merged_dir`; tensors that are missing or of another shape are `wrong_tensors`'.
 
     `by_peft`: tensor -> what peft's own merge, in float32, has at the `sampled` places. It has to name the tensors that
     the adapter changes, and to agree with the sum computed here, or both of our sums could share a mistake.
-    `rows_by_peft`: tensor -> token -> the row that peft puts there, float32.
+    `rows_by_peft`: tensor -> token -> the row that peft puts there, float32. `model`: as loaded from `merged_dir`; its
+    weights are compared in place of the files', so that those are not read twice. A tensor that differs there is read
+    from its file, which decides: a library may store some weights otherwise than it holds them.
     """
     import torch
 
@@ -85,17 +88,25 @@ def compare(
     adapted = is_adapter(wanted.trained_dir)
     deltas = merge.changed_by(wanted.trained_dir, wanted.base_dir) if adapted else {}
     rows = token_rows.of_adapter(wanted.trained_dir, wanted.base_dir) if adapted else {}
+    held: Mapping[str, Stored] = proof_wanted.held_by(model, merged) if model is not None else {}
     found, all_tuning = Compared(), _Tuning()
-    for name in sorted(source.keys() & merged.keys()):
-        if source[name].header.shape != merged[name].header.shape:
-            continue
-        one = _Tensor(source[name], merged[name], kind)
+
+    def seen(name: str, merged_tensor: Stored) -> _Tensor:
+        one = _Tensor(source[name], merged_tensor, kind)
         if name in deltas:
             one.see_sum(deltas[name], by_peft.get(name))
         elif name in rows:
             one.see_rows(rows[name], rows_by_peft.get(name, {}))
         else:
             one.see_copy(None if adapted else base.get(name))
+        return one
+
+    for name in sorted(source.keys() & merged.keys()):
+        if source[name].header.shape != merged[name].header.shape:
+            continue
+        one = seen(name, held.get(name, merged[name]))
+        if name in held and (one.fault or not one.finite):
+            one = seen(name, merged[name])
         all_tuning.add(one.tuning)
         if not one.finite:
             found.not_finite.append(name)

@@ -8,12 +8,13 @@ Knows no verdict: weights/proof_tensors.py compares.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance.weights.shards import Delta, Header, files_of, headers
+from appliance.weights.shards import FLOATS, LONG_NAME, Delta, Header, files_of, headers
 from appliance.weights.token_rows import TokenRows
 
 if TYPE_CHECKING:
@@ -55,9 +56,43 @@ class Stored:
             return found
 
 
+@dataclass(frozen=True)
+class Held(Stored):
+    """A tensor in a file whose values a loaded model holds, too: the file is not read again."""
+
+    values: torch.Tensor
+
+    def rows(self, begin: int, end: int) -> torch.Tensor:
+        import torch
+
+        found = self.values[begin:end] if self.header.shape else self.values
+        return found.to("cpu", getattr(torch, LONG_NAME[self.header.dtype]))
+
+
 def tensors_of(model_dir: Path) -> dict[str, Stored]:
     """Every tensor of a model folder by name."""
     return {h.name: Stored(path, h) for path, names in files_of(model_dir).items() for h in headers(path, names)}
+
+
+def held_by(model: Any, stored: Mapping[str, Stored]) -> dict[str, Held]:
+    """Those of the `stored` tensors that `model`, loaded from their files, holds exactly, each in a memory of its own.
+
+    Of tied weights it holds one, whatever the files say of the other.
+    """
+    held = {name: values for name, values in model.state_dict().items() if values.numel()}
+    owners = Counter(values.data_ptr() for values in held.values())
+    found = {}
+    for name, tensor in stored.items():
+        values = held.get(name)
+        if values is not None and owners[values.data_ptr()] == 1 and is_exactly(values, tensor.header):
+            found[name] = Held(tensor.path, tensor.header, values)
+    return found
+
+
+def is_exactly(values: torch.Tensor, header: Header) -> bool:
+    """Whether a tensor that was loaded represents every value of the one in the file: float32 does all floats."""
+    kinds = (LONG_NAME.get(header.dtype), "float32") if header.dtype in FLOATS else ()
+    return tuple(values.shape) == header.shape and str(values.dtype).removeprefix("torch.") in kinds
 
 
 def copied_runs(source: Stored, base: Stored | None, merged: Stored, trained: TokenRows | None = None) -> Iterator[Run]:

@@ -29,6 +29,7 @@ FLOATS = ("F32", "F16", "BF16")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TOKEN_ROWS = "token_adapter.trainable_tokens_delta"  # how peft names rows trained beside an adapter: token_rows.py
 SHORT_NAME = {"bfloat16": "BF16", "float16": "F16"}  # torch's name -> safetensors' name
+LONG_NAME = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # and back, for all of FLOATS
 
 # Options of peft's LoraConfig that make an adapter more than W + scale * B A (peft/tuners/lora/config.py).
 _UNSUPPORTED = (
