@@ -38,7 +38,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def train(metrics: training_metrics.Metrics, clock: Any, steps: range, seconds: float = 2.0) -> list[str]:
     """Runs steps of 40 real tokens, 60 with padding, 10 of them trained; returns the notes beside the bar.
 
-    After every second step comes an evaluation of 30 seconds, and a checkpoint that takes 20.
+    After every second step comes an evaluation of 30 seconds, after every third a checkpoint that takes 20.
     """
     passes = [SimpleNamespace(tokens=15, padded_tokens=30), SimpleNamespace(tokens=25, padded_tokens=30)]
     metrics.trainer, metrics._bar = SimpleNamespace(passes=passes, trained_tokens=10), Bar()  # type: ignore[assignment]
@@ -54,6 +54,7 @@ def train(metrics: training_metrics.Metrics, clock: Any, steps: range, seconds: 
             clock.now += 30
             metrics.on_log(ARGS, state, None, {"eval_loss": 1.25})
             metrics.on_evaluate(ARGS, state, None)
+        if step % 3 == 0:
             clock.now += 20
             metrics.on_save(ARGS, state, None)
     return notes
