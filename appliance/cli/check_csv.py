@@ -21,6 +21,12 @@ def check_table(run_path: Path, since: float) -> list[dict[str, str]]:
     return list(files.read_json(path)) if path.is_file() and path.stat().st_mtime >= since else []
 
 
+def _fetched(address: str) -> Path:
+    from appliance.hub import dataset_file  # imports the HTTP client: a third of what a check of a local file costs
+
+    return dataset_file.DatasetFile.parse(address).fetch()[0]
+
+
 @dataclass(frozen=True)
 class CsvCheck:
     """What `check FILE` prints: a table for people, a preview, the same for machines, and the refusal, if any."""
@@ -42,13 +48,12 @@ def check_csv(source: str, overrides: Sequence[str]) -> CsvCheck:
     `source`: a path, or hf://datasets/USER/NAME@REVISION/FILE. Raises DataError: the file cannot be read, or holds no
     usable row. HubError: it cannot be fetched.
     """
-    from appliance.hub import dataset_file
     from appliance.rows import survey
 
     usual = os.environ.get("APPLIANCE_RECIPE") or usual_recipe()
     recipe = load(usual, overrides=[f"data.csv={source}", *overrides]).recipe
     csv = recipe.data.csv
-    csv_path = dataset_file.DatasetFile.parse(csv).fetch()[0] if csv.startswith("hf://") else Path(csv)
+    csv_path = _fetched(csv) if csv.startswith("hf://") else Path(csv)
     seen = survey.of_csv(csv_path, recipe.data, recipe.train.seed)
     refusal = survey.refusal(seen, recipe.data)
     rows = [("CSV", source), ("format", seen.fmt.describe_text()), ("columns", seen.fmt.describe_columns())]

@@ -178,7 +178,10 @@ class Job:
         if not packages.can_train():
             return prompt_format.from_folder(name, self.base.dir)
         tokens = self.tokens
-        self.engine  # noqa: B018  first: Unsloth has to be imported before transformers
+        if self.engine_choice[0] == "unsloth":
+            self.engine  # noqa: B018  first: it has to be imported before transformers
+        else:  # the other engine's imports, peft and bitsandbytes, are of no use to `prepare`
+            console.quiet_libraries()
         from appliance.engines import engine as engines_engine
         from appliance.prompt import tokenizer as prompt_tokenizer
 

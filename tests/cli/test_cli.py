@@ -73,9 +73,9 @@ main()
 """
 
 
-def test_check_of_a_csv_needs_no_torch(tmp_path: Path) -> None:
+def test_check_of_a_csv_needs_neither_torch_nor_an_http_client(tmp_path: Path) -> None:
     path = write_qa(tmp_path / "질문.csv", [("가격은? :key:", "만원"), ("", "x"), ("언제?", "오늘"), ("c", "d")])
-    done = _python(_WITHOUT_TORCH.format(heavy=HEAVY), "check", str(path), "--json")
+    done = _python(_WITHOUT_TORCH.format(heavy=[*HEAVY, "httpx"]), "check", str(path), "--json")
     report = json.loads(done.stdout)
     assert (done.returncode, "1 row cannot be used" in done.stderr) == (3, True)
     assert report["format"] == "UTF-8, comma, double quotes"

@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from appliance.base_model import find as base_model_find
 from appliance.base_model import tunable
-from appliance.engines import memory
+from appliance.engines import choose, memory
 from appliance.errors import EnvironmentUnavailable, HubError
 from appliance.findings import Finding
 from appliance.hub import client, permissions
@@ -30,6 +30,7 @@ from appliance.process import files
 from appliance.recipe import resolve
 from appliance.recipe.fields import DataSection, ModelSection, PublishSection, TrainSection, TuningSection
 from appliance.rundir.directory import STAGES, RunDir
+from appliance.rundir.token_choice import TokenChoice
 from tests.conftest import write_qa
 
 CPU = Device("cpu", "CPU", 16 << 30, "float32")
@@ -335,6 +336,17 @@ def test_full_fine_tuning_writes_the_weights_and_their_moments(base_dir: Path) -
     assert exact.checkpoints == 4 * 12 * parameters
     copied = disk_needs.of_run(base, tuning, TrainSection(), has_hard_links=False)
     assert (copied.trained, copied.release) == (4 * parameters, 6 * parameters)
+
+
+def test_prepare_loads_no_engine_on_a_cpu(tmp_path: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It needs the tokenizer; peft and bitsandbytes, which the engine of transformers imports, cost a second or two."""
+    (tmp_path / "shop.yaml").write_text(
+        f"name: shop\nmodel: {{id: {base_dir}, load_in_4bit: false}}\ndata: {{csv: x.csv}}\n", encoding="utf-8"
+    )
+    job = Job(resolve.load(str(tmp_path / "shop.yaml"), environ={}), RunDir(tmp_path), tmp_path / "cache")
+    vars(job).update(device=CPU, tokens=TokenChoice())
+    monkeypatch.setattr(choose, "load_engine", None)
+    assert job.prompt.prompt_ids([{"role": "user", "content": "가격은?"}])
 
 
 def test_the_disk_is_looked_at_again_before_the_merge(
