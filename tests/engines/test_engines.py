@@ -333,7 +333,9 @@ def test_tokens_are_counted(ran: Ran, engine: str) -> None:
         [sum(map(sum, batch["attention_mask"])) for batch in ran.reports[engine]["batches"]][i : i + 2] for i in (0, 2)
     ]
     assert [line["tokens"] for line in lines] == [line["padded_tokens"] for line in lines] == list(map(sum, lengths))
-    assert all(line["tokens_per_second"] > 0 for line in lines)
+    first, second = (line["tokens_per_second"] for line in lines)
+    assert first is None
+    assert second > 0
 
 
 def test_evaluations_leave_no_trace_in_the_steps_after_them(ran: Ran) -> None:
