@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,12 +40,15 @@ from appliance.prompt.special_tokens import (
     find_padding,
     required_template,
 )
-from appliance.prompt.templates import MARKERS, frame, pinned
+from appliance.prompt.templates import INPUT_MARKER, MARKERS, frame, pinned
 from appliance.prompt.templates import Message as Message
 from appliance.prompt.templates import chat_template as chat_template
 from appliance.prompt.templates import render as render
 from appliance.prompt.templates import sketch as sketch
 from appliance.prompt.templates import user_message as user_message
+
+_CELL = "\x00"  # no template writes it
+_MARKED = INPUT_MARKER.strip()  # "### Input:"; by it our templates find where the input of a row begins
 
 
 class NotTokenized(DataError):
@@ -139,12 +142,40 @@ class Prompt:
         inference. Raises DataError: a cell contains a special token of this tokenizer, or a marker of the format;
         NotTokenized.
         """
+        question, answer = map(self._ids, self.texts(instruction, input_text, output))
+        return self.labelled(self.joined(question, answer, bool(input_text)), len(question), loss_on=loss_on)
+
+    def texts(self, instruction: str, input_text: str, output: str) -> tuple[str, str]:
+        """Prompt and answer of one row, to be tokenized separately.
+
+        Raises DataError: a cell contains a marker of the format, or as `text`.
+        """
         self._refuse_markers(instruction, input_text, output)
-        prompt = self.prompt_ids(user_message(instruction, input_text))
-        answer = self._ids(self.answer_lead + output)
-        self._refuse_commands(prompt, Counter(self._own_commands[bool(input_text)]))
-        self._refuse_commands(answer, Counter())
-        return self.labelled([*prompt, *answer, self.eos_token_id], len(prompt), loss_on=loss_on)
+        around = self._frames[bool(input_text)]
+        if not around or _MARKED in instruction or _MARKED in input_text:  # a template looks for it in both
+            return self.text(user_message(instruction, input_text)), self.answer_lead + output
+        parts = [around[0], instruction, around[1]]
+        if input_text:
+            parts += [input_text, around[2]]
+        return "".join(parts), self.answer_lead + output
+
+    def joined(self, question: Sequence[int], answer: Sequence[int], has_input: bool) -> list[int]:
+        """All ids of one row, from those of its `texts`. Raises DataError: a cell contains a special token."""
+        self._refuse_commands(question, self._own_commands[has_input])
+        self._refuse_commands(answer, {})
+        return [*question, *answer, self.eos_token_id]
+
+    @cached_property
+    def _frames(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What the template writes around the cells of a row without input, and of one with it: rendered once.
+
+        Empty for `chat`: a base's own template is a program, whose text may depend on what a cell holds.
+        """
+        if self.name == "chat":
+            return (), ()
+        questions = user_message(_CELL), user_message(_CELL, _CELL)
+        without, with_input = (tuple(self.text(question).split(_CELL)) for question in questions)
+        return without, with_input
 
     def labelled(self, ids: list[int], prompt_tokens: int, *, loss_on: str = "answer") -> Encoded:
         """A row from its ids, EOS included, of which the first `prompt_tokens` are the prompt."""
@@ -162,6 +193,10 @@ class Prompt:
         fixed = {i for i in self.prompt_ids(user_message("x", "x")) if i in added}
         written = {i for i in fixed if BRACKETED.fullmatch(added[i].content)} | {self.eos_token_id}
         return {i: token.content for i, token in added.items() if token.special or i in written}
+
+    @cached_property
+    def _command_ids(self) -> frozenset[int]:
+        return frozenset(self._commands)
 
     @cached_property
     def _own_commands(self) -> tuple[Counter[int], Counter[int]]:
@@ -182,11 +217,14 @@ class Prompt:
         """The control tokens that the template writes before an answer."""
         return frozenset(self._own_commands[0] | self._own_commands[1])
 
-    def _refuse_commands(self, ids: Sequence[int], own: Counter[int]) -> None:
+    def _refuse_commands(self, ids: Sequence[int], own: Mapping[int, int]) -> None:
+        if self._command_ids.isdisjoint(ids):
+            return
+        left = Counter(own)
         for token in ids:
-            if token in self._commands:
-                own[token] -= 1
-                if own[token] < 0:
+            if token in self._command_ids:
+                left[token] -= 1
+                if left[token] < 0:
                     found = self._commands[token]
                     raise DataError(
                         f"contains the special token {found!r}, which would be read as a command, not as text"

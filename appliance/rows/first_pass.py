@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -30,19 +30,18 @@ class FirstPass:
         self.questions = split.Keys()  # the question's key; empty unless a column groups the rows
         self.side_words = Counter[str]()  # words of the column `side` other than train, val and test -> usable rows
 
-    def records(self, fault_of: Callable[[Row], str] = lambda _row: "") -> Iterator[Row | Rejected]:
-        """Every record below the header, in file order. `fault_of`: why a row cannot be used after all, or "".
+    def records(
+        self, judged: Callable[[Iterable[Row | Rejected]], Iterable[Row | Rejected]] = lambda rows: rows
+    ) -> Iterator[Row | Rejected]:
+        """Every record below the header, in file order. `judged`: yields each again, a row as Rejected if it cannot be
+        used after all; it may read ahead.
 
         Raises DataError as `csv_file.read`.
         """
-        for row in csv_file.read(self._path, self.fmt, self._passes):
-            if isinstance(row, Rejected):
-                yield row
-            elif fault := fault_of(row):
-                yield Rejected(row.line, fault)
-            else:
+        for row in judged(csv_file.read(self._path, self.fmt, self._passes)):
+            if isinstance(row, Row):
                 self._keep(row)
-                yield row
+            yield row
 
     def _keep(self, row: Row) -> None:
         key = question = split.question_key(row)
