@@ -11,7 +11,6 @@ import ctypes
 import errno
 import faulthandler
 import functools
-import gc
 import importlib
 import os
 import select
@@ -30,15 +29,11 @@ from typing import IO, Any, NoReturn
 
 import jinja2
 import psutil
-import typer.main
 
 from appliance.base_model import tokenizer_trial
-from appliance.cli import app as cli_app
-from appliance.machine import packages
-from tests.helpers import in_process, warm  # noqa: F401
+from tests.helpers import warm
 
-HEAVY = (
-    "torch", "transformers", "trl", "peft", "datasets", "pandas", "sklearn", "matplotlib.figure", "bitsandbytes",
+MODULES = (
     "appliance.cli.app", "appliance.pipeline.check", "appliance.pipeline.prepare", "appliance.pipeline.train",
     "appliance.pipeline.evaluate", "appliance.pipeline.merge", "appliance.pipeline.publish",
     "appliance.engines.transformers", "appliance.hub.download_child", "appliance.hub.upload_child",
@@ -65,12 +60,9 @@ class Ended:
 
 
 def load() -> None:
-    for name in HEAVY:
+    for name in MODULES:
         importlib.import_module(name)
-    typer.main.get_command(cli_app.app)  # in_process keeps what it makes
-    packages.installed()  # keeps what it reads
-    gc.collect()
-    gc.freeze()  # a collection in a fork would copy all that is here
+    warm.load()
 
 
 @contextmanager

@@ -10,6 +10,8 @@ themselves, and a run of the whole pipeline, start their processes as the produc
 from __future__ import annotations
 
 import faulthandler
+import functools
+import gc
 import importlib
 import json
 import logging
@@ -30,6 +32,26 @@ from typing import IO, NoReturn
 
 from appliance.process import child
 from appliance.weights import proof
+
+LIBRARIES = (
+    "torch", "transformers", "trl", "peft", "datasets", "pandas", "sklearn", "matplotlib.figure", "bitsandbytes",
+)  # fmt: skip
+
+
+@functools.cache
+def load() -> None:
+    """Imports the libraries that a command needs, and builds all commands: once, for all forks."""
+    import typer.main
+
+    from appliance.machine import packages
+    from tests.helpers import in_process
+
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    packages.installed()  # keeps what it reads
+    typer.main.get_command(in_process.cli_app.app)  # in_process keeps what it makes
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy all that is here
 
 
 def run(
@@ -127,6 +149,7 @@ def typed(line: str, *, cwd: Path, env: Mapping[str, str]) -> CompletedProcess[s
     The processes that it starts for the proof are forks of it. It imports the Hub's client again, which reads its
     address, its token's place and whether it may go online from the environment when it is imported.
     """
+    load()
     words = shlex.split(line)
     target = cwd / words[-1] if words[-2:-1] == [">"] else None
     arguments = words[1:-2] if target else words[1:]
