@@ -13,16 +13,18 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-HEAVY = (
-    "torch", "transformers", "trl", "peft", "datasets", "pandas", "sklearn", "matplotlib.figure", "bitsandbytes",
+from tests.helpers import warm
+
+MODULES = (
     "appliance.pipeline.check", "appliance.pipeline.prepare", "appliance.pipeline.train", "appliance.pipeline.evaluate",
     "appliance.pipeline.merge", "appliance.pipeline.publish", "appliance.engines.transformers",
 )  # fmt: skip
 
 
 def main() -> None:
-    for name in HEAVY:
+    for name in MODULES:
         importlib.import_module(name)
+    warm.load()
     for line in sys.stdin:
         request = json.loads(line)
         pid = os.fork()
