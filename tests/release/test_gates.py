@@ -314,13 +314,12 @@ def test_training_refuses_before_the_first_step(
     resolved = resolve.load(str(recipe), environ={})
     pipeline_run.run(resolved, run_dir, tmp_path / "cache", until="prepare")
     if broken == "no eos":
-        encode = Prompt.encode
+        labelled = Prompt.labelled  # through which every row goes, its ids kept by prepare or not
 
-        def without_eos(self: Prompt, *cells: str, **options: Any) -> prompt_format.Encoded:
-            one = encode(self, *cells, **options)
-            return prompt_format.Encoded(one.input_ids[:-1], one.labels[:-1], one.prompt_tokens)
+        def without_eos(self: Prompt, ids: list[int], prompt_tokens: int, **options: Any) -> prompt_format.Encoded:
+            return labelled(self, ids[:-1], prompt_tokens, **options)
 
-        monkeypatch.setattr(Prompt, "encode", without_eos)
+        monkeypatch.setattr(Prompt, "labelled", without_eos)
     else:
         collate = prompt_batch.collate
 
