@@ -311,7 +311,7 @@ def test_our_trainer_stands_on_the_one_that_unsloth_rewrote_and_its_methods_are_
     assert ran.unsloth["bases"][:2] == ["UnslothSFTTrainer", "_UnslothSFTTrainer"]
     assert ran.reports["transformers"]["bases"][0] == "SFTTrainer"
     ours = {name for name, value in vars(OrderedTrainer).items() if callable(value) and not name.startswith("__")}
-    never = {"name_rows_of_step"}  # of a failure
+    never = {"name_rows_of_step", "_try_micro_batch", "_moments_to_come"}  # of a failure; of micro_batch_size: auto
     assert set(ran.unsloth["overrides"]) == ours - never
 
 
@@ -334,8 +334,8 @@ def test_tokens_are_counted(ran: Ran, engine: str) -> None:
     ]
     assert [line["tokens"] for line in lines] == [line["padded_tokens"] for line in lines] == list(map(sum, lengths))
     first, second = (line["tokens_per_second"] for line in lines)
-    assert first is None
-    assert second > 0
+    assert first is None  # of a process
+    assert second is None if engine == "unsloth" else second > 0  # it was stopped between them
 
 
 def test_evaluations_leave_no_trace_in_the_steps_after_them(ran: Ran) -> None:

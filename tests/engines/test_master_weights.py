@@ -70,7 +70,7 @@ def test_what_the_trainer_is_told(
     train = TrainSection(optimizer=optimizer)
     for dtype in ("bfloat16", "float32"):
         arguments.trainer_arguments(
-            train, 20, size, device, dtype, tmp_path, method=method, gradient_checkpointing=False
+            train, 20, size, device, dtype, tmp_path, method=method, gradient_checkpointing=False, loss_type=None
         )
         assert asked["optim"] == name
         assert asked["bf16"] is (dtype == "bfloat16" and (method == "full" or device.kind == "cuda"))

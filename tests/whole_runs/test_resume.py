@@ -603,7 +603,7 @@ def test_what_cannot_be_learnt_from_is_named_by_its_rows(
         shop.fit(tmp_path / "train")
     named = [int(n) for n in str(caught.value).split("rows ")[1].split(":")[0].split(", ")]
     wanted = [row for batch in (seen if kind == "gradient" else seen[1:2]) for row in batch]
-    encoded, rows = encoded_rows.encode(
+    encoded, rows = encoded_rows.read(
         prompt_format.from_folder("alpaca", shop.base.dir),
         shop.prepare_dir / "train.csv",
         Encoding("answer", 320, False),
