@@ -285,7 +285,7 @@ def test_answer_comes_back(prompt: Prompt, instruction: str, input_text: str, ou
     assert prompt.answer_text([prompt.eos_token_id]) == ""
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(
     text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0▁"), min_size=1).filter(str.strip),
     kind=st.sampled_from(sorted(KINDS)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,6 @@ import pytest
 from appliance.errors import DataError
 from appliance.pipeline import prepare
 from appliance.process import files
-from appliance.prompt import format as prompt_format
 from appliance.recipe.fields import DataSection
 from appliance.rows import csv_file, leaks, survey
 from tests.conftest import write_qa
@@ -73,9 +73,20 @@ changes = pytest.mark.parametrize(("change", "seen"), CHANGES.items(), ids=[chan
 class Bytes:
     """A tokenizer of bytes, as far as prepare asks for one."""
 
-    def encode(self, *texts: str) -> prompt_format.Encoded:
-        ids = list("".join(texts).encode())
-        return prompt_format.Encoded(ids, ids, 1)
+    fingerprint = "bytes"
+
+    def texts(self, instruction: str, input_text: str, output: str) -> tuple[str, str]:
+        return instruction + input_text, output
+
+    def joined(self, question: list[int], answer: list[int], _has_input: bool) -> list[int]:
+        return [*question, *answer]
+
+    @property
+    def backend(self) -> Bytes:
+        return self
+
+    def encode_batch_fast(self, texts: list[str], **_: Any) -> list[SimpleNamespace]:
+        return [SimpleNamespace(ids=list(text.encode())) for text in texts]
 
 
 @pytest.fixture

@@ -231,7 +231,7 @@ def test_notebook_split_is_that_of_a_data_frame(count: int) -> None:
 
 
 @given(st.integers(3, 3000), st.sampled_from([0.1, 0.2, 0.5]), st.integers(0, 2**32 - 1))
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_the_notebook_split_is_scikit_learns_row_for_row(rows: int, val: float, seed: int) -> None:
     from sklearn.model_selection import train_test_split
 

@@ -276,7 +276,7 @@ def test_reading_holds_one_row_at_a_time(tmp_path: Path) -> None:
 cells = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")) | st.text(',"\r\n ;\t가\ufeff')
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(st.builds(Row, st.integers(2, 10**9), cells, cells, cells), max_size=5))
 def test_every_text_comes_back(tmp_path_factory: pytest.TempPathFactory, rows: list[Row]) -> None:
     path = tmp_path_factory.mktemp("canonical") / "train.csv"
