@@ -8,7 +8,7 @@ export UV_NO_PROGRESS := 1
 # Whole files to each of two processes, in the order of tests/conftest.py.
 SHARED_OUT := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-faults test-image test-transformers4 lint bench bench-peers docs clean
+.PHONY: setup demo test pytest test-faults test-image test-transformers4 lint bench bench-peers docs clean
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -20,7 +20,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/appliance demo
 
-test: lint
+test: lint pytest
+
+pytest: setup
 	$(BIN)/python -m pytest $(SHARED_OUT)
 
 test-faults: setup
