@@ -11,6 +11,8 @@ files and config.json; no model, no prompt format.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +40,8 @@ def load(base_dir: Path) -> Any:
     Raises EnvironmentUnavailable: its EOS has no embedding, so the model could neither read nor write it; or its files
     are damaged.
     """
-    try:
+    with loading(base_dir):
         tokenizer = _loaded(base_dir)
-    except (ApplianceError, MemoryError):
-        raise
-    except BaseException as error:  # whatever transformers and tokenizers make of somebody else's files
-        if not (isinstance(error, Exception) or is_panic(error)):
-            raise
-        raise EnvironmentUnavailable(
-            f"{base_dir}: its tokenizer does not load: {str(error) or repr(error)}", hint=DOWNLOAD
-        ) from error
     embeddings = read(base_dir / "config.json").get("vocab_size")
     if tokenizer.eos_token_id is not None and embeddings and tokenizer.eos_token_id >= embeddings:
         raise EnvironmentUnavailable(
@@ -56,6 +50,20 @@ def load(base_dir: Path) -> Any:
             hint=f"in its {CONFIG}, set eos_token to the EOS of the vocabulary and tokenizer_class to {PLAIN_CLASS}",
         )
     return tokenizer
+
+
+@contextmanager
+def loading(base_dir: Path) -> Iterator[None]:
+    """Raises EnvironmentUnavailable for whatever transformers and tokenizers make of somebody else's files."""
+    try:
+        yield
+    except (ApplianceError, MemoryError):
+        raise
+    except BaseException as error:
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
+        said = " ".join(str(error).split()) or repr(error)
+        raise EnvironmentUnavailable(f"{base_dir}: its tokenizer does not load: {said}", hint=DOWNLOAD) from error
 
 
 def _loaded(base_dir: Path) -> Any:

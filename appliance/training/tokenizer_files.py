@@ -34,7 +34,9 @@ def write(folder: Path, base_dir: Path, prompt: Prompt, conversations: Sequence[
         found = None
         for config in tokenizer_config.candidates(tokenizer.read(base_dir / tokenizer.CONFIG), prompt):
             files.write_json(saved / tokenizer.CONFIG, config)
-            found = round_trip.difference(saved, _as_a_model(saved, base_dir, model), prompt, conversations)
+            as_a_model = _as_a_model(saved, base_dir, model)
+            with tokenizer.loading(base_dir):  # also its config.json, which nothing else of transformers has read yet
+                found = round_trip.difference(saved, as_a_model, prompt, conversations)
             if found is None:
                 break
         if found is not None:

@@ -145,6 +145,16 @@ def test_a_tokenizer_that_no_saving_preserves_is_refused_with_the_first_differen
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
+@pytest.mark.parametrize(("name", "value"), [("mlp_bias", "nan"), ("pretraining_tp", ".")])
+def test_a_config_that_transformers_refuses_is_the_bases_fault(name: str, value: str, tmp_path: Path) -> None:
+    base = llama2_folder(tmp_path / "base")
+    prompt = prompt_format.from_transformers("alpaca", tokenizer.load(base))
+    files.write_json(base / "config.json", files.read_json(base / "config.json") | {name: value})
+    with pytest.raises(EnvironmentUnavailable, match=f"{base}: its tokenizer does not load: .*'{name}'") as caught:
+        tokenizer_files.refuse_lossy(tmp_path, base, prompt, [])
+    assert caught.value.exit_code == 4
+
+
 def test_a_difference_shows_the_ids_around_it() -> None:
     found = round_trip.Difference("prompt", "x", [*range(20), 7, 8], [*range(20), 9], "a reader")
     assert "[16, 17, 18, 19, 7, 8] (ids from 16 on) in training, and [16, 17, 18, 19, 9] when" in str(found)
