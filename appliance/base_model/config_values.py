@@ -14,6 +14,7 @@ from typing import Any
 from appliance.errors import EnvironmentUnavailable
 
 LARGEST = 1 << 40  # no size of a model comes near it, and no product of a few overflows a float
+_LARGEST_ID = (1 << 32) - 1  # tokenizers counts tokens in 32 bits
 _SIZES = (
     *("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads"),
     *("intermediate_size", "head_dim", "max_position_embeddings"),
@@ -41,7 +42,7 @@ def _is_size(value: Any) -> bool:
 
 def _is_id(value: Any) -> bool:
     listed = value if isinstance(value, list) else [value]
-    return all(type(one) is int and -LARGEST <= one <= LARGEST for one in listed)
+    return all(type(one) is int and -LARGEST <= one <= _LARGEST_ID for one in listed)
 
 
 def _is_text(value: Any) -> bool:

@@ -100,7 +100,8 @@ def _named_ends(base: Base, prompt: Prompt) -> list[int]:
     """The ends of text that config.json and generation_config.json name, without the prompt's own."""
     path = base.dir / "generation_config.json"
     declared = (base.config, read_json(path) if path.is_file() else {})
-    ids = dict.fromkeys(token for config in declared for token in eos_ids(config.get("eos_token_id")))
+    listed = [token for config in declared for token in eos_ids(config.get("eos_token_id"))]
+    ids = dict.fromkeys(token for token in listed if token >= 0)
     taken = {prompt.eos_token_id, prompt.pad_token_id}
     return [token for token in ids if token not in taken and prompt.backend.id_to_token(token) is not None]
 

@@ -59,7 +59,7 @@ def snapshot_of(source: Source, cache_dir: Path) -> Snapshot:
         with client.opened(_ASKING):
             info = ask(repo_id, revision=revision, files_metadata=True)
             files = {
-                file.rfilename: Expected(
+                answers.file_name(file.rfilename): Expected(
                     answers.size(file.size),
                     answers.digest(file.lfs.sha256) if file.lfs else None,
                     answers.digest(file.blob_id),

@@ -102,7 +102,7 @@ def from_ids(base_dir: Path, backend: Tokenizer) -> dict[str, str]:
     """EOS and padding by the ids that config.json gives them: the last resort if no tokenizer file names them."""
     config = read(base_dir / "config.json")
     ids = {name: config.get(f"{name}_id") for name in ("eos_token", "pad_token")}
-    texts = {name: backend.id_to_token(found) for name, found in ids.items() if isinstance(found, int)}
+    texts = {name: backend.id_to_token(found) for name, found in ids.items() if isinstance(found, int) and found >= 0}
     return {name: text for name, text in texts.items() if text is not None}
 
 

@@ -98,6 +98,10 @@ BASES: dict[str, tuple[Spoil, str]] = {
     "layers as a text": (_json("config.json", num_hidden_layers="12"), "config.json: num_hidden_layers is '12', expec"),
     "NaN": (_json("config.json", hidden_size=float("nan")), "config.json: hidden_size is nan, expected a whole"),
     "a huge size": (_json("config.json", hidden_size=10**400), "config.json: hidden_size is 1000"),
+    "EOS of 40 bits": (
+        _json("config.json", eos_token_id=10**12),
+        "config.json: eos_token_id is 1000000000000, expected",
+    ),
     "EOS as a text": (_json("config.json", eos_token_id="2"), "config.json: eos_token_id is '2', expected a token's"),
     "positions in a list": (_json("config.json", max_position_embeddings=[512]), "max_position_embeddings is [512]"),
     "a family that is a list": (_json("config.json", model_type=["llama"]), "model_type is ['llama'], expected a text"),

@@ -171,6 +171,7 @@ def test_an_answer_that_says_only_whose_token_it_is(more: dict[str, Any], hub: C
         ('["a"]', "not what its API describes (TypeError"),
         ('{"id": "me/base", "siblings": [7]}', "not what its API describes (TypeError"),
         ('{"id": "me/base", "siblings": [{}]}', "not what its API describes (KeyError"),
+        ('{"id": "me/base", "siblings": [{"rfilename": {}}]}', "{} as a file"),
         ('{"id": "me/base", "siblings": [{"rfilename": "a", "size": "many"}]}', "'many' as a file's size"),
         ('{"id": "me/base", "siblings": [{"rfilename": "a", "size": -1}]}', "-1 as a file's size"),
         ('{"id": "me/base", "siblings": [{"rfilename": "a", "blobId": "x"}]}', "'x' as a file's hash"),
