@@ -69,6 +69,12 @@ def test_a_named_class_without_an_eos_has_that_of_the_model(tmp_path: Path) -> N
     assert len(full) == len(words)
 
 
+def test_a_padding_id_of_minus_one_names_none(tmp_path: Path) -> None:
+    """As some configs say "no padding"; tokenizers takes no negative id."""
+    folder = folder_of(tmp_path / "base", KINDS["metaspace"](), eos_token_id=2, pad_token_id=-1)
+    assert tokenizer.load(folder).pad_token is None
+
+
 def test_an_eos_without_an_embedding_is_refused(tmp_path: Path) -> None:
     words = wrap(byte_level(["<s>"]), eos_token="<|never seen|>")
     folder = folder_of(tmp_path / "base", words, named=True, vocab_size=len(words) - 1)
