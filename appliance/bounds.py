@@ -15,10 +15,11 @@ from __future__ import annotations
 import json
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+Rules = Sequence[tuple[Sequence[str], Callable[[Any], bool], str]]  # keys, what their values must be, and in words
 _KIB, _MIB = 1 << 10, 1 << 20
 # The largest size of a base's file in bytes, by name. Usual sizes as published on the Hub:
 LARGEST: Mapping[str, int] = {
@@ -62,6 +63,15 @@ def refuse_odd_file(path: Path) -> None:
     if not stat.S_ISREG(seen.st_mode):
         raise ValueError(f"it is a {'folder' if stat.S_ISDIR(seen.st_mode) else 'pipe or device'}, expected a file")
     refuse_large(path.name, seen.st_size)
+
+
+def refuse_odd_value(values: Mapping[str, Any], rules: Rules) -> None:
+    """Raises ValueError: the first value that is not of its kind, and what was expected. null counts as not given."""
+    for keys, is_right, expected in rules:
+        for key in keys:
+            value = values.get(key)
+            if value is not None and not is_right(value):
+                raise ValueError(f"{key} is {value!r:.60}, expected {expected}")
 
 
 def json_of(text: str) -> Any:

@@ -8,9 +8,10 @@ appliance.errors.EnvironmentUnavailable: base/config.json: num_hidden_layers is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from appliance import bounds
 from appliance.errors import EnvironmentUnavailable
 
 LARGEST = 1 << 40  # no size of a model comes near it, and no product of a few overflows a float
@@ -61,7 +62,7 @@ def _is_object(value: Any) -> bool:
     return isinstance(value, dict)
 
 
-_RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+_RULES: bounds.Rules = (
     (_SIZES, _is_size, "a whole number of zero or more"),
     (_IDS, _is_id, "a token's id or a list of them"),
     (_TEXTS, _is_text, "a text"),
@@ -80,14 +81,11 @@ def refuse_odd(config: Mapping[str, Any], where: str) -> None:
 
 
 def _refuse(config: Mapping[str, Any], path: str, prefix: str) -> None:
-    for keys, is_right, expected in _RULES:
-        for key in keys:
-            value = config.get(key)
-            if value is not None and not is_right(value):
-                raise EnvironmentUnavailable(
-                    f"{path}: {prefix}{key} is {value!r:.60}, expected {expected}",
-                    hint="download the model again, or correct that value if the folder is your own",
-                )
+    try:
+        bounds.refuse_odd_value(config, _RULES)
+    except ValueError as error:
+        hint = "download the model again, or correct that value if the folder is your own"
+        raise EnvironmentUnavailable(f"{path}: {prefix}{error}", hint=hint) from error
     for key in _INNER:
         if isinstance(config.get(key), dict):
             _refuse(config[key], path, f"{prefix}{key}.")

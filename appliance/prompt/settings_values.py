@@ -8,9 +8,10 @@ appliance.errors.EnvironmentUnavailable: base/tokenizer_config.json: eos_token i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from appliance import bounds
 from appliance.errors import EnvironmentUnavailable
 
 TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "mask_token", "sep_token", "cls_token")
@@ -54,7 +55,7 @@ def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_text, value))
 
 
-_RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+_RULES: bounds.Rules = (
     (TOKENS, _is_token, "a text, or an object with its content"),
     (("additional_special_tokens", "extra_special_tokens"), _are_tokens, "a list of tokens, or an object of them"),
     (("added_tokens_decoder", "model_specific_special_tokens"), _is_object_of_tokens, "an object of tokens"),
@@ -67,11 +68,8 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
 
 def refuse_odd(settings: Mapping[str, Any], where: str) -> None:
     """Raises EnvironmentUnavailable: the first value of another kind. null counts as not given."""
-    for keys, is_right, expected in _RULES:
-        for key in keys:
-            value = settings.get(key)
-            if value is not None and not is_right(value):
-                raise EnvironmentUnavailable(
-                    f"{where}: {key} is {value!r:.60}, expected {expected}",
-                    hint="correct it there or in special_tokens_map.json, or download the model again",
-                )
+    try:
+        bounds.refuse_odd_value(settings, _RULES)
+    except ValueError as error:
+        hint = "correct it there or in special_tokens_map.json, or download the model again"
+        raise EnvironmentUnavailable(f"{where}: {error}", hint=hint) from error
