@@ -1,88 +1,120 @@
-"""Write a run's report.html. Reads the run directory; decides nothing."""
+"""Write a run's report.html: one file without a reference to any other. Reads the run directory; decides nothing.
+
+A page is a list of sections, each rendered by templates/ID.html.j2 alone, so that a page that is watched can be renewed
+section by section. All of it is there without scripts; assets/*.js add filters, hovering and copying.
+"""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from appliance.engines import matmul_rate
 from appliance.findings import qualified
 from appliance.process import console, files, terminal
-from appliance.report import speed
-from appliance.rows import leaks
-from appliance.rundir import base_asked, results, run_json
-from appliance.rundir import directory as rundir_directory
-from appliance.weights import moved
+from appliance.report import facts
+from appliance.rundir import results
 
-SHOWN_PREDICTIONS = 30
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+# In the order of the page. A section that has nothing to show yet is left out; the first has no heading of its own.
+TITLES = {
+    "outcome": "",
+    "scores": "Before and after",
+    "answers": "Answers",
+    "extra": "Extra questions",
+    "training": "Training",
+    "rows": "Rows",
+    "proof": "Proof",
+    "release": "Release",
+    "stages": "Stages",
+    "recipe": "Recipe",
+}
+STYLES = ("page.css",)
+SCRIPTS = ("copy.js",)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page. `id`: its anchor, and the name of its template. `html`: without the heading."""
+
+    id: str
+    title: str
+    html: Markup
 
 
 def write_html(run_dir: Path) -> Path:
-    """Write report.html: verdict, rows, training, answers, proof, release, stages and recipe. Returns its path.
-
-    Raises RunDirError: a result file is damaged.
-    """
-    from jinja2 import Environment, PackageLoader, TemplateError
-
-    environment = Environment(loader=PackageLoader("appliance.report", "."), autoescape=True, trim_blocks=True)
-    environment.filters |= {
-        "percent": "{:.1%}".format,
-        "duration": console.duration,
-        "printable": _text,
-        "qualified": qualified,
-        "flops_rate": matmul_rate.human,
-    }
-    template = environment.get_template("page.html.j2")
+    """Write report.html of a run, finished or not. Returns its path. Raises RunDirError: a result file is damaged."""
     with results.damage_named(run_dir):
-        try:
-            html = template.render(facts(run_dir))
-        except TemplateError as error:
-            raise ValueError(str(error)) from error
+        shown = facts.of(run_dir)
+        html = whole(shown["name"], sections(shown), lead=lead(shown))
     path = run_dir / "report.html"
     files.write_text(path, html)
     return path
 
 
-def _text(text: str) -> Markup:
+def sections(shown: Mapping[str, Any]) -> list[Section]:
+    """The sections that have something to show. `shown`: facts.of(run_dir)."""
+    rendered = ((name, title, rendered_by(f"{name}.html.j2", shown)) for name, title in TITLES.items())
+    return [Section(name, title, html) for name, title, html in rendered if html.strip()]
+
+
+def lead(shown: Mapping[str, Any]) -> Markup:
+    """The lines below the name of the run."""
+    return rendered_by("_lead.html.j2", shown)
+
+
+def whole(name: str, parts: list[Section], *, lead: str = "", title: str = "") -> str:
+    """A page of sections, with everything it needs inside. `title`: of its tab; a run's name is the usual one."""
+    given = {
+        "name": name,
+        "title": title or f"{name} · fine-tuning report",
+        "lead": lead,
+        "sections": parts,
+        "css": Markup("".join(map(asset, STYLES))),  # nosec B704: our own files
+        "script": Markup("".join(map(asset, SCRIPTS))),  # nosec B704
+    }
+    return str(rendered_by("_page.html.j2", given))
+
+
+def rendered_by(template: str, given: Mapping[str, Any]) -> Markup:
+    """A template of templates/ with these variables. Raises ValueError: they are not what it expects."""
+    from jinja2 import TemplateError
+
+    try:
+        return Markup(_environment().get_template(template).render(given))  # nosec B704: autoescaped
+    except TemplateError as error:
+        raise ValueError(str(error)) from error
+
+
+@cache
+def asset(name: str) -> str:
+    """A file of assets/, as text."""
+    return resources.files("appliance.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(loader=PackageLoader("appliance.report", "templates"), autoescape=True, trim_blocks=True)
+    environment.filters |= {
+        "percent": "{:.1%}".format,
+        "duration": console.duration,
+        "printable": as_text,
+        "qualified": qualified,
+        "flops_rate": matmul_rate.human,
+    }
+    return environment
+
+
+def as_text(text: str) -> Markup:
     """Somebody's text in a page: nothing in it acts, and its direction ends with it."""
     return Markup("<bdi>{}</bdi>").format(terminal.printable(text))
-
-
-def facts(run_dir: Path) -> Mapping[str, Any]:
-    """Everything the page shows; None for what a stage has not written yet."""
-
-    def read(name: str) -> Any:
-        stage, _, file = name.rpartition("/")
-        return results.read(run_dir, stage, file) if files.is_there(run_dir / name) else None
-
-    stages = {stage: read(f"{stage}/stage.json") for stage in rundir_directory.STAGES}
-    answered = files.is_there(run_dir / "evaluate" / results.PREDICTIONS)
-    loss_png = run_dir / "train" / "loss.png"
-    curve = run_dir / "train" / "metrics.jsonl"
-    metrics = read(f"evaluate/{results.COMPARISON}")
-    return {
-        "name": run_dir.name,
-        "recipe": (run_dir / "recipe.yaml").read_text(encoding="utf-8"),
-        "run": run_json.read(run_dir) if files.is_there(run_dir / run_json.FILE) else None,
-        "stages": stages,
-        "prepare": read("prepare/summary.json"),
-        "warnings": leaks.warnings(run_dir / "prepare"),
-        "fit": read("train/fit.json"),
-        "moved": moved.recorded(run_dir / "train"),
-        "cautions": results.read_cautions(run_dir),
-        "metrics": metrics,
-        "bases": base_asked.columns(metrics) if metrics else [],
-        "left_out": base_asked.left_out(metrics) if metrics else [],
-        "verdict": base_asked.verdict(metrics) if metrics else "",
-        "predictions": results.read_predictions(run_dir) if answered else [],
-        "extra": results.read_extra_answers(run_dir),
-        "shown": SHOWN_PREDICTIONS,
-        "proof": read("merge/proof.json"),
-        "hub": read("publish/hub.json"),
-        "speed": speed.of(results.read_metrics(curve)) if files.is_there(curve) else None,
-        "loss_png": base64.b64encode(loss_png.read_bytes()).decode() if loss_png.is_file() else None,
-    }
