@@ -11,6 +11,7 @@ import typer
 from appliance import __version__
 from appliance.cli import report
 from appliance.cli.dataset import generate, hub, sources, upload
+from appliance.cli.help import HelpGroup, lay_out
 from appliance.cli.look import doctor, inspect, replay, status
 from appliance.cli.recipe import recipe_app
 from appliance.cli.recipe_command import RecipeCommand
@@ -20,6 +21,7 @@ from appliance.errors import ApplianceError, Interrupted
 from appliance.process import masked_streams, signals, std_streams, terminal
 
 app = typer.Typer(
+    cls=HelpGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -34,7 +36,6 @@ app.add_typer(recipe_app, name="recipe")
 app.add_typer(sources.dataset_app, name="dataset")
 for _commands in (generate, hub, upload):
     _commands.register(sources.dataset_app)
-app.command("report")(report.report)
 
 
 def main() -> None:
@@ -102,8 +103,10 @@ for _stage, _what in (
     app.command(_stage, cls=RecipeCommand)(stage_command(_stage, _what))
 app.command(cls=RecipeCommand)(publish)
 app.command()(status)
+app.command()(report.report)
 app.command()(inspect)
 app.command()(replay)
 app.command()(chat)
 app.command()(ask)
 app.command()(doctor)
+lay_out(app)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from appliance.errors import DataError, RunDirError
@@ -18,7 +18,7 @@ from appliance.rundir.directory import RunDir
 
 
 def inspect(run_path: Path, line: int | None, cache_dir: Path) -> list[str]:
-    """One prepared row as rich markup: masked tokens dim, trained ones bright, special tokens reversed.
+    """One prepared row as rich markup: masked and trained tokens, each named so.
 
     Raises RunDirError: not a prepared run. DataError: no such row in it.
     """
@@ -39,14 +39,25 @@ def inspect(run_path: Path, line: int | None, cache_dir: Path) -> list[str]:
                 trained = sum(label != IGNORED for label in encoded.labels)
                 return [
                     f"[bold]row {row.line}[/] ({side}): {len(encoded)} tokens, {trained} trained, the rest masked",
-                    "".join(_token_markup(prompt, encoded)),
+                    *marked_lines(_stretches(prompt, encoded)),
                 ]
     raise DataError(f"{run_path}: row {line} is not in train, val or test", hint="prepare/rows.csv lists every row")
 
 
-def _token_markup(prompt: Prompt, encoded: Encoded) -> Iterator[str]:
-    """Stretches of masked and of trained tokens as text; special tokens by name, so that EOS is visible."""
+def _stretches(prompt: Prompt, encoded: Encoded) -> Iterator[tuple[str, bool]]:
+    """Text of neighbouring tokens, and whether they are trained; special tokens by name, so that EOS is visible."""
     marked = [(token, label != IGNORED) for token, label in zip(encoded.input_ids, encoded.labels, strict=True)]
     for trained, group in itertools.groupby(marked, key=lambda pair: pair[1]):
-        text = prompt.backend.decode([token for token, _ in group], skip_special_tokens=False)
-        yield f"[{'bold green' if trained else 'dim'}]{console.printable_markup(text)}[/]"
+        yield prompt.backend.decode([token for token, _ in group], skip_special_tokens=False), trained
+
+
+def marked_lines(stretches: Iterable[tuple[str, bool]]) -> Iterator[str]:
+    """Each stretch with `masked` or `trained` before its first line, as rich markup: a pipe shows no weight of letters.
+
+    A line break in the text is shown as ↵, since every stretch begins a line.
+    """
+    for text, trained in stretches:
+        lines = text.replace("\n", "↵\n").removesuffix("\n").split("\n")
+        for number, line in enumerate(lines):
+            label = "" if number else "trained" if trained else "masked"
+            yield f"{label:<9}[{'bold' if trained else 'dim'}]{console.printable_markup(line)}[/]"

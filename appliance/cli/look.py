@@ -12,7 +12,7 @@ from appliance.cli.options import USUAL_CACHE_DIR, CacheOption, JsonOption, RunD
 
 
 def status(runs_dir: RunsOption = Path("runs"), as_json: JsonOption = False) -> None:
-    """List the runs: how far along each one is, its verdict, and where it was published.
+    """List the runs. Shows how far along each one is, its verdict, and where it was published.
 
     appliance status
 
@@ -37,11 +37,12 @@ def status(runs_dir: RunsOption = Path("runs"), as_json: JsonOption = False) -> 
 def inspect(
     run_dir: RunDirArgument,
     row: Annotated[
-        int | None, typer.Option("--row", help="The row's line number in the CSV. Default: the first row.")
+        int | None,
+        typer.Option("--row", metavar="LINE", help="The row's line number in the CSV. Default: the first row."),
     ] = None,
     cache_dir: CacheOption = USUAL_CACHE_DIR,
 ) -> None:
-    """Show a row as the model sees it. Masked tokens are dim, trained tokens bright, EOS is visible.
+    """Show a row as the model sees it. Each part is marked as masked or trained; EOS is visible.
 
     appliance inspect runs/demo
 

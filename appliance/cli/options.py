@@ -10,7 +10,7 @@ import typer
 RecipeArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[RECIPE|RUN_DIR|CSV]",
+        metavar="RECIPE|RUN_DIR|CSV",
         envvar="APPLIANCE_RECIPE",
         show_default=False,
         help="A shipped recipe's name, a YAML file, a run directory, or a CSV. "
@@ -18,7 +18,7 @@ RecipeArgument = Annotated[
     ),
 ]
 RunDirOrNewest = Annotated[
-    Path | None, typer.Argument(metavar="[RUN_DIR]", help="A run directory. Default: the newest run.")
+    Path | None, typer.Argument(metavar="RUN_DIR", help="A run directory. Default: the newest run.")
 ]
 RunDirArgument = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory, such as runs/demo.")]
 SetOption = Annotated[
@@ -26,9 +26,17 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Set one field, for example train.epochs=1. May be repeated."),
 ]
 RedoOption = Annotated[str | None, typer.Option("--redo", metavar="STAGE", help="Redo this stage and all later ones.")]
-RunsOption = Annotated[Path, typer.Option("--runs-dir", envvar="APPLIANCE_RUNS_DIR", help="Where run directories are.")]
+RunsOption = Annotated[
+    Path, typer.Option("--runs-dir", metavar="FOLDER", envvar="APPLIANCE_RUNS_DIR", help="Where run directories are.")
+]
 CacheOption = Annotated[
-    Path, typer.Option("--cache-dir", envvar="APPLIANCE_CACHE_DIR", help="Where models made on this machine are kept.")
+    Path,
+    typer.Option(
+        "--cache-dir",
+        metavar="FOLDER",
+        envvar="APPLIANCE_CACHE_DIR",
+        help="Where models made on this machine are kept.",
+    ),
 ]
 EvenIfWorseOption = Annotated[
     bool, typer.Option("--even-if-worse", help="Release the model even if the verdict is `worse`; its card says so.")
@@ -41,15 +49,19 @@ RepoOption = Annotated[
     typer.Option("--repo-id", metavar="USER/NAME", help="The repository on the Hub; NAME alone is in your account."),
 ]
 VisibilityOption = Annotated[
-    Literal["private", "public"] | None, typer.Option("--visibility", help="Who may see a new repository.")
+    Literal["private", "public"] | None,
+    typer.Option("--visibility", metavar="private|public", help="Who may see a new repository."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 TokensOption = Annotated[
-    int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens. Default: the recipe's.")
+    int | None,
+    typer.Option("--max-new-tokens", metavar="TOKENS", min=1, help="Longest answer, in tokens. Default: the recipe's."),
 ]
 TemperatureOption = Annotated[
     float | None,
-    typer.Option("--temperature", min=0.0, help="0 takes the likeliest token. Default: the recipe's sampling."),
+    typer.Option(
+        "--temperature", metavar="NUMBER", min=0.0, help="0 takes the likeliest token. Default: the recipe's sampling."
+    ),
 ]
 TurnsOption = Annotated[
     bool | None,

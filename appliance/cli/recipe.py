@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from appliance.cli.help import HelpGroup
 from appliance.cli.options import JsonOption
 
 _RECIPE_HELP = """List recipes and print them.
@@ -14,7 +15,7 @@ _RECIPE_HELP = """List recipes and print them.
     appliance recipe list
 
     appliance recipe schema"""
-recipe_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=_RECIPE_HELP)
+recipe_app = typer.Typer(cls=HelpGroup, no_args_is_help=True, rich_markup_mode=None, help=_RECIPE_HELP)
 
 
 @recipe_app.command("list")
@@ -34,7 +35,7 @@ def recipe_list() -> None:
 
 @recipe_app.command("show")
 def recipe_show(
-    name: Annotated[str, typer.Argument(help="A shipped recipe's name, a file, or a run directory.")],
+    name: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, a file, or a run directory.")],
 ) -> None:
     """Print a recipe, for example to edit a copy.
 

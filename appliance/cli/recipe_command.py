@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from typer.core import TyperCommand
+from appliance.cli.help import HelpCommand
 
 # What other trainers call these fields (transformers' TrainingArguments, peft's LoraConfig, Unsloth, Axolotl).
 _ELSEWHERE = {
@@ -27,7 +27,7 @@ _ELSEWHERE = {
 }
 
 
-class RecipeCommand(TyperCommand):
+class RecipeCommand(HelpCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         typed = list(args)
         try:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-RunDirs = Annotated[list[Path], typer.Argument(metavar="RUN_DIR…", help="One run, or several to compare.")]
+RunDirs = Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="One run, or several to compare.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 
 

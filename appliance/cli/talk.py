@@ -11,7 +11,9 @@ from appliance.cli.options import JsonOption, RunsOption, TemperatureOption, Tok
 
 
 def chat(
-    run_dir: Annotated[Path | None, typer.Argument(help="A run directory. Default: the newest proven model.")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Argument(metavar="RUN_DIR", help="A run directory. Default: the newest proven model.")
+    ] = None,
     max_new_tokens: TokensOption = None,
     temperature: TemperatureOption = None,
     turns: TurnsOption = None,

@@ -14,6 +14,7 @@ import sys
 REPLACE = "appliance-replace"  # the name of the error handler below
 # What this program itself writes beyond ASCII, and its spelling where that cannot be shown.
 _ASCII = {"→": "->", "…": "...", "×": "x", "·": "-", "–": "-", "—": "-", "’": "'", "‘": "'", "“": '"', "”": '"'}
+_ASCII |= {"↵": "\\n"}
 _ASCII |= {"├": "+", "└": "+", "─": "-", "│": "|", "━": "-", "╸": "-", "╺": "-"}
 
 _CONTROLS = r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"  # ANSI escapes, NUL, …; not newline and tab

@@ -11,10 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from appliance import __version__
 from appliance.cli import app as cli_app
+from appliance.cli import help as cli_help
+from appliance.cli import inspect as cli_inspect
 from appliance.recipe import fields as recipe_fields
 from appliance.recipe import resolve
 from tests.conftest import write_qa
@@ -29,6 +32,7 @@ OPTIONS = {
     for command, told in json.loads(FROZEN.read_text(encoding="utf-8"))["commands"].items()
     if not command.startswith("dataset ")  # these: tests/cli/test_cli_dataset.py
 }
+ALL = list(json.loads(FROZEN.read_text(encoding="utf-8"))["commands"])
 
 
 def _help(command: str) -> str:
@@ -113,7 +117,7 @@ def test_the_commands_are_frozen() -> None:
     listed = {
         f"{group} {name}".strip()
         for group in ("", "recipe")
-        for name in re.findall(r"^  (\w+)", _help(group).partition("Commands:")[2], re.MULTILINE)
+        for name in re.findall(r"^  (\w+)", _help(group).partition("Commands:")[2].partition("\n\n")[0], re.MULTILINE)
     }
     assert listed | {""} == set(OPTIONS)
 
@@ -126,17 +130,18 @@ def test_the_options_are_frozen(command: str) -> None:
 
 
 def _examples(command: str) -> list[str]:
-    text = re.split(r"^(?:Arguments|Options):", _help(command), flags=re.MULTILINE)[0]
-    paragraphs = [" ".join(part.split()) for part in text.strip().split("\n\n")]
-    assert paragraphs[0].startswith("Usage:")
-    assert not paragraphs[1].startswith("appliance"), "the help opens with the task"
-    return paragraphs[-2:]
+    told, _, last = _help(command).partition("\nExamples:\n")
+    usage, task, *_ = told.split("\n\n")
+    assert usage.startswith("Usage:")
+    assert re.match(r"  [A-Z][^:]+[.:]", task), "the help opens with the task"
+    return [line.strip() for line in last.replace("\\\n", "").splitlines()]
 
 
-@pytest.mark.parametrize("command", OPTIONS)
+@pytest.mark.parametrize("command", ALL)
 def test_help_ends_with_two_examples_that_are_valid(command: str) -> None:
     examples = _examples(command)
-    assert examples[0].startswith(f"appliance {command}")
+    assert len(examples) >= 2
+    assert any(example.startswith(f"appliance {command}") for example in examples)
     for example in examples:
         program, *arguments = shlex.split(example.partition(" > ")[0])
         assert program == "appliance"
@@ -146,10 +151,63 @@ def test_help_ends_with_two_examples_that_are_valid(command: str) -> None:
         for option, value in itertools.pairwise(arguments):
             if option == "--set":
                 assert value.partition("=")[0] in {key for key, _ in recipe_fields.fields()}
+            if option == "--pattern":
+                re.compile(value)
     assert CliRunner().invoke(cli_app.app, [*command.split(), "--no-such-option", "--help"]).exit_code == 2
+
+
+@pytest.mark.parametrize("command", ALL)
+def test_arguments_and_options_are_named_by_words(command: str) -> None:
+    """Not by what Typer calls their Python types, as in `<list[Path]>` or `<int range>`."""
+    listed = re.split(r"^(?=Arguments:|Options:|Commands:|Examples:)", _help(command), flags=re.MULTILINE)
+    usage = listed[0].split("\n\n")[0]
+    assert not set("{}<>") & set(usage), usage
+    shown = [part for part in listed if part.startswith(("Arguments:", "Options:"))]
+    for name in re.findall(r"^  (\S.*?)(?:  |$)", "\n".join(shown), re.MULTILINE):
+        values = re.sub(r"--?[\w-]+", "", name).strip(" ,/")
+        assert re.fullmatch(r"([A-Z][A-Za-z_./]*|[a-z]+\|[a-z]+|\[|\]|[|@= ])*", values), (command, name)
+    assert "x>=" not in _help(command)
+    assert "<=x" not in _help(command)
+
+
+def test_run_comes_first() -> None:
+    assert re.search(r"^Commands:\n  run ", _help(""), re.MULTILINE)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_an_example_that_is_folded_is_the_same_command_to_a_shell(width: int) -> None:
+    for command in ALL:
+        for example in cli_help.split(_docstring(command))[1]:
+            lines = cli_help.folded(example, width)
+            words = [shlex.split(line.removesuffix(" \\")) for line in lines]
+            assert list(itertools.chain.from_iterable(words)) == shlex.split(example)
+            assert all(len(line) <= width or len(shlex.split(line.removesuffix(" \\"))) <= 2 for line in lines), lines
+            assert [line.endswith(" \\") for line in lines] == [True] * (len(lines) - 1) + [False]
+
+
+def _docstring(command: str) -> str:
+    node = get_command(cli_app.app)
+    for word in command.split():
+        node = node.commands[word]  # type: ignore[attr-defined]
+    return node.help or ""
 
 
 def test_examples_name_recipes_that_exist() -> None:
     named = set(re.findall(r"appliance (?:run|check|recipe show) ([\w-]+)(?!\S)", " ".join(map(_help, OPTIONS))))
     assert named
     assert named <= set(resolve.shipped())
+
+
+# --- what `inspect` prints
+
+
+def test_inspect_names_what_is_masked_and_what_is_trained() -> None:
+    """No information by colour alone: it has to survive a pipe."""
+    told = list(cli_inspect.marked_lines([("질문: [b]?\n\n", False), ("답.\n끝</s>", True), ("\n", False)]))
+    assert [re.sub(r"\[/?(bold|dim)?\]", "", line) for line in told] == [
+        "masked   질문: \\[b]?↵",
+        "         ↵",
+        "trained  답.↵",
+        "         끝</s>",
+        "masked   ↵",
+    ]

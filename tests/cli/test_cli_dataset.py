@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -219,25 +217,10 @@ def _help(*command: str) -> str:
 
 
 def test_the_sources_and_their_options_are_frozen() -> None:
-    listed = re.findall(r"^  ([\w-]+)", _help().partition("Commands:")[2], re.MULTILINE)
+    listed = re.findall(r"^  ([\w-]+)", _help().partition("Commands:")[2].partition("\n\n")[0], re.MULTILINE)
     assert {*OPTIONS, "hub", "paraphrase", "self-instruct", "upload"} == set(listed)
     for source, options in OPTIONS.items():
         assert re.findall(r"^  (-[\w-]+)", _help(source).partition("Options:")[2], re.MULTILINE) == [*options, "-h"]
-
-
-@pytest.mark.parametrize("source", OPTIONS)
-def test_the_examples_of_the_help_are_valid(source: str) -> None:
-    text = re.split(r"^Arguments:", _help(source), flags=re.MULTILINE)[0]
-    examples = [" ".join(part.split()) for part in text.split("\n\n") if part.strip().startswith("appliance")]
-    assert len(examples) >= 2
-    for example in examples:
-        program, *arguments = shlex.split(example)
-        assert program == "appliance"
-        parsed = CliRunner().invoke(cli_app.app, [*arguments, "--help"])
-        assert parsed.exit_code == 0, (example, parsed.output)
-        for option, pattern in itertools.pairwise(arguments):
-            if option == "--pattern":
-                re.compile(pattern)
 
 
 def test_the_command_line_loads_no_source_before_it_is_asked() -> None:

@@ -110,8 +110,8 @@ def test_check_then_prepare_then_inspect_then_status(appliance: Appliance, tmp_p
 
     code, out, _ = appliance("inspect", run)
     assert code == 0
-    assert re.match(r"row \d+ \(train\): \d+ tokens, \d+ trained, the rest masked\n", out)
-    assert out.rstrip().endswith("!</s>")  # the answer, and EOS by its name
+    assert re.match(r"row \d+ \(train\): \d+ tokens, \d+ trained, the rest masked\nmasked   ", out)
+    assert re.fullmatch(r"trained  .*!</s>", out.splitlines()[-1])  # the answer, and EOS by its name
     code, out, _ = appliance("inspect", run, "--row", 17)
     assert out.startswith("row 17 (")
     assert "배 15?" not in out

@@ -6,18 +6,16 @@ rejected ones are in OUT.csv.rejected.csv.
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from appliance.cli.dataset.answering import Asking, errors, require
-from appliance.engines.decoding import Sampling
+from appliance.cli.dataset.model_options import Options, with_options
 from appliance.errors import RecipeError
 from appliance.wording import counted
 
@@ -29,107 +27,21 @@ OutArgument = Annotated[
     Path,
     typer.Argument(metavar="OUT.csv", help="The CSV to write; OUT.csv.rejected.csv and …origin.json go next to it."),
 ]
-FractionOption = Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of the rows, as in the recipe.")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The options of both commands, in the order of their help."""
-
-    base_url: Annotated[
-        str | None,
-        typer.Option("--base-url", metavar="URL", help="An OpenAI-compatible endpoint. Default: OPENAI_BASE_URL."),
-    ] = None
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", metavar="NAME", help="The endpoint's model. Default: OPENAI_MODEL. The key: OPENAI_API_KEY."
-        ),
-    ] = None
-    local: Annotated[
-        str | None,
-        typer.Option(
-            "--local", metavar="MODEL", help="A local model instead: a folder, a run directory, a Hub id, or `demo`."
-        ),
-    ] = None
-    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token.")] = 0.7
-    top_p: Annotated[
-        float,
-        typer.Option("--top-p", min=0.01, max=1.0, help="Sample from the likeliest tokens that make up this share."),
-    ] = 1.0
-    repetition_penalty: Annotated[
-        float,
-        typer.Option("--repetition-penalty", min=0.1, help="With --local: above 1 makes earlier tokens less likely."),
-    ] = 1.0
-    no_repeat_ngram_size: Annotated[
-        int,
-        typer.Option("--no-repeat-ngram-size", min=0, help="With --local: repeat no sequence of this length; 0: off."),
-    ] = 0
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest reply; a longer one is rejected.")] = (
-        1024
-    )
-    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests in flight at a time.")] = 4
-    timeout: Annotated[
-        float, typer.Option("--timeout", min=1.0, help="Seconds for an attempt, the whole reply included.")
-    ] = 120.0
-    seed: Annotated[int, typer.Option("--seed", min=0, help="For the split, the seeds shown and a local model.")] = 123
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the first prompt and the number of requests; send none.")
-    ] = False
-    keep_journal: Annotated[
-        bool, typer.Option("--keep-journal", help="Keep the replies after OUT.csv is complete.")
-    ] = False
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT.csv if it exists.")] = False
-    as_json: Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")] = False
-    cache_dir: Annotated[
-        Path,
-        typer.Option("--cache-dir", envvar="APPLIANCE_CACHE_DIR", help="Where models made on this machine are kept."),
-    ] = Path.home() / ".cache" / "finetune-appliance"
-
-    @property
-    def asking(self) -> Asking:
-        """The model that answers."""
-        sampling = Sampling(self.temperature, self.top_p, self.repetition_penalty, self.no_repeat_ngram_size, self.seed)
-        return Asking(
-            self.local,
-            self.base_url,
-            self.model,
-            sampling,
-            self.max_tokens,
-            self.concurrency,
-            self.timeout,
-            self.cache_dir,
-        )
-
-
-def _with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """`command` as typer has to see it: with the fields of Options in place of its last parameter, `chosen`."""
-    names = [field.name for field in fields(Options)]
-
-    @functools.wraps(command)
-    def called(**given: Any) -> None:
-        command(chosen=Options(**{name: given.pop(name) for name in names}), **given)
-
-    *own, chosen = inspect.signature(command, eval_str=True).parameters.values()
-    assert chosen.annotation is Options
-    options = list(inspect.signature(Options, eval_str=True).parameters.values())
-    called.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*own, *options)]
-    )
-    called.__annotations__ = {one.name: one.annotation for one in (*own, *options)}
-    return called
+FractionOption = Annotated[
+    float, typer.Option(metavar="SHARE", min=0.0, max=0.9, help="Share of the rows, as in the recipe.")
+]
 
 
 def register(app: typer.Typer) -> None:
     """Adds both commands to `appliance dataset`."""
-    app.command()(_with_options(paraphrase))
-    app.command("self-instruct")(_with_options(self_instruct))
+    app.command()(with_options(paraphrase))
+    app.command("self-instruct")(with_options(self_instruct))
 
 
 def paraphrase(
     in_path: Annotated[Path, typer.Argument(metavar="IN.csv", help="A CSV of questions and answers.")],
     out_path: OutArgument,
-    count: Annotated[int, typer.Option("--count", min=1, help="Paraphrases of each question.")] = 10,
+    count: Annotated[int, typer.Option("--count", metavar="ROWS", min=1, help="Paraphrases of each question.")] = 10,
     question: Annotated[str | None, typer.Option("--question", metavar="COLUMN", help="The question's column.")] = None,
     answer: Annotated[str | None, typer.Option("--answer", metavar="COLUMN", help="The answer's column.")] = None,
     input_: Annotated[
@@ -179,7 +91,7 @@ def self_instruct(
         Path, typer.Argument(metavar="SEEDS", help="A text file with one seed sentence per line, or JSONL seed tasks.")
     ],
     out_path: OutArgument,
-    count: Annotated[int, typer.Option("--count", min=1, help="Rows to make.")] = 500,
+    count: Annotated[int, typer.Option("--count", metavar="ROWS", min=1, help="Rows to make.")] = 500,
     *,
     chosen: Options,
 ) -> None:

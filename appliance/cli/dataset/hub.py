@@ -25,9 +25,7 @@ def register(dataset_app: typer.Typer) -> None:
 def hub(
     address: Annotated[
         str,
-        typer.Argument(
-            metavar="USER/NAME/FILE[@REVISION]", help="Or hf://datasets/USER/NAME@REVISION/FILE, as in data.csv."
-        ),
+        typer.Argument(metavar="USER/NAME/FILE[@REVISION]", help="Or its hf:// address, as in data.csv."),
     ],
     out_path: Annotated[
         Path, typer.Argument(metavar="OUT.csv", help="The CSV to write; OUT.csv.origin.json goes next to it.")

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from appliance.cli.help import HelpGroup
 from appliance.errors import DataError
 
 if TYPE_CHECKING:
     from datasets_src.pairs import Dropped, Origin, Pair
 
 dataset_app = typer.Typer(
+    cls=HelpGroup,
     no_args_is_help=True,
     rich_markup_mode=None,
     help="""Make a CSV to train on from other data. A note next to it says where its rows came from.
@@ -42,7 +44,8 @@ def korquad(
         bool, typer.Option("--with-paragraph", help="Put the paragraph into `input`; its questions share a `group`.")
     ] = False,
     answer: Annotated[
-        Literal["first", "common"], typer.Option("--answer", help="Of several answers, the first or the most common.")
+        Literal["first", "common"],
+        typer.Option("--answer", metavar="first|common", help="Of several answers, the first or the most common."),
     ] = "first",
     force: ForceOption = False,
     as_json: JsonOption = False,
@@ -134,7 +137,11 @@ def records(
     ] = None,
     turns: Annotated[
         Literal["all", "last"],
-        typer.Option("--turns", help="Of a chat: everything before the last answer, or only the last question."),
+        typer.Option(
+            "--turns",
+            metavar="all|last",
+            help="Of a chat: everything before the last answer, or only the last question.",
+        ),
     ] = "all",
     sheet: Annotated[
         str | None, typer.Option("--sheet", metavar="NAME", help="A workbook's sheet. Default: the first.")

@@ -31,7 +31,8 @@ def upload(
         typer.Option("--repo-id", metavar="USER/NAME", help="The dataset repository; NAME alone is in your account."),
     ],
     visibility: Annotated[
-        Literal["private", "public"], typer.Option("--visibility", help="Who may see a new repository.")
+        Literal["private", "public"],
+        typer.Option("--visibility", metavar="private|public", help="Who may see a new repository."),
     ] = "private",
     into_existing: Annotated[
         bool, typer.Option("--into-existing", help="Upload to a repository that already holds something else.")
