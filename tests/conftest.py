@@ -15,7 +15,7 @@ os.environ["HF_TOKEN_PATH"] = os.devnull  # what `hf auth login` saved on this m
 import pytest  # after the environment: torch reads OMP_NUM_THREADS when it is imported
 
 from appliance.process import known_secrets, signals
-from tests.helpers import cpu_time
+from tests.helpers import browser, cpu_time
 
 TESTS = Path(__file__).parent
 # By their CPU seconds (`pytest --cpu-times`); each is one process's work.
@@ -38,6 +38,10 @@ if "TEST_IMAGE" not in os.environ:  # set by `make test-image`: needs a containe
     collect_ignore.append("image")
 if "TEST_TRANSFORMERS4" not in os.environ:  # set by `make test-transformers4`: needs an environment of its own
     collect_ignore.append("transformers4")
+if not (
+    browser.executable() or "TEST_BROWSER" in os.environ
+):  # set in CI: a browser that is missing there is a failure
+    collect_ignore.append("browser")
 collect_ignore_glob = [f"{name}/*" for name in collect_ignore]  # also where the folder itself is named to pytest
 
 
@@ -48,6 +52,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption(cpu_time.OPTION):
         config.pluginmanager.register(cpu_time.CpuTimes())
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if "browser" in collect_ignore:
+        terminalreporter.write_line("NOT RUN: tests/browser; no chromium is here (on Debian: apt-get install chromium)")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

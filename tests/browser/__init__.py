@@ -1,0 +1,1 @@
+"""Pages as a browser shows them. Collected only if there is one: see tests/conftest.py."""
