@@ -27,6 +27,7 @@ from appliance.hub import answers, client
 from appliance.hub import errors as hub_errors
 from appliance.hub.cache import Expected, Snapshot, Source, untouched_for
 from appliance.hub.client import Limits
+from appliance.hub.watch import Watch
 from appliance.machine import disk
 from appliance.process import child, console, known_secrets, redact
 from appliance.wording import counted
@@ -162,30 +163,44 @@ def _run_child(job: dict[str, Any], snapshot: Snapshot, limits: Limits, *, witho
     with child.started("appliance.hub.download_child", job, environ) as process:
         threading.Thread(target=_listen, args=(process.stdout, messages), daemon=True).start()
         threading.Thread(target=_overhear, args=(process.stderr, job["source"]["token"]), daemon=True).start()
-        with _Watch(snapshot, job["sizes"], limits) as watch:
-            while not watch.is_stalled() and not watch.is_late():
-                try:
-                    line = messages.get(timeout=min(0.5, limits.stall_seconds / 10))
-                except queue.Empty:
-                    continue
-                if line is None:
-                    with suppress(subprocess.TimeoutExpired):
-                        return f"the download process {child.ending(process.wait(limits.stall_seconds))}"
-                    return "the download process hangs"
-                watch.sign()
-                match child.message_in(line):
-                    case {"error": {"kind": kind, "message": message, "hint": hint, "can_retry": can_retry}}:
-                        return _again_or_raise(kind, message, hint, can_retry)
-                    case {"done": True}:
-                        watch.is_done()
-                        return ""
-                    case {**rest} if not rest:
-                        pass
-                    case _:
-                        return "the download process sent something other than a message"
-        if watch.is_late():
-            return f"the download was slower than {limits.file_bytes_per_second:.0f} bytes/s"
-        return f"the download stalled for {limits.stall_seconds:.0f} s"
+        return _watched(process, messages, job["sizes"], snapshot, limits)
+
+
+def _watched(
+    process: subprocess.Popen[bytes],
+    messages: queue.Queue[bytes | None],
+    sizes: Mapping[str, int | None],
+    snapshot: Snapshot,
+    limits: Limits,
+) -> str:
+    """As `_run_child`, of a child that was given its job and whose messages are heard."""
+    most = sum(limits.unlisted_bytes if size is None else size for size in sizes.values())
+    watch = Watch(limits.stall_seconds, limits.file_bytes_per_second, most)
+    with _OnDisk(snapshot, sum(size or 0 for size in sizes.values())) as disk_:
+        while not (trouble := watch.trouble()):
+            watch.reached("on disk", disk_.reached())
+            try:
+                line = messages.get(timeout=min(0.5, limits.stall_seconds / 10))
+            except queue.Empty:
+                continue
+            if line is None:
+                with suppress(subprocess.TimeoutExpired):
+                    return f"the download process {child.ending(process.wait(limits.stall_seconds))}"
+                return "the download process hangs"
+            match child.message_in(line):
+                case {"error": {"kind": kind, "message": message, "hint": hint, "can_retry": can_retry}}:
+                    return _again_or_raise(kind, message, hint, can_retry)
+                case {"done": True}:
+                    disk_.is_done()
+                    return ""
+                case {"reached": {"received": int(received), "written": int(written)}}:
+                    watch.reached("received", received)
+                    watch.reached("written", written)
+                case {**rest} if not rest:
+                    watch.sign()
+                case _:
+                    return "the download process sent something other than a message"
+    return f"the download {trouble}"
 
 
 def _again_or_raise(kind: str, message: str, hint: str, can_retry: bool) -> str:
@@ -196,23 +211,18 @@ def _again_or_raise(kind: str, message: str, hint: str, can_retry: bool) -> str:
     )
 
 
-class _Watch:
-    """Whether anything arrives, as seen from outside: files in the cache change, or the child gives a sign of life."""
+class _OnDisk:
+    """How many bytes of a download have reached the cache, and the bar that shows it."""
 
-    def __init__(self, snapshot: Snapshot, sizes: Mapping[str, int | None], limits: Limits) -> None:
-        self._snapshot, self._limits = snapshot, limits
-        total = sum(size or 0 for size in sizes.values())
-        most = sum(limits.unlisted_bytes if size is None else size for size in sizes.values())
-        # The only clock over xet, whose native code reads by itself; this program's client has one for each file.
-        self._ends = time.monotonic() + limits.stall_seconds + most / limits.file_bytes_per_second
+    def __init__(self, snapshot: Snapshot, total: int) -> None:
+        self._folder = snapshot.blobs_dir
         title = f"fetching {snapshot.repo_id}, MiB"
         self._bar = console.Steps(title, total >> 20) if total >= _SHOWN_FROM_BYTES else None
         self._total = total
         self._before = set(self._files())
-        self._seen = self._files()
-        self._last = time.monotonic()
+        self._reached = 0
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> _OnDisk:
         if self._bar:
             self._bar.__enter__()
         return self
@@ -221,34 +231,27 @@ class _Watch:
         if self._bar:
             self._bar.__exit__(*exc)
 
-    def sign(self) -> None:
-        self._last = time.monotonic()
-
-    def is_stalled(self) -> bool:
-        files = self._files()
-        if files != self._seen:
-            self._seen = files
-            self.sign()
-            if self._bar:
-                done = sum(size for name, (size, _) in files.items() if name not in self._before)
-                self._bar.reach(min(done, self._total) >> 20)
-        return time.monotonic() - self._last > self._limits.stall_seconds
-
-    def is_late(self) -> bool:
-        return time.monotonic() > self._ends
+    def reached(self) -> int:
+        before, self._reached = (
+            self._reached,
+            sum(size for name, size in self._files().items() if name not in self._before),
+        )
+        if self._bar and self._reached != before:
+            self._bar.reach(min(self._reached, self._total) >> 20)
+        return self._reached
 
     def is_done(self) -> None:
         if self._bar:
             self._bar.reach(self._total >> 20)
 
-    def _files(self) -> dict[str, tuple[int, int]]:
-        """Name -> bytes on disk, time of change; xet may reserve a file's whole length before it writes."""
+    def _files(self) -> dict[str, int]:
+        """Name -> bytes on disk; xet may reserve a file's whole length before it writes."""
         found = {}
         with suppress(FileNotFoundError):  # no folder yet, or a file that was just renamed
-            for entry in os.scandir(self._snapshot.blobs_dir):
+            for entry in os.scandir(self._folder):
                 with suppress(FileNotFoundError):
                     seen = entry.stat()
-                    found[entry.name] = (min(seen.st_size, seen.st_blocks * 512), seen.st_mtime_ns)
+                    found[entry.name] = min(seen.st_size, seen.st_blocks * 512)
         return found
 
 

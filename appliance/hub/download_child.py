@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
@@ -29,6 +30,7 @@ def serve(line: str, tell: Tell) -> None:
     known_secrets.learn(source.token)
     sign = child.seldom(lambda: tell({}))
     sign()
+    bar = counting_bar(tell)
     from huggingface_hub import hf_hub_download
 
     def fetch(name: str) -> None:
@@ -40,7 +42,7 @@ def serve(line: str, tell: Tell) -> None:
                 revision=job["commit"],
                 token=source.token,
                 force_download=name in job["forced"],
-                tqdm_class=signalling_bar(sign),
+                tqdm_class=bar,
             )
 
     transient: BaseException | None = None
@@ -66,18 +68,29 @@ def _failure(error: BaseException, source: Source) -> dict[str, Any]:
     return {"error": {"kind": type(shown).__name__, "message": message, "hint": shown.hint, "can_retry": can_retry}}
 
 
-def signalling_bar(sign: Callable[[], None]) -> type[Any]:
-    """A progress bar that draws nothing and gives a sign of life for what xet receives: its bodies do not pass through
-    this client, and it holds back up to 64 MB before it writes."""
+def counting_bar(tell: Tell) -> type[Any]:
+    """A progress bar that draws nothing and tells how many bytes xet has received and written, of all files together.
+
+    Its bodies do not pass through this client, and it holds back up to 64 MB before it writes.
+    """
     from huggingface_hub.utils.tqdm import tqdm
+
+    reached = {"received": 0, "written": 0}
+    lock = threading.Lock()
+    tell_now_and_then = child.seldom(lambda: tell({"reached": reached}))
+
+    def count(what: str, more: float | None) -> None:
+        with lock:
+            reached[what] += int(more or 0)
+        tell_now_and_then()
 
     class Bar(tqdm):
         def update(self, n: float | None = 1) -> None:
-            sign()
+            count("written", n)
             super().update(n)
 
-        def update_transfer(self, _n: float | None = 1) -> None:
-            sign()
+        def update_transfer(self, n: float | None = 1) -> None:
+            count("received", n)
 
         def set_transfer_postfix_str(self, *_: object, **__: object) -> None: ...
 

@@ -27,6 +27,7 @@ from appliance.errors import HubError, RunDirError
 from appliance.hub.client import Limits
 from appliance.hub.repository import Content
 from appliance.hub.upload_child import Pushed
+from appliance.hub.watch import Watch
 from appliance.process import child, console, known_secrets, redact
 
 _log = logging.getLogger(__name__)
@@ -85,11 +86,12 @@ def publish(
     environ = known_secrets.without(os.environ) | {
         "HF_HUB_DISABLE_XET": os.environ.get("HF_HUB_DISABLE_XET") or "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "0",  # the bars are xet's only signs of life
-        "TQDM_POSITION": "-1",  # draws them without a terminal
+        "HF_HUB_DISABLE_PROGRESS_BARS": "0",  # with them, xet's progress would be off
     }
+    most = sum(size for size, _ in expected.values())
+    watch = Watch(limits.stall_seconds, limits.file_bytes_per_second, most)
     with child.started("appliance.hub.upload_child", job, environ) as process:
-        return _follow(process, token, limits.stall_seconds, again, say)
+        return _follow(process, token, watch, limits.stall_seconds, again, say)
 
 
 def contents(
@@ -112,29 +114,34 @@ def contents(
 
 
 def _follow(
-    process: subprocess.Popen[bytes], token: str | None, stall_seconds: float, again: str, say: Callable[[str], None]
+    process: subprocess.Popen[bytes],
+    token: str | None,
+    watch: Watch,
+    stall_seconds: float,
+    again: str,
+    say: Callable[[str], None],
 ) -> Pushed:
-    """Passes on the child's messages until it is done. Raises HubError, also if it stalls or dies."""
+    """Passes on the child's messages until it is done. Raises HubError, also if it stalls, trickles or dies."""
     signs: queue.Queue[bytes | None] = queue.Queue()
     tail: deque[bytes] = deque(maxlen=20)
     listeners = [
         threading.Thread(target=_listen, args=(process.stdout, signs), daemon=True),
-        threading.Thread(target=_overhear, args=(process.stderr, signs, tail), daemon=True),
+        threading.Thread(target=_overhear, args=(process.stderr, tail), daemon=True),
     ]
     for listener in listeners:
         listener.start()
-    while True:
+    while not (trouble := watch.trouble()):
         try:
-            line = signs.get(timeout=stall_seconds)
+            line = signs.get(timeout=watch.seconds_left)
         except queue.Empty:
-            raise HubError(
-                f"the upload stalled for {stall_seconds:.0f} s and was ended",
-                hint=f"everything local is kept; check the network; then {again}",
-            ) from None
+            continue
         if line is None:
             raise _ended_without_answer(process, token, stall_seconds, again, listeners[1], tail)
-        if line and (pushed := _obey(line, token, again, say)):
+        if pushed := _obey(line, watch, token, again, say):
             return pushed
+    raise HubError(
+        f"the upload {trouble} and was ended", hint=f"everything local is kept; check the network; then {again}"
+    )
 
 
 def _ended_without_answer(
@@ -160,9 +167,12 @@ def _ended_without_answer(
     )
 
 
-def _obey(line: bytes, token: str | None, again: str, say: Callable[[str], None]) -> Pushed | None:
+def _obey(line: bytes, watch: Watch, token: str | None, again: str, say: Callable[[str], None]) -> Pushed | None:
     """Passes on one message; the result if that is what it holds. Raises HubError: an error, or not a message."""
-    match child.message_in(line):
+    message = child.message_in(line)
+    if message is not None and "reached" not in message:
+        watch.sign()
+    match message:
         case {"say": str(text)}:
             say(text)
         case {"log": [str(name), int(level), str(text)]}:
@@ -171,6 +181,10 @@ def _obey(line: bytes, token: str | None, again: str, say: Callable[[str], None]
             raise HubError(text, hint=hint)
         case {"pushed": dict(found)} if found.keys() == {field.name for field in fields(Pushed)}:
             return Pushed(**found)
+        case {"reached": {"read": int(read), "sent": int(sent), "checked": int(checked)}}:
+            watch.reached("read", read)
+            watch.reached("sent", sent)
+            watch.reached("checked", checked)
         case {**rest} if not rest:
             pass  # a sign of life
         case _:
@@ -191,9 +205,8 @@ def _listen(stream: IO[bytes], signs: queue.Queue[bytes | None]) -> None:
     signs.put(None)
 
 
-def _overhear(stream: IO[bytes], signs: queue.Queue[bytes | None], tail: deque[bytes]) -> None:
-    """The child's stderr: progress bars without line ends, as signs of life; and its last output if it dies."""
+def _overhear(stream: IO[bytes], tail: deque[bytes]) -> None:
+    """The child's stderr, of which the end is shown if it dies."""
     with suppress(ValueError, OSError):  # closed: the last message has come, and nobody asks what was said after it
         while block := os.read(stream.fileno(), 1 << 16):
             tail.append(block)
-            signs.put(b"")

@@ -27,6 +27,25 @@ _REPLY_BYTES = 16_000_000  # 128,000 tokens with what surrounds them are one or 
 _PIECE = 1 << 16  # bytes sent between two looks at the clock, and unpacked between two counts
 
 
+class Clock:
+    """`seconds`, and what bytes buy; never more than `seconds` in store."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.wind_up()
+
+    @property
+    def seconds_left(self) -> float:
+        return self._ends - time.monotonic()
+
+    def wind_up(self) -> None:
+        self._ends = time.monotonic() + self.seconds
+
+    def moved(self, count: int, rate: float) -> None:
+        """Bytes came or went: each buys 1 / rate seconds."""
+        self._ends = min(self._ends + count / rate, time.monotonic() + self.seconds)
+
+
 @dataclass
 class Exchange:
     """One request and its answer, or the pages of one listing.
@@ -44,16 +63,12 @@ class Exchange:
     sending_rate: float = math.inf
     receiving_rate: float = math.inf
     pages: int = 1
-    _ends: float = field(init=False)
+    clock: Clock = field(init=False)
     _arrived: int = field(default=0, init=False)
     _unpacked: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self._ends = time.monotonic() + self.seconds
-
-    @property
-    def seconds_left(self) -> float:
-        return self._ends - time.monotonic()
+        self.clock = Clock(self.seconds)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -64,10 +79,6 @@ class Exchange:
             yield
         finally:
             _thread.exchange = before
-
-    def moved(self, count: int, rate: float) -> None:
-        """Bytes came or went: time is bought. It was not up, so there is never more than `seconds` in store."""
-        self._ends = min(self._ends + count / rate, time.monotonic() + self.seconds)
 
     def refuse_announced(self, length: str) -> None:
         """Raises what `refuse` makes: the header Content-Length announces more than may come."""
@@ -209,7 +220,7 @@ class _Stream:
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         piece: bytes = self._stream.read(max_bytes, timeout=_within(timeout, self._core.ReadTimeout))
         if exchange := getattr(_thread, "exchange", None):
-            exchange.moved(len(piece), exchange.receiving_rate)
+            exchange.clock.moved(len(piece), exchange.receiving_rate)
         return piece
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
@@ -217,7 +228,7 @@ class _Stream:
             piece = buffer[start : start + _PIECE]
             self._stream.write(piece, timeout=_within(timeout, self._core.WriteTimeout))
             if exchange := getattr(_thread, "exchange", None):
-                exchange.moved(len(piece), exchange.sending_rate)
+                exchange.clock.moved(len(piece), exchange.sending_rate)
 
     def start_tls(self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None) -> Any:
         seconds = _within(timeout, self._core.ConnectTimeout)
@@ -235,7 +246,7 @@ def _within(timeout: float | None, late: type[Exception]) -> float | None:
     exchange: Exchange | None = getattr(_thread, "exchange", None)
     if exchange is None:
         return timeout
-    left = exchange.seconds_left
+    left = exchange.clock.seconds_left
     if left <= 0:
         raise late("not complete in the time that an exchange of this size may take")
     return left if timeout is None else min(timeout, left)

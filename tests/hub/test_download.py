@@ -11,10 +11,12 @@ import fcntl
 import hashlib
 import json
 import os
+import queue
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,7 +35,7 @@ from appliance.hub import errors as hub_errors
 from appliance.hub.cache import Snapshot, Source, untouched_for
 from appliance.hub.client import Limits
 from appliance.machine import disk
-from appliance.process import files
+from appliance.process import child, files
 from tests.helpers import loopback_hub
 from tests.helpers.loopback_hub import LoopbackHub
 
@@ -230,11 +232,11 @@ def test_a_transfer_that_stands_still_is_ended_and_tried_again_without_xet(
     web.fault("hang", match=GET_WEIGHTS)
     got(None, tmp_path)
     assert "the download stalled for 4 s; trying again, without xet" in capsys.readouterr().err
-    *_, stalled, again = (child for child in started if "appliance.hub.download_child" in child["args"])
+    *_, stalled, again = (one for one in started if "appliance.hub.download_child" in one["args"])
     assert stalled["env"]["HF_HUB_DISABLE_XET"] == "0"
     assert again["env"]["HF_HUB_DISABLE_XET"] == "1"
-    for child in started:
-        assert web.token not in " ".join([*child["args"], *child["env"].values()])
+    for one in started:
+        assert web.token not in " ".join([*one["args"], *one["env"].values()])
 
 
 def test_a_slow_download_is_not_cut_off(web: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,19 +248,60 @@ def test_a_slow_download_is_not_cut_off(web: LoopbackHub, tmp_path: Path, monkey
     assert sum(line.startswith(GET_WEIGHTS) for line in since(web, start)) == 1
 
 
-def test_what_xet_receives_is_a_sign_of_life() -> None:
+def test_what_xet_receives_and_writes_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client's own reporter, which hf_xet calls many times a second, with and without news."""
     from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
 
-    signs: list[int] = []
-    bar = download_child.signalling_bar(lambda: signs.append(1))
+    monkeypatch.setattr(child, "seldom", lambda act: act)
+    told: list[dict[str, int]] = []
+    bar = download_child.counting_bar(lambda message: told.append(dict(message["reached"])))
     reporter = XetDownloadProgressReporter(reconstruction_desc="x", total=100, log_level=20, tqdm_class=bar)
     rates = {"total_bytes_completion_rate": 1.0, "total_transfer_bytes_completion_rate": 1.0, "total_bytes": 100}
-    for received, written in ((0, 0), (10, 0), (10, 0), (10, 10)):
+    for received, written in ((0, 0), (10, 0), (10, 0), (12, 9)):
         report = {"total_transfer_bytes_completed": received, "total_bytes_completed": written, **rates}
         reporter.update_progress(SimpleNamespace(**report))
-    assert len(signs) == 2
+    assert told[0] == {"received": 10, "written": 0}
+    assert told[-1] == {"received": 12, "written": 9}
     reporter.close()
+
+
+# A stand-in for the download's process: a shell, since an interpreter takes a second to start.
+REACHED = """echo '{"reached": {"received": '$i', "written": 0}}'; sleep 0.1"""
+
+
+@pytest.mark.parametrize(
+    ("script", "seen"),
+    [
+        (f"for i in $(seq 99); do {REACHED}; done", "the download was slower than 1,000 bytes/s for 1 s"),
+        (f"for i in $(seq 1000 1000 15000); do {REACHED}; done; echo '{{\"done\": true}}'", ""),
+        (f"for i in $(seq 9000 1000 99000); do {REACHED}; done", "the download was slower than 1,000 bytes/s for 1 s"),
+        ("for i in $(seq 99); do printf . >> blobs/a.incomplete; sleep 0.1; done", "the download was slower than"),
+        ("exec sleep 9", "the download stalled for 1 s"),
+        ("for i in $(seq 15); do echo '{}'; sleep 0.1; done; echo '{\"done\": true}'", ""),
+        ('echo \'{"reached": {"received": "much"}}\'; exec sleep 9', "the download process sent something other"),
+    ],
+    ids=["trickle", "fast enough", "more than there is", "trickle on disk", "nothing", "signs of life", "no number"],
+)
+def test_what_trickles_is_ended_like_what_stands_still(
+    script: str, seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    snapshot = Snapshot("maker/base", "model", "c" * 40, {}, tmp_path / "cache")
+    snapshot.blobs_dir.mkdir(parents=True)
+    monkeypatch.chdir(snapshot.blobs_dir.parent)
+    messages: queue.Queue[bytes | None] = queue.Queue()
+    limits = Limits(stall_seconds=1.0, file_bytes_per_second=1000.0)
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        threading.Thread(target=download._listen, args=(process.stdout, messages), daemon=True).start()
+        began = time.monotonic()
+        try:
+            told = download._watched(process, messages, {"a": 10_000}, snapshot, limits)
+        finally:
+            process.kill()
+    assert told.startswith(seen)
+    assert bool(told) == bool(seen)
+    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("status", [500, 503])

@@ -21,11 +21,13 @@ from appliance.hub import client, upload, upload_child
 from appliance.hub.client import Limits
 from appliance.hub.repository import Repository
 from appliance.hub.upload_child import Pushed
+from appliance.hub.watch import Watch
 from appliance.release import gates
 from tests.helpers import loopback_hub
 from tests.helpers.loopback_hub import LoopbackHub
 from tests.helpers.upload_lane import AGAIN, manifest, write_release
 
+RATE = 1000.0  # bytes per second
 LIMITS = Limits(connect_seconds=2, silence_seconds=2, stall_seconds=60, tries=3, pace=0.02)
 
 
@@ -79,7 +81,11 @@ def test_xet_is_used_only_where_it_is_asked_for(
         monkeypatch.delenv("HF_HUB_DISABLE_XET")
         if xet_variable:
             monkeypatch.setenv("HF_HUB_DISABLE_XET", xet_variable)
+        counted: list[tuple[str, int]] = []
+        reached = Watch.reached
+        monkeypatch.setattr(Watch, "reached", lambda *seen: (counted.append(seen[1:]), reached(*seen)))
         publish(hub, release, "alice/x")
+        assert (("read", 200_000) in counted) is bool(xet_variable)  # what the watch knows of xet's native code
         assert any("xet-write-token" in entry["path"] for entry in hub.log()) is bool(xet_variable)
         assert hub.counts()["lfs_puts"] == (0 if xet_variable else 1)
 
@@ -218,6 +224,14 @@ ENDINGS = {
     "exec >&-; exec sleep 0.3": "ended with exit status 0, without an answer",
     "exec >&-; exec sleep 9": "hangs, without an answer",
 }
+# What xet counts, which buys time at a rate; at one byte in 0.1 s, the clock runs out as if nothing moved.
+COUNTED = """echo '{"reached": {"read": '$i', "sent": 0, "checked": 0}}'; sleep 0.1"""
+TRICKLES = {
+    f"for i in $(seq 99); do {COUNTED}; done": "the upload was slower than 1,000 bytes/s for 1 s and was ended",
+    f"for i in $(seq 1000 1000 15000); do {COUNTED}; done; exit 3": "the upload process ended with exit status 3",
+    "for i in $(seq 99); do printf 'a bar\\r' >&2; sleep 0.1; done": "the upload stalled for 1 s and was ended",
+    "for i in $(seq 15); do echo '{}'; sleep 0.1; done; exit 3": "the upload process ended with exit status 3",
+}
 NOT_MESSAGES = [
     "hello from sitecustomize",
     "[]",
@@ -231,16 +245,17 @@ NOT_MESSAGES = [
     '{"say": 5}',
     '{"log": ["a", "b"]}',
     '{"unknown": 1}',
+    '{"reached": {"read": "1"}}',
     "\\377\\376",
 ]
 
 
 def followed(script: str, token: str = "hf_x", stall_seconds: float = 1.0) -> HubError:
-    command = ["sh", "-c", script]
+    command, watch = ["sh", "-c", script], Watch(stall_seconds, RATE, 1_000_000)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
             with pytest.raises(HubError) as caught:
-                upload._follow(process, token, stall_seconds, AGAIN, lambda _: None)
+                upload._follow(process, token, watch, stall_seconds, AGAIN, lambda _: None)
         finally:
             process.kill()
     assert AGAIN in caught.value.hint
@@ -250,6 +265,13 @@ def followed(script: str, token: str = "hf_x", stall_seconds: float = 1.0) -> Hu
 @pytest.mark.parametrize("script", ENDINGS)
 def test_an_upload_never_ends_without_a_word(script: str) -> None:
     assert str(followed(script)).startswith(f"the upload process {ENDINGS[script]}")
+
+
+@pytest.mark.parametrize("script", TRICKLES)
+def test_an_upload_that_trickles_is_ended_like_one_that_stands_still(script: str) -> None:
+    began = time.monotonic()
+    assert str(followed(script)).startswith(TRICKLES[script])
+    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("text", NOT_MESSAGES)

@@ -72,11 +72,11 @@ def test_without_an_exchange_nothing_is_bounded(library: ModuleType, dripping: s
 
 def test_an_exchange_never_has_more_time_in_store_than_at_its_beginning() -> None:
     running = Exchange(10.0, 1 << 40, ValueError, receiving_rate=1000.0)
-    running.moved(1 << 30, running.receiving_rate)
-    assert 9.9 < running.seconds_left <= 10.0
-    running._ends -= 8
-    running.moved(3000, running.receiving_rate)
-    assert 4.9 < running.seconds_left <= 5.0
+    running.clock.moved(1 << 30, running.receiving_rate)
+    assert 9.9 < running.clock.seconds_left <= 10.0
+    running.clock._ends -= 8
+    running.clock.moved(3000, running.receiving_rate)
+    assert 4.9 < running.clock.seconds_left <= 5.0
 
 
 def test_tls_within_a_bounded_connection_is_bounded_too() -> None:
