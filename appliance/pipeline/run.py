@@ -58,8 +58,9 @@ def run(
     run_dir.create()
     with (
         run_dir.lock(),
-        outcome.recorded(run_dir),
         console.log_file(run_dir.path / "appliance.log"),
+        ending.shown(run_dir.path) as page,
+        outcome.recorded(run_dir),
         write_errors.explaining(run_dir.path),
     ):
         repair.restore_records(run_dir)
@@ -92,20 +93,18 @@ def run(
             if redo and again:
                 run_dir.mark_redo(redo, made_from)
                 due.tell_what_goes(run_dir, again, until)
-        try:
-            for stage in STAGES[: STAGES.index(until) + 1]:
-                if stage in done:
-                    run_dir.drop_old(stage)
-                    record = run_dir.record(stage)
-                    summary = record.summary if record else "not needed: training has begun"
-                    console.say(f"{stage:<9} already done: {summary}", style="dim")
-                elif stage != "check":
-                    _run_stage(job, stage)
-            under_way = run_dir.redo_under_way
-            if under_way and under_way[0] in STAGES[: STAGES.index(until) + 1]:
-                run_dir.end_redo()
-        finally:
-            ending.end(run_dir.path, page_is_due=bool(todo))
+        page.is_due = bool(todo)
+        for stage in STAGES[: STAGES.index(until) + 1]:
+            if stage in done:
+                run_dir.drop_old(stage)
+                record = run_dir.record(stage)
+                summary = record.summary if record else "not needed: training has begun"
+                console.say(f"{stage:<9} already done: {summary}", style="dim")
+            elif stage != "check":
+                _run_stage(job, stage)
+        under_way = run_dir.redo_under_way
+        if under_way and under_way[0] in STAGES[: STAGES.index(until) + 1]:
+            run_dir.end_redo()
 
 
 def _run_stage(job: Job, stage: str, label: str = "") -> None:

@@ -57,7 +57,7 @@ class Resolved:
                 if section[: depth + 1] != tuple(parents[: depth + 1]):
                     lines.append("  " * depth + parent + ":")
             section = tuple(parents)
-            lines.append("  " * len(parents) + f"{leaf}: {_yaml_value(value)}  # {self.origins[key]}")
+            lines.append("  " * len(parents) + f"{leaf}: {as_yaml(value)}  # {self.origins[key]}")
         return "\n".join(lines) + "\n"
 
 
@@ -249,7 +249,7 @@ def put(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[leaf] = value
 
 
-def _yaml_value(value: Any) -> str:
+def as_yaml(value: Any) -> str:
     """One leaf on one line: double quotes escape line breaks, and everything that a YAML reader would refuse."""
     quoted = isinstance(value, list) or (isinstance(value, str) and not re.fullmatch(r"[A-Za-z/][\w./-]*", value))
     style: dict[str, Any] = {"default_style": '"', "default_flow_style": True} if quoted else {}

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.errors import RunDirError
 from appliance.process import console
 from appliance.report import page
 from appliance.rundir import results
+
+
+@dataclass
+class Page:
+    """`is_due`: the run has something new to show; None while its stages have not begun."""
+
+    is_due: bool | None = None
+
+
+@contextmanager
+def shown(run_path: Path) -> Iterator[Page]:
+    """Writes the page and says the cautions however the block ends, once how it ended is on record."""
+    page_of_run = Page()
+    try:
+        yield page_of_run
+    finally:
+        if page_of_run.is_due is not None:
+            end(run_path, page_is_due=page_of_run.is_due)
 
 
 def end(run_path: Path, *, page_is_due: bool) -> None:

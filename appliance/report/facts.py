@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from appliance.process import files
-from appliance.report import speed
+from appliance.recipe import differing, resolve
+from appliance.report import headline, speed, uses
 from appliance.rows import leaks
-from appliance.rundir import base_asked, results, run_json
-from appliance.rundir import directory as rundir_directory
+from appliance.rundir import base_asked, outcome, results, run_json
+from appliance.rundir.directory import STAGES, RunDir
 from appliance.weights import moved
 
 SHOWN_PREDICTIONS = 30
+SHOWN_ROWS = 200  # of a list of rows beside the answers
 METRIC_NAMES = {
     "exact_match": "exact match",
     "facts_right": "facts right",
@@ -31,18 +34,26 @@ def of(run_dir: Path) -> Mapping[str, Any]:
         stage, _, file = name.rpartition("/")
         return results.read(run_dir, stage, file) if files.is_there(run_dir / name) else None
 
-    stages = {stage: read(f"{stage}/stage.json") for stage in rundir_directory.STAGES}
+    stages = {stage: read(f"{stage}/stage.json") for stage in STAGES}
     answered = files.is_there(run_dir / "evaluate" / results.PREDICTIONS)
     loss_png = run_dir / "train" / "loss.png"
     curve = run_dir / "train" / "metrics.jsonl"
     metrics = read(f"evaluate/{results.COMPARISON}")
-    return {
+    recipe = resolve.written(run_dir / "recipe.yaml")
+    measures = read("evaluate/measures.json")
+    shown = {
         "name": run_dir.name,
-        "recipe": (run_dir / "recipe.yaml").read_text(encoding="utf-8"),
+        "recipe": resolve.read_text(run_dir / "recipe.yaml"),
+        "recipe_values": recipe,
+        "recipe_fields": len(recipe),
+        "differing": differing.among(recipe),
         "run": run_json.read(run_dir) if files.is_there(run_dir / run_json.FILE) else None,
         "names": METRIC_NAMES,
         "stages": stages,
         "prepare": read("prepare/summary.json"),
+        "rejected": list(_rejected(run_dir / "prepare" / results.ROW_LEDGER)),
+        "pairs": (read("prepare/near_duplicates.json") or {}).get("pairs", []),
+        "shown_pairs": SHOWN_ROWS,
         "warnings": leaks.warnings(run_dir / "prepare"),
         "fit": read("train/fit.json"),
         "moved": moved.recorded(run_dir / "train"),
@@ -54,8 +65,25 @@ def of(run_dir: Path) -> Mapping[str, Any]:
         "predictions": results.read_predictions(run_dir) if answered else [],
         "extra": results.read_extra_answers(run_dir),
         "shown": SHOWN_PREDICTIONS,
+        "answers": (measures or {}).get("stops", {}).get("rows_that_fit"),
+        "ended": outcome.last(RunDir(run_dir)),
         "proof": read("merge/proof.json"),
         "hub": read("publish/hub.json"),
         "speed": speed.of(results.read_metrics(curve)) if files.is_there(curve) else None,
         "loss_png": base64.b64encode(loss_png.read_bytes()).decode() if loss_png.is_file() else None,
     }
+    head = headline.of(shown)
+    return shown | {
+        "shown_headline": head,
+        "proof_card": headline.of_proof(shown, head),
+        "verdict_sentence": headline.of_verdict(shown, METRIC_NAMES),
+        "uses": uses.of(run_dir, shown),
+    }
+
+
+def _rejected(path: Path) -> Iterator[tuple[int, str]]:
+    """The first rows that were left out: line in the CSV, and why."""
+    if files.is_there(path):
+        left_out = (row for row in results.read_row_ledger(path) if row["side"] == "rejected")
+        for row in islice(left_out, SHOWN_ROWS):
+            yield int(row["row"]), row["reason"]

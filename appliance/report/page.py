@@ -17,9 +17,12 @@ from markupsafe import Markup
 
 from appliance.engines import matmul_rate
 from appliance.findings import qualified
+from appliance.machine import disk
 from appliance.process import console, files, terminal
-from appliance.report import facts
+from appliance.recipe import resolve
+from appliance.report import facts, gate_words
 from appliance.rundir import results
+from appliance.wording import counted
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -34,6 +37,7 @@ TITLES = {
     "rows": "Rows",
     "proof": "Proof",
     "release": "Release",
+    "use": "How to use it",
     "stages": "Stages",
     "recipe": "Recipe",
 }
@@ -111,6 +115,10 @@ def _environment() -> Environment:
         "printable": as_text,
         "qualified": qualified,
         "flops_rate": matmul_rate.human,
+        "gib": disk.human,
+        "counted": counted,
+        "in_words": lambda gate, answers: gate_words.of(gate, answers=answers),
+        "as_yaml": resolve.as_yaml,
     }
     return environment
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from appliance.errors import EnvironmentUnavailable, RunDirError
-from appliance.machine import write_errors
+from appliance.machine import peak_memory, write_errors
 from appliance.process import files
 from appliance.process.files import fsync_all, read_json, remove, write_json
 from appliance.rundir import ledger
@@ -48,7 +48,7 @@ class RunDir:
     """`runs/<name>/`. Only its owner can read it."""
 
     path: Path
-    _started: dict[str, float] = field(default_factory=dict)
+    _started: dict[str, tuple[float, bool]] = field(default_factory=dict)  # when; whether its peak memory is measured
 
     def create(self) -> None:
         """Makes the folder, mode 0700. Raises EnvironmentUnavailable if that is not permitted."""
@@ -173,7 +173,7 @@ class RunDir:
             if path.name not in keep:
                 remove(path)
         write_json(folder / "started.json", dict(inputs))
-        self._started[stage] = time.monotonic()
+        self._started[stage] = (time.monotonic(), peak_memory.start())
         return folder
 
     def finish(self, stage: str, inputs: Inputs, summary: str, *, unlisted: Sequence[str] = ()) -> StageRecord:
@@ -186,9 +186,10 @@ class RunDir:
             for path in sorted(folder.rglob("*"))
             if path.is_file() and path.relative_to(folder).parts[0] not in (*unlisted, "started.json")
         }
-        seconds = round(time.monotonic() - self._started.pop(stage), 3)
+        started, is_measured = self._started.pop(stage)
+        seconds, peaks = round(time.monotonic() - started, 3), peak_memory.since_start() if is_measured else None
         finished_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        record = StageRecord(fingerprint(inputs), dict(inputs), outputs, seconds, finished_at, summary)
+        record = StageRecord(fingerprint(inputs), dict(inputs), outputs, seconds, finished_at, summary, peaks)
         ledger.write(self.path, stage, record)
         (folder / "started.json").unlink(missing_ok=True)
         remove(self.path / f"{stage}.old")

@@ -24,7 +24,10 @@ COPIES = "ledger"  # in the run directory
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What stage.json says about a finished stage. Sizes in bytes."""
+    """What stage.json says about a finished stage. Sizes in bytes.
+
+    `peak_memory`: machine/peak_memory.py, of the process that ended the stage; null if it was not measured.
+    """
 
     fingerprint: str
     inputs: dict[str, Any]
@@ -32,6 +35,7 @@ class StageRecord:
     seconds: float
     finished_at: str
     summary: str
+    peak_memory: dict[str, int] | None = None
 
 
 def write(run_path: Path, stage: str, record: StageRecord) -> None:
@@ -98,7 +102,12 @@ def _as_record(found: Mapping[str, Any]) -> StageRecord:
         raise ValueError(f"it lacks {', '.join(lacking)}")
     if other := sorted(found.keys() - names):
         raise ValueError(f"it has {', '.join(other)[:60]}, which this version does not know")
-    kinds: dict[str, type | tuple[type, ...]] = {"inputs": dict, "outputs": dict, "seconds": (int, float)}
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "inputs": dict,
+        "outputs": dict,
+        "seconds": (int, float),
+        "peak_memory": (dict, type(None)),
+    }
     for name, value in found.items():
         is_right = isinstance(value, kinds.get(name, str))
         if not is_right or (name == "seconds" and not math.isfinite(value)):
@@ -106,4 +115,6 @@ def _as_record(found: Mapping[str, Any]) -> StageRecord:
     for name, output in found["outputs"].items():
         if not (isinstance(output, dict) and isinstance(output.get("size"), int) and "sha256" in output):
             raise ValueError(f"`outputs` says {output!r:.60} of {name}, expected its size and sha256")
+    if not all(isinstance(peak, int) for peak in (found.get("peak_memory") or {}).values()):
+        raise ValueError(f"`peak_memory` is {found['peak_memory']!r:.60}, expected bytes")
     return StageRecord(**found)

@@ -28,6 +28,7 @@ PROOF = "proof.json"  # of the stage merge
 PREDICTIONS = "predictions.csv"  # its `verdict` is win, closer, tie, loss or not judged
 EXTRA_ANSWERS = "extra_answers.csv"
 STEPS = "steps.json"  # of the stage train: how many steps the training will have at most
+ROW_LEDGER = "rows.csv"  # of the stage prepare: what became of every row
 TEST_GROUPS = "test_groups.csv"  # of the stage prepare
 PREDICTION_COLUMNS = ("row", "question", "wanted", "base", "tuned", "verdict")
 OTHER_COLUMN = "other"  # behind those, if another model's answers were scored as well
@@ -142,6 +143,11 @@ def read_groups(path: Path) -> dict[int, str]:
         return {int(line["row"]): line["group"] for line in _table(path, ("row", "group"))}
     except ValueError as error:
         raise _damaged(path, error) from error
+
+
+def read_row_ledger(path: Path) -> list[dict[str, str]]:
+    """row (line in the CSV), side, reason of every row of the CSV. Raises RunDirError as `read_predictions`."""
+    return _table(path, ("row", "side", "reason"))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -89,7 +89,7 @@ def test_a_gate_that_passed_with_a_caution_is_not_green(tmp_path: Path) -> None:
         record = {"message": "not uploaded", "gates": [gate | {"caution": caution}]}
         (run_dir / "publish" / "hub.json").write_text(json.dumps(record), encoding="utf-8")
         html = html_of(run_dir)
-        assert f'<td class="{shown}">yes' in html
+        assert f'<span class="{shown}">passed' in html
         assert ("0 of 1 answers stopped" in html) is bool(caution)
 
 

@@ -339,6 +339,6 @@ def test_a_lock_that_the_disk_has_no_room_for_is_named(run_dir: RunDir, monkeypa
 def test_the_record_is_readable_by_machines(run_dir: RunDir) -> None:
     folder = _finish(run_dir, "prepare")
     told = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
-    assert set(told) == {"fingerprint", "inputs", "outputs", "seconds", "finished_at", "summary"}
+    assert set(told) == {"fingerprint", "inputs", "outputs", "seconds", "finished_at", "summary", "peak_memory"}
     assert told["seconds"] >= 0
     assert told["finished_at"].endswith("Z")
