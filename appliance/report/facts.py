@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from appliance.process import files
 from appliance.recipe import differing, resolve
-from appliance.report import headline, speed, uses
+from appliance.report import curves, headline, speed, uses
 from appliance.rows import leaks
 from appliance.rundir import base_asked, outcome, results, run_json
 from appliance.rundir.directory import STAGES, RunDir
@@ -36,8 +35,9 @@ def of(run_dir: Path) -> Mapping[str, Any]:
 
     stages = {stage: read(f"{stage}/stage.json") for stage in STAGES}
     answered = files.is_there(run_dir / "evaluate" / results.PREDICTIONS)
-    loss_png = run_dir / "train" / "loss.png"
-    curve = run_dir / "train" / "metrics.jsonl"
+    measured = run_dir / "train" / "metrics.jsonl"
+    lines = results.read_metrics(measured) if files.is_there(measured) else []
+    fit = read("train/fit.json")
     metrics = read(f"evaluate/{results.COMPARISON}")
     recipe = resolve.written(run_dir / "recipe.yaml")
     measures = read("evaluate/measures.json")
@@ -55,7 +55,7 @@ def of(run_dir: Path) -> Mapping[str, Any]:
         "pairs": (read("prepare/near_duplicates.json") or {}).get("pairs", []),
         "shown_pairs": SHOWN_ROWS,
         "warnings": leaks.warnings(run_dir / "prepare"),
-        "fit": read("train/fit.json"),
+        "fit": fit,
         "moved": moved.recorded(run_dir / "train"),
         "cautions": results.read_cautions(run_dir),
         "metrics": metrics,
@@ -69,8 +69,8 @@ def of(run_dir: Path) -> Mapping[str, Any]:
         "ended": outcome.last(RunDir(run_dir)),
         "proof": read("merge/proof.json"),
         "hub": read("publish/hub.json"),
-        "speed": speed.of(results.read_metrics(curve)) if files.is_there(curve) else None,
-        "loss_png": base64.b64encode(loss_png.read_bytes()).decode() if loss_png.is_file() else None,
+        "speed": speed.of(lines),
+        "curves": curves.of_run(lines, fit),
     }
     head = headline.of(shown)
     return shown | {

@@ -41,8 +41,8 @@ TITLES = {
     "stages": "Stages",
     "recipe": "Recipe",
 }
-STYLES = ("page.css",)
-SCRIPTS = ("copy.js",)
+STYLES = ("page.css", "charts.css")
+SCRIPTS = ("copy.js", "charts.js")
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,8 @@ def _environment() -> Environment:
         "percent": "{:.1%}".format,
         "duration": console.duration,
         "printable": as_text,
+        "plain": terminal.printable,
+        "data": _as_data,
         "qualified": qualified,
         "flops_rate": matmul_rate.human,
         "gib": disk.human,
@@ -126,3 +128,10 @@ def _environment() -> Environment:
 def as_text(text: str) -> Markup:
     """Somebody's text in a page: nothing in it acts, and its direction ends with it."""
     return Markup("<bdi>{}</bdi>").format(terminal.printable(text))
+
+
+def _as_data(value: Any) -> Markup:
+    """JSON within a script element: nothing in it ends the element."""
+    from jinja2.utils import htmlsafe_json_dumps
+
+    return htmlsafe_json_dumps(value, separators=(",", ":"))
