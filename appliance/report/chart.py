@@ -10,12 +10,17 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
+from operator import itemgetter
+from statistics import fmean
+from typing import TypeVar
 
 from appliance.report import axis
 from appliance.wording import counted
 
 Point = tuple[int, float]  # step, value
+_T = TypeVar("_T")
 WIDTH, HEIGHT = 2000, 1000
 POINTS = 600  # of a line, at most
 DOTTED = 60  # a line with at most so many points shows each, if it is to have dots
@@ -29,6 +34,11 @@ class Line:
     points: tuple[Point, ...]
     style: int = 1
     has_dots: bool = False
+
+    @cached_property
+    def shown(self) -> list[Point]:
+        """Those that can be drawn on a linear scale."""
+        return [point for point in self.points if axis.can_be_drawn(point[1])]
 
 
 @dataclass(frozen=True)
@@ -59,8 +69,11 @@ class Chart:
 
 @dataclass(frozen=True)
 class Path:
+    """`means`: of the stretches of a thinned line, which then is drawn pale; "" if it has all its points."""
+
     style: int
     d: str
+    means: str
     dots: tuple[tuple[float, float], ...]  # per cent from the left and the top
 
 
@@ -98,7 +111,7 @@ def drawn(chart: Chart, x: axis.Axis, *, limit: int = POINTS) -> Drawn:
     """`limit`: points of a line, at most."""
     lines = chart.drawn_lines
     views = [_view(chart, lines, x, is_log=False, limit=limit)]
-    if chart.has_log and any(value > 0 and axis.can_be_drawn(value) for line in lines for _, value in line.points):
+    if chart.has_log and any(value > 0 for line in lines for _, value in line.shown):
         views.append(_view(chart, lines, x, is_log=True, limit=limit))
     described = "; ".join(filter(None, [*map(_described, lines), *(mark.text for mark in chart.marks)]))
     last = tuple(axis.figure(line.points[-1][1]) for line in lines)
@@ -111,26 +124,31 @@ def shared_steps(charts: Sequence[Chart]) -> axis.Axis:
     return axis.steps(min(steps), max(steps), ticks=6)
 
 
-def thinned(points: Sequence[Point], limit: int = POINTS) -> list[Point]:
-    """At most `limit` of the points: the first, the last, and the lowest and highest of each of equal stretches."""
+def stretches(points: Sequence[_T], limit: int = POINTS) -> list[Sequence[_T]]:
+    """Equal parts of a line that has more than `limit` points, from which `thinned` takes two each; else none."""
     if len(points) <= limit:
+        return []
+    count = max(1, (limit - 2) // 2)
+    size = len(points) / count
+    return [points[round(number * size) : round((number + 1) * size)] for number in range(count)]
+
+
+def thinned(points: Sequence[Point], limit: int = POINTS) -> list[Point]:
+    """At most `limit` of the points: the first, the last, and the lowest and highest of each stretch."""
+    parts = stretches(points, limit)
+    if not parts:
         return list(points)
-    kept = {0, len(points) - 1}
-    stretches = max(1, (limit - 2) // 2)
-    size = len(points) / stretches
-    values = [value for _, value in points]
-    for number in range(stretches):
-        part = range(round(number * size), round((number + 1) * size))
-        kept |= {min(part, key=values.__getitem__), max(part, key=values.__getitem__)}
-    return [points[i] for i in sorted(kept)]
+    extremes = {pick(part, key=itemgetter(1)) for part in parts for pick in (min, max)}
+    return sorted({points[0], points[-1]} | extremes)
 
 
-def can_be_shown(points: Sequence[Point]) -> list[Point]:
-    return [point for point in points if axis.can_be_drawn(point[1])]
+def means(points: Sequence[Point], limit: int = POINTS) -> list[Point]:
+    """(its middle step, mean) of each stretch; empty if there are none."""
+    return [(part[len(part) // 2][0], fmean(value for _, value in part)) for part in stretches(points, limit)]
 
 
 def _view(chart: Chart, lines: Sequence[Line], x: axis.Axis, *, is_log: bool, limit: int) -> View:
-    finite = [value for line in lines for _, value in can_be_shown(line.points)]
+    finite = [value for line in lines for _, value in line.shown]
     shown = [value for value in finite if value > 0 or not is_log]
     low, high = min(shown, default=0.0), max(shown, default=0.0)
     count = 5 if chart.has_log else 3
@@ -154,19 +172,29 @@ def _view(chart: Chart, lines: Sequence[Line], x: axis.Axis, *, is_log: bool, li
 
 
 def _path(line: Line, x: axis.Axis, y: axis.Axis, limit: int) -> Path:
-    shown = [point for point in can_be_shown(line.points) if point[1] > 0 or not y.is_log]
+    def is_shown(point: Point) -> bool:
+        return point[1] > 0 or not y.is_log
+
+    def places(points: Sequence[Point]) -> list[tuple[float, float]]:
+        return [(x.at(step), 1 - y.at(value)) for step, value in points]
+
+    shown = list(filter(is_shown, line.shown))
     kept = thinned(shown, limit)
-    places = [(x.at(step), 1 - y.at(value)) for step, value in kept]
+    at = places(kept)
     begins = [0, *_after_gaps(line.points, kept), len(kept)] if len(kept) == len(shown) else [0, len(kept)]
-    parts = [places[begin:end] for begin, end in pairwise(begins)]
-    d = "".join(
-        "M" + " ".join(f"{left * WIDTH:.0f} {top * HEIGHT:.0f}" for left, top in part) + "h0" * (len(part) == 1)
-        for part in parts
-        if part
-    )
-    has_dots = line.has_dots and len(kept) <= DOTTED
-    dots = tuple((round(100 * left, 2), round(100 * top, 2)) for left, top in places) if has_dots else ()
-    return Path(line.style, d, dots)
+    middle = places(list(filter(is_shown, means(line.shown, limit))))
+    dots: tuple[tuple[float, float], ...] = ()
+    if line.has_dots and len(kept) <= DOTTED:
+        dots = tuple((round(100 * left, 2), round(100 * top, 2)) for left, top in at)
+    return Path(line.style, "".join(_d(at[begin:end]) for begin, end in pairwise(begins)), _d(middle), dots)
+
+
+def _d(places: Sequence[tuple[float, float]]) -> str:
+    """Of an SVG path. A single place is a line without length, which round ends make a dot."""
+    if not places:
+        return ""
+    pairs = " ".join(f"{left * WIDTH:.0f} {top * HEIGHT:.0f}" for left, top in places)
+    return f"M{pairs}" + "h0" * (len(places) == 1)
 
 
 def _after_gaps(points: Sequence[Point], kept: Sequence[Point]) -> list[int]:
@@ -183,12 +211,12 @@ def _placed(mark: Mark, x: axis.Axis, y: axis.Axis) -> Placed:
 
 
 def _described(line: Line) -> str:
-    shown = can_be_shown(line.points)
+    shown = line.shown
     if not shown:
         return ""
     (first, begun), (last, ended) = shown[0], shown[-1]
-    lowest_at, lowest = min(shown, key=lambda point: point[1])
-    highest_at, highest = max(shown, key=lambda point: point[1])
+    lowest_at, lowest = min(shown, key=itemgetter(1))
+    highest_at, highest = max(shown, key=itemgetter(1))
     if len(shown) == 1:
         return f"{line.name}: {axis.figure(begun)} at step {first:,}"
     return (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from statistics import fmean
 from typing import Any
 
@@ -76,21 +77,24 @@ def _curves(charts: Iterable[Chart], *, evaluations: tuple[tuple[str, ...], ...]
     longest = max(len(line.points) for one in charts for line in one.lines)
     if longest > limit:
         notes.append(
-            f"Of {longest:,} values, a curve shows {limit}: the lowest and the highest of each of {(limit - 2) // 2} "
-            "stretches. All are in train/metrics.jsonl."
+            f"A curve of {longest:,} values shows {len(chart.stretches(range(longest), limit))} equal stretches: the "
+            "mean of each and, pale behind it, its lowest and highest value. All are in train/metrics.jsonl."
         )
-    return Curves(drawn, _data(charts, x, limit), evaluations, tuple(notes))
+    data = {one.id: [_data(line, limit) for line in one.drawn_lines] for one in charts}
+    return Curves(drawn, {"low": x.low, "high": x.high, "charts": data}, evaluations, tuple(notes))
 
 
-def _data(charts: Sequence[Chart], x: axis.Axis, limit: int) -> dict[str, Any]:
-    """For pointing at a step: its place, and the values of each line. Only numbers and our own texts."""
-    kept = [[chart.thinned(line.points, limit) for line in one.drawn_lines] for one in charts]
-    lines = [[{"steps": [p[0] for p in ps], "shown": [axis.figure(p[1]) for p in ps]} for ps in one] for one in kept]
-    return {
-        "low": x.low,
-        "high": x.high,
-        "charts": {one.id: found for one, found in zip(charts, lines, strict=True)},
-    }
+def _data(line: Line, limit: int) -> dict[str, Any]:
+    """What the legend shows at a step: numbers and our own words. `means`: whether a text is about a stretch."""
+    if parts := chart.stretches(line.shown, limit):
+        texts = [_of_stretch([value for _, value in part]) for part in parts]
+        return {"steps": [part[len(part) // 2][0] for part in parts], "shown": texts, "means": True}
+    return {"steps": [step for step, _ in line.points], "shown": [axis.figure(value) for _, value in line.points]}
+
+
+def _of_stretch(values: Sequence[float]) -> str:
+    low, high = axis.figure(min(values)), axis.figure(max(values))
+    return low if low == high else f"{axis.figure(fmean(values))} ({low} to {high})"
 
 
 def _points(lines: _Metrics, key: str) -> list[Point]:
@@ -143,8 +147,8 @@ def best_of(val: Sequence[Point], fit: Mapping[str, Any] | None) -> int | None:
     """The step whose weights were kept, or would be now."""
     if fit:
         return int(fit["best_step"])
-    shown = chart.can_be_shown(val)
-    return min(shown, key=lambda point: point[1])[0] if shown else None
+    shown = Line("", tuple(val)).shown
+    return min(shown, key=itemgetter(1))[0] if shown else None
 
 
 def _marks(val: Sequence[Point], fit: Mapping[str, Any] | None) -> tuple[Mark, ...]:
@@ -161,7 +165,7 @@ def _marks(val: Sequence[Point], fit: Mapping[str, Any] | None) -> tuple[Mark, .
 
 def _evaluations(lines: _Metrics, fit: Mapping[str, Any] | None) -> tuple[tuple[str, ...], ...]:
     """(step, mean train loss since the evaluation before, val loss, remark) of at most EVALUATIONS of them."""
-    val, train = _points(lines, "val_loss"), chart.can_be_shown(_points(lines, "loss"))
+    val, train = _points(lines, "val_loss"), Line("", tuple(_points(lines, "loss"))).shown
     best = best_of(val, fit)
     rows, done = [], 0
     for step, value in val:

@@ -77,6 +77,18 @@ def test_thinning_keeps_the_ends_and_every_extreme() -> None:
     assert chart.thinned(points[:600], 600) == points[:600]
 
 
+def test_a_thinned_line_has_the_mean_of_each_stretch() -> None:
+    points = [(step, float(step % 2)) for step in range(1200)]
+    assert [len(part) for part in chart.stretches(points, 602)] == [4] * 300
+    assert chart.means(points, 602) == [(4 * i + 2, 0.5) for i in range(300)]
+    assert chart.means(points[:602], 602) == []
+    x = axis.steps(0, 1200, ticks=6)
+    long, short = (Chart("a", "", "", (Line("", tuple(points[:count])),)) for count in (1200, 9))
+    path, whole = (chart.drawn(one, x).views[0].paths[0] for one in (long, short))
+    assert len(path.means.split(" ")) == 2 * len(chart.means(points)) == 2 * 299
+    assert whole.means == ""
+
+
 def one_view(*values: float, is_log: bool = False, marks: tuple[Mark, ...] = ()) -> chart.View:
     line = Line("train", tuple(enumerate(values)), has_dots=True)
     drawn = chart.drawn(Chart("loss", "Loss", "nats", (line,), marks, has_log=True), axis.steps(0, 4, ticks=4))

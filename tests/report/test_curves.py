@@ -140,8 +140,12 @@ def test_infinite_values_are_counted_below_the_curves(tmp_path: Path) -> None:
 
 def test_a_long_training_is_thinned_and_says_so(tmp_path: Path) -> None:
     metrics = lines(20_000)
+    metrics[5000]["loss"] = 50.0
     html = html_of(run_of(tmp_path, metrics))
-    assert "Of 20,000 values, a curve shows 600" in html
-    longest = max(len(line["steps"]) for chart in data_of(html)["charts"].values() for line in chart)
-    assert 500 < longest <= 600
+    assert "A curve of 20,000 values shows 299 equal stretches: the mean of each and" in html
+    loss = data_of(html)["charts"]["loss"][0]
+    assert (len(loss["steps"]), loss["means"]) == (299, True)
+    (spike,) = [text for text in loss["shown"] if text.endswith(" to 50)")]
+    assert re.fullmatch(r"-\S+ \(-\S+ to 50\)", spike)
+    assert 'class="line s1 pale"' in html
     assert len(html) < 250_000

@@ -1,6 +1,7 @@
 "use strict";
 // Points at a step in every chart at once: with the mouse or a finger on a chart, or with the slider, which takes the
-// keys. The legend shows the values of that step; where a line has none, those of its nearest step, which is named.
+// keys. The legend shows the values of that step; for a line without one, that of its nearest step, which is named; for
+// a thinned line, the mean, the lowest and the highest of the stretch.
 (() => {
   const SVG = "http://www.w3.org/2000/svg";
   const remembered = {}; // by name of the radio buttons: which scale was chosen, for when a section is renewed
@@ -16,7 +17,7 @@
 
   function text(line, step) {
     const i = nearest(line.steps, step);
-    return line.shown[i] + (line.steps[i] === step ? "" : ` (step ${line.steps[i].toLocaleString("en")})`);
+    return line.shown[i] + (line.means || line.steps[i] === step ? "" : ` (step ${line.steps[i].toLocaleString("en")})`);
   }
 
   function crosshair(plot) {
@@ -43,6 +44,7 @@
   }
 
   function attach(block) {
+    if (block.querySelector(".probe")) return; // it is attached already
     const data = JSON.parse(block.querySelector(".curves-data").textContent);
     const { input, shown } = slider(block, data.low, data.high);
     const steps = [...new Set(Object.values(data.charts).flat().flatMap((line) => line.steps))].sort((a, b) => a - b);
