@@ -137,7 +137,7 @@ def announce(choice: TokenChoice, base: Base, tuning: TuningSection) -> None:
     if seen.verdict == "fails":
         raise EnvironmentUnavailable(f"{base.public_id}: {seen.found}", hint=seen.fix)
     if choice.notes:
-        console.say("; ".join(filter(None, (seen.found, seen.fix))), style="yellow")
+        console.say("; ".join(filter(None, (seen.found, seen.fix))), style="warning")
 
 
 def _obstacle(base: Base, tuning: TuningSection) -> str | None:

@@ -28,8 +28,8 @@ def status(runs_dir: RunsOption = Path("runs"), as_json: JsonOption = False) -> 
         rows = [overview.row(run, console.duration(run["seconds"])) for run in runs]
         console.table("", overview.COLUMNS, rows, to_stdout=True)
         for run in runs:
-            if run["message"]:
-                console.say(f"{run['run']}: {run['message']}")
+            for note in overview.notes(run):
+                console.result_prose(f"{run['run']}: {note}")
     else:
         console.result(f"no runs in {runs_dir}")
 

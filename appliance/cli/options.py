@@ -52,6 +52,9 @@ VisibilityOption = Annotated[
     Literal["private", "public"] | None,
     typer.Option("--visibility", metavar="private|public", help="Who may see a new repository."),
 ]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", help="Also show the fields that are as by default, and the checks that are ok.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 TokensOption = Annotated[
     int | None,

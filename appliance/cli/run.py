@@ -22,6 +22,7 @@ from appliance.cli.options import (
     RunDirOrNewest,
     RunsOption,
     SetOption,
+    VerboseOption,
     VisibilityOption,
 )
 from appliance.errors import RecipeError
@@ -35,6 +36,7 @@ def run(
     into_existing: IntoExistingOption = False,
     runs_dir: RunsOption = Path("runs"),
     cache_dir: CacheOption = USUAL_CACHE_DIR,
+    verbose: VerboseOption = False,
 ) -> None:
     """Run all stages of a recipe. Finished stages are skipped; an interrupted one continues.
 
@@ -54,7 +56,7 @@ def run(
 
         source, values = first_run.of_csv(source)
         set_ = [*values, *(set_ or [])]
-    _run(source or resolve.usual_recipe(), set_, redo, runs_dir, cache_dir, until="publish", **allowed)
+    _run(source or resolve.usual_recipe(), set_, redo, runs_dir, cache_dir, until="publish", verbose=verbose, **allowed)
 
 
 def demo(
@@ -62,6 +64,7 @@ def demo(
     redo: RedoOption = None,
     runs_dir: RunsOption = Path("runs"),
     cache_dir: CacheOption = USUAL_CACHE_DIR,
+    verbose: VerboseOption = False,
 ) -> None:
     """Run the whole pipeline on a tiny model. It is made on the spot: no GPU, Hub or data needed.
 
@@ -69,7 +72,7 @@ def demo(
 
     appliance demo --set train.seed=7 --set name=demo-7
     """
-    _run("demo", set_, redo, runs_dir, cache_dir, until="publish")
+    _run("demo", set_, redo, runs_dir, cache_dir, until="publish", verbose=verbose)
 
 
 def stage_command(stage: str, what: str) -> Callable[..., None]:
@@ -79,8 +82,9 @@ def stage_command(stage: str, what: str) -> Callable[..., None]:
         redo: RedoOption = None,
         runs_dir: RunsOption = Path("runs"),
         cache_dir: CacheOption = USUAL_CACHE_DIR,
+        verbose: VerboseOption = False,
     ) -> None:
-        _run_until(stage, run_dir, set_, redo, runs_dir, cache_dir)
+        _run_until(stage, run_dir, set_, redo, runs_dir, cache_dir, verbose=verbose)
 
     command.__doc__ = f"""{what}
 
@@ -98,6 +102,7 @@ def check(
     set_: SetOption = None,
     runs_dir: RunsOption = Path("runs"),
     cache_dir: CacheOption = USUAL_CACHE_DIR,
+    verbose: VerboseOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check a recipe for this machine, or a CSV. Trains nothing, downloads no weights.
@@ -113,13 +118,13 @@ def check(
     if resolve.is_recipe(source):
         run_path, since = _run_path(source, set_, runs_dir), time.time()
         try:
-            _run(source, set_, None, runs_dir, cache_dir, until="check", announce=False)
+            _run(source, set_, None, runs_dir, cache_dir, until="check", verbose=verbose, announce=False)
         finally:  # also show what was found before a refusal
             findings = check_csv.check_table(run_path, since)
             if as_json:
                 console.result(json.dumps(findings, ensure_ascii=False, indent=2))
             elif findings:
-                console.table("", tuple(findings[0]), [tuple(row.values()) for row in findings], to_stdout=True)
+                console.findings_table([tuple(row.values()) for row in findings], to_stdout=True)
         return
     checked = check_csv.check_csv(source, set_ or [])
     if as_json:
@@ -142,6 +147,7 @@ def publish(
     into_existing: IntoExistingOption = False,
     runs_dir: RunsOption = Path("runs"),
     cache_dir: CacheOption = USUAL_CACHE_DIR,
+    verbose: VerboseOption = False,
 ) -> None:
     """Build the release and upload it. It has to pass the gates, and stays local unless a repository is named.
 
@@ -154,7 +160,7 @@ def publish(
     named = {"publish.repo_id": repo_id, "publish.visibility": visibility}
     set_ = [*(set_ or []), *(f"{key}={value}" for key, value in named.items() if value)]
     allowed = {"even_if_worse": even_if_worse, "into_existing": into_existing, "elsewhere": bool(repo_id or visibility)}
-    _run_until("publish", run_dir, set_, redo, runs_dir, cache_dir, **allowed)
+    _run_until("publish", run_dir, set_, redo, runs_dir, cache_dir, verbose=verbose, **allowed)
 
 
 def _run_until(
@@ -164,6 +170,8 @@ def _run_until(
     redo: str | None,
     runs_dir: Path,
     cache_dir: Path,
+    *,
+    verbose: bool,
     **allowed: bool,
 ) -> None:
     from appliance.rundir import find as rundir_find
@@ -171,7 +179,7 @@ def _run_until(
     run_dir = run_dir or rundir_find.newest_run(runs_dir)
     rundir_find.require_run(run_dir)
     path = run_dir.absolute()  # a run called `demo` is not the shipped recipe
-    _run(str(path), set_, redo, path.parent, cache_dir, until=stage, **allowed)
+    _run(str(path), set_, redo, path.parent, cache_dir, until=stage, verbose=verbose, **allowed)
 
 
 def _run(
@@ -182,6 +190,7 @@ def _run(
     cache_dir: Path,
     *,
     until: str,
+    verbose: bool,
     announce: bool = True,
     **allowed: bool,
 ) -> None:
@@ -195,6 +204,7 @@ def _run(
     if redo is not None and redo not in stages:
         hint = f"choose one of {', '.join(stages)}"
         raise RecipeError(f"--redo {redo}: expected a stage that this command runs", hint=hint)
+    console.shows_all = verbose
     resolved = resolve.load(source, overrides=set_ or [])
     run_dir = RunDir(_run_path(source, set_, runs_dir))
     pipeline_run.run(resolved, run_dir, cache_dir, redo=redo, until=until, **allowed)

@@ -35,7 +35,7 @@ def judge(base_dir: Path, info: Mapping[str, Any]) -> None:
     if unused := sorted(info.get("unexpected_keys", ())):
         console.say(
             f"{base_dir}: not used, because the model that config.json describes has no such tensors: {_few(unused)}",
-            style="yellow",
+            style="warning",
         )
 
 

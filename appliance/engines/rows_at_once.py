@@ -46,5 +46,5 @@ class RowsAtOnce:
         self.rows = tried // 2
         self.notes.append(f"{self.purpose}: {counted(tried, 'row')} at once did not fit: {first_line}")
         found = f"{self.purpose}: out of memory with {counted(tried, 'row')} at once ({first_line})"
-        console.say(f"{found}; trying {self.rows}", style="yellow")
+        console.say(f"{found}; trying {self.rows}", style="warning")
         torch.cuda.empty_cache()

@@ -64,7 +64,7 @@ def tell_what_goes(run_dir: RunDir, again: Sequence[str], until: str) -> None:
     gone = [stage for stage in behind if (run_dir.path / f"{stage}.old").exists()]
     if gone:
         hint = typed.as_typed(f"`appliance run {run_dir.path}` rebuilds them")
-        console.say(f"{', '.join(gone)}: set aside, because they depend on it; {hint}", style="yellow")
+        console.say(f"{', '.join(gone)}: set aside, because they depend on it; {hint}", style="warning")
 
 
 def _is_rehearsed(job: Job, again: Sequence[str]) -> bool:

@@ -17,7 +17,7 @@ from appliance.rundir.directory import STAGES, RunDir
 def restore_records(run_dir: RunDir) -> None:
     """Restores what is damaged and can be proven, and says so. The caller holds the run's lock."""
     if run_json.restore(run_dir.path):
-        console.say(f"{run_json.FILE} was damaged or missing: restored from {ledger.COPIES}/", style="yellow")
+        console.say(f"{run_json.FILE} was damaged or missing: restored from {ledger.COPIES}/", style="warning")
     for stage in STAGES:
         _restore(run_dir, stage)
 
@@ -34,7 +34,7 @@ def _restore(run_dir: RunDir, stage: str) -> None:
         found, what = None, str(error).removeprefix(f"{path} ")
     if copy and not run_dir.faults(stage, copy):
         ledger.write(run_dir.path, stage, copy)
-        console.say(f"{path} {what}: restored from {ledger.COPIES}/, every file has its sha256", style="yellow")
+        console.say(f"{path} {what}: restored from {ledger.COPIES}/, every file has its sha256", style="warning")
     elif found is None and stage == "train" and any(path.parent.glob("checkpoints/checkpoint-*")):
         files.remove(path)
-        console.say(f"{path} {what}: training continues from its checkpoints", style="yellow")
+        console.say(f"{path} {what}: training continues from its checkpoints", style="warning")

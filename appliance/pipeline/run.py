@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from appliance import findings as appliance_findings
 from appliance.engines import decoding, memory
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine import device, disk, write_errors
@@ -22,7 +21,7 @@ from appliance.pipeline.job import Job
 from appliance.preflight import disk_needs
 from appliance.process import console, files, signals
 from appliance.recipe import earlier_runs
-from appliance.recipe.resolve import Resolved, flatten
+from appliance.recipe.resolve import Resolved, differing, flatten
 from appliance.report import ending
 from appliance.rundir import directory as rundir_directory
 from appliance.rundir import outcome
@@ -177,7 +176,7 @@ def _check(job: Job, stage_dir: Path) -> str:
         # Also shown if a finding refuses the run; the command `check` prints the table on stdout itself.
         if job.until != "check" and (stage_dir / "table.json").is_file():
             found = files.read_json(stage_dir / "table.json")
-            console.table("", appliance_findings.COLUMNS, [tuple(row.values()) for row in found])
+            console.findings_table([tuple(row.values()) for row in found])
     if job.until != "check":
         job.base  # noqa: B018  fetched only now that every check has passed: the weights may be tens of GB
         if todo is not None and "evaluate" in todo:
@@ -207,7 +206,7 @@ def _prepare(job: Job, stage_dir: Path) -> str:
         facts.refuse_without(row.output for row in csv_file.iter_canonical(stage_dir / "test.csv"))
     saved_tokenizer.refuse_lossy(stage_dir, job.base.dir, job.prompt)
     for warning in leaks.warnings(stage_dir):
-        console.say(str(warning), style="yellow")
+        console.say(str(warning), style="warning")
     return prepare.summarise(counts)
 
 
@@ -235,7 +234,7 @@ def _rehearse(job: Job, stage_dir: Path) -> str:
         run_stage=lambda stage: _run_stage(small, stage, f"rehearsal: {stage}"),
         stage_dir=stage_dir,
     )
-    console.table("", appliance_findings.COLUMNS, [finding.cells() for finding in findings])
+    console.findings_table([finding.cells() for finding in findings])
     return rehearse.summarise(findings)
 
 
@@ -262,7 +261,7 @@ def _train(job: Job, stage_dir: Path) -> str:
     )
     change = moved.recorded(stage_dir)
     if change and change.warning and not job.is_rehearsal:  # a rehearsal's few steps say nothing about the training
-        console.say(change.warning, style="yellow")
+        console.say(change.warning, style="warning")
     engine.release()
     return summary
 
@@ -339,9 +338,12 @@ def _publish(job: Job, stage_dir: Path) -> str:
 
 
 def _header(job: Job) -> None:
-    recipe = job.resolved.recipe
-    console.say(f"run {recipe.name} in {job.run_dir.path}", style="bold")
-    rows = [
-        (key, "null" if v is None else str(v), job.resolved.origins[key]) for key, v in flatten(recipe.model_dump())
-    ]
+    """What this run does otherwise than a recipe that sets nothing; recipe.yaml has every field."""
+    recipe, path = job.resolved.recipe, job.run_dir.path
+    console.say(f"run {recipe.name} in {path}", style="bold")
+    values = dict(flatten(recipe.model_dump()))
+    shown = values if console.shows_all else differing(recipe)
+    rows = [(key, "null" if v is None else str(v), job.resolved.origins[key]) for key, v in shown.items()]
     console.table("", ("recipe", "value", "from"), rows)
+    if more := len(values) - len(shown):
+        console.say(f"{counted(more, 'more field')} as by default (--verbose shows them)", style="dim")

@@ -16,16 +16,18 @@ from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
+from rich.theme import Theme
 
+from appliance import findings
 from appliance.errors import ApplianceError, Interrupted
-from appliance.process import files, redact, signals, std_streams
+from appliance.process import files, redact, signals, std_streams, tables
 from appliance.process.step_bar import step_bar
 from appliance.process.terminal import printable
 from appliance.process.typed import as_typed
 
 _log = logging.getLogger("appliance")
-_UNBOUNDED = 1 << 16  # columns: more than any cell has
+shows_all = False  # --verbose: what is usual is shown too
 
 
 class _Screen(io.TextIOBase):
@@ -63,26 +65,51 @@ class _Screen(io.TextIOBase):
         return cast(IO[str], getattr(sys.stderr, "rich_proxied_file", sys.stderr))
 
 
-# Without a terminal rich would assume 80 columns; a table in a log file may be wider.
-_stderr = Console(
-    file=cast(IO[str], _Screen()),
-    highlight=False,
-    emoji=False,
-    soft_wrap=True,
-    width=None if sys.stderr.isatty() else 160,
+# Red and magenta alone: yellow, green and cyan are hard to read on white, blue on black, grey on one of them.
+THEME = Theme(
+    {
+        "warning": "magenta",
+        "bar.complete": "magenta",
+        "bar.finished": "magenta",
+        "bar.pulse": "magenta",
+        "bar.back": "dim",
+        "progress.download": "none",
+        "progress.remaining": "none",
+    }
 )
-_stdout = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+
+
+def _console(terminal: bool, **more: Any) -> Console:
+    # Without a terminal rich would assume 80 columns; a table in a log file may be wider.
+    width = None if terminal else 160
+    return Console(highlight=False, emoji=False, soft_wrap=True, theme=THEME, width=width, **more)
+
+
+_stderr = _console(sys.stderr.isatty(), file=cast(IO[str], _Screen()))
+_stdout = _console(sys.stdout.isatty())
 
 
 def say(text: str, *, style: str = "") -> None:
     """A message on stderr and in the log file. Control characters in the user's data never reach the terminal."""
-    _stderr.print(_shown(text), style=style or None, markup=False)
+    _print(_stderr, Text(_shown(text), style=style))
     _log.info("%s", text)
 
 
 def result(text: str) -> None:
-    """A line of the command's result, on stdout."""
+    """A line of the command's result, on stdout, as it is: it may be JSON, or a path to copy."""
     _stdout.print(_shown(text), markup=False)
+
+
+def result_prose(text: str) -> None:
+    """A line of the command's result for people."""
+    _print(_stdout, Text(_shown(text)))
+
+
+def _print(console: Console, text: Text) -> None:
+    """On a terminal, lines break between words, and a path or an address that is too long stays whole, to be copied."""
+    if console.is_terminal and (plain := tables.paragraph(text.plain, console.width)) != text.plain:
+        text = Text(plain, style=text.style, spans=text.spans)  # a line break takes the place of a space
+    console.print(text)
 
 
 def result_markup(text: str) -> None:
@@ -107,55 +134,39 @@ def table(
     to_stdout: bool = False,
     logged: bool = True,
 ) -> None:
-    """A table for people; wide characters are measured, not counted. `logged`: also in the log file.
-
-    If it is wider than the terminal, columns move closer, and each `fix` goes below what was `found`: next to it, both
-    would be too narrow to read or to copy.
-    """
+    """A table for people, as wide as the terminal at most. `logged`: also in the log file."""
     console = _stdout if to_stdout else _stderr
-    drawn = _drawn(title, columns, rows)
-    if console.measure(drawn, options=console.options.update(max_width=_UNBOUNDED)).maximum > console.width:
-        drawn = _drawn(title, *_fixes_below(columns, rows))
-        drawn.collapse_padding = True
-        for column in drawn.columns:
-            if column.header != "found" and "found" in columns:  # the longest text gets what is left
-                column.max_width = console.width // 4
-    console.print(drawn, soft_wrap=False)
+    cells = [[_shown(as_typed(cell)) for cell in row] for row in rows]
+    console.print(tables.fitted(_shown(title), columns, cells, console.width), soft_wrap=False)
     for row in rows if logged else ():
         _log.info("%s: %s", title or columns[0], " | ".join(row))
 
 
-def _drawn(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    drawn = Table(title=title or None, title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        drawn.add_column(column, overflow="fold")
-    for row in rows:
-        drawn.add_row(*(printable_markup(as_typed(cell)) for cell in row))
-    return drawn
+def findings_table(rows: Sequence[Sequence[str]], *, to_stdout: bool = False) -> None:
+    """A table of findings, whose cells are those of findings.COLUMNS; unless all is to be shown, what is ok is counted.
 
-
-def _fixes_below(
-    columns: Sequence[str], rows: Sequence[Sequence[str]]
-) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
-    """The table without its column `fix`, whose cells end those of `found`; other tables as they are."""
-    if not {"found", "fix"} <= set(columns):
-        return columns, rows
-    found, fix = columns.index("found"), columns.index("fix")
-    moved = []
-    for row in rows:
-        cells = list(row)
-        if cells[fix]:
-            cells[found] += f"\n→ {cells[fix]}"
-        moved.append(cells[:fix] + cells[fix + 1 :])
-    return [*columns[:fix], *columns[fix + 1 :]], moved
+    The log file has all of them.
+    """
+    verdict = findings.COLUMNS.index("verdict")
+    fine = [row for row in rows if row[verdict] == "ok"]
+    if shows_all or len(fine) < 2:
+        table("", findings.COLUMNS, rows, to_stdout=to_stdout)
+        return
+    for row in fine:
+        _log.info("%s: %s", findings.COLUMNS[0], " | ".join(row))
+    rest = [row for row in rows if row[verdict] != "ok"]
+    if rest:
+        table("", findings.COLUMNS, rest, to_stdout=to_stdout)
+    line = f"{len(fine)} {'other ' if rest else ''}checks are ok (--verbose shows them)"
+    _print(_stdout if to_stdout else _stderr, Text(line, style="dim"))
 
 
 def error(message: str, hint: str) -> None:
     """An expected failure: what is wrong, and how to fix it."""
     hint = as_typed(hint)
-    _stderr.print(f"[bold red]Error:[/] {printable_markup(redact.without_secrets(message))}")
+    _print(_stderr, Text.assemble(("Error:", "bold red"), " ", _shown(redact.without_secrets(message))))
     if hint:
-        _stderr.print(f"[bold]Fix:[/] {printable_markup(hint)}")
+        _print(_stderr, Text.assemble(("Fix:", "bold"), " ", _shown(hint)))
 
 
 class _Redacting(logging.Formatter):

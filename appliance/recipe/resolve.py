@@ -61,6 +61,12 @@ class Resolved:
         return "\n".join(lines) + "\n"
 
 
+def differing(recipe: Recipe) -> dict[str, Any]:
+    """Dotted key -> value of the fields without a default, and of those whose value is not the default."""
+    usual = {key: ... if info.is_required() else info.get_default(call_default_factory=True) for key, info in fields()}
+    return {key: value for key, value in flatten(recipe.model_dump()) if value != usual[key]}
+
+
 def load(source: str, *, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Resolved:
     """Resolves the recipe `source`: the name of a shipped one, a YAML file, or a run directory.
 

@@ -38,7 +38,7 @@ def end(run_path: Path, *, page_is_due: bool) -> None:
             page.write_html(run_path)
     except (OSError, ValueError, RunDirError) as error:  # a full disk, a damaged result file
         reason = error.strerror if isinstance(error, OSError) else error
-        console.say(f"report.html cannot be written: {reason}", style="yellow")
+        console.say(f"report.html cannot be written: {reason}", style="warning")
     say_cautions(run_path)
 
 
@@ -47,10 +47,10 @@ def say_cautions(run_path: Path) -> None:
     try:
         cautions = results.read_cautions(run_path)
     except RunDirError as error:
-        console.say(str(error), style="yellow")
+        console.say(str(error), style="warning")
         return
     for caution in cautions:
-        console.say(f"caution about {run_path.name}: {caution.sentence}", style="yellow")
+        console.say(f"caution about {run_path.name}: {caution.sentence}", style="warning")
         if caution.rows:
             rows = [(str(row.row), _one_line(row.wanted), _one_line(row.got)) for row in caution.rows]
             console.table("", ("row", "wanted", "got"), rows, logged=False)

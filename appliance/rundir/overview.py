@@ -12,7 +12,7 @@ from appliance.process import files
 from appliance.rundir import outcome, results
 from appliance.rundir.directory import STAGES, RunDir
 
-COLUMNS = ("run", "state", "at", "time", "base → tuned", "verdict", "published")
+COLUMNS = ("run", "state", "time", "base → tuned", "verdict")
 # What reading a file raises that is missing, cut off, or of another shape: one of them must not hide the other runs.
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError)
 
@@ -33,9 +33,13 @@ def row(told: dict[str, Any], duration: str) -> tuple[str, ...]:
     """One run as cells of COLUMNS. `duration`: its seconds, for people."""
     step = f" {told['step']}/{told['steps'] or '?'}" if told["step"] else ""
     scores = f"{told['primary']} {told['base']:.1%} → {told['tuned']:.1%}" if told["primary"] else ""
-    at = "" if told["state"] == "done" else f"{told['stage']}{step}"
-    verdict = qualified(told["verdict"], len(told["cautions"]))
-    return told["run"], told["state"], at, duration, scores, verdict, "\n".join(told["published"])
+    state = told["state"] if told["state"] == "done" or not told["stage"] else f"{told['state']}: {told['stage']}{step}"
+    return told["run"], state, duration, scores, qualified(told["verdict"], len(told["cautions"]))
+
+
+def notes(told: dict[str, Any]) -> list[str]:
+    """What has no room in a row: why the run ended early, and its addresses on the Hub."""
+    return [*filter(None, [told["message"]]), *(f"published: {place}" for place in told["published"])]
 
 
 def _told(run_dir: RunDir) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
             self._said = True
             name = signal.Signals(self.signal_number).name
             with suppress(OSError, SystemExit):  # rich exits if a pipe is broken
-                console.say(f"{name}: stopping after this step (send it again to stop at once)", style="yellow")
+                console.say(f"{name}: stopping after this step (send it again to stop at once)", style="warning")
         return self.signal_number is not None
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002

@@ -55,7 +55,7 @@ def newest(checkpoints_dir: Path, inputs: Mapping[str, Any]) -> Path | None:
     for path in found:
         fault = fault_of(path)
         if fault is not None:
-            console.say(f"skipping {path.name}: {fault}", style="yellow")
+            console.say(f"skipping {path.name}: {fault}", style="warning")
             continue
         _refuse_other_inputs(path, inputs)
         _refuse_damaged_best(path)

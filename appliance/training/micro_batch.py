@@ -98,7 +98,7 @@ class BatchSize:
         smaller = self.halved(f"{where}: {error}")
         factors = ("micro_batch_size", "gradient_accumulation_steps")
         now = {name: getattr(smaller, name) for name in factors}
-        console.say(f"{where}: {error.what}; continuing with {console.pairs(now)}", style="yellow")
+        console.say(f"{where}: {error.what}; continuing with {console.pairs(now)}", style="warning")
         smaller.remember(stage_dir / "checkpoints")
         line = {"step": error.step, "out_of_memory": smaller.notes[-1], **now}
         checkpoints.append_line(stage_dir / "metrics.jsonl", line)

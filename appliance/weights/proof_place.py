@@ -155,7 +155,7 @@ def prove(
 
 def _note(notes: list[str], words: str) -> None:
     notes.append(words)
-    console.say(f"the proof: {words}", style="yellow")
+    console.say(f"the proof: {words}", style="warning")
 
 
 def _rows_to_try(place: Place, ahead: Sequence[Place], rows: Sequence[ProofRow]) -> Iterator[Sequence[ProofRow]]:

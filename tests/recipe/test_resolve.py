@@ -409,3 +409,16 @@ def test_without_a_name_the_recipe_beside_the_csv_is_taken_else_the_default(
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "recipe.yaml").write_text(MINIMAL, encoding="utf-8")
     assert load(resolve.usual_recipe(), environ={}).recipe.name == "shop"
+
+
+def test_what_differs_from_the_defaults() -> None:
+    settings = ["train.epochs=2", "train.patience=3", "evaluate.stop=[x]", "model.revision=null"]
+    recipe = resolve.load("chatbot-cpu", overrides=settings).recipe
+    usual = dict(recipe_fields.fields())["train.patience"].default
+    given = resolve.differing(recipe)
+    assert given["train.epochs"] == 2
+    assert given["evaluate.stop"] == ["x"]
+    assert given["name"] == "chatbot-cpu"
+    assert ("train.patience" in given) == (usual != 3)
+    assert "model.revision" not in given
+    assert set(given) < {key for key, _ in recipe_fields.fields()}

@@ -11,7 +11,7 @@ from appliance.errors import DataError, GateRefused, HubError, Interrupted, Trai
 from appliance.process.files import write_json
 from appliance.rundir import outcome
 from appliance.rundir.directory import STAGES, RunDir
-from appliance.rundir.overview import COLUMNS, overview, row
+from appliance.rundir.overview import COLUMNS, notes, overview, row
 
 REST = dict.fromkeys(STAGES, "")
 
@@ -90,7 +90,7 @@ def test_a_running_run_with_its_step(tmp_path: Path) -> None:
     with run_dir.lock():
         (told,) = overview(tmp_path)
     assert (told["state"], told["stage"], told["step"], told["steps"]) == ("running", "train", 7, 40)
-    assert row(told, "3 s")[:4] == ("shop", "running", "train 7/40", "3 s")
+    assert row(told, "3 s")[:3] == ("shop", "running: train 7/40", "3 s")
     assert overview(tmp_path)[0]["state"] == "stopped"
 
 
@@ -119,12 +119,11 @@ def test_a_finished_run_with_scores_and_its_place_on_the_hub(tmp_path: Path) -> 
     assert cells == {
         "run": "shop",
         "state": "done",
-        "at": "",
         "time": "3 s",
         "base → tuned": "f1 25.0% → 50.0%",
         "verdict": "better",
-        "published": "https://huggingface.co/me/shop (private)",
     }
+    assert notes(told) == ["published: https://huggingface.co/me/shop (private)"]
 
 
 def test_a_verdict_stands_with_its_cautions(tmp_path: Path) -> None:
@@ -136,7 +135,7 @@ def test_a_verdict_stands_with_its_cautions(tmp_path: Path) -> None:
         write_json(run_dir.path / "merge" / "proof.json", {"cautions": stage_cautions})  # a later stage has its own
         (told,) = overview(tmp_path)
         assert (told["verdict"], set(told["cautions"])) == ("better", {"does_not_stop"})
-        assert row(told, "3 s")[5] == shown
+        assert row(told, "3 s")[4] == shown
 
 
 def test_a_run_that_did_what_it_was_asked_for_is_unfinished(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def _generate(
             console.result(f"journal      {journal_path}")
     if missing := getattr(tally, "short", 0):
         few = f"{missing} of {counted(tally.questions, 'question')}"
-        console.say(f"{few} got fewer paraphrases than asked for", style="yellow")
+        console.say(f"{few} got fewer paraphrases than asked for", style="warning")
 
 
 def _rows(path: Path, columns: dict[str, str | None]) -> tuple[list[Pair], list[Dropped]]:

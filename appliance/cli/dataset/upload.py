@@ -92,7 +92,7 @@ def upload(
             f"{counted(rows.torn, 'question is', 'questions are')} on two sides, which "
             "data.split=column refuses: rows.csv cannot be trained on as it is; data.split=group never puts a question "
             "on two sides",
-            style="yellow",
+            style="warning",
         )
         return
     line = dataset.command(recipe.data, pushed.repo_id, run=str(run_dir), name=f"{recipe.name}-from-hub")
