@@ -3,8 +3,9 @@
 After full fine-tuning read "the trained model" for "base + adapter": the merged model is its weights, rounded once.
 
 Two processes, never both at once, so that the merged model is loaded as its users will load it. `reference` loads base
-and adapter and saves their predictions; `examine` loads the merged folder alone, with plain transformers, and compares.
-Both see the same rows, teacher-forced. Must not know how the merge was written: peft's own arithmetic is the judge.
+and adapter, compares the merged files with them and saves their predictions; `examine` loads the merged folder alone,
+with plain transformers, and compares its answers. Both see the same rows, teacher-forced. Must not know how the merge
+was written: peft's own arithmetic is the judge.
 
 The bound is calibrated in the reference process: every weight is replaced by what a perfect merge would store, peft's
 merge in float32 rounded to 16 bits. How far that moves the answers is due to rounding; the merge may be little worse.
@@ -209,14 +210,14 @@ def work_folder(work_dir: Path) -> Iterator[Path]:
         shutil.rmtree(work_dir)
 
 
-def run_reference(wanted: ProofRequest, work_dir: Path, log_path: Path) -> None:
+def run_reference(wanted: ProofRequest, work_dir: Path, merged_dir: Path, log_path: Path) -> None:
     """`write_reference` in a separate process.
 
     Raises OutOfMemory: another place may work. EnvironmentUnavailable: it failed or was killed. GateRefused: the
-    adapter cannot be merged.
+    adapter cannot be merged, or the merged files cannot be read.
     """
     write_json(work_dir / "request.json", {k: str(v) if isinstance(v, Path) else v for k, v in asdict(wanted).items()})
-    _run_child("reference", [work_dir], log_path)
+    _run_child("reference", [work_dir, merged_dir], log_path)
 
 
 def run_examination(work_dir: Path, merged_dir: Path, log_path: Path) -> Proof:

@@ -1,10 +1,10 @@
 """The two processes of the proof: what base + adapter predict, and what the merged model predicts in the same places.
 
-`reference` loads base and adapter, saves their predictions and ends; then `examine` loads the merged folder alone, with
-plain transformers, as its users will. Measures; weights/proof.py judges. Must not know how the merge was written:
-peft's own arithmetic defines what a merge is.
+`reference` loads base and adapter, compares every weight of the merged files with them, saves their predictions and
+ends; then `examine` loads the merged folder alone, with plain transformers, as its users will. Measures;
+weights/proof.py judges. Must not know how the merge was written: peft's own arithmetic defines what a merge is.
 
->>> python -m appliance.weights.proof_child reference WORK_DIR
+>>> python -m appliance.weights.proof_child reference WORK_DIR MERGED_DIR
 >>> python -m appliance.weights.proof_child examine WORK_DIR MERGED_DIR
 """
 
@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from appliance.errors import ApplianceError, EnvironmentUnavailable, GateRefused
-from appliance.findings import NAMED_ROWS
 from appliance.machine import write_errors
 from appliance.process import child
 from appliance.process.files import read_json, write_json
-from appliance.weights import child_out_of_memory, proof_configs, proof_tensors, proof_wanted, widened
+from appliance.weights import child_out_of_memory, proof_files, proof_tensors, proof_wanted, widened
 from appliance.weights.proof import TOP_TOKENS, Measures, ProofRequest, ProofRow
 from appliance.weights.shards import files_of, headers, is_adapter, stored_name
 
@@ -38,8 +37,11 @@ _ROUNDED_AT_ONCE = 1 << 22  # weights
 Load = Callable[[Path, Path | None, str, str], Any]  # model_dir, adapter_dir, type of computation, device -> model
 
 
-def write_reference(work_dir: Path, load: Load) -> None:
+def write_reference(work_dir: Path, merged_dir: Path, load: Load) -> None:
     """Saves what base, base + adapter, and a perfect merge of them predict at the compared positions.
+
+    Before anything is computed with them, the weights as they were loaded are compared with those in the merged files,
+    so that the base is read once: weights.json, for `examine`.
 
     Writes reference.safetensors: `ids` (P, K) the likeliest tokens of base + adapter, best first; `tuned`, `base`,
     `calibrated` (P, K + 1) float64 log-probabilities of those tokens and of all others; `agrees` (P,); and for each
@@ -51,8 +53,10 @@ def write_reference(work_dir: Path, load: Load) -> None:
     from safetensors.torch import save_file
 
     adapter_dir = wanted.trained_dir if is_adapter(wanted.trained_dir) else None
-    model = _as_computed(load(wanted.weights_dir, adapter_dir, wanted.weights_dtype, wanted.device), wanted)
+    model = load(wanted.weights_dir, adapter_dir, wanted.weights_dtype, wanted.device)
     with torch.no_grad():
+        compared = proof_tensors.compare(wanted, merged_dir, model)
+        model = _as_computed(model, wanted)
         ids, tuned = [], []
         for row in wanted.rows:
             said = _log_probs(model, row)
@@ -70,10 +74,11 @@ def write_reference(work_dir: Path, load: Load) -> None:
     saved = {"ids": torch.cat(ids).int(), "tuned": torch.cat(tuned), "base": base, "calibrated": calibrated}
     agrees = likeliest == torch.cat(ids)[:, 0]
     save_file({**saved, "agrees": agrees, **weights}, work_dir / "reference.safetensors")
+    write_json(work_dir / "weights.json", proof_files.of_weights(wanted, compared, weights, merged_dir))
 
 
 def examine(work_dir: Path, merged_dir: Path) -> Measures:
-    """Loads the merged files with plain transformers, and compares the weights and the answers.
+    """Loads the merged files with plain transformers, and compares the answers; the weights the reference compared.
 
     Raises GateRefused: a folder whose configs were changed does not load.
     """
@@ -84,7 +89,7 @@ def examine(work_dir: Path, merged_dir: Path) -> Measures:
 
     reference = load_file(work_dir / "reference.safetensors")
     ids = torch.split(reference["ids"].long(), [len(row.positions()) for row in wanted.rows])
-    configs = _config_faults(wanted, merged_dir)
+    configs = proof_files.config_faults(wanted, merged_dir)
     with _blamed_on([fault for found in configs.values() for fault in found]), torch.no_grad():
         model, info = AutoModelForCausalLM.from_pretrained(
             merged_dir,
@@ -94,8 +99,9 @@ def examine(work_dir: Path, merged_dir: Path) -> Measures:
             use_safetensors=True,
             output_loading_info=True,
         )
-        swallowed, faults = compare_files(wanted, reference, merged_dir, model)
         merged, likeliest = _compare(_as_computed(model.eval(), wanted), wanted.rows, ids)
+    of_weights = read_json(work_dir / "weights.json")
+    faults = of_weights["faults"] | configs
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         faults["tensors_wrong"] += map(str, info[kind])
     answered, tuned_says = _answered(wanted.rows), torch.cat(ids)[:, 0]
@@ -113,46 +119,9 @@ def examine(work_dir: Path, merged_dir: Path) -> Measures:
         agreement_evaluated=_share_equal(likeliest, answered),
         agreement_evaluated_16bit=_share_equal(tuned_says, answered),
         positions_not_finite=int(torch.cat([tuned, merged]).isnan().any(1).sum()),
-        swallowed=swallowed,
-        **counted(faults),
+        swallowed=of_weights["swallowed"],
+        **proof_files.counted(faults),
     )
-
-
-def compare_files(
-    wanted: ProofRequest, reference: Mapping[str, torch.Tensor], merged_dir: Path, model: Any = None
-) -> tuple[float, dict[str, list[str]]]:
-    """What the files say without running the model: the share of the tuning that rounding swallowed; what is wrong.
-
-    `reference`: of it, the samples of peft's merge. `model`: as loaded from the files; its weights stand for theirs
-    (proof_tensors.compare). The faults are grouped as in Measures.
-    """
-    by_peft = {key.removeprefix("wanted/"): values for key, values in reference.items() if key.startswith("wanted/")}
-    rows: dict[str, dict[int, torch.Tensor]] = {}
-    for key, row in reference.items():
-        if key.startswith("rows/"):
-            name, _, token = key.removeprefix("rows/").rpartition("/")
-            rows.setdefault(name, {})[int(token)] = row
-    weights = proof_tensors.compare(wanted, by_peft, rows, merged_dir, model)
-    return weights.swallowed, {
-        "tensors_not_finite": weights.not_finite,
-        "tensors_wrong": proof_tensors.wrong_tensors(wanted, merged_dir),
-        "unlike_base": weights.unlike_base,
-        "unlike_trained": weights.unlike_trained,
-        **_config_faults(wanted, merged_dir),
-    }
-
-
-def _config_faults(wanted: ProofRequest, merged_dir: Path) -> dict[str, list[str]]:
-    return {
-        "config_changed": proof_configs.changed_fields(wanted, merged_dir),
-        "decoding_changed": proof_configs.changed_decoding(wanted, merged_dir),
-    }
-
-
-def counted(faults: Mapping[str, list[str]]) -> dict[str, Any]:
-    """For Measures: how many of each there are, and the first of them in words."""
-    named = {f"{key}_names": f": {'; '.join(found[:NAMED_ROWS])}" if found else "" for key, found in faults.items()}
-    return {key: len(found) for key, found in faults.items()} | named
 
 
 @contextmanager
@@ -181,19 +150,19 @@ def load_with_peft(model_dir: Path, adapter_dir: Path | None, dtype: str, device
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The child process: `reference WORK_DIR` or `examine WORK_DIR MERGED_DIR`."""
+    """The child process: `reference WORK_DIR MERGED_DIR` or `examine WORK_DIR MERGED_DIR`."""
     child.die_with_parent()
-    verb, work_dir, *rest = arguments
+    verb, work_dir, merged_dir = arguments[0], *map(Path, arguments[1:])
     try:
         with (
-            write_errors.explaining(Path(work_dir), writes_only=True),
+            write_errors.explaining(work_dir, writes_only=True),
             _device_failures(),
             child_out_of_memory.ends_the_process(),
         ):
             if verb == "reference":
-                write_reference(Path(work_dir), load_with_peft)
+                write_reference(work_dir, merged_dir, load_with_peft)
             else:
-                write_json(Path(work_dir) / "measures.json", asdict(examine(Path(work_dir), Path(rest[0]))))
+                write_json(work_dir / "measures.json", asdict(examine(work_dir, merged_dir)))
     except ApplianceError as error:
         sys.stderr.write(f"{error}{'; ' if error.hint else ''}{error.hint}\n")
         return error.exit_code

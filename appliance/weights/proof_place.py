@@ -142,7 +142,7 @@ def prove(
             )
             try:
                 with proof.work_folder(work_dir):
-                    proof.run_reference(wanted, work_dir, log_path)
+                    proof.run_reference(wanted, work_dir, merged_dir, log_path)
                     return replace(proof.run_examination(work_dir, merged_dir, log_path), notes=tuple(notes))
             except OutOfMemory as error:
                 longest = max(len(row.input_ids) for row in wanted.rows)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from appliance.errors import EnvironmentUnavailable, GateRefused
 from appliance.weights import merge, proof_wanted, token_rows
 from appliance.weights.proof import SAMPLE, ProofRequest
 from appliance.weights.proof_wanted import Run, Stored, tensors_of
@@ -22,18 +23,57 @@ from appliance.wording import counted
 if TYPE_CHECKING:
     import torch
 
+_PEFT_DIFFERS = "peft computes other values than base + delta at {} of the places compared"
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Base + delta as computed here at the `sampled` places, float32, and how far peft's may lie from it.
+
+    NaN at places that were not reached.
+    """
+
+    values: torch.Tensor
+    slack: torch.Tensor
+
+    @classmethod
+    def unknown(cls, count: int) -> Sum:
+        import torch
+
+        return cls(torch.full((count,), math.nan), torch.zeros(count))
+
+    def take(self, run: Run, places: torch.Tensor) -> None:
+        """The `places` that are in this run. Both sums are computed, on devices of their own: twice the slack."""
+        assert run.slack is not None
+        columns = run.wanted.shape[1]
+        begin = run.begin * columns
+        here = (places >= begin) & (places < begin + run.wanted.numel())
+        at = places[here] - begin
+        self.values[here] = run.wanted.reshape(-1)[at]
+        self.slack[here] = 2 * run.slack.reshape(-1)[at // columns]
+
+    def unlike(self, by_peft: torch.Tensor | None) -> int:
+        """At how many places peft's merge differs by more than the order of summation does."""
+        if by_peft is None or by_peft.shape != self.values.shape:
+            return len(self.values)
+        return int((~((self.values - by_peft).abs() <= self.slack)).sum())
+
 
 @dataclass
 class Compared:
     """What differs, a sentence a tensor that begins with its name.
 
-    `unlike_base`: tensors that no training changed. `unlike_trained`: the others. `swallowed`: see `_Tuning`.
+    `unlike_base`: tensors that no training changed. `unlike_trained`: the others. `swallowed`: see `_Tuning`. By name,
+    for `compare_with_peft`: `sums` and `rows`, of tensors that are as an adapter has them; all that it `changed`.
     """
 
     unlike_base: list[str] = field(default_factory=list)
     unlike_trained: list[str] = field(default_factory=list)
     not_finite: list[str] = field(default_factory=list)
     swallowed: float = 0.0
+    sums: dict[str, Sum] = field(default_factory=dict)
+    rows: dict[str, TokenRows] = field(default_factory=dict)
+    changed: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -66,37 +106,32 @@ def sampled(count: int) -> torch.Tensor:
     return torch.randint(count, (SAMPLE,), generator=torch.Generator().manual_seed(0))
 
 
-def compare(
-    wanted: ProofRequest,
-    by_peft: Mapping[str, torch.Tensor],
-    rows_by_peft: Mapping[str, Mapping[int, torch.Tensor]],
-    merged_dir: Path,
-    model: Any = None,
-) -> Compared:
+def compare(wanted: ProofRequest, merged_dir: Path, model: Any = None) -> Compared:
     """Compares every weight of `merged_dir`; tensors that are missing or of another shape are `wrong_tensors`'.
 
-    `by_peft`: tensor -> what peft's own merge, in float32, has at the `sampled` places. It has to name the tensors that
-    the adapter changes, and to agree with the sum computed here, or both of our sums could share a mistake.
-    `rows_by_peft`: tensor -> token -> the row that peft puts there, float32. `model`: as loaded from `merged_dir`; its
-    weights are compared in place of the files', so that those are not read twice. A tensor that differs there is read
-    from its file, which decides: a library may store some weights otherwise than it holds them.
+    `model`: as loaded from `wanted.weights_dir`, with or without an adapter beside its weights, before anything changes
+    them. What it holds stands for those files, which are not read again. A tensor that differs there is read from
+    its file, which decides: a library may hold some weights otherwise than they are stored.
+
+    Raises GateRefused: the merged files cannot be read.
     """
     import torch
 
     kind = getattr(torch, wanted.dtype)
-    base, source, merged = (tensors_of(folder) for folder in (wanted.base_dir, wanted.weights_dir, merged_dir))
+    base, source = tensors_of(wanted.base_dir), tensors_of(wanted.weights_dir)
+    merged = _tensors_of_merged(merged_dir)
     adapted = is_adapter(wanted.trained_dir)
     deltas = merge.changed_by(wanted.trained_dir, wanted.base_dir) if adapted else {}
     rows = token_rows.of_adapter(wanted.trained_dir, wanted.base_dir) if adapted else {}
-    held: Mapping[str, Stored] = proof_wanted.held_by(model, merged) if model is not None else {}
-    found, all_tuning = Compared(), _Tuning()
+    held: Mapping[str, Stored] = proof_wanted.held_by(model, source) if model is not None else {}
+    found, all_tuning = Compared(changed=frozenset(deltas.keys() | rows.keys())), _Tuning()
 
-    def seen(name: str, merged_tensor: Stored) -> _Tensor:
-        one = _Tensor(source[name], merged_tensor, kind)
+    def seen(name: str, own: Stored) -> _Tensor:
+        one = _Tensor(own, merged[name], kind)
         if name in deltas:
-            one.see_sum(deltas[name], by_peft.get(name))
+            one.see_sum(deltas[name])
         elif name in rows:
-            one.see_rows(rows[name], rows_by_peft.get(name, {}))
+            one.see_copy(None, rows[name])
         else:
             one.see_copy(None if adapted else base.get(name))
         return one
@@ -104,19 +139,51 @@ def compare(
     for name in sorted(source.keys() & merged.keys()):
         if source[name].header.shape != merged[name].header.shape:
             continue
-        one = seen(name, held.get(name, merged[name]))
+        one = seen(name, held.get(name, source[name]))
         if name in held and (one.fault or not one.finite):
-            one = seen(name, merged[name])
+            one = seen(name, source[name])
         all_tuning.add(one.tuning)
         if not one.finite:
             found.not_finite.append(name)
         if fault := one.fault:
-            is_copy = adapted and name not in deltas.keys() | rows.keys()
+            is_copy = adapted and name not in found.changed
             (found.unlike_base if is_copy else found.unlike_trained).append(f"{name} ({fault})")
-    others = (by_peft.keys() | rows_by_peft.keys()) - deltas.keys() - rows.keys()
-    found.unlike_trained += [f"{name} (peft changes it)" for name in sorted(others)]
+        elif name in deltas:
+            found.sums[name] = one.sum
+        elif name in rows:
+            found.rows[name] = rows[name]
     found.swallowed = min(1.0, max(0.0, 1 - all_tuning.share))
     return found
+
+
+def compare_with_peft(
+    found: Compared, by_peft: Mapping[str, torch.Tensor], rows_by_peft: Mapping[str, Mapping[int, torch.Tensor]]
+) -> list[str]:
+    """What is unlike training because peft computes or puts in something else: sentences for `unlike_trained`.
+
+    Without it, merge and proof could share a mistake. `by_peft`: tensor -> what peft's own merge has at the `sampled`
+    places. `rows_by_peft`: tensor -> token -> the row that peft puts there. All in float32.
+    """
+    import torch
+
+    faults = []
+    for name, ours in found.sums.items():
+        if unlike := ours.unlike(by_peft.get(name)):
+            faults.append(f"{name} ({_PEFT_DIFFERS.format(unlike)})")
+    for name, trained in found.rows.items():
+        rows, theirs = dict(zip(trained.ids, trained.read(), strict=True)), rows_by_peft.get(name, {})
+        same = [token for token, row in theirs.items() if token in rows and torch.equal(row, rows[token])]
+        if unlike := len(rows.keys() | theirs.keys()) - len(same):
+            faults.append(f"{name} ({_PEFT_DIFFERS.format(unlike)})")
+    others = (by_peft.keys() | rows_by_peft.keys()) - found.changed
+    return faults + [f"{name} (peft changes it)" for name in sorted(others)]
+
+
+def _tensors_of_merged(merged_dir: Path) -> dict[str, Stored]:
+    try:
+        return tensors_of(merged_dir)
+    except EnvironmentUnavailable as error:  # it blames a base, and advises to download it again
+        raise GateRefused(f"the merged model: {error}") from error
 
 
 class _Tensor:
@@ -125,8 +192,8 @@ class _Tensor:
     def __init__(self, source: Stored, merged: Stored, kind: torch.dtype) -> None:
         self.source, self.merged, self.kind = source, merged, kind
         self.finite, self.tuning = True, _Tuning()
-        self._count = self._wrong = self._unlike_peft = 0
-        self._by_peft: torch.Tensor | None = None
+        self.sum = Sum.unknown(0)
+        self._count = self._wrong = 0
 
     @property
     def fault(self) -> str:
@@ -134,38 +201,26 @@ class _Tensor:
         if self._wrong:
             share = f"; {self.tuning.share:.0%} of what was trained is in it" if self.tuning.wanted else ""
             return f"{self._wrong} of {counted(self._count, 'value')}{share}"
-        if self._unlike_peft:
-            return f"peft computes other values than base + delta at {self._unlike_peft} of the places compared"
         return ""
 
-    def see_copy(self, base: Stored | None) -> None:
-        """The tensor is the source's, rounded. `base`: as it was before full fine-tuning, if it has this tensor."""
+    def see_copy(self, base: Stored | None, trained: TokenRows | None = None) -> None:
+        """The tensor is the source's, rounded, but for the rows that were `trained` beside an adapter.
+
+        Those are not small changes: counted as tuning, they would hide that rounding swallowed the adapter. `base`: the
+        tensor as it was before full fine-tuning, if the base has it.
+        """
         if base and base.header.shape != self.source.header.shape:
             base = None
-        for run in proof_wanted.copied_runs(self.source, base, self.merged):
+        for run in proof_wanted.copied_runs(self.source, base, self.merged, trained):
             self._see(run)
 
-    def see_sum(self, delta: Delta, by_peft: torch.Tensor | None) -> None:
+    def see_sum(self, delta: Delta) -> None:
         """The tensor is the source's plus `delta`, rounded."""
         places = sampled(math.prod(self.source.header.shape))
+        self.sum = Sum.unknown(len(places))
         for run in proof_wanted.summed_runs(self.source, delta, self.merged):
             self._see(run)
-            self._unlike_peft += _unlike_peft(run, places, by_peft)
-        if by_peft is None or not self._count:
-            self._unlike_peft = len(places)
-
-    def see_rows(self, trained: TokenRows, by_peft: Mapping[int, torch.Tensor]) -> None:
-        """The tensor is the source's, rounded, but for the rows that were trained beside an adapter.
-
-        They are not small changes: counted as tuning, they would hide that rounding swallowed the adapter.
-        """
-        import torch
-
-        for run in proof_wanted.copied_runs(self.source, None, self.merged, trained):
-            self._see(run)
-        rows = dict(zip(trained.ids, trained.read(), strict=True))
-        same = [token for token, row in by_peft.items() if token in rows and torch.equal(row, rows[token])]
-        self._unlike_peft = len(rows.keys() | by_peft.keys()) - len(same)
+            self.sum.take(run, places)
 
     def _see(self, run: Run) -> None:
         import torch
@@ -206,21 +261,6 @@ def _tuning_of(run: Run, kind: torch.dtype) -> _Tuning:
     arrived = run.merged.float() - run.stored.to(kind).float()
     flat, by_weight = trained.reshape(-1), arrived.reshape(-1)
     return _Tuning(flat.dot(flat).item(), flat.dot(by_weight).item())
-
-
-def _unlike_peft(run: Run, places: torch.Tensor, by_peft: torch.Tensor | None) -> int:
-    """At how many of the sampled places in this run peft's merge differs by more than the order of summation does.
-
-    Both sums are computed, on devices of their own: twice the slack.
-    """
-    if by_peft is None or run.slack is None:
-        return 0
-    columns = run.wanted.shape[1]
-    begin = run.begin * columns
-    here = (places >= begin) & (places < begin + run.wanted.numel())
-    at = places[here] - begin
-    apart = (run.wanted.reshape(-1)[at] - by_peft[here]).abs()
-    return int((~(apart <= 2 * run.slack.reshape(-1)[at // columns])).sum())
 
 
 def wrong_tensors(wanted: ProofRequest, merged_dir: Path) -> list[str]:

@@ -101,7 +101,7 @@ def examined(base_dir: Path, trained_dir: Path, merged_dir: Path, run: Path, wor
     work_dir.mkdir()
     wanted = proof.request(base_dir, trained_dir, dtype="bfloat16", device="cpu", rows=rows)
     write_json(work_dir / "request.json", {k: str(v) if isinstance(v, Path) else v for k, v in asdict(wanted).items()})
-    proof_child.write_reference(work_dir, proof_child.load_with_peft)
+    proof_child.write_reference(work_dir, merged_dir, proof_child.load_with_peft)
     seen = proof_child.examine(work_dir, merged_dir)
     return {gate.name for gate in judge(seen) if not gate.passed}, seen.kl_effect
 

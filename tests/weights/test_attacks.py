@@ -17,7 +17,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from safetensors.torch import load_file, save_file
 
-from appliance.weights import proof, proof_child, proof_wanted
+from appliance.weights import proof, proof_child, proof_files, proof_wanted
 from appliance.weights.merge import changed_by, merge_adapter, round_model
 from appliance.weights.proof import ProofRequest, judge
 from appliance.weights.shards import files_of
@@ -106,8 +106,8 @@ class Case:
 
     def judged(self, merged_dir: Path) -> dict[str, str]:
         """The gates that refuse by the files alone, each with what it says."""
-        swallowed, faults = proof_child.compare_files(self.wanted, self.reference, merged_dir)
-        seen = replace(GOOD, swallowed=swallowed, **proof_child.counted(faults))
+        swallowed, faults = proof_files.compare_files(self.wanted, self.reference, merged_dir)
+        seen = replace(GOOD, swallowed=swallowed, **proof_files.counted(faults))
         return {gate.name: gate.meaning for gate in judge(seen) if not gate.passed}
 
 
@@ -328,8 +328,8 @@ def test_swallowed_tuning_is_a_caution(tmp_path: Path) -> None:
     for strength in (0.1, 1e-5):
         folder = tmp_path / str(strength)
         case = made(folder, {}, {"strength": strength})
-        swallowed, faults = proof_child.compare_files(case.wanted, case.reference, case.merged)
-        measures = replace(GOOD, swallowed=swallowed, **proof_child.counted(faults))
+        swallowed, faults = proof_files.compare_files(case.wanted, case.reference, case.merged)
+        measures = replace(GOOD, swallowed=swallowed, **proof_files.counted(faults))
         seen[strength] = proof.Proof(judge(measures), measures, stored_dtype="bfloat16")
     assert all(found.passed for found in seen.values())
     assert seen[0.1].measures.swallowed < 0.05

@@ -117,7 +117,7 @@ def test_a_config_with_which_nothing_computes_is_named(tmp_path: Path) -> None:
     base_dir = tiny_base(tmp_path / "base", family="gpt2")
     adapter_dir = tiny_adapter(tmp_path / "adapter", base_dir, fan_in_fan_out=True)
     merge_adapter(base_dir, adapter_dir, tmp_path / "merged", dtype="bfloat16")
-    reference(base_dir, adapter_dir, tmp_path / "work")
+    reference(base_dir, adapter_dir, tmp_path / "work", tmp_path / "merged")
     edit_json(tmp_path / "merged" / CONFIG, n_head=5)
     with pytest.raises(GateRefused, match=r"n_head: base 4, merged 5.*does not load"):
         proof_child.examine(tmp_path / "work", tmp_path / "merged")

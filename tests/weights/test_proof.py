@@ -17,7 +17,7 @@ from appliance.machine.device import Device
 from appliance.pipeline import merge as pipeline_merge
 from appliance.process.files import write_json
 from appliance.weights import merge as weights_merge
-from appliance.weights import proof, proof_child
+from appliance.weights import proof, proof_child, proof_files, proof_tensors
 from appliance.weights.merge import merge_adapter
 from appliance.weights.proof import Measures, ProofRow, judge
 from tests.helpers.models import change_adapter, swap_layers, tiny_adapter, tiny_base
@@ -59,16 +59,32 @@ def rows(seed: int = 0, count: int = 16) -> list[ProofRow]:
     return [ProofRow((1, *row, 2), prompt_tokens=31) for row in ids]
 
 
-def reference(base_dir: Path, adapter_dir: Path, work_dir: Path, dtype: str = "bfloat16") -> Path:
+def write_request(wanted: proof.ProofRequest, work_dir: Path) -> None:
+    saved = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(wanted).items()}
+    write_json(work_dir / "request.json", saved)
+
+
+def reference(
+    base_dir: Path, adapter_dir: Path, work_dir: Path, merged_dir: Path, dtype: str = "bfloat16", count: int = 16
+) -> Path:
+    """The work folder with what the first process leaves for the second."""
     work_dir.mkdir()
-    _in_process(proof.request(base_dir, adapter_dir, dtype=dtype, device="cpu", rows=rows()), work_dir)
+    wanted = proof.request(base_dir, adapter_dir, dtype=dtype, device="cpu", rows=rows(count=count))
+    _in_process(wanted, work_dir, merged_dir)
     return work_dir
 
 
-def _in_process(wanted: proof.ProofRequest, work_dir: Path, _log: Path | None = None) -> None:
-    saved = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(wanted).items()}
-    write_json(work_dir / "request.json", saved)
-    proof_child.write_reference(work_dir, proof_child.load_with_peft)
+def examined(work_dir: Path, merged_dir: Path) -> Measures:
+    """Of another merged model than the one that the reference was compared with: its files speak for themselves."""
+    wanted, found = proof_child._read_request(work_dir), load_file(work_dir / "reference.safetensors")
+    compared = proof_tensors.compare(wanted, merged_dir)
+    write_json(work_dir / "weights.json", proof_files.of_weights(wanted, compared, found, merged_dir))
+    return proof_child.examine(work_dir, merged_dir)
+
+
+def _in_process(wanted: proof.ProofRequest, work_dir: Path, merged_dir: Path, _log: Path | None = None) -> None:
+    write_request(wanted, work_dir)
+    proof_child.write_reference(work_dir, merged_dir, proof_child.load_with_peft)
 
 
 def _examined_in_process(work_dir: Path, merged_dir: Path, _log: Path) -> proof.Proof:
@@ -90,7 +106,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("case")
     tiny_base(folder / "base", family="qwen3", tied=True, sharded=True)
     tiny_adapter(folder / "adapter", folder / "base", strength=0.1)
-    reference(folder / "base", folder / "adapter", folder / "work")
+    merge_adapter(folder / "base", folder / "adapter", folder / "merged", dtype="bfloat16")
+    reference(folder / "base", folder / "adapter", folder / "work", folder / "merged")
     return folder
 
 
@@ -113,8 +130,8 @@ def test_a_proper_merge_passes(
 ) -> None:
     base_dir = tiny_base(tmp_path / "base", **base_options)
     adapter_dir = tiny_adapter(tmp_path / "adapter", base_dir, **adapter_options)
-    work_dir = reference(base_dir, adapter_dir, tmp_path / "work", dtype)
     merge_adapter(base_dir, adapter_dir, tmp_path / "merged", dtype=dtype)
+    work_dir = reference(base_dir, adapter_dir, tmp_path / "work", tmp_path / "merged", dtype)
 
     seen = proof_child.examine(work_dir, tmp_path / "merged")
 
@@ -141,7 +158,7 @@ def test_a_proper_merge_passes(
 def test_a_wrong_merge_fails(change: Change, gates: set[str], case: Path, tmp_path: Path) -> None:
     wrong = change_adapter(case / "adapter", tmp_path / "adapter", change)
     merge_adapter(case / "base", wrong, tmp_path / "merged", dtype="bfloat16")
-    assert gates <= failed(proof_child.examine(case / "work", tmp_path / "merged"))
+    assert gates <= failed(examined(case / "work", tmp_path / "merged"))
 
 
 @pytest.mark.parametrize(
@@ -154,12 +171,12 @@ def test_a_merge_with_a_wrong_row_beside_the_adapter_fails(tied: bool, row: int,
     base_dir = tiny_base(tmp_path / "base", tied=tied)
     indices: Any = [300] if tied else {"embed_tokens": [300], "lm_head": [300]}
     adapter_dir = tiny_adapter(tmp_path / "adapter", base_dir, trainable_token_indices=indices)
-    work_dir = reference(base_dir, adapter_dir, tmp_path / "work")
     merge_adapter(base_dir, adapter_dir, tmp_path / "merged", dtype="bfloat16")
     path, name = tmp_path / "merged" / "model.safetensors", "model.embed_tokens.weight" if tied else "lm_head.weight"
     tensors = load_file(path)
     tensors[name][row] = factor * load_file(base_dir / "model.safetensors")[name][row]
     save_file(tensors, path, metadata={"format": "pt"})
+    work_dir = reference(base_dir, adapter_dir, tmp_path / "work", tmp_path / "merged")
 
     assert "every_delta_is_in" in failed(proof_child.examine(work_dir, tmp_path / "merged"))
 
@@ -168,9 +185,9 @@ def test_a_zeroed_merge_of_a_weak_adapter_fails_by_its_weights(tmp_path: Path) -
     """Rounding to bfloat16 moves the answers more than this adapter does, so the answers cannot tell."""
     base_dir = tiny_base(tmp_path / "base")
     adapter_dir = tiny_adapter(tmp_path / "adapter", base_dir, strength=0.0005)
-    work_dir = reference(base_dir, adapter_dir, tmp_path / "work")
     zeroed = change_adapter(adapter_dir, tmp_path / "zeroed", scaled(0))
     merge_adapter(base_dir, zeroed, tmp_path / "merged", dtype="bfloat16")
+    work_dir = reference(base_dir, adapter_dir, tmp_path / "work", tmp_path / "merged")
 
     seen = proof_child.examine(work_dir, tmp_path / "merged")
 
@@ -197,7 +214,7 @@ def test_damaged_folders_fail(damage: str, case: Path, tmp_path: Path) -> None:
         tensors[norm][3] = float("nan")
     save_file(tensors, merged / "model.safetensors", metadata={"format": "pt"})
 
-    seen = proof_child.examine(case / "work", merged)
+    seen = examined(case / "work", merged)
 
     assert ("all_finite" if damage == "nan" else "tensors_complete") in failed(seen)
     json.dumps(proof.Proof(judge(seen), seen).as_json(), allow_nan=False)
@@ -207,12 +224,12 @@ def test_a_weight_that_no_row_meets_must_be_finite_too(tmp_path: Path) -> None:
     """The embedding of a token that the compared rows do not hold: their logits are finite, the tensor is not."""
     base_dir = tiny_base(tmp_path / "base")
     adapter_dir = tiny_adapter(tmp_path / "adapter", base_dir)
-    work_dir = reference(base_dir, adapter_dir, tmp_path / "work")
     merge_adapter(base_dir, adapter_dir, tmp_path / "merged", dtype="bfloat16")
     path = tmp_path / "merged" / "model.safetensors"
     tensors = load_file(path)
     tensors["model.embed_tokens.weight"][310, 7] = float("inf")
     save_file(tensors, path, metadata={"format": "pt"})
+    work_dir = reference(base_dir, adapter_dir, tmp_path / "work", tmp_path / "merged")
 
     seen = proof_child.examine(work_dir, tmp_path / "merged")
 
@@ -233,7 +250,7 @@ def test_agreement_with_the_evaluated_answers_is_reported(tmp_path: Path) -> Non
     for name, compared in (("greedy", greedy), ("random", rows(count=4))):
         (tmp_path / name).mkdir()
         wanted = proof.request(base_dir, adapter_dir, dtype="bfloat16", device="cpu", rows=compared)
-        _in_process(wanted, tmp_path / name)
+        _in_process(wanted, tmp_path / name, tmp_path / "merged")
         seen = proof_child.examine(tmp_path / name, tmp_path / "merged")
         shares.append((seen.agreement_evaluated_16bit, seen.agreement_evaluated))
     assert shares[0][0] >= 0.95  # EOS is kept from coming, so not quite all
@@ -333,7 +350,7 @@ def test_a_merge_that_cannot_be_made_writes_proof_json(
 @pytest.mark.parametrize(("verb", "error"), [("reference", EnvironmentUnavailable), ("examine", GateRefused)])
 def test_a_process_that_fails_is_reported_with_its_last_lines(verb: str, error: type, tmp_path: Path) -> None:
     with pytest.raises(error, match=r"(?s)ended with 1:.*request\.json") as caught:  # there is no request.json
-        proof._run_child(verb, [tmp_path, tmp_path][: 1 + (verb == "examine")], tmp_path / "proof.log")
+        proof._run_child(verb, [tmp_path, tmp_path], tmp_path / "proof.log")
     assert "proof.log" in caught.value.hint
     assert "FileNotFoundError" in (tmp_path / "proof.log").read_text()
 
