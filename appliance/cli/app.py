@@ -50,7 +50,7 @@ def main() -> None:
     signals.install()
     try:
         try:
-            app()
+            _answer()
         finally:
             sys.stdout.flush()  # a disk that does not take the results is an error, see below
     except (ApplianceError, Interrupted) as error:
@@ -64,6 +64,13 @@ def main() -> None:
         if not getattr(error, "__notes__", None):
             raise
         _fail(f"this is a bug: {type(error).__name__}: {error}", "; ".join(error.__notes__), 1)
+
+
+def _answer() -> None:
+    if sys.argv[1:] == ["--version"]:  # to read any option, typer loads pydantic, which takes longer than all the rest
+        typer.echo(__version__)
+        sys.exit(0)
+    app()
 
 
 def _end_if_interrupted() -> None:

@@ -9,14 +9,11 @@ no library, no file and no pattern; process/redact.py adds what looks like a sec
 
 from __future__ import annotations
 
-import base64
-import html
 import json
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
-from urllib.parse import quote, quote_plus, unquote
 
 MASK = "…"
 # The variables that hold a Hub token or name its file, in order of precedence. No other place lists them.
@@ -84,6 +81,10 @@ def forms(secret: str) -> frozenset[str]:
     In base64 (RFC 4648, with both alphabets) every third alignment looks different; characters that also depend on
     what stands before or after the secret are left out.
     """
+    import base64  # these: not for a process without secrets
+    import html
+    from urllib.parse import quote, quote_plus
+
     raw = secret.encode("utf-8", "surrogatepass")
     spelled = {secret, repr(secret)[1:-1], repr(raw)[2:-1], html.escape(secret)}
     spelled |= {json.dumps(secret, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False)}
@@ -191,6 +192,8 @@ def _all_forms(secrets: tuple[str, ...]) -> frozenset[str]:
 
 def _in_addresses(environ: Mapping[str, str]) -> Iterator[str]:
     """Users and passwords in the addresses of proxies, mirrors and endpoints, as typed and as sent."""
+    from urllib.parse import unquote
+
     for value in environ.values():
         if "@" in value:
             for part in (part for found in _USER_AND_PASSWORD.findall(value) for part in found):

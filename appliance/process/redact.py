@@ -8,10 +8,8 @@ Knows patterns, no library and no file; process/known_secrets.py knows the secre
 
 from __future__ import annotations
 
-import getpass
 import logging
 import re
-import socket
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 
@@ -36,6 +34,9 @@ HOME_FOLDER = re.compile(
 @lru_cache
 def names_here() -> tuple[str, ...]:
     """The names of this user and host that could identify them."""
+    import getpass  # these two: a tenth of what `--help` costs
+    import socket
+
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # a uid without a name, as containers have

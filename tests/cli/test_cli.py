@@ -68,6 +68,38 @@ def test_a_light_command_loads_nothing_heavy(command: str) -> None:
     assert done.stdout
 
 
+# What a command may import beyond Python's own library: these are most of its start.
+_TYPER = {"typer", "annotated_doc", "shellingham"}
+_PYDANTIC = {"pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection"}
+_LOADED = [
+    ("--help", _TYPER),
+    ("--version", _TYPER),
+    ("run --help", _TYPER | _PYDANTIC),
+    ("dataset --help", _TYPER | _PYDANTIC),
+    ("status", _TYPER | _PYDANTIC | {"rich"}),
+]
+_PACKAGES = """
+import sys
+before = {name.partition(".")[0] for name in sys.modules}
+from appliance.cli.app import main
+try:
+    main()
+finally:
+    loaded = {name.partition(".")[0] for name in sys.modules} - before - sys.stdlib_module_names
+    loaded = {name for name in loaded if not name.startswith("_")}  # Python's own, named after the machine
+    print(*sorted(loaded - {"appliance", "datasets_src"}), "socket" in sys.modules, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(("command", "may"), _LOADED, ids=[command for command, _ in _LOADED])
+def test_a_command_starts_with_few_packages(command: str, may: set[str]) -> None:
+    done = _python(_PACKAGES, *command.split())
+    *packages, has_socket = done.stderr.split()
+    assert (done.returncode, set(packages) - may) == (0, set())
+    assert "typer" in packages
+    assert has_socket == str(bool(may & _PYDANTIC))  # only pydantic wants it
+
+
 _WITHOUT_TORCH = """
 import sys
 for name in {heavy!r}:

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from appliance.engines.decoding import Sampling
 from appliance.errors import EnvironmentUnavailable, RecipeError
-from appliance.process import exchange
 
 if TYPE_CHECKING:
+    from appliance.engines.decoding import Sampling
     from datasets_src.generators.endpoint import Endpoint
     from datasets_src.generators.journal import Backend, Request
 
@@ -64,6 +63,7 @@ class Asking:
             return journal.paid_for(journal.path_beside(out_path), asked_with, prompts)
 
     def _endpoint(self) -> Endpoint:
+        from appliance.process import exchange
         from datasets_src.generators import endpoint
 
         return endpoint.from_environment(

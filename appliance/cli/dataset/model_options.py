@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import typer
 
 from appliance.cli.dataset.answering import Asking
-from appliance.engines.decoding import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +99,8 @@ class Options:
     @property
     def asking(self) -> Asking:
         """The model that answers."""
+        from appliance.engines.decoding import Sampling
+
         sampling = Sampling(self.temperature, self.top_p, self.repetition_penalty, self.no_repeat_ngram_size, self.seed)
         return Asking(
             self.local,
