@@ -11,9 +11,7 @@ from appliance import bounds
 from appliance.base_model import config_values, tokenizer_trial, tunable
 from appliance.base_model.base import DEMO_NAME, Base
 from appliance.errors import EnvironmentUnavailable, RecipeError
-from appliance.hub import download
 from appliance.hub.cache import Source
-from appliance.hub.dataset_file import without_asking
 from appliance.hub.token import token
 from appliance.process import console
 from appliance.process.files import read_object
@@ -73,6 +71,8 @@ def fetch(base: Base, rows: Sequence[Row] = ()) -> Base:
     `tokenizer_trial.refuse_unusable`.
     """
     if base.snapshot:
+        from appliance.hub import download  # and with it httpx
+
         wanted = [name for name in base.snapshot.files if model_files.is_downloaded(name)]
         download.obtain(_source(base.public_id, base.revision), base.snapshot, wanted)
         _refuse_odd_generation(base.dir)
@@ -86,6 +86,9 @@ def _source(model_id: str, revision: str | None) -> Source:
 
 
 def _find_on_hub(model_id: str, revision: str | None, cache_dir: Path) -> Base:
+    from appliance.hub import download
+    from appliance.hub.dataset_file import without_asking
+
     try:
         hub_names.refuse_name(model_id)
     except ValueError as error:

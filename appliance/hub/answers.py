@@ -12,11 +12,13 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-
-import httpx
+from typing import TYPE_CHECKING
 
 import appliance
 from appliance.errors import HubError
+
+if TYPE_CHECKING:
+    import httpx
 
 _log = logging.getLogger(__name__)
 _COMMIT = re.compile("[0-9a-f]{40}")  # git's sha1

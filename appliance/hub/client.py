@@ -78,6 +78,10 @@ class Limits:
         return Exchange(self.exchange_seconds, most, _refused, self.file_bytes_per_second, rate)
 
 
+# For a Hub that a call can do without: no run waits minutes for it.
+BRIEFLY = Limits(connect_seconds=5, silence_seconds=20, tries=2)
+
+
 def _refused(what: str) -> HubError:
     return HubError(f"the Hub {what}", hint=answers.HINT)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -95,11 +96,12 @@ class Device:
 
 
 def device() -> Device:
-    """The one CUDA device that is used, or the CPU. Imports torch; of several cards it chooses one, for good."""
-    one_gpu.narrow(has_gpu=has_nvidia_node(Path("/")))
-    import torch
+    """The one CUDA device that is used, or the CPU; of several cards it chooses one, for good.
 
-    if torch.cuda.is_available():
+    Imports torch, which takes more than a second, only if there is something for it to find.
+    """
+    one_gpu.narrow(has_gpu=has_nvidia_node(Path("/")))
+    if may_have_gpu(Path("/")) and _torch_finds_gpu():
         found = card()
         return Device("cuda", found.name, found.memory_bytes, found.dtype, found.capability)
     return Device("cpu", _cpu_name(), host_memory.memory_limit_bytes(), "float32")
@@ -119,6 +121,26 @@ def card() -> Card:
         driver=driver_version(Path("/proc/driver/nvidia/version")),
         chosen=one_gpu.chosen(torch.cuda.device_count()),
     )
+
+
+def _torch_finds_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def may_have_gpu(root: Path) -> bool:
+    """Whether torch could find a GPU: it is loaded and may have, or there is a node through which one is reached.
+
+    NVIDIA's own, which CUDA may still have to make if its driver is loaded, those of its Jetsons, WSL's, and AMD's,
+    whose torch answers as CUDA. False if all are hidden.
+    """
+    if "torch" in sys.modules:
+        return True
+    if os.environ.get(one_gpu.VARIABLE) in one_gpu.HIDES_ALL:
+        return False
+    places = ("dev/nvidia*", "proc/driver/nvidia", "dev/nvhost*", "dev/nvmap", "dev/nvgpu", "dev/dxg", "dev/kfd")
+    return any(next(root.glob(place), None) for place in places)
 
 
 def has_nvidia_node(root: Path) -> bool:

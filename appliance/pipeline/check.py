@@ -13,9 +13,7 @@ from appliance.base_model.base import Base
 from appliance.engines import choose, master_weights, memory, rows_by_memory
 from appliance.errors import DataError, EnvironmentUnavailable
 from appliance.findings import Finding
-from appliance.hub import client, permissions
 from appliance.hub import token as hub_token
-from appliance.hub.errors import Unreachable
 from appliance.machine import device as machine_device
 from appliance.machine import host_memory, packages
 from appliance.machine import place as machine_place
@@ -35,8 +33,6 @@ from appliance.weights import intact
 from appliance.weights.proof_place import Weights, memory_finding
 from appliance.wording import counted
 
-# For a Hub that this call can do without: no run waits minutes for it.
-BRIEFLY = client.Limits(connect_seconds=5, silence_seconds=20, tries=2)
 PROMPT_TOKENS = 64  # that a format puts around a row, for the estimate before anything is tokenized
 
 
@@ -99,8 +95,7 @@ def run(
     if device:
         choose.refuse_impossible(engine, device)
     findings += _hub_findings(publish, model, tuning, into_existing, stage_dir.parent, todo, again)
-    files.write_json(table_path, [asdict(finding) for finding in findings])
-    permissions.refuse(findings)
+    _judge_hub(findings, table_path)
     base = get_base(seen.sample if seen else [])
     full_with = train.optimizer if tuning.method == "full" and "train" in ahead else None
     _judge([*findings, *intact.findings(base.dir, base.config, base.coming)], table_path)  # what follows needs them
@@ -136,6 +131,15 @@ def _judge(findings: list[Finding], table_path: Path) -> None:
             "this recipe cannot run here: " + "; ".join(f"{f.what}: {f.found}, needed {f.needed}" for f in failed),
             hint="; ".join(f.fix for f in failed),
         )
+
+
+def _judge_hub(findings: list[Finding], table_path: Path) -> None:
+    """Whatever else failed has been refused before."""
+    files.write_json(table_path, [asdict(finding) for finding in findings])
+    if any(finding.verdict == "fails" for finding in findings):
+        from appliance.hub import permissions
+
+        permissions.refuse(findings)
 
 
 def _cache(cache_dir: Path, place: Place) -> Finding:
@@ -176,10 +180,13 @@ def _hub_findings(
     is_published = (run_path / "publish" / "stage.json").is_file() and "publish" not in again
     if not repositories or (todo is not None and "publish" not in todo and is_published):
         return []
+    from appliance.hub import client, permissions  # and with them httpx
+    from appliance.hub.errors import Unreachable
+
     is_on_hub = "/" in model.id and not Path(model.id).exists()
     base = (model.id, model.revision) if is_on_hub else None
     can_wait = todo is not None and ("publish" not in todo or _has_trained(run_path, again))
-    limits = BRIEFLY if can_wait else client.Limits()
+    limits = client.BRIEFLY if can_wait else client.Limits()
     try:
         return permissions.findings(
             dict(repositories.values()), publish.visibility, into_existing, base, hub_token.token(), limits

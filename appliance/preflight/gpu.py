@@ -79,10 +79,11 @@ def unusable_gpu(root: Path = Path("/")) -> Finding | None:
 
     Also None if the CPU is intended: CUDA_VISIBLE_DEVICES is set and empty, or torch is the CPU build.
     """
+    if os.environ.get(one_gpu.VARIABLE) in one_gpu.HIDES_ALL or not has_nvidia_node(root):
+        return None
     import torch
 
-    meant = os.environ.get(one_gpu.VARIABLE) in one_gpu.HIDES_ALL
-    if meant or torch.version.cuda is None or not has_nvidia_node(root):
+    if torch.version.cuda is None:
         return None
     driver = driver_version(root / "proc" / "driver" / "nvidia" / "version")
     oldest = device.OLDEST_DRIVER.get(int(torch.version.cuda.partition(".")[0]))

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from appliance.errors import HubError
 from appliance.findings import Finding
-from appliance.hub import client, permissions
 from appliance.hub import token as hub_token
 from appliance.hub.token import client_home, expanded
 from appliance.process import redact
@@ -46,6 +45,8 @@ def ask(token: str) -> Finding:
 
 def _answer(token: str) -> str:
     """answers | refuses | offline, or what went wrong."""
+    from appliance.hub import client, permissions
+
     limits = client.Limits(connect_seconds=HUB_SECONDS, silence_seconds=HUB_SECONDS, tries=1)
     try:
         if client.is_offline():

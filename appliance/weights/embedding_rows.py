@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance.weights.shards import files_of, headers
+from appliance.weights.shards import ROW_TYPES, files_of, headers, read_rows
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
 
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in")
 HEADS = ("lm_head", "embed_out")
@@ -43,17 +43,9 @@ class Matrix:
     name: str
     shape: tuple[int, int]
 
-    def rows(self, ids: Sequence[int]) -> torch.Tensor:
-        """(len(ids), H) in float32. Reads only those rows, runs of consecutive ones at once."""
-        import torch
-        from safetensors import safe_open
-
-        found = []
-        with safe_open(self.path, framework="pt") as handle:
-            stored = handle.get_slice(self.name)
-            for begin, end in _runs(ids):
-                found.append(stored[begin:end].float())
-        return torch.cat(found) if found else torch.empty(0, self.shape[1])
+    def rows(self, ids: Sequence[int]) -> np.ndarray:
+        """(len(ids), H) in float32. Reads only those rows, runs of consecutive ones at once, without torch."""
+        return read_rows(self.path, self.name, _runs(ids))
 
 
 @dataclass(frozen=True)
@@ -66,15 +58,19 @@ class Matrices:
 
 
 def matrices_of(model_dir: Path, config: Mapping[str, Any]) -> Matrices | None:
-    """None if they cannot be told by their names. Raises EnvironmentUnavailable: the weights cannot be read."""
+    """None if they cannot be told by their names, or are not of ROW_TYPES.
+
+    Raises EnvironmentUnavailable: the weights cannot be read.
+    """
     files = {name: path for path, names in files_of(model_dir).items() for name in names}
 
     def matrix(modules: Collection[str]) -> Matrix | None:
         name = next((name for name in files if is_weight_of(name, modules)), None)
         if name is None:
             return None
-        shape = headers(files[name], [name])[0].shape
-        return Matrix(files[name], name, (shape[0], shape[1])) if len(shape) == 2 else None
+        (header,) = headers(files[name], [name])
+        is_readable = len(header.shape) == 2 and header.dtype in ROW_TYPES
+        return Matrix(files[name], name, (header.shape[0], header.shape[1])) if is_readable else None
 
     embeddings, head = matrix(EMBEDDINGS), matrix(HEADS)
     has_bias = any(is_weight_of(name, HEADS, ".bias") for name in files)
@@ -96,13 +92,13 @@ class Untrained:
     """How untrained rows of one matrix look: `unused` (U, H), of length 1, and `bound`, a cosine to the nearest."""
 
     matrix: Matrix
-    unused: torch.Tensor
+    unused: np.ndarray
     bound: float
 
     def cosine(self, token: int) -> float:
         """To the nearest unused row; 1 for a row that is zero, -1 if no unused row is known."""
         row = self.matrix.rows([token])
-        return 1.0 if row.abs().max().item() <= ZERO else _nearest(row, self.unused)[0].item()
+        return 1.0 if abs(row).max() <= ZERO else float(_nearest(row, self.unused)[0])
 
     def holds(self, token: int) -> bool:
         """Whether the token's row was never trained, as far as it shows."""
@@ -115,23 +111,30 @@ def untrained_of(matrix: Matrix, unused: Sequence[int], judged: Collection[int])
     `unused`: ids that are reserved, or beyond the vocabulary. `judged`: the ids that will be asked about, which are no
     example of a trained row.
     """
-    import torch
+    import numpy as np
 
     known = sorted(token for token in unused if token < matrix.shape[0] and token not in judged)
     rows = matrix.rows(known[:: max(1, len(known) // MOST_UNUSED)])
-    rows = torch.nn.functional.normalize(rows[rows.abs().amax(1) > ZERO], dim=1)
+    rows = _normalized(rows[abs(rows).max(1) > ZERO])
     ordinary = _nearest(matrix.rows(_spread(matrix.shape[0], {*unused, *judged})), rows)
-    usual = torch.quantile(ordinary, TRAINED_QUANTILE).item() if len(ordinary) else PARALLEL
+    usual = float(np.quantile(ordinary, TRAINED_QUANTILE)) if len(ordinary) else PARALLEL
     return Untrained(matrix, rows, max(PARALLEL, usual))
 
 
-def _nearest(rows: torch.Tensor, unused: torch.Tensor) -> torch.Tensor:
+def _nearest(rows: np.ndarray, unused: np.ndarray) -> np.ndarray:
     """(N,): the cosine of each row (N, H) to the nearest of the unused (U, H); -1 if there are none."""
-    import torch
+    import numpy as np
 
     if not len(unused):
-        return torch.full((len(rows),), -1.0)
-    return (torch.nn.functional.normalize(rows, dim=1) @ unused.T).amax(1)
+        return np.full(len(rows), -1.0)
+    return np.asarray((_normalized(rows) @ unused.T).max(1))
+
+
+def _normalized(rows: np.ndarray) -> np.ndarray:
+    """Each row (N, H) with length 1."""
+    import numpy as np
+
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
 
 
 def _spread(size: int, without: Collection[int]) -> list[int]:

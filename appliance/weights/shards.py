@@ -21,11 +21,13 @@ from appliance.process.files import read_json
 from appliance.process.hashed_file import HashedFile
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 INDEX = "model.safetensors.index.json"
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 FLOATS = ("F32", "F16", "BF16")
+ROW_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # as numpy reads them; see read_rows
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TOKEN_ROWS = "token_adapter.trainable_tokens_delta"  # how peft names rows trained beside an adapter: token_rows.py
 SHORT_NAME = {"bfloat16": "BF16", "float16": "F16"}  # torch's name -> safetensors' name
@@ -94,7 +96,7 @@ def files_of(model_dir: Path) -> dict[Path, list[str]]:
     files: dict[Path, list[str]] = {}
     for path in [single] if single.is_file() else [model_dir / name for name in sorted(set(listed.values()))]:
         try:
-            with safe_open(path, framework="pt") as handle:
+            with safe_open(path, framework="np") as handle:
                 files[path] = list(handle.keys())
         except (OSError, SafetensorError) as error:
             raise EnvironmentUnavailable(f"{path} cannot be read: {error}", hint="download the base again") from error
@@ -109,7 +111,7 @@ def headers(path: Path, names: Iterable[str]) -> list[Header]:
     """The headers of the named tensors in one file; no weight is read."""
     from safetensors import safe_open
 
-    with safe_open(path, framework="pt") as handle:
+    with safe_open(path, framework="np") as handle:
         views = [(name, handle.get_slice(name)) for name in names]
         return [Header(name, view.get_dtype(), tuple(view.get_shape())) for name, view in views]
 
@@ -125,6 +127,28 @@ def stored_headers(path: Path) -> list[Header]:
             raise ValueError(f"{path} is not a safetensors file")
         listed = json.loads(handle.read(size))
     return [Header(name, t["dtype"], tuple(t["shape"])) for name, t in listed.items() if name != "__metadata__"]
+
+
+def read_rows(path: Path, name: str, runs: Iterable[tuple[int, int]]) -> np.ndarray:
+    """(N, H) float32: the [begin, end) `runs` of rows of a matrix that a file holds in one of ROW_TYPES.
+
+    Reads those rows alone, and needs no torch. numpy has no bfloat16, whose 16 bits are the upper half of a float32's.
+    """
+    import numpy as np
+
+    with path.open("rb") as handle:
+        size = int.from_bytes(handle.read(8), "little")
+        told = json.loads(handle.read(size))[name]
+        kind, width = np.dtype(ROW_TYPES[told["dtype"]]), told["shape"][1]
+        found = [np.empty((0, width), np.float32)]
+        for begin, end in runs:
+            handle.seek(8 + size + told["data_offsets"][0] + begin * width * kind.itemsize)
+            stored = np.frombuffer(handle.read((end - begin) * width * kind.itemsize), kind).reshape(-1, width)
+            if told["dtype"] == "BF16":
+                found.append((stored.astype("<u4") << 16).view("<f4"))
+            else:
+                found.append(stored.astype(np.float32))
+    return np.concatenate(found)
 
 
 def stored_name(module: str, names: Container[str]) -> str | None:
@@ -146,7 +170,7 @@ def read_adapter(adapter_dir: Path) -> list[Delta]:
         raise EnvironmentUnavailable(f"{adapter_dir} has no {path.name}", hint="train again with --redo train")
     parts: dict[str, dict[str, str]] = {}
     deltas = []
-    with safe_open(path, framework="pt") as handle:
+    with safe_open(path, framework="np") as handle:
         for key in handle.keys():  # noqa: SIM118 (not a dict)
             if key.endswith(f".{TOKEN_ROWS}"):
                 continue

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -169,13 +170,25 @@ def test_rows_that_all_share_a_direction_are_not_taken_for_untrained(tokenizer: 
     assert chosen(base(tmp_path / "base", tokenizer, tied(rows))) == NOTHING
 
 
-def test_only_the_rows_that_are_asked_for_are_read(tokenizer: Path, tmp_path: Path) -> None:
-    """In the order asked for, whatever lies between them."""
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_only_the_rows_that_are_asked_for_are_read(dtype: torch.dtype, tokenizer: Path, tmp_path: Path) -> None:
+    """In the order asked for, whatever lies between them, and with the numbers that torch reads: no bit differs."""
     rows = matrix()
-    found = embedding_rows.matrices_of(base(tmp_path / "base", tokenizer, tied(rows)).dir, {})
+    rows[7, :5] = torch.tensor([float("inf"), -0.0, 1e-40, 6e-8, 65504.0])
+    made = base(tmp_path / "base", tokenizer, {})
+    save_file({"first": torch.ones(3), **tied(rows.to(dtype))}, made.dir / "model.safetensors")
+    found = embedding_rows.matrices_of(made.dir, {"tie_word_embeddings": True})
     assert found is not None
     assert found.head is None
-    assert torch.equal(found.embeddings.rows([7, 8, 3]), rows[[7, 8, 3]].to(torch.bfloat16).float())
+    expected = rows[[7, 8, 3]].to(dtype).float()
+    assert np.array_equal(found.embeddings.rows([7, 8, 3]).view("u4"), expected.numpy().view("u4"))
+    assert found.embeddings.rows([]).shape == (0, WIDTH)
+
+
+def test_numbers_of_8_bits_are_not_looked_at(tokenizer: Path, tmp_path: Path) -> None:
+    made = base(tmp_path / "base", tokenizer, {})
+    save_file(tied(matrix().to(torch.float8_e4m3fn)), made.dir / "model.safetensors")
+    assert embedding_rows.matrices_of(made.dir, {}) is None
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,22 @@ def test_a_command_starts_with_few_packages(command: str, may: set[str]) -> None
     assert has_socket == str(bool(may & _PYDANTIC))  # only pydantic wants it
 
 
+def test_check_of_a_recipe_loads_neither_torch_nor_an_http_client(base_dir: Path, tmp_path: Path) -> None:
+    """On a machine without a GPU, with a base in a folder: its tokens and rows are looked at all the same."""
+    csv_path = write_qa(tmp_path / "train.csv", [(f"{i}?", "답") for i in range(40)])
+    named = ["--set", f"model.id={base_dir}", "--set", f"data.csv={csv_path}", "--json"]
+    done = _python(
+        "import os; os.environ['CUDA_VISIBLE_DEVICES'] = ''" + _PACKAGES,
+        *("check", "chatbot-cpu", *named, "--runs-dir", str(tmp_path / "runs"), "--cache-dir", str(tmp_path / "cache")),
+    )
+    *packages, _ = done.stderr.splitlines()[-1].split()
+    assert done.returncode == 0, done.stderr
+    assert not {*HEAVY, "httpx", "scipy", "datasketch", "pyarrow"}.intersection(packages)
+    found = {finding["what"]: finding["found"] for finding in json.loads(done.stdout)}
+    assert found["control tokens"] == "EOS and the template's tokens look trained"
+    assert "CPU" in found["engine"] or "cores" in found["engine"]
+
+
 _WITHOUT_TORCH = """
 import sys
 for name in {heavy!r}:

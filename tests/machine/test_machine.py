@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -95,3 +97,19 @@ def test_the_drivers_version_is_read_from_proc(tmp_path: Path) -> None:
 
 def test_sizes_are_shown_in_binary_units() -> None:
     assert [disk.human(n) for n in (0, 1536, 3 << 30, 5 << 40)] == ["0 B", "1.5 KiB", "3.0 GiB", "5.0 TiB"]
+
+
+@pytest.mark.parametrize(
+    "place", ["dev/nvidia0", "dev/nvidiactl", "proc/driver/nvidia/x", "dev/nvmap", "dev/dxg", "dev/kfd"]
+)
+def test_torch_is_asked_if_anything_leads_to_a_gpu(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert not device.may_have_gpu(tmp_path)
+    (tmp_path / place).parent.mkdir(parents=True)
+    (tmp_path / place).touch()
+    assert device.may_have_gpu(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden
+    assert not device.may_have_gpu(tmp_path)
+    monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))  # it costs nothing any more
+    assert device.may_have_gpu(tmp_path)

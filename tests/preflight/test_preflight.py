@@ -262,7 +262,7 @@ def test_a_hub_that_cannot_be_asked_stops_only_what_has_not_begun(
     (tmp_path / "train" / "stage.json").touch()
     assert look(tmp_path, base_dir, publish=publish, todo=["publish"])["Hub"] == warning
     assert asked[0] == client.Limits()
-    assert asked[-1] == check.BRIEFLY
+    assert asked[-1] == client.BRIEFLY
     (tmp_path / "publish").mkdir()
     (tmp_path / "publish" / "stage.json").touch()
     assert "Hub" not in look(tmp_path, base_dir, publish=publish, todo=["rehearse"])  # published already
