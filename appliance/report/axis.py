@@ -1,7 +1,7 @@
 """Axes of a chart: where a number lies between 0 and 1, which ticks stand beside it, and how a number is written.
 
 >>> [tick.text for tick in linear(0.0, 0.0042, ticks=4).ticks]
-['0', '0.001', '0.002', '0.003', '0.004', '0.005']
+['0', '0.002', '0.004', '0.006']
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def linear(low: float, high: float, *, ticks: int) -> Axis:
     low, high = min(low, 0.0), max(high, 0.0)
     if high - low < 1 / LARGEST:
         high = low + 1.0
-    step = _step(high - low, ticks)
+    step = nice_step(high - low, ticks)
     first, last = math.floor(low / step), math.ceil(high / step - 1e-9)
     values = [number * step for number in range(first, last + 1)]
     low, high = values[0], values[-1]
@@ -64,7 +64,7 @@ def logarithmic(low: float, high: float, *, ticks: int) -> Axis:
     values = [digit * 10.0**power for power in range(-(-first // every) * every, last + 1, every) for digit in digits]
     values = [value for value in values if low <= value <= high]
     if len(values) < 3:
-        step = _step(high - low, ticks)
+        step = nice_step(high - low, ticks)
         values = [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1) if n > 0]
         texts = [tick_text(value, step) for value in values]
     else:
@@ -76,9 +76,9 @@ def logarithmic(low: float, high: float, *, ticks: int) -> Axis:
 def steps(low: int, high: int, *, ticks: int, unit: str = "step") -> Axis:
     """An axis of whole numbers that begins and ends with the data. `unit`: stands before its first tick."""
     high = max(high, low + 1)
-    every = max(1, round(_step(high - low, ticks)))
+    every = max(1, round(nice_step(high - low, ticks)))
     values = range(-(-low // every) * every, high + 1, every)
-    texts = [f"{unit} {value:,}" if i == 0 else f"{value:,}" for i, value in enumerate(values)]
+    texts = [f"{unit} {value:,}".lstrip() if i == 0 else f"{value:,}" for i, value in enumerate(values)]
     return Axis(low, high, tuple(Tick((v - low) / (high - low), t) for v, t in zip(values, texts, strict=True)))
 
 
@@ -108,7 +108,7 @@ def _scientific(text: str) -> str:
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
-def _step(span: float, ticks: int) -> float:
+def nice_step(span: float, ticks: int) -> float:
     """The smallest of 1, 2, 5, 10, … times a power of ten of which at most `ticks` fit into `span`."""
     rough = span / ticks
     power = 10.0 ** math.floor(math.log10(rough))

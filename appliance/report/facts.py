@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from appliance.evaluation import scores
 from appliance.process import files
 from appliance.recipe import differing, resolve
-from appliance.report import curves, headline, speed, uses
+from appliance.report import curves, headline, histogram, speed, uses
 from appliance.rows import leaks
 from appliance.rundir import base_asked, outcome, results, run_json
 from appliance.rundir.directory import STAGES, RunDir
+from appliance.training import kept_ids
 from appliance.weights import moved
 
 SHOWN_PREDICTIONS = 30
@@ -72,6 +74,7 @@ def of(run_dir: Path) -> Mapping[str, Any]:
         "speed": speed.of(lines),
         "curves": curves.of_run(lines, fit),
     }
+    shown |= {"lengths": _lengths(run_dir, shown["prepare"]), "score_rows": _score_rows(metrics, shown["predictions"])}
     head = headline.of(shown)
     return shown | {
         "shown_headline": head,
@@ -79,6 +82,29 @@ def of(run_dir: Path) -> Mapping[str, Any]:
         "verdict_sentence": headline.of_verdict(shown, METRIC_NAMES),
         "uses": uses.of(run_dir, shown),
     }
+
+
+def _lengths(run_dir: Path, prepared: Mapping[str, Any] | None) -> histogram.Histogram | None:
+    """None for runs of versions that kept no ids."""
+    if not prepared:
+        return None
+    found = {side: kept_ids.lengths(run_dir / "prepare" / f"{side}.csv") for side in ("train", "val", "test")}
+    return histogram.of_lengths({side: lengths or () for side, lengths in found.items()}, prepared["max_seq_length"])
+
+
+def _score_rows(
+    metrics: Mapping[str, Any] | None, predictions: Sequence[Mapping[str, str]]
+) -> histogram.Histogram | None:
+    """F1 of each row, or the primary metric if it has degrees as well."""
+    if not metrics or not predictions:
+        return None
+    metric: scores.Metric = next((m for m in ("rouge_l", "chrf") if m == metrics["primary"]), "f1")
+    wanted = [row["wanted"] for row in predictions]
+    both = {
+        model: scores.per_row(metric, wanted, [row[model] for row in predictions], metrics["f1_unit"])
+        for model in ("base", "tuned")
+    }
+    return histogram.of_scores(METRIC_NAMES[metric], both)
 
 
 def _rejected(path: Path) -> Iterator[tuple[int, str]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
+from appliance.errors import RunDirError
 from appliance.process import files
 from appliance.prompt.format import Prompt
 
@@ -155,6 +156,30 @@ def read(csv_path: Path, *, only: Collection[int] | None = None) -> Iterator[Kep
         batches = pa.ipc.open_file(source)
         for number in range(batches.num_record_batches):
             yield from _rows(batches.get_batch(number), only)
+
+
+def lengths(csv_path: Path) -> list[int] | None:
+    """How many tokens each prepared row has, EOS included, uncut; None if no ids are kept or pyarrow is not here.
+
+    Reads where rows begin, not their ids. Raises RunDirError: the file is damaged.
+    """
+    path = beside(csv_path)
+    if not path.is_file() or not can_be_kept():
+        return None
+    import pyarrow as pa
+
+    found: list[int] = []
+    try:
+        with pa.memory_map(str(path)) as source:
+            batches = pa.ipc.open_file(source)
+            for number in range(batches.num_record_batches):
+                lists = batches.get_batch(number).column("ids")
+                lists.validate(full=True)
+                found += lists.value_lengths().to_pylist()
+    except (pa.ArrowException, OSError, LookupError, AttributeError, TypeError) as error:
+        hint = "make it again with --redo prepare"
+        raise RunDirError(f"{path} is damaged: {error!s:.300}", hint=hint) from error
+    return found
 
 
 def _rows(batch: Any, only: Collection[int] | None) -> Iterator[Kept]:
