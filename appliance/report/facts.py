@@ -14,7 +14,6 @@ from appliance.report import curves, headline, histogram, speed, uses
 from appliance.rows import leaks
 from appliance.rundir import base_asked, outcome, results, run_json
 from appliance.rundir.directory import STAGES, RunDir
-from appliance.training import kept_ids
 from appliance.weights import moved
 
 SHOWN_PREDICTIONS = 30
@@ -88,6 +87,8 @@ def _lengths(run_dir: Path, prepared: Mapping[str, Any] | None) -> histogram.His
     """None for runs of versions that kept no ids."""
     if not prepared:
         return None
+    from appliance.training import kept_ids
+
     found = {side: kept_ids.lengths(run_dir / "prepare" / f"{side}.csv") for side in ("train", "val", "test")}
     return histogram.of_lengths({side: lengths or () for side, lengths in found.items()}, prepared["max_seq_length"])
 

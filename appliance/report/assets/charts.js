@@ -1,6 +1,6 @@
 "use strict";
 // Points at a step in every chart at once: with the mouse or a finger on a chart, or with the slider, which takes the
-// keys. The legend shows the values of that step; for a line without one, that of its nearest step, which is named; for
+// keys. The key shows the values of that step; for a line without one, that of its nearest step, which is named; for
 // a thinned line, the mean, the lowest and the highest of the stretch.
 (() => {
   const SVG = "http://www.w3.org/2000/svg";
@@ -52,7 +52,7 @@
       lines: data.charts[figure.dataset.chart],
       values: [...figure.querySelectorAll(".value")],
       last: [...figure.querySelectorAll(".value")].map((value) => value.textContent),
-      names: [...figure.querySelectorAll(".legend .name")].map((name) => name.textContent.trim()),
+      names: [...figure.querySelectorAll(".series .name")].map((name) => name.textContent.trim()),
       title: figure.querySelector("b").textContent,
       crosses: [...figure.querySelectorAll(".plot")].map(crosshair),
     }));
