@@ -39,6 +39,7 @@ def write(
     verdicts = row_verdicts([row.output for row in rows], given["tuned"], row_scores, unit)
     beside = {} if others is None else {results.OTHER_COLUMN: others}
     beside |= {results.BASE_COLUMN.format(way): [one.text for one in given_so] for way, given_so in bases.items()}
+    beside[results.STOPPED_COLUMN] = [results.YES if one.stopped else results.NO for one in answers["tuned"]]
     columns = (*results.PREDICTION_COLUMNS, *beside)
     with files.atomic_file(path) as temporary, csv_file.csv_writer(temporary, columns) as add:
         for i, row in enumerate(rows):

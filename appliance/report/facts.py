@@ -10,13 +10,12 @@ from typing import Any
 from appliance.evaluation import scores
 from appliance.process import files
 from appliance.recipe import differing, resolve
-from appliance.report import curves, headline, histogram, speed, uses
+from appliance.report import answers, curves, headline, histogram, speed, uses
 from appliance.rows import leaks
 from appliance.rundir import base_asked, outcome, results, run_json
 from appliance.rundir.directory import STAGES, RunDir
 from appliance.weights import moved
 
-SHOWN_PREDICTIONS = 30
 SHOWN_ROWS = 200  # of a list of rows beside the answers
 METRIC_NAMES = {
     "exact_match": "exact match",
@@ -36,6 +35,7 @@ def of(run_dir: Path) -> Mapping[str, Any]:
 
     stages = {stage: read(f"{stage}/stage.json") for stage in STAGES}
     answered = files.is_there(run_dir / "evaluate" / results.PREDICTIONS)
+    predictions = results.read_predictions(run_dir) if answered else []
     measured = run_dir / "train" / "metrics.jsonl"
     lines = results.read_metrics(measured) if files.is_there(measured) else []
     fit = read("train/fit.json")
@@ -63,9 +63,9 @@ def of(run_dir: Path) -> Mapping[str, Any]:
         "bases": base_asked.columns(metrics) if metrics else [],
         "left_out": base_asked.left_out(metrics) if metrics else [],
         "verdict": base_asked.verdict(metrics) if metrics else "",
-        "predictions": results.read_predictions(run_dir) if answered else [],
-        "extra": results.read_extra_answers(run_dir),
-        "shown": SHOWN_PREDICTIONS,
+        "predictions": predictions,
+        "test_answers": answers.of_test(predictions, metrics, METRIC_NAMES),
+        "extra_answers": answers.of_extra(results.read_extra_answers(run_dir)),
         "answers": (measures or {}).get("stops", {}).get("rows_that_fit"),
         "ended": outcome.last(RunDir(run_dir)),
         "proof": read("merge/proof.json"),

@@ -41,8 +41,8 @@ TITLES = {
     "stages": "Stages",
     "recipe": "Recipe",
 }
-STYLES = ("page.css", "charts.css")
-SCRIPTS = ("copy.js", "charts.js")
+STYLES = ("page.css", "answers.css", "charts.css")
+SCRIPTS = ("copy.js", "answers.js", "charts.js")
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,12 @@ def asset(name: str) -> str:
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader
 
-    environment = Environment(loader=PackageLoader("appliance.report", "templates"), autoescape=True, trim_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("appliance.report", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        finalize=_harmless,
+    )
     environment.filters |= {
         "percent": "{:.1%}".format,
         "duration": console.duration,
@@ -123,6 +128,11 @@ def _environment() -> Environment:
         "as_yaml": resolve.as_yaml,
     }
     return environment
+
+
+def _harmless(value: object) -> object:
+    """What a template prints: no text has control characters or ends of a pair that UTF-8 lacks, whoever wrote it."""
+    return terminal.printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def as_text(text: str) -> Markup:

@@ -34,6 +34,8 @@ PREDICTION_COLUMNS = ("row", "question", "wanted", "base", "tuned", "verdict")
 OTHER_COLUMN = "other"  # behind those, if another model's answers were scored as well
 # And behind that, the answers of the base asked in another way than the one in `base`: rundir/base_asked.py names them.
 BASE_COLUMN = "base_{}"
+STOPPED_COLUMN = "stopped"  # the last: whether the tuned answer ended by itself; not in runs of earlier versions
+YES, NO = "yes", "no"
 EXTRA_COLUMNS = ("from", "row", "question", "wanted", "base", "tuned")
 TEXT_COLUMNS = ("question", "wanted", "base", "tuned")  # of both: cells that hold the text of a row or an answer
 
@@ -124,7 +126,7 @@ def read_cautions(run_path: Path) -> list[Caution]:
 
 
 def read_predictions(run_path: Path) -> list[dict[str, str]]:
-    """PREDICTION_COLUMNS, and OTHER_COLUMN if there is one, of each evaluated test row, in the order of the CSV.
+    """PREDICTION_COLUMNS, and what the run has behind them, of each evaluated test row, in the order of the CSV.
 
     Raises RunDirError: the file is missing or has other columns.
     """

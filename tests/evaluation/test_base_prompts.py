@@ -134,7 +134,7 @@ def test_the_verdict_is_about_the_best_way_and_names_it(
     predictions = read_csv(stage_dir / "predictions.csv")
     others = [name for name in ALL if name != way]
     shown = ["row", "question", "wanted", "base", "tuned", "verdict", *(f"base_{name}" for name in others)]
-    assert list(predictions[0]) == shown
+    assert list(predictions[0]) == [*shown, "stopped"]
     assert all(row["base"] == row["wanted"] for row in predictions)
     assert {row[f"base_{name}"] for row in predictions for name in others} == {"모름"}
     # the gates go by our prompt, whichever way was the best
