@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -45,6 +45,10 @@ class Engine(Protocol):
 
     def load_for_inference(self, base_dir: Path, model: ModelSection, adapter_dir: Path | None) -> Loaded:
         """A model in eval mode; the base alone if `adapter_dir` is None."""
+        ...
+
+    def answering(self, model: Any) -> AbstractContextManager[None]:
+        """Within it, a model loaded for training answers; behind it, training goes on as before, from eval mode."""
         ...
 
     def summed_loss(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,12 @@ class TransformersEngine:
             loaded = PeftModel.from_pretrained(loaded, str(adapter_dir))
             engines_token_rows.complete(loaded, trains=False)
         return loaded.eval(), tokenizer
+
+    @contextmanager
+    def answering(self, model: Any) -> Iterator[None]:
+        """See Engine."""
+        model.eval()
+        yield
 
     def summed_loss(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See Engine. transformers' own loss would hold all logits and a float32 copy of them."""

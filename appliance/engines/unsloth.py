@@ -10,7 +10,8 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +107,18 @@ class UnslothEngine:
             loaded = PeftModel.from_pretrained(loaded, str(adapter_dir))
             engines_token_rows.complete(loaded, trains=False)
         return self._unsloth.for_inference(loaded), tokenizer
+
+    @contextmanager
+    def answering(self, model: Any) -> Iterator[None]:
+        """See Engine. Unsloth's fast decoding switches gradient checkpointing off, and has a switch back."""
+        modes = (getattr(module, "gradient_checkpointing", False) for module in model.modules())
+        checkpointing = next(filter(None, modes), False)
+        self._unsloth.for_inference(model)
+        try:
+            yield
+        finally:
+            self._unsloth.for_training(model, use_gradient_checkpointing=checkpointing)
+            model.eval()
 
     def summed_loss(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See Engine. Given labels, Unsloth's forward pass computes the loss in parts and divides it by a count that

@@ -45,6 +45,7 @@ def answer(
     at_once: RowsAtOnce | None = None,
     sampling: Sampling = GREEDY,
     on_progress: Callable[[int], None] | None = None,
+    is_trained_on: bool = False,
 ) -> list[Answer]:
     """Answers to `prompts` (ids), in their order.
 
@@ -57,6 +58,8 @@ def answer(
         halts: whether a row is finished at a `stop` text; if not, its ids go on behind the text that is cut there.
         at_once: how many rows a batch has; None: ROWS_AT_ONCE.
         on_progress: called with the number of rows just answered.
+        is_trained_on: whether the model goes on training: what it keeps of a forward pass, such as tables of its
+            position embedding, must then be usable in a backward pass.
     """
     ends = end_ids(model, prompt.eos_token_id)
     config = generation_config(
@@ -76,7 +79,7 @@ def answer(
         drawn = LogitsProcessorList([_Draw(sampling, [copy(streams[i]) for i in batch])]) if streams else None
         loops = _Loops(input_ids.shape[1])
         ending = [loops, _Halt(prompt, input_ids.shape[1], stop)] if halts and stop else [loops]
-        with torch.inference_mode():
+        with torch.no_grad() if is_trained_on else torch.inference_mode():
             output = model.generate(  # (B, T + new tokens)
                 input_ids=input_ids.to(model.device),
                 attention_mask=attention_mask.to(model.device),

@@ -40,7 +40,14 @@ STEPS, EVAL_EVERY = 3, 2  # the second step is timed: no kernel is compiled in i
 VAL_ROWS, TEST_ROWS = 8, 2
 SETTINGS: dict[str, dict[str, Any]] = {
     # at the full learning rate from the first step: a step that changes nothing would prove nothing
-    "train": {"max_steps": STEPS, "eval_every": EVAL_EVERY, "patience": STEPS, "warmup_steps": 0},
+    # without sample answers: the training itself gives its first ones before its first step
+    "train": {
+        "max_steps": STEPS,
+        "eval_every": EVAL_EVERY,
+        "patience": STEPS,
+        "warmup_steps": 0,
+        "sample_answers": 0,
+    },
     # the other model may not have answered the rows that a rehearsal picks, nor need they hold facts
     "evaluate": {"max_rows": TEST_ROWS, "max_new_tokens": 8, "other_answers": None, "primary": "f1"},
     # after three steps no model has to stop by itself or to be better than its base

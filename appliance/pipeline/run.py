@@ -24,7 +24,7 @@ from appliance.recipe import earlier_runs
 from appliance.recipe.resolve import Resolved, differing, flatten
 from appliance.report import ending
 from appliance.rundir import directory as rundir_directory
-from appliance.rundir import outcome
+from appliance.rundir import outcome, results
 from appliance.rundir.directory import STAGES, RunDir
 from appliance.training import validation
 from appliance.weights import moved
@@ -33,7 +33,7 @@ from appliance.wording import counted
 if TYPE_CHECKING:
     from appliance.weights.proof import Proof
 
-RESUMABLE = {"train": ("checkpoints", "metrics.jsonl", "tokens.json")}  # what a killed stage may continue from
+RESUMABLE = {"train": ("checkpoints", "metrics.jsonl", results.SAMPLES, "tokens.json")}  # to go on from after a kill
 
 
 def run(
@@ -250,6 +250,7 @@ def _train(job: Job, stage_dir: Path) -> str:
         model=recipe.model,
         tuning=recipe.tuning,
         train=recipe.train,
+        evaluate=recipe.evaluate,
         prompt_name=recipe.prompt,
         max_seq_length=prepared["max_seq_length"],
         cut_long_rows=recipe.data.on_too_long == "cut",

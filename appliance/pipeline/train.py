@@ -7,7 +7,6 @@ step. A killed or interrupted training continues from its newest complete checkp
 
 from __future__ import annotations
 
-import math
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,20 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import PrinterCallback, TrainerState, set_seed
+from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
 
 from appliance.base_model.base import Base
 from appliance.engines import flops, master_weights, matmul_rate, memory
 from appliance.engines.engine import Engine
-from appliance.errors import Interrupted, TrainingFailed
+from appliance.errors import Interrupted
 from appliance.machine import device as machine_device
 from appliance.machine import one_gpu
 from appliance.machine.device import Device
 from appliance.machine.out_of_memory import is_out_of_memory
+from appliance.pipeline import sample_answers
 from appliance.process import console, files
 from appliance.prompt import stop_check
 from appliance.prompt.encoding import Encoding
-from appliance.recipe.fields import ModelSection, TrainSection, TuningSection
+from appliance.recipe.fields import EvaluateSection, ModelSection, TrainSection, TuningSection
 from appliance.release import gates
 from appliance.report import loss_plot
 from appliance.rundir.token_choice import TokenChoice
@@ -36,27 +36,15 @@ from appliance.training import answer_loss, checkpoints, micro_batch, trained_fo
 from appliance.training import material as training_material
 from appliance.training.arguments import trainer_arguments
 from appliance.training.callbacks import EarlyStoppingCallback, FinishWithEvaluation, StopOnSignal
+from appliance.training.fit import Fit
 from appliance.training.material import Material
 from appliance.training.metrics import Metrics
 from appliance.training.micro_batch import BatchSize, OutOfMemory
-from appliance.training.trainer import (
-    EvaluationStopped,
-    OrderedTrainer,
-    TrainingEnded,
-)
+from appliance.training.samples import SampleAnswers
+from appliance.training.trainer import EvaluationStopped, OrderedTrainer, TrainingEnded
 from appliance.weights import moved
 from appliance.weights.shards import is_adapter
 from appliance.wording import counted
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How the training went. Losses in nats per trained token."""
-
-    steps: int
-    best_step: int
-    best_val_loss: float
-    stopped_early: bool
 
 
 @dataclass(frozen=True)
@@ -69,6 +57,7 @@ class _Task:
     model: ModelSection
     tuning: TuningSection
     train: TrainSection
+    evaluate: EvaluateSection | None
     encoding: Encoding
     prepare_dir: Path
     stage_dir: Path
@@ -147,6 +136,7 @@ def run(
     model: ModelSection,
     tuning: TuningSection,
     train: TrainSection,
+    evaluate: EvaluateSection | None = None,
     prompt_name: str,
     max_seq_length: int,
     cut_long_rows: bool,
@@ -156,12 +146,13 @@ def run(
     tokens: TokenChoice | None = None,
     cache_dir: Path | None = None,
 ) -> str:
-    """Writes `trained_dir` and, into `stage_dir`, metrics.jsonl, loss.png, gates.json and fit.json.
+    """Writes `trained_dir` and, into `stage_dir`, metrics.jsonl, samples.jsonl, loss.png, gates.json and fit.json.
 
     Args:
         engine: loads the base; on `device` the model is trained.
         base: the base model, complete on this disk.
         model, tuning, train: sections of the recipe.
+        evaluate: another, for how sample answers are decoded; None: there are none.
         prompt_name: the recipe's `prompt`.
         max_seq_length: tokens of the longest row allowed, as prepare found it.
         cut_long_rows: whether longer rows are cut; otherwise there are none.
@@ -191,7 +182,9 @@ def run(
     tokens = tokens or TokenChoice()
     rate = matmul_rate.kept(device, device.compute_dtype(model.dtype), cache_dir) if cache_dir else None
     used = flops.utilization(base.config, rate, trains_all=tuning.method == "full")
-    task = _Task(engine, device, base, model, tuning, train, encoding, prepare_dir, stage_dir, inputs, tokens, used)
+    task = _Task(
+        engine, device, base, model, tuning, train, evaluate, encoding, prepare_dir, stage_dir, inputs, tokens, used
+    )
     task.checkpoints_dir.mkdir(exist_ok=True)
     checkpoints.newest(task.checkpoints_dir, inputs)  # refuses before the model is loaded
     tokens.write(stage_dir)
@@ -234,7 +227,9 @@ def _train_to_the_end(task: _Task, material: Material, tuned: Any, first: BatchS
     path = task.stage_dir / "metrics.jsonl"
     metrics = Metrics(path, resume_step=step, scales_loss=scales_loss, utilization=task.utilization)
     stop, size = StopOnSignal(), first.remembered(task.checkpoints_dir)
-    trainer = _trainer(task, material, tuned, size, metrics, stop)
+    asking = _asking(task, material, step)
+    # asked first: metrics then counts the time of the next step from the last answer
+    trainer = _trainer(task, material, tuned, size, [*filter(None, [asking]), metrics, stop])
     trainer.use(
         train_rows=material.train_rows,
         val_rows=material.val_rows,
@@ -246,6 +241,8 @@ def _train_to_the_end(task: _Task, material: Material, tuned: Any, first: BatchS
         decays_all=resume_from is not None and task.tuning.dora and checkpoints.decays_all(resume_from),
     )
     metrics.trainer = trainer
+    if asking:
+        asking.trainer = trainer
     if resume_from:
         console.say(f"continuing from step {step} ({resume_from.name})")
     with stop, metrics:
@@ -256,9 +253,12 @@ def _train_to_the_end(task: _Task, material: Material, tuned: Any, first: BatchS
 
 
 def _trainer(
-    task: _Task, material: Material, tuned: Any, size: BatchSize, metrics: Metrics, stop: StopOnSignal
+    task: _Task, material: Material, tuned: Any, size: BatchSize, watching: Sequence[TrainerCallback]
 ) -> OrderedTrainer:
-    """The trainer, with our rows and our collator. Raises GateRefused: a library replaced them, and EOS got lost."""
+    """The trainer, with our rows and our collator; `watching` is called too, in its order.
+
+    Raises GateRefused: a library replaced the rows or the collator, and EOS got lost.
+    """
     train, dataset, collate = task.train, material.dataset, material.collate
     loss = answer_loss.choose(tuned, task.dtype) if task.engine.trainer_computes_loss else answer_loss.LIBRARYS
     arguments = trainer_arguments(
@@ -279,13 +279,23 @@ def _trainer(
         train_dataset=dataset,
         eval_dataset=material.val_dataset,
         data_collator=collate,
-        callbacks=[EarlyStoppingCallback(train.patience, train.min_delta), FinishWithEvaluation(), metrics, stop],
+        callbacks=[EarlyStoppingCallback(train.patience, train.min_delta), FinishWithEvaluation(), *watching],
     )
     trainer.loss = loss
     trainer.remove_callback(PrinterCallback)  # it prints every line of metrics; ours writes them
     if trainer.train_dataset is not dataset or trainer.data_collator is not collate:
         _refuse_rows_that_do_not_stop(task, material, trainer.train_dataset, trainer.data_collator)
     return trainer
+
+
+def _asking(task: _Task, material: Material, step: int) -> SampleAnswers | None:
+    """`step`: of the checkpoint that training continues from, or -1."""
+    if task.evaluate is None:
+        return None
+    length, folders = task.encoding.max_seq_length, (task.prepare_dir, task.stage_dir)
+    return sample_answers.of_training(
+        task.engine, material.prompt, task.train, task.evaluate, *folders, max_seq_length=length, resume_step=step
+    )
 
 
 def _train(trainer: OrderedTrainer, resume_from: Path | None) -> None:
@@ -311,7 +321,7 @@ def _interrupted(signal_number: int, step: int) -> Interrupted:
 
 def _keep_best(task: _Task, material: Material, state: TrainerState, size: BatchSize, trained_dir: Path) -> str:
     """Writes what was trained, loss.png and fit.json of a training that ended; returns the summary."""
-    fit, base, evaluation = _fit(state), task.base, material.evaluation
+    fit, base, evaluation = Fit.of(state), task.base, material.evaluation
     checkpoint = task.checkpoints_dir / f"checkpoint-{fit.best_step}"
     trained_folder.write(checkpoint, trained_dir, base, material.prompt)
     on = "" if evaluation.lines is None else f" on {evaluation.rows} of {counted(evaluation.of, 'val row')}"
@@ -333,14 +343,3 @@ def _keep_best(task: _Task, material: Material, state: TrainerState, size: Batch
     smaller = f"; micro batches of {counted(size.micro_batch_size, 'row')} fitted" if size.notes else ""
     shares = f"; {change}" if change else ""
     return f"{early} after {counted(fit.steps, 'step')}; {best}{smaller}{shares}"
-
-
-def _fit(state: TrainerState) -> Fit:
-    if not state.best_global_step or not math.isfinite(state.best_metric):
-        raise TrainingFailed("no evaluation gave a finite val loss", hint="see metrics.jsonl and the log file")
-    return Fit(
-        steps=state.global_step,
-        best_step=state.best_global_step,
-        best_val_loss=state.best_metric,
-        stopped_early=state.global_step < state.max_steps,
-    )

@@ -23,7 +23,7 @@ from appliance import findings
 from appliance.errors import ApplianceError, Interrupted
 from appliance.process import files, redact, signals, std_streams, tables
 from appliance.process.step_bar import step_bar
-from appliance.process.terminal import printable
+from appliance.process.terminal import in_one_line, printable
 from appliance.process.typed import as_typed
 
 _log = logging.getLogger("appliance")
@@ -93,6 +93,12 @@ def say(text: str, *, style: str = "") -> None:
     """A message on stderr and in the log file. Control characters in the user's data never reach the terminal."""
     _print(_stderr, Text(_shown(text), style=style))
     _log.info("%s", text)
+
+
+def glimpse(*parts: str) -> None:
+    """Rows of the user as one line on a terminal, each part cut so that all fit; nothing in a pipe, nor in the log."""
+    if _stderr.is_terminal:
+        _stderr.print(in_one_line(map(_shown, parts), _stderr.width), style="dim", markup=False)
 
 
 def result(text: str) -> None:

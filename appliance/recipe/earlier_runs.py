@@ -31,6 +31,7 @@ BEFORE: dict[str, Any] = {
     "data.na_values": [],
     "evaluate.base_prompts": ["prompt"],
     "train.batch_size": None,
+    "train.sample_answers": 0,
 }
 ORIGIN = "as before this field"  # of such a value, in recipe.yaml
 

@@ -124,6 +124,9 @@ class TrainSection(Section):
     min_delta: Annotated[float, Field(ge=0)] = Field(
         0.001, description="How far the val loss must fall to count; small falls add up."
     )
+    sample_answers: Annotated[int, Field(ge=0, le=16)] = Field(
+        3, description="Val questions answered at each evaluation, to look at; they change nothing. 0: none."
+    )
     loss_on: Literal["answer", "all"] = Field("answer", description="Train on the answer only, or the prompt as well.")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         123, description="Seed of the split, the adapter weights, the row order and the dropout."

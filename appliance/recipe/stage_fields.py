@@ -17,8 +17,9 @@ READ_BY = {
     "publish": ("name", "publish", "model.hub_id"),
 }
 _PUBLISHED = {"model.hub_id"}  # only told to others: nothing is computed from it
-# Neither where metrics go nor how a step is divided into micro batches changes what is learned; the rows of a step do.
-_WITHOUT_EFFECT = {"batch_size", "micro_batch_size", "gradient_accumulation_steps", "report_to"}
+# Neither where metrics go, nor what is asked in between, nor how a step is divided into micro batches changes what is
+# learned; the rows of a step do.
+_WITHOUT_EFFECT = {"batch_size", "micro_batch_size", "gradient_accumulation_steps", "report_to", "sample_answers"}
 
 
 def of_stage(recipe: Recipe, stage: str) -> dict[str, Any]:

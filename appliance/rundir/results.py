@@ -29,6 +29,7 @@ PREDICTIONS = "predictions.csv"  # its `verdict` is win, closer, tie, loss or no
 EXTRA_ANSWERS = "extra_answers.csv"
 STEPS = "steps.json"  # of the stage train: how many steps the training will have at most
 ROW_LEDGER = "rows.csv"  # of the stage prepare: what became of every row
+SAMPLES = "samples.jsonl"  # of the stage train: a few val questions, answered at each evaluation
 TEST_GROUPS = "test_groups.csv"  # of the stage prepare
 PREDICTION_COLUMNS = ("row", "question", "wanted", "base", "tuned", "verdict")
 OTHER_COLUMN = "other"  # behind those, if another model's answers were scored as well
@@ -37,6 +38,7 @@ BASE_COLUMN = "base_{}"
 STOPPED_COLUMN = "stopped"  # the last: whether the tuned answer ended by itself; not in runs of earlier versions
 YES, NO = "yes", "no"
 EXTRA_COLUMNS = ("from", "row", "question", "wanted", "base", "tuned")
+SAMPLE_TEXTS = ("question", "wanted", "answer")  # of each row in samples.jsonl, beside `row`
 TEXT_COLUMNS = ("question", "wanted", "base", "tuned")  # of both: cells that hold the text of a row or an answer
 
 
@@ -154,6 +156,26 @@ def read_row_ledger(path: Path) -> list[dict[str, str]]:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; a last line cut off by a kill is left out. Raises RunDirError: another is damaged."""
+    return _lines(path)
+
+
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """The lines of samples.jsonl: `step`, and `rows` with `row` (its line in the CSV), `question`, `wanted`, `answer`.
+
+    A last line cut off by a kill is left out. Raises RunDirError: another is damaged.
+    """
+    found = _lines(path)
+    try:
+        for row in (row for line in found for row in line["rows"]):
+            if not (isinstance(row["row"], int) and all(isinstance(row[key], str) for key in SAMPLE_TEXTS)):
+                raise ValueError("expected a number as row, and texts beside it")
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
+    return found
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file with one JSON object, which has a step, on each. Raises RunDirError."""
     try:
         found = [bounds.json_of(line) for line in bounds.read_text(path).split("\n")[:-1]]
         if not all(isinstance(line, dict) and isinstance(line.get("step"), int) for line in found):

@@ -48,7 +48,7 @@ def test_every_field_of_training_counts_in_both(recipe: Recipe, tmp_path: Path) 
     """A field that is added to one of the three sections needs a value here."""
     sections = {name: getattr(recipe, name) for name in ("model", "tuning", "train")}
     before, checkpoint_before = stage_fields.of_stage(recipe, "train"), of_checkpoint(recipe, tmp_path)
-    free = {"batch_size", "micro_batch_size", "gradient_accumulation_steps", "report_to", "hub_id"}
+    free = {"batch_size", "micro_batch_size", "gradient_accumulation_steps", "report_to", "sample_answers", "hub_id"}
     fields = [(name, field) for name, section in sections.items() for field in type(section).model_fields]
     for name, field in fields:
         if f"{name}.{field}" in RESOLVED or field in free | {"method"}:
@@ -64,6 +64,13 @@ def test_only_the_product_of_the_batch_counts(recipe: Recipe) -> None:
     changed = recipe.model_copy(update={"train": train})
     assert stage_fields.of_stage(changed, "train") == stage_fields.of_stage(recipe, "train")
     assert stage_fields.of_stage(changed, "rehearse") != stage_fields.of_stage(recipe, "rehearse")
+
+
+def test_answers_to_look_at_can_be_switched_off_at_any_time(recipe: Recipe, tmp_path: Path) -> None:
+    """A training is neither refused nor begun again for them: they change nothing that is learned."""
+    without = recipe.model_copy(update={"train": recipe.train.model_copy(update={"sample_answers": 0})})
+    assert stage_fields.of_stage(without, "train") == stage_fields.of_stage(recipe, "train")
+    assert of_checkpoint(without, tmp_path) == of_checkpoint(recipe, tmp_path)
 
 
 def test_every_stage_but_check_has_its_fields(recipe: Recipe) -> None:
