@@ -186,28 +186,9 @@ def _check(job: Job, stage_dir: Path) -> str:
 
 
 def _prepare(job: Job, stage_dir: Path) -> str:
-    from appliance.evaluation import facts
-    from appliance.pipeline import prepare, saved_tokenizer
-    from appliance.rows import csv_file, leaks
+    from appliance.pipeline import prepare_job
 
-    recipe = job.resolved.recipe
-    wanted = recipe.model.max_seq_length
-    counts = prepare.run(
-        csv_path=job.csv_path,
-        data=recipe.data,
-        prompt=job.prompt,
-        max_seq_length=wanted if isinstance(wanted, int) else None,
-        longest_possible=job.base.max_positions,
-        seed=recipe.train.seed,
-        stage_dir=stage_dir,
-        csv_sha256=job.csv_sha256,
-    )
-    if recipe.evaluate.primary == "facts_right":  # before hours of training
-        facts.refuse_without(row.output for row in csv_file.iter_canonical(stage_dir / "test.csv"))
-    saved_tokenizer.refuse_lossy(stage_dir, job.base.dir, job.prompt)
-    for warning in leaks.warnings(stage_dir):
-        console.say(str(warning), style="warning")
-    return prepare.summarise(counts)
+    return prepare_job.run(job, stage_dir)
 
 
 def _rehearse(job: Job, stage_dir: Path) -> str:

@@ -12,13 +12,13 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-from appliance.rows import csv_file, split
+from appliance.rows import csv_file, minhash, split
 from appliance.rows.csv_file import Row
+from appliance.rows.minhash import Signature
 from appliance.rows.split import Side
 
 if TYPE_CHECKING:
     import numpy as np
-    from datasketch import MinHash
 
 # Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, 3.2.2 (http://www.mmds.org): shingles so long that a given
 # one is unlikely in a given text; for short English emails five letters out of 27 (14 million) suffice. Three Hangul
@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 # the threshold.
 SHINGLE = 3
 THRESHOLD = 0.8
-# 12 bands of 5 of the 60 hashes (ib. 3.4.2): a pair at 0.8 is found with 1 - (1 - 0.8**5)**12 = 99.1 %, one at 0.85
-# with 99.9 %; what is found is then compared exactly.
-_BANDS, _BAND = 12, 5
+# minhash.py has 12 bands of 5 hashes (ib. 3.4.2): a pair at 0.8 is found with 1 - (1 - 0.8**5)**12 = 99.1 %, one at
+# 0.85 with 99.9 %; what is found is then compared exactly.
 # A row costs 50 microseconds plus 0.5 per letter (one core of 2024), so each row counts as this many extra letters. If
 # there are more rows than the budgets pay for, a seeded sample is compared: at 20 letters, 3,300 of a side and 67,000
 # of train.
@@ -91,7 +90,7 @@ class _Held:
     answer: int
     shown: str
     shingles: np.ndarray  # (S,) uint64, sorted
-    minhash: MinHash
+    signature: Signature
     checks: int = 0
     pairs: list[Pair] = field(default_factory=list)
 
@@ -102,9 +101,7 @@ def near_pairs(prepare_dir: Path, rows: Mapping[Side, int], seed: int) -> Near:
     Equal questions are left out: `split.leaks` counts every one of those.
     """
     import numpy as np
-    from datasketch import MinHash, MinHashLSH
 
-    template = MinHash(num_perm=_BANDS * _BAND, hashfunc=int)
     mean_letters = _mean_letters(prepare_dir)
     held: list[_Held] = []
     compared: dict[Side, int] = {"train": 0, "val": 0, "test": 0}
@@ -112,11 +109,11 @@ def near_pairs(prepare_dir: Path, rows: Mapping[Side, int], seed: int) -> Near:
         for row in _sampled(prepare_dir, side, _HELD_BUDGET / (_ROW + mean_letters) / rows[side], seed):
             compared[side] += 1
             shingles, key, answer = _shingles(row), split.question_key(row), hash(split.folded(row.output))
-            minhash = _minhash(template, shingles)
-            held.append(_Held(side, row.line, key, answer, row.instruction[:_SHOWN], shingles, minhash))
-    index = MinHashLSH(threshold=THRESHOLD, num_perm=_BANDS * _BAND, params=(_BANDS, _BAND))
+            shown = row.instruction[:_SHOWN]
+            held.append(_Held(side, row.line, key, answer, shown, shingles, _signature(shingles)))
+    index = minhash.Index()
     for number, one in enumerate(held):
-        index.insert(number, one.minhash)
+        index.insert(number, one.signature)
     known = np.unique(np.concatenate([one.shingles for one in held])) if held else np.empty(0, "u8")
     for row in _sampled(prepare_dir, "train", _TRAIN_BUDGET / (_ROW + mean_letters) / rows["train"], seed):
         compared["train"] += 1
@@ -126,7 +123,7 @@ def near_pairs(prepare_dir: Path, rows: Mapping[Side, int], seed: int) -> Near:
         if np.count_nonzero(known[places] == shingles) < THRESHOLD * len(shingles):
             continue
         values = set(shingles.tolist())
-        for number in index.query(_minhash(template, shingles)):
+        for number in index.query(_signature(shingles)):
             _compare(held[number], row, values)
             if len(held[number].pairs) == TWINS or held[number].checks == _CHECKS:
                 index.remove(number)
@@ -168,13 +165,11 @@ def _shingles(row: Row) -> np.ndarray:
     return np.unique(codes[:-2] << 42 | codes[1:-1] << 21 | codes[2:])
 
 
-def _minhash(template: MinHash, shingles: np.ndarray) -> MinHash:
+def _signature(shingles: np.ndarray) -> Signature:
     import numpy as np
 
-    minhash = template.copy()
-    # Fibonacci hashing to 32 bits (Knuth, The Art of Computer Programming 3, 6.4); the library mixes them further.
-    minhash.update_batch((shingles * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)).tolist())
-    return minhash
+    # Fibonacci hashing to 32 bits (Knuth, The Art of Computer Programming 3, 6.4)
+    return minhash.signature((shingles * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)).astype("u4"))
 
 
 def _sampled(prepare_dir: Path, side: Side, share: float, seed: int) -> Iterator[Row]:

@@ -80,8 +80,8 @@ class Spool:
         with files.naming(path), pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for batch in self._batches(rows):
                 columns = [
-                    pa.array([lines[i] for i in batch], pa.int64()),
-                    pa.array([prompt_tokens[i] for i in batch], pa.int32()),
+                    _column(array("q", [lines[i] for i in batch]), pa.int64()),
+                    _column(array("i", [prompt_tokens[i] for i in batch]), pa.int32()),
                     self._lists(batch),
                 ]
                 writer.write_batch(pa.record_batch(columns, schema=schema))
@@ -115,7 +115,7 @@ class Spool:
         for row in batch:
             offsets.append(offsets[-1] + self._length(row))
         values = pa.Array.from_buffers(pa.int32(), offsets[-1], [None, pa.py_buffer(b"".join(parts))])
-        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
+        return pa.ListArray.from_arrays(_column(offsets, pa.int32()), values)
 
     def _read(self, first: int, last: int) -> bytes:
         return os.pread(self._file.fileno(), (last - first) * _ID_BYTES, first * _ID_BYTES)
@@ -188,6 +188,13 @@ def _rows(batch: Any, only: Collection[int] | None) -> Iterator[Kept]:
     for i, (line, prompt_tokens) in enumerate(zip(lines.to_pylist(), prompts.to_pylist(), strict=True)):
         if only is None or line in only:
             yield Kept(line, values[offsets[i] : offsets[i + 1]].tolist(), prompt_tokens)
+
+
+def _column(numbers: array[int], kind: pa.DataType) -> pa.Array:
+    """Of numbers that are as wide as their `kind`: pa.array would import pandas first, to ask whether they are its."""
+    import pyarrow as pa
+
+    return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(numbers)])
 
 
 def _schema() -> pa.Schema:

@@ -18,8 +18,11 @@ from appliance import __version__
 from appliance.cli import app as cli_app
 from appliance.cli import help as cli_help
 from appliance.cli import inspect as cli_inspect
+from appliance.prompt import format as prompt_format
+from appliance.prompt import tokenizer
 from appliance.recipe import fields as recipe_fields
 from appliance.recipe import resolve
+from appliance.training import kept_ids
 from tests.conftest import write_qa
 
 HEAVY = ["torch", "transformers", "trl", "peft", "unsloth", "datasets", "pandas", "sklearn", "huggingface_hub"]
@@ -100,20 +103,29 @@ def test_a_command_starts_with_few_packages(command: str, may: set[str]) -> None
     assert has_socket == str(bool(may & _PYDANTIC))  # only pydantic wants it
 
 
-def test_check_of_a_recipe_loads_neither_torch_nor_an_http_client(base_dir: Path, tmp_path: Path) -> None:
+def test_check_and_prepare_load_neither_torch_nor_transformers(base_dir: Path, tmp_path: Path) -> None:
     """On a machine without a GPU, with a base in a folder: its tokens and rows are looked at all the same."""
     csv_path = write_qa(tmp_path / "train.csv", [(f"{i}?", "답") for i in range(40)])
     named = ["--set", f"model.id={base_dir}", "--set", f"data.csv={csv_path}", "--json"]
     done = _python(
         "import os; os.environ['CUDA_VISIBLE_DEVICES'] = ''" + _PACKAGES,
-        *("check", "chatbot-cpu", *named, "--runs-dir", str(tmp_path / "runs"), "--cache-dir", str(tmp_path / "cache")),
+        *("check", "chatbot-cpu", *named, "--runs-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache")),
     )
     *packages, _ = done.stderr.splitlines()[-1].split()
     assert done.returncode == 0, done.stderr
     assert not {*HEAVY, "httpx", "scipy", "datasketch", "pyarrow"}.intersection(packages)
     found = {finding["what"]: finding["found"] for finding in json.loads(done.stdout)}
     assert found["control tokens"] == "EOS and the template's tokens look trained"
-    assert "CPU" in found["engine"] or "cores" in found["engine"]
+    assert "cores" in found["engine"]
+    done = _python(
+        "import os; os.environ['CUDA_VISIBLE_DEVICES'] = ''" + _PACKAGES, "prepare", str(tmp_path / "chatbot-cpu")
+    )
+    *packages, _ = done.stderr.splitlines()[-1].split()
+    assert done.returncode == 0, done.stderr
+    assert not {*HEAVY, "httpx", "scipy", "datasketch"}.intersection(packages)
+    train_csv = tmp_path / "chatbot-cpu" / "prepare" / "train.csv"
+    trained_with = prompt_format.from_transformers("alpaca", tokenizer.load(base_dir))
+    assert kept_ids.why_not(train_csv, trained_with) == ""
 
 
 _WITHOUT_TORCH = """

@@ -9,10 +9,12 @@ import time
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
+from datasketch import MinHash, MinHashLSH
 
 from appliance.process import files
-from appliance.rows import csv_file, near_duplicates
+from appliance.rows import csv_file, minhash, near_duplicates
 from appliance.rows.csv_file import Row
 from appliance.rows.near_duplicates import Near
 from appliance.rows.split import Side
@@ -166,9 +168,30 @@ def test_it_is_written_as_json(tmp_path: Path) -> None:
     assert (pair["side"], pair["row"], pair["train_row"], pair["similarity"]) == ("test", 3, 2, 1.0)
 
 
-def test_the_library_is_loaded_when_it_is_needed() -> None:
+def test_signatures_and_what_they_find_are_those_of_the_library() -> None:
+    generator = np.random.default_rng(0)
+    sets = [generator.integers(0, 1 << 32, size, dtype=np.uint32) for size in (1, 2, 40, 2000)]
+    sets += [np.append(sets[2][i:], sets[1]) for i in range(1, 20)]  # ever less of the third
+    index, library = minhash.Index(), MinHashLSH(num_perm=60, params=(minhash.BANDS, minhash.BAND))
+    for number, hashes in enumerate(sets):
+        theirs = MinHash(num_perm=60, hashfunc=int)
+        theirs.update_batch(hashes.tolist())
+        ours = minhash.signature(hashes)
+        assert b"".join(ours) == theirs.hashvalues.tobytes()
+        assert index.query(ours) == set(library.query(theirs))
+        index.insert(number, ours)
+        library.insert(number, theirs)
+    assert {2, 4} < index.query(minhash.signature(sets[5]))
+    index.remove(2)
+    assert 2 not in index.query(minhash.signature(sets[2]))
+
+
+def test_numpy_is_loaded_when_it_is_needed_and_scipy_never(tmp_path: Path) -> None:
+    find(tmp_path, train=made(9), test=made(9), val=made(9))
     code = (
-        "import sys; from appliance.pipeline import prepare; print('datasketch' in sys.modules, 'numpy' in sys.modules)"
+        "import sys; from pathlib import Path; from appliance.pipeline import prepare; print('numpy' in sys.modules); "
+        "from appliance.rows import near_duplicates; rows = dict(train=9, val=9, test=9); "
+        "near_duplicates.near_pairs(Path(sys.argv[1]), rows, 1); print('numpy' in sys.modules, 'scipy' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True", "False"]

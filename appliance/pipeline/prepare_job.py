@@ -1,0 +1,80 @@
+"""The stage `prepare` of a run: its rows in the prompt format with the very tokenizer that training will load.
+
+transformers takes six seconds of CPU time to load one. A call that ends with `prepare` therefore reads tokenizer.json
+by itself, and a process without torch confirms that transformers makes the same of the base's files. If it does not,
+the rows are prepared with what transformers makes of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from appliance.errors import DataError, EnvironmentUnavailable, RecipeError
+from appliance.evaluation import facts
+from appliance.machine import packages
+from appliance.pipeline import prepare, saved_tokenizer
+from appliance.pipeline.job import Job
+from appliance.process import console
+from appliance.prompt import format as prompt_format
+from appliance.prompt import tokenizer
+from appliance.prompt.format import Prompt
+from appliance.rows import csv_file, leaks
+
+
+def run(job: Job, stage_dir: Path) -> str:
+    """A line for people. Raises as `prepare.run`, `facts.refuse_without` and `saved_tokenizer.refuse_lossy`."""
+    alone = _read_alone(job)
+    counts = _confirmed(job, stage_dir, alone) if alone else None
+    if counts is None:
+        counts = _prepared(job, stage_dir, job.prompt)
+        saved_tokenizer.refuse_lossy(stage_dir, job.base.dir, job.prompt)
+    for warning in leaks.warnings(stage_dir):
+        console.say(str(warning), style="warning")
+    return prepare.summarise(counts)
+
+
+def _read_alone(job: Job) -> Prompt | None:
+    """The prompt from tokenizer.json alone; None if this process loads transformers anyway, or has to.
+
+    tokenizer.json may be missing, or the special tokens be known to transformers only.
+    """
+    if job.until != "prepare" or "transformers" in sys.modules or not packages.can_train():
+        return None
+    folder, eos_token = job.base.dir, job.tokens.eos_token
+    if not (folder / tokenizer.FILE).is_file():
+        return None
+    try:
+        return prompt_format.from_folder(job.resolved.recipe.prompt, folder, eos_token)
+    except (EnvironmentUnavailable, RecipeError):
+        return None
+
+
+def _confirmed(job: Job, stage_dir: Path, prompt: Prompt) -> prepare.Counts | None:
+    """The rows prepared with this prompt; None if training has another. Raises DataError: they cannot be."""
+    base_dir, eos_token = job.base.dir, job.tokens.eos_token
+    try:
+        counts = _prepared(job, stage_dir, prompt)
+    except DataError:
+        if saved_tokenizer.is_trained_with(prompt, base_dir, eos_token, None):
+            raise
+        return None
+    return counts if saved_tokenizer.is_trained_with(prompt, base_dir, eos_token, stage_dir) else None
+
+
+def _prepared(job: Job, stage_dir: Path, prompt: Prompt) -> prepare.Counts:
+    recipe = job.resolved.recipe
+    wanted = recipe.model.max_seq_length
+    counts = prepare.run(
+        csv_path=job.csv_path,
+        data=recipe.data,
+        prompt=prompt,
+        max_seq_length=wanted if isinstance(wanted, int) else None,
+        longest_possible=job.base.max_positions,
+        seed=recipe.train.seed,
+        stage_dir=stage_dir,
+        csv_sha256=job.csv_sha256,
+    )
+    if recipe.evaluate.primary == "facts_right":  # before hours of training
+        facts.refuse_without(row.output for row in csv_file.iter_canonical(stage_dir / "test.csv"))
+    return counts
