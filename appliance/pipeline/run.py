@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 from appliance.engines import decoding, memory
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine import device, disk, write_errors
-from appliance.pipeline import before_evaluate, due, reads, repair
+from appliance.pipeline import before_evaluate, due, head, reads, repair
 from appliance.pipeline.job import Job
 from appliance.preflight import disk_needs
 from appliance.process import console, files, signals
 from appliance.recipe import earlier_runs
-from appliance.recipe.resolve import Resolved, differing, flatten
+from appliance.recipe.resolve import Resolved
 from appliance.report import ending
 from appliance.rundir import directory as rundir_directory
 from appliance.rundir import outcome, results
@@ -77,10 +77,11 @@ def run(
             again = ()
             job = replace(job, again=())
         done, other = due.done_or_other(job, again)
-        todo = [stage for stage in STAGES[: STAGES.index(until) + 1] if stage not in done]
+        planned = STAGES[: STAGES.index(until) + 1]
+        todo = [stage for stage in planned if stage not in done]
         if todo:
             reads.refuse_changed_early(run_dir, todo, done)
-            _header(job)
+            head.show(job, planned, done)
             _run_stage(job, "check")  # it judges this machine, so it precedes whatever is still to be done
             if other:
                 due.tell_of_other(job, other)
@@ -93,7 +94,7 @@ def run(
                 run_dir.mark_redo(redo, made_from)
                 due.tell_what_goes(run_dir, again, until)
         page.is_due = bool(todo)
-        for stage in STAGES[: STAGES.index(until) + 1]:
+        for stage in planned:
             if stage in done:
                 run_dir.drop_old(stage)
                 record = run_dir.record(stage)
@@ -102,7 +103,7 @@ def run(
             elif stage != "check":
                 _run_stage(job, stage)
         under_way = run_dir.redo_under_way
-        if under_way and under_way[0] in STAGES[: STAGES.index(until) + 1]:
+        if under_way and under_way[0] in planned:
             run_dir.end_redo()
 
 
@@ -123,7 +124,7 @@ def _run_stage(job: Job, stage: str, label: str = "") -> None:
         "publish": _publish,
     }[stage]
     try:
-        with console.prints_to_log(), write_errors.explaining(stage_dir):
+        with console.stage(stage), console.prints_to_log(), write_errors.explaining(stage_dir):
             summary = run_stage(job, stage_dir)
     except RuntimeError as error:
         if "torch" not in sys.modules or not _is_out_of_memory(error):
@@ -317,15 +318,3 @@ def _publish(job: Job, stage_dir: Path) -> str:
         even_if_worse=job.even_if_worse,
         into_existing=job.into_existing,
     )
-
-
-def _header(job: Job) -> None:
-    """What this run does otherwise than a recipe that sets nothing; recipe.yaml has every field."""
-    recipe, path = job.resolved.recipe, job.run_dir.path
-    console.say(f"run {recipe.name} in {path}", style="bold")
-    values = dict(flatten(recipe.model_dump()))
-    shown = values if console.shows_all else differing(recipe)
-    rows = [(key, "null" if v is None else str(v), job.resolved.origins[key]) for key, v in shown.items()]
-    console.table("", ("recipe", "value", "from"), rows)
-    if more := len(values) - len(shown):
-        console.say(f"{counted(more, 'more field')} as by default (--verbose shows them)", style="dim")

@@ -226,10 +226,11 @@ def _train_to_the_end(task: _Task, material: Material, tuned: Any, first: BatchS
     scales_loss = task.device.kind == "cuda" and task.dtype == "float16"
     path = task.stage_dir / "metrics.jsonl"
     metrics = Metrics(path, resume_step=step, scales_loss=scales_loss, utilization=task.utilization)
+    stopping = metrics.early_stopping = EarlyStoppingCallback(task.train.patience, task.train.min_delta)
     stop, size = StopOnSignal(), first.remembered(task.checkpoints_dir)
     asking = _asking(task, material, step)
     # asked first: metrics then counts the time of the next step from the last answer
-    trainer = _trainer(task, material, tuned, size, [*filter(None, [asking]), metrics, stop])
+    trainer = _trainer(task, material, tuned, size, [stopping, *filter(None, [asking]), metrics, stop])
     trainer.use(
         train_rows=material.train_rows,
         val_rows=material.val_rows,
@@ -279,7 +280,7 @@ def _trainer(
         train_dataset=dataset,
         eval_dataset=material.val_dataset,
         data_collator=collate,
-        callbacks=[EarlyStoppingCallback(train.patience, train.min_delta), FinishWithEvaluation(), *watching],
+        callbacks=[FinishWithEvaluation(), *watching],
     )
     trainer.loss = loss
     trainer.remove_callback(PrinterCallback)  # it prints every line of metrics; ours writes them

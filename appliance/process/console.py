@@ -10,19 +10,18 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.text import Text
-from rich.theme import Theme
 
 from appliance import findings
 from appliance.errors import ApplianceError, Interrupted
-from appliance.process import files, redact, signals, std_streams, tables
-from appliance.process.step_bar import step_bar
+from appliance.process import files, live_view, redact, screen, signals, step_bar, tables
+from appliance.process.eta import Eta
 from appliance.process.terminal import in_one_line, printable
 from appliance.process.typed import as_typed
 
@@ -30,63 +29,8 @@ _log = logging.getLogger("appliance")
 shows_all = False  # --verbose: what is usual is shown too
 
 
-class _Screen(io.TextIOBase):
-    """sys.stderr, whatever it is at the time.
-
-    If nobody is left to read it (a closed terminal, a pipe whose other end has died), the work goes on unseen: a
-    checkpoint matters more than its message.
-    """
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """By this, rich chooses between its own lines and bars and those in ASCII."""
-        return str(getattr(self._stream, "encoding", None) or "utf-8")
-
-    def write(self, text: str) -> int:
-        try:
-            self._stream.write(text)
-            self._stream.flush()
-        except OSError:
-            std_streams.send_nowhere(2)
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing to do: every write flushes."""
-
-    def isatty(self) -> bool:
-        return self._stream.isatty()
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-    @property
-    def _stream(self) -> IO[str]:
-        """While a bar is drawn, rich replaces sys.stderr with a proxy, which would lead back here."""
-        return cast(IO[str], getattr(sys.stderr, "rich_proxied_file", sys.stderr))
-
-
-# Red and magenta alone: yellow, green and cyan are hard to read on white, blue on black, grey on one of them.
-THEME = Theme(
-    {
-        "warning": "magenta",
-        "bar.complete": "magenta",
-        "bar.finished": "magenta",
-        "bar.pulse": "magenta",
-        "bar.back": "dim",
-        "progress.download": "none",
-        "progress.remaining": "none",
-    }
-)
-
-
-def _console(terminal: bool, **more: Any) -> Console:
-    # Without a terminal rich would assume 80 columns; a table in a log file may be wider.
-    width = None if terminal else 160
-    return Console(highlight=False, emoji=False, soft_wrap=True, theme=THEME, width=width, **more)
-
-
-_stderr = _console(sys.stderr.isatty(), file=cast(IO[str], _Screen()))
-_stdout = _console(sys.stdout.isatty())
+_stderr, _stdout = screen.on_stderr(), screen.on_stdout()
+_view, _stages = live_view.LiveView(), live_view.Stages(())
 
 
 def say(text: str, *, style: str = "") -> None:
@@ -256,24 +200,49 @@ def quiet_libraries() -> None:
         logger.propagate = True
 
 
-class Steps:
-    """Progress of a loop whose length is known: a bar on a terminal, a line every few seconds elsewhere."""
+def plan(stages: Sequence[str], done: Mapping[str, float]) -> None:
+    """The stages of the run that begins, in order; and those that were done before, with their seconds."""
+    global _stages
+    _stages = live_view.Stages(stages)
+    for name, seconds in done.items():
+        _stages.end(name, seconds)
 
-    def __init__(self, title: str, total: int, *, seconds_between_lines: float = 10.0) -> None:
-        self._title = title
-        self._total = total
-        self._done = 0
-        self._began = self._spoke = time.monotonic()
-        self._pause = seconds_between_lines
-        self._bar = step_bar(_stderr)
-        self._task = self._bar.add_task(title, total=total, note="")
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """On a terminal, the stages that are planned are shown while the block runs; one within another is part of it."""
+    if _stages.current:
+        yield
+        return
+    began = time.monotonic()
+    _stages.begin(name)
+    try:
+        with _view.showing(_stderr, _stages.line):
+            yield
+    finally:
+        _stages.end(name, time.monotonic() - began)
+
+
+class Steps:
+    """Progress of a loop whose length is known: a bar on a terminal, a line every few seconds elsewhere.
+
+    `done`: how many were done before, when a loop is resumed.
+    """
+
+    def __init__(self, title: str, total: int, *, done: int = 0, seconds_between_lines: float = 10.0) -> None:
+        self._title, self._total, self._done = _shown(title), total, done
+        self._spoke, self._pause = time.monotonic(), seconds_between_lines
+        self._note = ""
+        self._details: Sequence[step_bar.Detail] = ()
+        self._eta = Eta(total, done=done)
+        self._shown = ExitStack()
 
     def __enter__(self) -> Steps:
-        self._bar.start()
+        self._shown.enter_context(_view.showing(_stderr, self._drawn))
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._bar.stop()
+        self._shown.close()
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """`count` more are done; `note` is shown next to the bar, for example the loss."""
@@ -281,30 +250,35 @@ class Steps:
 
     def between(self, note: str) -> None:
         """What happens between two of the steps, if it takes long: `note` says how far it is."""
-        self._bar.update(self._task, note=note)
+        self._eta.pause()
+        self._note = _shown(note)
+        if note:
+            self._say_now_and_then(note)
+
+    def reach(
+        self, done: int, note: str = "", *, details: Sequence[step_bar.Detail] = (), pauses_left: int = 0
+    ) -> None:
+        """`done` of the total are done.
+
+        On a terminal, `details` are lines above the bar, in place of the note. `pauses_left`: how often more `between`
+        is to be expected. Raises Interrupted, see `signals.check`.
+        """
+        signals.check()
+        self._eta.reach(done, pauses_left=pauses_left)
+        self._done, self._details, self._note = done, details, "" if details else _shown(note)
+        left = self._eta.seconds()
+        eta = f"  ETA {duration(left)}" if left else ""
+        self._say_now_and_then(f"{note}{eta}", is_last=done >= self._total)
+
+    def _say_now_and_then(self, note: str, *, is_last: bool = False) -> None:
         now = time.monotonic()
-        if not _stderr.is_terminal and now - self._spoke >= self._pause:
+        if not live_view.redraws(_stderr) and (now - self._spoke >= self._pause or is_last):
             self._spoke = now
             say(f"{self._title} {self._done}/{self._total}  {note}")
 
-    def reach(self, done: int, note: str = "") -> None:
-        """`done` of the total are done. After a resume the first call sets where counting begins.
-
-        Raises Interrupted, see `signals.check`.
-        """
-        signals.check()
-        if self._done == 0 and done > 1:
-            self._began, skipped = time.monotonic(), done
-        else:
-            skipped = 0
-        self._done = done
-        self._bar.update(self._task, completed=done, note=note)
-        now = time.monotonic()
-        if not _stderr.is_terminal and (now - self._spoke >= self._pause or done >= self._total):
-            self._spoke = now
-            rate = (now - self._began) / max(done - skipped, 1)
-            left = "" if done >= self._total else f"  ETA {duration(rate * (self._total - done))}"
-            say(f"{self._title} {done}/{self._total}  {note}{left}")
+    def _drawn(self, width: int) -> RenderableType:
+        bar = step_bar.bar_line(width, self._title, self._done, self._total, self._note, self._eta.seconds())
+        return Group(step_bar.detail_lines(self._details, width, live_view.levels(_stderr)), bar)
 
 
 def duration(seconds: float) -> str:

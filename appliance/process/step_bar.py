@@ -1,72 +1,83 @@
-"""The bar that console.Steps draws: it fits into one line of the terminal, however narrow, also while it is resized.
+"""The line of console.Steps: title, bar, count, note, ETA. It fits into one line of the terminal, however narrow.
 
-The title, the count and the ETA always stay. What a note has at its end goes first, then the bar gets shorter.
+The count and the ETA always stay. What a note has at its end goes first, then the bar gets shorter, then the title.
 """
 
 from __future__ import annotations
 
-from rich.cells import cell_len
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from collections.abc import Sequence
+
+from rich.cells import cell_len, set_cell_size
+from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
-from rich.table import Column
+from rich.table import Table
 from rich.text import Text
 
+from appliance.process.eta import clock_face
+from appliance.process.sparkline import sparkline
+
 BAR, SHORTEST_BAR = 24, 6  # columns
-REMAINING = len("00:00:00")
+SPARK, SHORTEST_SPARK = 24, 4
 BETWEEN_PARTS = "  "  # of a note
 
 
-def step_bar(console: Console) -> Progress:
-    """A bar on a terminal, nothing elsewhere. Each task has a field `note`."""
-    return Progress(
-        TextColumn("{task.description}", table_column=_column()),
-        _Bar(console),
-        MofNCompleteColumn(table_column=_column()),
-        _Note(console),
-        TextColumn("ETA", table_column=_column()),
-        TimeRemainingColumn(table_column=_column()),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+def bar_line(width: int, title: str, done: int, total: int, note: str, eta: float | None) -> RenderableType:
+    """`eta`: seconds, or None if not known."""
+    count, left = f"{done:>{len(str(total))}}/{total}", f"ETA {clock_face(eta)}"
+    room = width - len(count) - len(left) - 2
+    title = fitting(title, room)
+    room -= cell_len(title) + 1
+    note = note_that_fits(note, room)
+    bar = min(BAR, room - (cell_len(note) + 1 if note else 0))
+    line = Table.grid(padding=(0, 1))
+    cells: list[RenderableType] = [Text(title)]
+    if bar >= SHORTEST_BAR:
+        cells.append(ProgressBar(total=max(total, 1), completed=done if total else 1, width=bar))
+    cells += [Text(text) for text in (count, note, left) if text]
+    line.add_row(*cells)
+    for column in line.columns:
+        column.no_wrap = True
+    return line
 
 
 def note_that_fits(note: str, columns: int) -> str:
-    """The note without the last of its parts, if it is wider than `columns`; at least the first one stays."""
+    """The note without the last of its parts, if it is wider than `columns`; of the first one, what fits."""
     parts = note.split(BETWEEN_PARTS)
     while len(parts) > 1 and cell_len(BETWEEN_PARTS.join(parts)) > columns:
         parts.pop()
-    return BETWEEN_PARTS.join(parts)
+    return fitting(BETWEEN_PARTS.join(parts), columns)
 
 
-def _column() -> Column:
-    return Column(no_wrap=True)
+def fitting(text: str, columns: int) -> str:
+    """`text`, cut at `columns` with an ellipsis for what is missing."""
+    if cell_len(text) <= columns:
+        return text
+    return set_cell_size(text, columns - 1).rstrip() + "…" if columns > 1 else ""
 
 
-def _room(console: Console, task: Task) -> int:
-    """Columns for the bar and the note together."""
-    count = 2 * len(str(int(task.total or 0))) + 1
-    return console.width - cell_len(task.description) - count - len("ETA") - REMAINING - 5  # one between two of six
+class Curve:
+    """A name, the last value and the curve of all values, in as many columns as it gets."""
+
+    def __init__(self, name: str, values: Sequence[float]) -> None:
+        self._values = values
+        self.text = f"{name} {values[-1]:.4f}" if values else f"{name} -"
+
+    def drawn(self, columns: int, levels: str) -> str:
+        curve = sparkline(self._values, min(columns, SPARK), levels) if columns >= SHORTEST_SPARK else ""
+        return f"{self.text} {curve}".rstrip()
 
 
-class _Note(TextColumn):
-    def __init__(self, console: Console) -> None:
-        super().__init__("", table_column=Column(no_wrap=True, overflow="ellipsis"))
-        self._console = console
-
-    def render(self, task: Task) -> Text:
-        return Text(note_that_fits(task.fields["note"], _room(self._console, task)))
+Detail = str | Sequence[Curve]  # a line above the bar: parts like those of a note, or curves side by side
 
 
-class _Bar(BarColumn):
-    def __init__(self, console: Console) -> None:
-        super().__init__(table_column=_column())
-        self._console = console
+def detail_lines(details: Sequence[Detail], width: int, levels: str) -> Group:
+    """One line each."""
+    return Group(*(Text(_detail(one, width, levels), no_wrap=True) for one in details if one))
 
-    def render(self, task: Task) -> ProgressBar:
-        """Its width is what the note leaves; below SHORTEST_BAR it is not drawn."""
-        room = _room(self._console, task)
-        self.bar_width = min(BAR, room - cell_len(note_that_fits(task.fields["note"], room)))
-        drawn = super().render(task)
-        return drawn if self.bar_width >= SHORTEST_BAR else Text("")  # type: ignore[return-value]
+
+def _detail(detail: Detail, width: int, levels: str) -> str:
+    if isinstance(detail, str):
+        return note_that_fits(detail, width)
+    texts = sum(cell_len(curve.text) + 1 for curve in detail) + len(BETWEEN_PARTS) * (len(detail) - 1)
+    each = (width - texts) // len(detail)
+    return note_that_fits(BETWEEN_PARTS.join(curve.drawn(each, levels) for curve in detail), width)

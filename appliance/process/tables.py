@@ -23,7 +23,7 @@ def paragraph(text: str, width: int) -> str:
 
 def _lines(text: str, width: int) -> str:
     done, line = "", ""
-    for word in re.findall(r"\s*\S+", text):
+    for word in re.findall(r"\s*(?:\d[\d.,]* )?\S+", text):  # a number keeps its unit
         if line and cell_len(line) + cell_len(word) > width:
             done, line = f"{done}{line}\n", word.lstrip()
         else:

@@ -16,7 +16,8 @@ from appliance.engines.flops import Utilization
 from appliance.errors import TrainingFailed
 from appliance.process import console, files
 from appliance.rundir import results
-from appliance.training import checkpoints
+from appliance.training import checkpoints, shown
+from appliance.training.callbacks import EarlyStoppingCallback
 from appliance.training.learning_rate import hint_if_not_finite
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
         self._utilization, self._is_first = utilization, True
         self.trainer: OrderedTrainer | None = None
         self._bar: console.Steps | None = None
-        self._val_loss = next((line["val_loss"] for line in reversed(self._lines) if "val_loss" in line), math.nan)
+        self._shown = shown.Shown(self._lines)
+        self.early_stopping: EarlyStoppingCallback | None = None
         self._at = time.monotonic()
 
     def __enter__(self) -> None:
@@ -58,16 +60,20 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         files.write_json(self._path.with_name(results.STEPS), {"steps": state.max_steps})
-        self._bar = console.Steps("train", state.max_steps).__enter__()
+        self._bar = console.Steps("train", state.max_steps, done=state.global_step).__enter__()
         self._at = time.monotonic()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """The step that follows is not charged with the evaluation."""
         self._at = time.monotonic()
+        if self._bar:
+            self._bar.between("")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Nor with the checkpoint."""
         self._at = time.monotonic()
+        if self._bar:
+            self._bar.between("")
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         assert self.trainer
@@ -82,7 +88,6 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
         step = state.global_step
         if "eval_loss" in logs:
             self.write({"step": step, "val_loss": logs["eval_loss"]})
-            self._val_loss = logs["eval_loss"]
         elif "loss" in logs:
             assert self.trainer
             # Counted from our own rows: Unsloth's rewritten trainer does not log the number of tokens.
@@ -104,11 +109,21 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
             self._at, self._is_first = now, False
             self.write(line)
             if self._bar:
-                self._bar.reach(step, f"loss {logs['loss']:.4f}  val {self._val_loss:.4f}{_in_words(speed)}")
+                best = self._best(state)
+                evaluations = shown.evaluations_left(step, state.max_steps, int(args.eval_steps))
+                seen = self._shown
+                self._bar.reach(step, seen.note(best), details=seen.details(best), pauses_left=evaluations)
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Appends a line. Raises EnvironmentUnavailable: the disk is full."""
         checkpoints.append_line(self._path, line)
+        self._shown.see(line)
+
+    def _best(self, state: Any) -> shown.Best | None:
+        if self.early_stopping is None:
+            return None
+        stopping = self.early_stopping
+        return shown.best_of(state, stopping.early_stopping_patience, stopping.early_stopping_patience_counter)
 
     def _speed(self, tokens: int, trained_tokens: int, seconds: float) -> dict[str, float | None]:
         """tokens_per_second, of real tokens, and mfu, a fraction; None for a step that says nothing about the others.
@@ -135,9 +150,3 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
             f"{where}: the gradient's norm {grad_norm} is not finite",
             hint=hint_if_not_finite(learning_rate),
         )
-
-
-def _in_words(speed: Mapping[str, float | None]) -> str:
-    """'  5310 tokens/s  MFU 7.1%', as far as it is known."""
-    tokens, mfu = speed["tokens_per_second"], speed.get("mfu")
-    return ("" if tokens is None else f"  {tokens:.0f} tokens/s") + ("" if mfu is None else f"  MFU {mfu:.1%}")

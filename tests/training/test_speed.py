@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,15 +14,20 @@ from appliance.rundir import results
 from appliance.training import metrics as training_metrics
 
 USED = Utilization(Work(blocks=100, head=50, trains_all=False), rate=40_000.0)
-ARGS = SimpleNamespace(learning_rate=1e-3)
+ARGS = SimpleNamespace(learning_rate=1e-3, eval_steps=2)
 
 
 class Bar:
     def __init__(self) -> None:
         self.notes: list[str] = []
+        self.left: list[int] = []
 
-    def reach(self, step: int, note: str) -> None:  # noqa: ARG002
-        self.notes.append(note)
+    def reach(self, step: int, note: str, *, details: Any, pauses_left: int) -> None:  # noqa: ARG002
+        self.notes.append(re.sub(r"  memory \d[\d.]* [A-Za-z]+", "", note))
+        self.left.append(pauses_left)
+
+    def between(self, note: str) -> None:
+        assert note == ""
 
     def __exit__(self, *exc: object) -> None:
         pass
@@ -47,7 +53,7 @@ def train(metrics: training_metrics.Metrics, clock: Any, steps: range, seconds: 
     metrics._at = clock.now
     for step in steps:
         clock.now += seconds
-        state = SimpleNamespace(global_step=step)
+        state = SimpleNamespace(global_step=step, max_steps=7)
         logs = {"loss": 1.5, "learning_rate": 1e-3, "grad_norm": 1.0}
         metrics.on_log(ARGS, state, None, logs)
         if step % 2 == 0:
@@ -75,8 +81,8 @@ def test_the_first_step_has_no_speed_and_no_step_pays_for_an_evaluation(tmp_path
     assert speeds(path, "mfu") == [None, *[4 * (100 * 40 + 50 * 10) / 2 / 40_000] * 4]
     assert speeds(path, "tokens") == [40] * 5
     assert speeds(path, "trained_tokens") == [10] * 5
-    assert notes[0] == "loss 1.5000  val nan"
-    assert notes[4] == "loss 1.5000  val 1.2500  20 tokens/s  MFU 22.5%"
+    assert notes[0] == "loss 1.5000  padding 33.3%"
+    assert notes[4] == "loss 1.5000  val 1.2500  20 tokens/s  padding 33.3%  MFU 22.5%"
 
 
 def test_without_a_measured_rate_there_is_no_mfu(tmp_path: Path, clock: Any) -> None:
@@ -84,7 +90,7 @@ def test_without_a_measured_rate_there_is_no_mfu(tmp_path: Path, clock: Any) -> 
     notes = train(make(path, used=None), clock, range(1, 4))
     assert speeds(path, "tokens_per_second") == [None, 20.0, 20.0]
     assert all("mfu" not in line for line in results.read_metrics(path))
-    assert notes[2] == "loss 1.5000  val 1.2500  20 tokens/s"
+    assert notes[2] == "loss 1.5000  val 1.2500  20 tokens/s  padding 33.3%"
 
 
 def test_a_resumed_training_goes_on_without_a_speed_for_its_first_step(tmp_path: Path, clock: Any) -> None:
