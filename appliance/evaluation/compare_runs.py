@@ -54,6 +54,20 @@ class Line:
         return asdict(self)
 
 
+def labels(run_dirs: Sequence[Path]) -> list[str]:
+    """What the runs are called: by their names, or by their paths as typed if two have the same name."""
+    names = [path.name if path.name not in ("", "..") else path.resolve().name for path in run_dirs]
+    times = Counter(names)
+    return [name if times[name] == 1 else str(path) for name, path in zip(names, run_dirs, strict=True)]
+
+
+def side_by_side(run_dirs: Sequence[Path]) -> list[tuple[dict[str, str], ...]]:
+    """The same test row of each run, as in predictions.csv, in the order of the first run's. Raises as `across`."""
+    with results.damage_named(*run_dirs):
+        runs = _read_all(run_dirs)
+        return [tuple(run.rows[key] for run in runs) for key in runs[0].rows]
+
+
 _Key = tuple[str, str, int]  # question, wanted answer, how many earlier rows have the same two
 
 
@@ -79,10 +93,8 @@ def across(run_dirs: Sequence[Path]) -> list[Line]:
 def _across(run_dirs: Sequence[Path]) -> list[Line]:
     from appliance.evaluation import interval, scores
 
-    runs = [_read(path) for path in run_dirs]
+    runs = _read_all(run_dirs)
     first = runs[0]
-    for run in runs[1:]:
-        _refuse_other_rows(first, run)
     keys = list(first.rows)
     wanted = [answer for _, answer, _ in keys]
     unit, primary = scores.f1_unit(wanted), first.figures["primary"]
@@ -116,7 +128,14 @@ def _across(run_dirs: Sequence[Path]) -> list[Line]:
     return lines
 
 
-def _read(path: Path) -> _Run:
+def _read_all(run_dirs: Sequence[Path]) -> list[_Run]:
+    runs = [_read(path, label) for path, label in zip(run_dirs, labels(run_dirs), strict=True)]
+    for run in runs[1:]:
+        _refuse_other_rows(runs[0], run)
+    return runs
+
+
+def _read(path: Path, label: str) -> _Run:
     if not all(files.is_there(path / "evaluate" / name) for name in (results.COMPARISON, results.PREDICTIONS)):
         raise RunDirError(f"{path} has not been evaluated yet", hint=f"run `appliance evaluate {path}`")
     seen: Counter[tuple[str, str]] = Counter()
@@ -126,7 +145,7 @@ def _read(path: Path) -> _Run:
         rows[*pair, seen[pair]] = row
         seen[pair] += 1
     base = run_json.read(path, "base.public_id")["base"]["public_id"]
-    return _Run(path.name, rows, str(base), results.read_comparison(path), path)
+    return _Run(label, rows, str(base), results.read_comparison(path), path)
 
 
 def _refuse_other_rows(first: _Run, run: _Run) -> None:

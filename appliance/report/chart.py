@@ -23,12 +23,13 @@ Point = tuple[int, float]  # step, value
 _T = TypeVar("_T")
 WIDTH, HEIGHT = 2000, 1000
 POINTS = 600  # of a line, at most
+STYLES = 6  # s1 to s6 in assets/charts.css
 DOTTED = 60  # a line with at most so many points shows each, if it is to have dots
 
 
 @dataclass(frozen=True)
 class Line:
-    """`points`: by step, as measured; `style`: 1 to 6, its colour and dashes."""
+    """`points`: by step, as measured; `style`: 1 to STYLES, its colour and dashes."""
 
     name: str
     points: tuple[Point, ...]

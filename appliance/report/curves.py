@@ -30,15 +30,6 @@ class Curves:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Training:
-    """One run's part of the curves. `name`: in the legend. `fit`: its fit.json; None while it trains."""
-
-    name: str
-    lines: _Metrics
-    fit: Mapping[str, Any] | None = None
-
-
 def of_run(lines: _Metrics, fit: Mapping[str, Any] | None) -> Curves | None:
     """The curves of one training. None if nothing was measured yet. Raises ValueError: a value is not a number."""
     val = tuple(_points(lines, "val_loss"))
@@ -52,19 +43,22 @@ def of_run(lines: _Metrics, fit: Mapping[str, Any] | None) -> Curves | None:
     return _curves(charts, evaluations=_evaluations(lines, fit), limit=chart.POINTS)
 
 
-def of_runs(trainings: Sequence[Training]) -> Curves | None:
-    """The curves of up to six trainings over each other, one style each. As `of_run` otherwise."""
+def of_runs(trainings: Sequence[tuple[str, _Metrics]]) -> Curves | None:
+    """The curves of trainings over each other, in six styles by turns, with half of the points.
+
+    `trainings`: (name for the legend, lines of metrics.jsonl). Raises as `of_run`.
+    """
     charts = [
         Chart(
             id,
             title,
             unit,
-            tuple(Line(one.name, tuple(find(one.lines)), style) for style, one in enumerate(trainings, 1)),
+            tuple(Line(name, tuple(find(lines)), i % chart.STYLES + 1) for i, (name, lines) in enumerate(trainings)),
             has_log=id in ("loss", "val-loss"),
         )
         for id, title, unit, find in _FIGURES
     ]
-    return _curves(charts, evaluations=(), limit=max(100, chart.POINTS // len(trainings)))
+    return _curves(charts, evaluations=(), limit=chart.POINTS // 2)
 
 
 def _curves(charts: Iterable[Chart], *, evaluations: tuple[tuple[str, ...], ...], limit: int) -> Curves | None:

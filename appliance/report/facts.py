@@ -70,6 +70,7 @@ def of(run_dir: Path) -> Mapping[str, Any]:
         "ended": outcome.last(RunDir(run_dir)),
         "proof": read("merge/proof.json"),
         "hub": read("publish/hub.json"),
+        "measured": lines,
         "speed": speed.of(lines),
         "curves": curves.of_run(lines, fit),
     }

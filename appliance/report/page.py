@@ -57,16 +57,19 @@ class Section:
 def write_html(run_dir: Path) -> Path:
     """Write report.html of a run, finished or not. Returns its path. Raises RunDirError: a result file is damaged."""
     with results.damage_named(run_dir):
-        shown = facts.of(run_dir)
-        html = whole(shown["name"], sections(shown), lead=lead(shown))
+        return write_shown(run_dir, facts.of(run_dir))
+
+
+def write_shown(run_dir: Path, shown: Mapping[str, Any]) -> Path:
+    """`write_html` of what was read before. `shown`: facts.of(run_dir)."""
     path = run_dir / "report.html"
-    files.write_text(path, html)
+    files.write_text(path, whole(shown["name"], sections(shown), lead=lead(shown)))
     return path
 
 
-def sections(shown: Mapping[str, Any]) -> list[Section]:
-    """The sections that have something to show. `shown`: facts.of(run_dir)."""
-    rendered = ((name, title, rendered_by(f"{name}.html.j2", shown)) for name, title in TITLES.items())
+def sections(shown: Mapping[str, Any], titles: Mapping[str, str] = TITLES) -> list[Section]:
+    """The sections that have something to show. `shown`: facts.of(run_dir), or what the templates of `titles` need."""
+    rendered = ((name, title, rendered_by(f"{name}.html.j2", shown)) for name, title in titles.items())
     return [Section(name, title, html) for name, title, html in rendered if html.strip()]
 
 

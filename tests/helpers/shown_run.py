@@ -64,6 +64,7 @@ def shown_run(
     counts = {"rows": 60, "train": 48, "val": 6, "test": 6, "rejected": 2, "repeated_questions": 0}
     lengths = {"shared_questions": 0, "longest_row_tokens": 90, "median_row_tokens": 41, "max_seq_length": 128}
     _json(path / "prepare" / "summary.json", {"format": "UTF-8, comma", "cut_rows": 0} | counts | lengths)
+    table(path / "prepare" / results.TEST_GROUPS, ("row", "group"), [(row[0], row[0]) for row in rows])
     _train(path / "train")
     _json(path / "evaluate" / results.COMPARISON, METRICS | metrics)
     table(path / "evaluate" / results.PREDICTIONS, columns, rows)

@@ -1,0 +1,64 @@
+"""The page of several runs in a browser: narrow, filtered, pointed at, with names that would act if they could."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.report import compare, facts
+from tests.helpers.shown_run import ROWS, shown_run
+
+NAMES = ("plain", "<script>alert(1)<_script>", "가나다" * 20, "d" * 90, "e", "f")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    runs = [shown_run(folder / name) for name in NAMES]
+    return compare.write_html(runs, folder / compare.FILE, [facts.of(run) for run in runs])
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_six_runs_fit_the_page(width: int, scheme: str, report: Path, visit: Callable[..., Any]) -> None:
+    opened = visit(report, width=width, scheme=scheme)
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    outside = """cells => cells.filter((cell) => {
+        const box = cell.getBoundingClientRect();
+        return box.width > 1 && (box.left < -1 || box.right > innerWidth + 1);
+    }).map((cell) => cell.textContent)"""
+    cells = opened.locator("main td, main th[scope=row]")
+    assert cells.count() > 60
+    assert cells.evaluate_all(outside) == []
+    assert opened.locator("[data-chart=val-loss] .name").all_inner_texts() == list(NAMES)
+    headers = opened.locator("table.answers thead th").evaluate_all(
+        "cells => cells.filter((cell) => document.elementFromPoint(...(({left, top}) => [left + 1, top + 1])"
+        "(cell.getBoundingClientRect())) === cell).length"
+    )
+    assert headers == 0  # with so many columns, each answer has its title above it
+
+
+def test_rows_are_filtered_by_how_many_runs_are_right(report: Path, visit: Callable[..., Any]) -> None:
+    opened = visit(report)
+    rows = opened.locator("#compared tbody tr")
+    assert rows.count() == len(ROWS)
+    opened.get_by_role("button", name=compare.ALL).click()
+    assert opened.locator("#compared tbody tr:visible").count() == 2
+    opened.get_by_role("button", name=compare.ALL).click()
+    opened.get_by_role("searchbox").fill("주말 없는 말")
+    assert opened.locator("#compared tbody tr:visible").count() == 0
+
+
+def test_a_step_shows_the_values_of_every_run(report: Path, visit: Callable[..., Any]) -> None:
+    opened = visit(report)
+    opened.get_by_role("slider", name="Step").press("Home")
+    assert opened.locator("[data-chart=val-loss] .value").all_inner_texts() == ["2.5"] * len(NAMES)
+    assert opened.locator("[data-chart=loss] .value").all_inner_texts() == ["2.5 (step 1)"] * len(NAMES)
+
+
+def test_the_links_lead_to_the_pages_of_the_runs(report: Path, visit: Callable[..., Any]) -> None:
+    opened = visit(report)
+    links = opened.locator("#runs tbody th a").evaluate_all("links => links.map((link) => decodeURI(link.href))")
+    assert links == [f"{report.parent.as_uri()}/{name}/report.html" for name in NAMES]
