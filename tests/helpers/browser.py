@@ -58,7 +58,7 @@ def pages(browser: Browser) -> Iterator[Callable[..., Page]]:
     yield visit
     for window in windows:
         window.close()
-    assert seen == []
+    assert not seen, "; ".join(seen)
 
 
 def _visit(

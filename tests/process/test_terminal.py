@@ -27,10 +27,10 @@ app.main()
 @pytest.mark.parametrize(
     ("encoding", "line"),
     [
-        ("ascii", "?? -> ?? ... ?"),
-        ("latin-1", "?? -> ?é ... ?"),
-        ("cp949", "한글 → ?? … ?"),
-        ("utf-8", "한글 → ćé … ?"),
+        ("ascii", "?? -> ?? ... \\ud800"),
+        ("latin-1", "?? -> ?é ... \\ud800"),
+        ("cp949", "한글 → ?? … \\ud800"),
+        ("utf-8", "한글 → ćé … \\ud800"),
     ],
 )
 def test_characters_that_the_encoding_lacks_are_replaced(encoding: str, line: str) -> None:

@@ -65,7 +65,7 @@ def test_the_page_shows_each_caution_with_its_rows(tmp_path: Path) -> None:
     html = html_of(evaluated(tmp_path, **NOW, cautions=[CAUTION]))
     (box,) = re.findall(r'<div class="caution">.*?</table>', html, re.DOTALL)
     assert "3 of the 4 answers have a wrong number" in box
-    assert '<td class="number">17</td>' in box
+    assert '<th scope="row"><a href="#test-17">17</a>' in box
     assert "가구는 &lt;b&gt;19층\\x1b[2J" in box
     assert "0.0% → 25.0%" in html
     assert "nearer to the wanted answer than base on 4 of 4 rows, 0 of which it answers right" in html
@@ -105,7 +105,7 @@ def test_the_terminal_shows_cautions_and_the_log_no_row(
         ending.say_cautions(run_dir)
     shown = capsys.readouterr().err
     assert "caution about run: 3 of the 4 answers have a wrong number" in shown
-    assert styles == ["yellow"]
+    assert styles == ["warning"]
     (line,) = [line for line in shown.splitlines() if line.startswith("17")]
     assert "가구는 29층" in line
     assert "가구는 <b>19층\\x1b[2J" in line

@@ -13,7 +13,7 @@
   function textNodes(row) {
     const found = [];
     const walker = document.createTreeWalker(row, NodeFilter.SHOW_TEXT);
-    while (walker.nextNode()) if (!walker.currentNode.parentElement.closest("del, i")) found.push(walker.currentNode);
+    while (walker.nextNode()) if (!walker.currentNode.parentElement.closest("del, i, summary")) found.push(walker.currentNode);
     return found;
   }
 

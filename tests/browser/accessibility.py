@@ -1,0 +1,22 @@
+"""What axe-core finds in a page: rules of WCAG 2.2 A and AA, and of good practice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import axe_playwright_python
+
+_AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
+# Rows that are far away are not laid out, so that nothing could be said about them.
+_ALL_LAID_OUT = "* { content-visibility: visible !important }"
+
+
+def violations(opened: Any) -> list[str]:
+    """Each rule that is broken, with the first elements that break it and why."""
+    opened.add_style_tag(content=_ALL_LAID_OUT)
+    opened.evaluate(_AXE.read_text(encoding="utf-8"))
+    found = opened.evaluate("axe.run({resultTypes: ['violations']})")["violations"]
+    return [
+        f"{one['id']}: {[(node['html'][:200], node['failureSummary']) for node in one['nodes'][:3]]}" for one in found
+    ]
