@@ -131,8 +131,8 @@ def find_run(run_path: Path | None, runs_dir: Path) -> Path:
         raise RunDirError(f"no runs in {runs_dir}", hint="`appliance demo` or `appliance run RECIPE` makes a model")
     proven = [path for path in runs if _is_proven(path)]
     # if no run has a model, the error names the newest run and what it lacks
-    newest_by = "merge/stage.json" if proven else "recipe.yaml"
-    found = max(proven or runs, key=lambda path: (path / newest_by).stat().st_mtime)
+    newest_by, means = ("merge/stage.json", "has the newest model") if proven else ("recipe.yaml", "is the newest")
+    found = rundir_find.newest({path: path / newest_by for path in proven or runs}, means)
     _require_model(found)
     return found
 

@@ -12,13 +12,20 @@ from typing import Any
 
 from appliance.errors import DataError
 from appliance.process import files
+from appliance.process.known_hashes import Identity
 from appliance.recipe.resolve import load, usual_recipe
 
 
-def check_table(run_path: Path, since: float) -> list[dict[str, str]]:
-    """What a run's check has found since `since` (wall-clock seconds); empty if it did not get that far."""
+def check_table(run_path: Path, before: Identity | None = None) -> list[dict[str, str]]:
+    """What a run's check has found; empty if its table is still the one of `before`: it did not get that far."""
     path = run_path / "check" / "table.json"
-    return list(files.read_json(path)) if path.is_file() and path.stat().st_mtime >= since else []
+    return list(files.read_json(path)) if path.is_file() and Identity.of(path) != before else []
+
+
+def table_before(run_path: Path) -> Identity | None:
+    """The table of an earlier check, for `check_table`. Every check writes a new file, whatever the clock says."""
+    path = run_path / "check" / "table.json"
+    return Identity.of(path) if path.is_file() else None
 
 
 def _fetched(address: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -116,11 +115,12 @@ def check(
     from appliance.recipe import resolve
 
     if resolve.is_recipe(source):
-        run_path, since = _run_path(source, set_, runs_dir), time.time()
+        run_path = _run_path(source, set_, runs_dir)
+        before = check_csv.table_before(run_path)
         try:
             _run(source, set_, None, runs_dir, cache_dir, until="check", verbose=verbose, announce=False)
         finally:  # also show what was found before a refusal
-            findings = check_csv.check_table(run_path, since)
+            findings = check_csv.check_table(run_path, before)
             if as_json:
                 console.result(json.dumps(findings, ensure_ascii=False, indent=2))
             elif findings:

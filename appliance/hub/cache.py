@@ -127,7 +127,8 @@ class Snapshot:
         return self._repo_dir / "blobs"
 
     def known_commits(self) -> list[str]:
-        """The recorded commits of this repository, the newest record first."""
+        """The recorded commits of this repository, the newest record first by the wall clock: they are only named to
+        people."""
         records = sorted(self._record_path.parent.glob(f"{self._name}--*.json"), key=_changed, reverse=True)
         commits = (path.stem.rpartition("--")[2] for path in records)
         return [commit for commit in commits if (self._repo_dir / "snapshots" / commit).is_dir()]
@@ -221,8 +222,12 @@ class Snapshot:
 
 
 def untouched_for(seconds: float) -> Callable[[Path], bool]:
-    """Whether a file was not written to for so long: a download that is silent for so long is ended anyway."""
-    return lambda path: time.time() - _changed(path) > seconds
+    """Whether a file was not written to for so long: a download that is silent for so long is ended anyway.
+
+    By the wall clock, the only one that files have. A file from the future is from before the clock was set back, and
+    would otherwise stay for good.
+    """
+    return lambda path: abs(time.time() - _changed(path)) > seconds
 
 
 def _stamp(path: Path) -> Stamp:

@@ -290,9 +290,20 @@ def asked_wait(response: httpx.Response) -> float | None:
     value = response.headers.get("retry-after", "").strip()
     if value.isdigit():
         return float(value)
-    if value and (date := email.utils.parsedate_tz(value)):
-        return max(email.utils.mktime_tz(date) - time.time(), 0.0)
+    if until := _seconds_of(value):
+        # by the clock that wrote it: this machine's may be wrong by years
+        now = _seconds_of(response.headers.get("date", "")) or time.time()
+        return max(until - now, 0.0)
     limit = parse_ratelimit_headers(response.headers)
     if response.status_code == 429 and limit is not None and limit.remaining == 0:
         return float(limit.reset_in_seconds)
     return None
+
+
+def _seconds_of(value: str) -> float | None:
+    """A date of HTTP as seconds since 1970; None if it is none."""
+    date = email.utils.parsedate_tz(value)
+    try:
+        return email.utils.mktime_tz(date) if date else None
+    except (ValueError, OverflowError):
+        return None

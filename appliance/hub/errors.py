@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import re
+import time
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
@@ -110,6 +111,7 @@ _TABLE = {
     Kind.OTHER: ("{detail}", "", Retry.NEVER),
 }
 _ABOUT_THE_SOURCE = (Kind.GATED, Kind.NO_REPOSITORY, Kind.NO_REVISION, Kind.NO_FILE)  # its own hint says more
+_WRONG_TIME = re.compile("certificate (?:is not yet valid|has expired)")  # OpenSSL's words
 _QUOTA_WORDS = re.compile(r"(?i)quota|storage|limit|exceed|billing")
 
 
@@ -172,8 +174,14 @@ def _known(error: BaseException, it: str, revision: str | None) -> Failure | Non
     if isinstance(error, httpx.TimeoutException):
         return _row(Kind.TIMEOUT)
     if isinstance(error, (httpx.TransportError, ConnectionError)):
-        return _row(Kind.CONNECTION, detail=detail)
+        broken = _row(Kind.CONNECTION, detail=detail)
+        return replace(broken, hint=_clock()) if _WRONG_TIME.search(detail) else broken
     return None
+
+
+def _clock() -> str:
+    now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    return f"check this machine's clock, which says {now}: certificates are valid for a certain time only"
 
 
 def _of_answer(error: BaseException, it: str, revision: str | None) -> Failure:

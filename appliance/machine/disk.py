@@ -60,9 +60,14 @@ def no_room(folder: Path, needed: int, free: int, purpose: str, *, hint: str = "
 
 
 def lacks_inodes(path: Path) -> bool:
-    """Whether the volume has no inode left for another file of this user. Btrfs and others without a limit count 0."""
+    """Whether the volume has no inode left for another file of this user."""
+    return free_inodes(path) == 0
+
+
+def free_inodes(path: Path) -> int | None:
+    """How many more files the volume takes from this user; None without a limit: Btrfs and others count 0 of 0."""
     seen = os.statvfs(nearest(path))
-    return seen.f_files > 0 and seen.f_favail == 0
+    return seen.f_favail if seen.f_files else None
 
 
 def no_inodes(path: Path) -> EnvironmentUnavailable:

@@ -17,6 +17,7 @@ from appliance.recipe.fields import TrainSection, TuningSection
 from appliance.rundir import directory as rundir_directory
 
 MARGIN = 1.1
+FILES = 500  # of a run and its release, with temporary ones; a base of 100 shards is merged into as many
 RESERVE_BYTES = device.OVERHEAD_BYTES // 2  # logs, pictures, the release's cards, other users of the volume
 # What one process of the proof leaves for the other: at most 60 MB of logits (weights/proof.py), 64 KiB of each merged
 # tensor.
@@ -119,14 +120,26 @@ def findings(demand: Demand, stage_dir: Path, *, held: int, base_dir: Path, comi
     `held`: bytes of the demand that are there already; `coming`: bytes of the base that are still to be downloaded.
     """
     fix = "free space, or use --runs-dir" + ("; one with hard links needs less" if demand.release else "")
+    few = [one for folder in (stage_dir, *([base_dir] if coming else [])) for one in inodes(folder)]
     if not coming or disk.is_same_volume(base_dir, stage_dir):
-        return [finding(replace(demand, download=coming), stage_dir, held=held, fix=fix)]
+        return [finding(replace(demand, download=coming), stage_dir, held=held, fix=fix), *few[:1]]
     fix_base = f"free space in {disk.nearest(base_dir)}, or set HF_HOME to a folder on another disk"
     needed, free = int(coming * MARGIN), disk.free_disk_bytes(base_dir)
     return [
         finding(demand, stage_dir, held=held, fix=fix),
         _finding("disk for the base", free, needed, disk.human(needed), fix_base),
+        *few,
     ]
+
+
+def inodes(folder: Path) -> list[Finding]:
+    """A finding only if the volume of `folder` takes too few further files, whatever bytes are free on it."""
+    free = disk.free_inodes(folder)
+    if free is None or free >= FILES:
+        return []
+    mount = disk.mount_of(folder)
+    fix = f"remove files from {mount}: their number counts, not their size (`df -i {mount}` shows it)"
+    return [Finding(f"inodes of {mount}", f"{free} free", str(FILES), "fails", fix)]
 
 
 def finding(demand: Demand, folder: Path, *, held: int = 0, freed: int = 0, fix: str) -> Finding:

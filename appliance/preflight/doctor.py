@@ -20,8 +20,8 @@ from appliance.machine import place as machine_place
 from appliance.machine.device import Device
 from appliance.machine.disk import human
 from appliance.machine.place import Place
+from appliance.preflight import disk_needs, gpu_chain, gpu_probe, hub_reachable
 from appliance.preflight import gpu as preflight_gpu
-from appliance.preflight import gpu_chain, gpu_probe, hub_reachable
 from appliance.preflight.gpu_chain import first_line
 from appliance.process import typed
 
@@ -181,7 +181,9 @@ def _room(place: Place, runs_dir: Path, cache_dir: Path) -> list[Finding]:
         Finding("CPU cores", str(device.cpu_cores()), "", "ok"),
         _at_least("/dev/shm", disk.volume_bytes(shm) if shm.is_dir() else 0, SHM_BYTES, shm_fix),
         _disk(runs_dir, "--runs-dir"),
+        *disk_needs.inodes(runs_dir),
         _disk(cache_dir, "--cache-dir"),
+        *disk_needs.inodes(cache_dir),
     ]
 
 

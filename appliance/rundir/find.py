@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from appliance.errors import RunDirError
 from appliance.rundir import results
 from appliance.rundir.directory import RunDir
+
+_SKEW_SECONDS = 600  # by which the clock of a file server may be ahead of this machine's
 
 
 def whereabouts(run_dir: RunDir) -> list[tuple[str, Path]]:
@@ -46,4 +50,21 @@ def newest_run(runs_dir: Path) -> Path:
     found = [path for path in runs_dir.glob("*/recipe.yaml") if path.is_file()]
     if not found:
         raise RunDirError(f"no runs in {runs_dir}", hint="`appliance demo` or `appliance run RECIPE` starts one")
-    return max(found, key=lambda path: path.stat().st_mtime).parent
+    return newest({path.parent: path for path in found}, "was started or changed last")
+
+
+def newest(changed: Mapping[Path, Path], means: str) -> Path:
+    """The run whose file was changed last. `changed`: run directory -> that file; `means`: what its change tells.
+
+    Only the wall clock orders what different processes did, so it is not believed blindly: a file from the future shows
+    that the clock was moved, and any of the runs may be the newest. Raises RunDirError: so it is.
+    """
+    times = {run: file.stat().st_mtime for run, file in changed.items()}
+    found = max(times, key=lambda run: times[run])
+    if len(times) > 1 and (ahead := times[found] - time.time()) > _SKEW_SECONDS:
+        raise RunDirError(
+            f"which of the {len(times)} runs in {found.parent} {means} cannot be told: {changed[found]} is dated "
+            f"{ahead / 3600:,.1f} hours in the future",
+            hint=f"name the run, such as {found}; set this machine's clock if it is wrong, or `touch` that file",
+        )
+    return found

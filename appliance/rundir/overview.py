@@ -103,9 +103,17 @@ def _seconds(run_dir: RunDir, running_stage: str) -> float:
         if record:
             spent += record.seconds
         elif stage == running_stage:
-            started = run_dir.stage_dir(stage) / "started.json"
-            spent += max(time.time() - started.stat().st_mtime, 0.0) if started.is_file() else 0.0
+            spent += _seconds_since(run_dir.stage_dir(stage) / "started.json", run_dir.process_seconds)
     return round(spent, 1)
+
+
+def _seconds_since(started: Path, most: float | None) -> float:
+    """By the wall clock, the only one that files have; after it was moved, no more than the process has run."""
+    try:
+        seconds = max(time.time() - started.stat().st_mtime, 0.0)
+    except OSError:
+        return 0.0
+    return seconds if most is None else min(seconds, most)
 
 
 def _scores(run_dir: RunDir) -> dict[str, Any]:

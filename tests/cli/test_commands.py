@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy
@@ -17,6 +18,7 @@ import pytest
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from appliance.errors import RunDirError
 from appliance.machine import disk, packages
 from appliance.pipeline import run as pipeline_run
 from appliance.recipe import fields as recipe_fields
@@ -336,6 +338,40 @@ def test_without_a_name_the_newest_run_is_taken(tmp_path: Path) -> None:
         (tmp_path / name / "recipe.yaml").write_text("", encoding="utf-8")
         os.utime(tmp_path / name / "recipe.yaml", (1000 - age, 1000 - age))
     assert rundir_find.newest_run(tmp_path) == tmp_path / "new"
+
+
+def test_the_newest_run_is_not_guessed_after_the_clock_was_set_back(tmp_path: Path) -> None:
+    from appliance.rundir import find as rundir_find
+
+    (tmp_path / "first").mkdir()
+    recipe = tmp_path / "first" / "recipe.yaml"
+    recipe.write_text("", encoding="utf-8")
+    os.utime(recipe, (time.time() + 86400,) * 2)
+    assert rundir_find.newest_run(tmp_path) == tmp_path / "first"  # there is no other
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "recipe.yaml").write_text("", encoding="utf-8")
+    with pytest.raises(RunDirError, match=r"first/recipe\.yaml is dated 24\.0 hours in the future") as caught:
+        rundir_find.newest_run(tmp_path)
+    assert str(tmp_path / "first") in caught.value.hint
+    os.utime(recipe, (time.time() + 60,) * 2)  # a file server's clock may be a little ahead
+    assert rundir_find.newest_run(tmp_path) == tmp_path / "first"
+
+
+def test_checks_of_earlier_are_told_by_their_file_not_by_the_clock(tmp_path: Path) -> None:
+    from appliance.cli import check_csv
+    from appliance.process import files
+
+    table = tmp_path / "check" / "table.json"
+    assert check_csv.table_before(tmp_path) is None
+    assert check_csv.check_table(tmp_path) == []
+    table.parent.mkdir()
+    files.write_json(table, [{"what": "old"}])
+    os.utime(table, (time.time() + 1e6,) * 2)
+    before = check_csv.table_before(tmp_path)
+    assert check_csv.check_table(tmp_path, before) == []
+    files.write_json(table, [{"what": "new"}])
+    os.utime(table, (1e9, 1e9))
+    assert check_csv.check_table(tmp_path, before) == [{"what": "new"}]
 
 
 def test_paths_are_shown_as_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import email.utils
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -20,6 +22,7 @@ from huggingface_hub.errors import (
 )
 
 from appliance.errors import ApplianceError, EnvironmentUnavailable, HubError, RecipeError
+from appliance.hub import client
 from appliance.hub import errors as hub_errors
 from appliance.hub.cache import Source
 from appliance.hub.errors import Kind, Retry
@@ -103,3 +106,21 @@ def test_a_hub_that_cannot_be_reached_is_exit_5(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (5, "")
     assert "someone/base cannot be fetched" in done.stdout
+
+
+@pytest.mark.parametrize("words", ["certificate is not yet valid", "certificate has expired"])
+def test_a_certificate_out_of_time_is_put_down_to_the_clock(words: str) -> None:
+    error = httpx.ConnectError(f"[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: {words} (_ssl.c:1006)")
+    assert f"this machine's clock, which says {time.gmtime().tm_year}-" in hub_errors.failure_of(error).hint
+    assert "clock" not in hub_errors.failure_of(httpx.ConnectError("self-signed certificate")).hint
+
+
+@pytest.mark.parametrize("moved", [-86400, 365 * 86400])
+def test_a_date_to_wait_for_is_read_by_the_clock_that_wrote_it(monkeypatch: pytest.MonkeyPatch, moved: int) -> None:
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + moved)
+    asked, date = email.utils.formatdate(now + 60, usegmt=True), email.utils.formatdate(now, usegmt=True)
+    assert client.asked_wait(httpx.Response(503, headers={"Retry-After": asked, "Date": date})) == 60
+    assert client.asked_wait(httpx.Response(503, headers={"Retry-After": date, "Date": asked})) == 0
+    undated = client.asked_wait(httpx.Response(503, headers={"Retry-After": asked}))
+    assert undated == pytest.approx(max(60 - moved, 0), abs=2)

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -134,6 +135,23 @@ def test_the_disk_is_asked_for_all_that_is_written(
     assert caught.value.hint == "free space, or use --runs-dir"
     (written,) = [line for line in files.read_json(tmp_path / "check" / "table.json") if line["verdict"] == "fails"]
     assert written["what"] == "disk"
+
+
+def test_a_volume_that_takes_few_further_files_is_refused_whatever_bytes_are_free(
+    tmp_path: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.statvfs(tmp_path)
+
+    def counts(inodes: int, free: int) -> None:
+        seen = {name: getattr(real, name) for name in dir(real) if name.startswith("f_")}
+        monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(**seen | {"f_files": inodes, "f_favail": free}))
+
+    counts(1000, 499)
+    with pytest.raises(EnvironmentUnavailable, match=r"inodes of /.*: 499 free, needed 500") as caught:
+        look(tmp_path, base_dir)
+    assert "df -i" in caught.value.hint
+    counts(0, 0)  # Btrfs: no limit
+    assert not [what for what in look(tmp_path, base_dir) if what.startswith("inodes")]
 
 
 def test_what_the_run_holds_already_is_not_asked_for_again(

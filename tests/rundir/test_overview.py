@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,19 @@ def test_how_a_run_ended(error: BaseException, state: str, tmp_path: Path) -> No
     with outcome.recorded(run_dir):
         pass
     assert overview(tmp_path)[0]["message"] == ""
+
+
+@pytest.mark.parametrize("moved", [-86400, 365 * 86400])
+def test_the_time_of_a_running_stage_survives_a_clock_that_jumps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int
+) -> None:
+    run_dir = begun(tmp_path, "shop", at="train")
+    with run_dir.lock():
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + moved)
+        (told,) = overview(tmp_path)
+    assert told["state"] == "running"
+    assert 0 <= told["seconds"] < 86400  # at most as long as this process has run
 
 
 def test_a_full_disk_does_not_hide_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
