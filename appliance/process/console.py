@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +28,7 @@ from appliance.process.terminal import in_one_line, printable
 from appliance.process.typed import as_typed
 
 _log = logging.getLogger("appliance")
+LOG_BYTES = 16 << 20  # a log file that has grown beyond becomes NAME.1, in place of an earlier one
 shows_all = False  # --verbose: what is usual is shown too
 
 
@@ -126,8 +129,15 @@ class _Redacting(logging.Formatter):
         return redact.redact(super().format(record), redact.names_here())
 
 
-class _LogFile(logging.FileHandler):
+class _LogFile(RotatingFileHandler):
     """On a full disk the log has a gap; the base class would print a traceback for every line."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, backupCount=1, encoding="utf-8")
+
+    def shouldRollover(self, _: logging.LogRecord) -> bool:
+        """The base class would format, and so redact, every line twice to know its length."""
+        return self.stream is not None and os.fstat(self.stream.fileno()).st_size > LOG_BYTES
 
     def _open(self) -> io.TextIOWrapper:
         return cast(io.TextIOWrapper, files.open_own(Path(self.baseFilename), "a", errors="backslashreplace"))
@@ -145,9 +155,11 @@ class _LogFile(logging.FileHandler):
 def log_file(path: Path) -> Iterator[None]:
     """Everything that any library logs or warns about goes to `path` (appended) while the block runs.
 
+    Its size is bounded, however often a run is repeated: see LOG_BYTES.
+
     An unexpected exception leaves its traceback there, and gets a note that says so.
     """
-    handler = _LogFile(path, encoding="utf-8")
+    handler = _LogFile(path)
     handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import subprocess
 import sys
 import unicodedata
@@ -186,6 +187,21 @@ def test_the_log_holds_what_libraries_say(tmp_path: Path) -> None:
         assert text.count(line) == 1, line
     assert "afterwards" not in text
     assert warnings.showwarning is before
+
+
+def test_the_log_is_bounded_however_often_a_run_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "LOG_BYTES", 2000)
+    for number in range(60):
+        with console.log_file(tmp_path / "log"):
+            console.say(f"crash {number} {'x' * 80}")
+    assert {path.name for path in tmp_path.iterdir()} == {"log", "log.1"}
+    for path in tmp_path.iterdir():
+        assert path.stat().st_size < 2400
+        assert path.stat().st_mode & 0o777 == 0o600
+    whole = (tmp_path / "log.1").read_text("utf-8") + (tmp_path / "log").read_text("utf-8")
+    seen = [int(number) for number in re.findall(r"crash (\d+)", whole)]
+    assert seen == list(range(seen[0], 60))
+    assert seen[0] > 20
 
 
 def test_an_expected_failure_is_one_line_in_the_log(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Imports the heavy libraries once and forks a process for every command: real processes without seconds of start each.
 
-Reads lines of JSON `{"arguments": [...], "log": PATH}`; answers each with the process's id, then with its wait status.
+Reads lines of JSON `{"arguments": [...], "log": PATH, "clock": SEED}`; answers each with the process's id, then with
+its wait status. With a seed, the process's clock jumps while it works.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import random
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -45,6 +48,8 @@ def _become_appliance(request: dict[str, Any]) -> None:
     from tests.helpers import warm
 
     proof.subprocess = warm  # type: ignore[attr-defined]
+    if request["clock"] is not None:
+        _let_clock_jump(random.Random(request["clock"]))
     log = os.open(Path(request["log"]), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(log, 1)
@@ -62,6 +67,20 @@ def _become_appliance(request: dict[str, Any]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _let_clock_jump(rng: random.Random) -> None:
+    """Now and then a day back, a year ahead, or right again, within a stage and between two."""
+    real, real_ns, ahead = time.time, time.time_ns, 0
+
+    def moved() -> int:
+        nonlocal ahead
+        if rng.random() < 0.05:
+            ahead = rng.choice((-86_400, 0, 365 * 86_400))
+        return ahead
+
+    time.time = lambda: real() + moved()
+    time.time_ns = lambda: real_ns() + moved() * 10**9
 
 
 if __name__ == "__main__":
