@@ -7,14 +7,12 @@ does it, so that its last words tell what it died of. Imports neither torch nor 
 from __future__ import annotations
 
 import json
-import resource
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from appliance.errors import DataError, EnvironmentUnavailable, RecipeError
-from appliance.process import child
+from appliance.process import child, forked
 from appliance.process.child import Tell
 from appliance.prompt import format as prompt_format
 from appliance.prompt import tokenizer
@@ -33,7 +31,8 @@ class _NoRowPasses(Exception):
 def serve(line: str, tell: Tell) -> None:
     """The child's work. A template that our formats can do without is refused by whoever needs it."""
     job = json.loads(line)
-    _limit(job["memory_bytes"], job["cpu_seconds"])
+    forked.limit_memory(job["memory_bytes"])
+    forked.limit_time(job["cpu_seconds"])
     try:
         _try(Path(job["folder"]), job["rows"], tell)
     except EnvironmentUnavailable as error:  # a damaged file, or no EOS: whatever the prompt format
@@ -49,19 +48,6 @@ def serve(line: str, tell: Tell) -> None:
         tell({"end": "failed", "error": f"{kind}{error}"[:2000]})
         return
     tell({"end": "passed"})
-
-
-def _limit(memory_bytes: int, cpu_seconds: float) -> None:
-    """`memory_bytes` beyond what this process has taken so far. At the end of its time the kernel ends it by SIGPROF.
-
-    No interpreter is needed for that: a regular expression that does not end gives Python no turn.
-    """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    most = pages * resource.getpagesize() + memory_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
 
 
 def _try(folder: Path, rows: Sequence[dict[str, Any]], tell: Tell) -> None:

@@ -6,9 +6,7 @@ The ids themselves go into a file, from which each side gets its own (training/k
 from __future__ import annotations
 
 from array import array
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +18,10 @@ from appliance.rows.csv_file import Rejected, Row
 from appliance.rows.first_pass import FirstPass
 from appliance.rows.oddities import Remark
 from appliance.rows.one_version import Passes
+from appliance.training import encode_apart
 from appliance.training.kept_ids import Spool
 
 ROUND_UP_TO = 64  # max_seq_length: auto is a multiple of this, for even tensor shapes
-_BATCH_ROWS, _BATCH_LETTERS = 256, 1 << 18  # encoded at a time, whichever comes first
-_AHEAD = 1  # batches that are read while one is encoded
 
 
 @dataclass(frozen=True)
@@ -44,17 +41,18 @@ class Judged:
 def judge(
     csv_path: Path, fmt: csv_file.CsvFormat, prompt: prompt_format.Prompt, passes: Passes, spool: Spool | None
 ) -> Judged:
-    """One pass over the CSV. `spool` gets the ids of the usable rows. Raises DataError as `csv_file.read`."""
+    """One pass over the CSV. `spool` gets the ids of the usable rows. Raises DataError as `csv_file.read`, and
+    EnvironmentUnavailable as `encode_apart.encoded`."""
     lines, lengths, prompt_lengths, with_turns = array("q"), array("l"), array("l"), bytearray()
     rejected: dict[int, str] = {}
     reasons: dict[str, str] = {}  # one text for equal reasons: a million bad rows have few
     rows, records = FirstPass(csv_path, fmt, passes), 0
 
     def encoded(read: Iterable[Row | Rejected]) -> Iterator[Row | Rejected]:
-        for row, found in _encoded(read, prompt):
-            if isinstance(found, DataError):
-                assert isinstance(row, Row)
-                yield Rejected(row.line, _with_column(str(found), row, fmt, prompt))
+        for row, found in encode_apart.encoded(prompt, read, csv_path, _encode):
+            if isinstance(found, _Fault):
+                where = f"column {fmt.column(found.role)}: " if found.role else ""
+                yield Rejected(row.line, where + found.reason)
                 continue
             if found is not None:
                 ids, prompt_tokens = found
@@ -74,49 +72,26 @@ def judge(
     return Judged(rows, lines, lengths, prompt_lengths, with_turns, rejected, records, rows.remarks())
 
 
-def _encoded(
-    rows: Iterable[Row | Rejected], prompt: prompt_format.Prompt
-) -> Iterator[tuple[Row | Rejected, in_batches.Ids | DataError | None]]:
-    """Every record with the ids of its row, in order. While a batch is being encoded, the next one is read."""
-    waiting: deque[tuple[list[Row | Rejected], Future[list[in_batches.Ids | DataError]]]] = deque()
+@dataclass(frozen=True)
+class _Fault:
+    """Why a row cannot be encoded; `role`: of the cell that cannot be even on its own, if it is one."""
 
-    def done() -> Iterator[tuple[Row | Rejected, in_batches.Ids | DataError | None]]:
-        batch, future = waiting.popleft()
-        found = iter(future.result())
-        for row in batch:
-            yield row, next(found) if isinstance(row, Row) else None
-
-    with ThreadPoolExecutor(1) as worker:
-        for batch in _batches(rows):
-            cells = [(row.instruction, row.input, row.output) for row in batch if isinstance(row, Row)]
-            waiting.append((batch, worker.submit(in_batches.encode, prompt, cells)))
-            if len(waiting) > _AHEAD:
-                yield from done()
-        while waiting:
-            yield from done()
+    reason: str
+    role: str | None
 
 
-def _batches(rows: Iterable[Row | Rejected]) -> Iterator[list[Row | Rejected]]:
-    batch: list[Row | Rejected] = []
-    letters = 0
-    for row in rows:
-        batch.append(row)
-        letters += len(row.instruction) + len(row.input) + len(row.output) if isinstance(row, Row) else 0
-        if len(batch) == _BATCH_ROWS or letters > _BATCH_LETTERS:
-            yield batch
-            batch, letters = [], 0
-    if batch:
-        yield batch
+def _encode(prompt: prompt_format.Prompt, rows: Sequence[in_batches.Cells]) -> list[in_batches.Ids | _Fault]:
+    found = zip(rows, in_batches.encode(prompt, rows), strict=True)
+    return [_Fault(str(one), _bad_role(prompt, cells)) if isinstance(one, DataError) else one for cells, one in found]
 
 
-def _with_column(reason: str, row: Row, fmt: csv_file.CsvFormat, prompt: prompt_format.Prompt) -> str:
-    """The reason, with the column whose cell cannot be encoded even on its own."""
-    for role in ("instruction", "input", "output"):
+def _bad_role(prompt: prompt_format.Prompt, cells: in_batches.Cells) -> str | None:
+    for role, cell in zip(("instruction", "input", "output"), cells, strict=True):
         try:
-            prompt.encode("", "", getattr(row, role))
+            prompt.encode("", "", cell)
         except DataError:
-            return f"column {fmt.column(role)}: {reason}"
-    return reason
+            return role
+    return None
 
 
 def too_long(judged: Judged, limit: int, *, cut: bool) -> dict[int, str]:

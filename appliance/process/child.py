@@ -43,8 +43,13 @@ def of_this_process() -> dict[str, str]:
 
 def die_with_parent() -> None:
     """Has the kernel end this child when its parent dies, even by kill -9: a rerun would otherwise find it at work."""
+    die_with(int(os.environ.get(_PARENT, os.getppid())))
+
+
+def die_with(parent: int) -> None:
+    """As `die_with_parent`, for a fork, which knows its parent's id."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.environ.get(_PARENT, str(os.getppid())) != str(os.getppid()):  # it died while this process was starting
+    if os.getppid() != parent:  # it died while this process was starting
         os._exit(128 + signal.SIGKILL)
 
 

@@ -14,7 +14,7 @@ from appliance.errors import DataError
 from appliance.prompt.encoding import Encoding
 from appliance.prompt.format import Encoded, Prompt
 from appliance.rows import csv_file
-from appliance.training import kept_ids
+from appliance.training import encode_apart, kept_ids
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def uncut(
 ) -> Iterator[tuple[int, Encoded]]:
     """Line and row, in the order of the prepared CSV: the kept ids if they hold here, else encoded now.
 
-    Raises DataError: see `Prompt.encode`.
+    Raises DataError: see `Prompt.encode`. EnvironmentUnavailable: see `encode_apart.encoded`.
     """
     wanted = None if only is None else frozenset(only)
     reason = kept_ids.why_not(path, prompt)
@@ -72,6 +72,8 @@ def uncut(
             yield kept.line, prompt.labelled(kept.ids, kept.prompt_tokens, loss_on=loss_on)
         return
     _log.info("%s: its rows are encoded again: %s", path, reason)
-    for row in csv_file.iter_canonical(path):
-        if wanted is None or row.line in wanted:
-            yield row.line, prompt.encode(row.instruction, row.input, row.output, loss_on=loss_on)
+    rows = (row for row in csv_file.iter_canonical(path) if wanted is None or row.line in wanted)
+    for row, found in encode_apart.ids(prompt, rows, path):
+        if isinstance(found, DataError):
+            raise found
+        yield row.line, prompt.labelled(*found, loss_on=loss_on)
