@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 
 from appliance.errors import HubError
-from appliance.hub import answers
+from appliance.hub import answers, xet
 from appliance.hub import errors as hub_errors
 from appliance.hub.errors import TRANSIENT, Retry, Unreachable
 from appliance.process import exchange, redact
@@ -214,6 +214,7 @@ class _Client(httpx.Client):
                 error = caught
             if response is not None and response.status_code not in TRANSIENT:
                 answers.check_headers(response)
+                xet.check_headers(response, _hub())
                 if following := response.links.get("next", {}).get("url"):
                     self._meter.names_next_page(str(response.url.join(following)), running)
                 return response
@@ -271,11 +272,15 @@ def is_offline() -> bool:
     return constants.is_offline_mode()
 
 
-def _is_hub(url: httpx.URL) -> bool:
-    """Whether the token may go there: to the host that HF_ENDPOINT names, by the same protocol and port."""
+def _hub() -> httpx.URL:
     from huggingface_hub import constants
 
-    hub = httpx.URL(constants.ENDPOINT)
+    return httpx.URL(constants.ENDPOINT)
+
+
+def _is_hub(url: httpx.URL) -> bool:
+    """Whether the token may go there: to the host that HF_ENDPOINT names, by the same protocol and port."""
+    hub = _hub()
     return (url.scheme, url.host, url.port) == (hub.scheme, hub.host, hub.port)
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from appliance.errors import EnvironmentUnavailable, HubError
-from appliance.hub import answers, client
+from appliance.hub import answers, client, xet
 from appliance.hub import errors as hub_errors
 from appliance.hub.cache import Expected, Snapshot, Source, untouched_for
 from appliance.hub.client import Limits
@@ -155,7 +155,7 @@ def _run_child(job: dict[str, Any], snapshot: Snapshot, limits: Limits, *, witho
 
     Raises HubError, EnvironmentUnavailable: trying again would not help.
     """
-    environ = known_secrets.without(os.environ)
+    environ = xet.guarded(known_secrets.without(os.environ))
     environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     if without_xet:
         environ["HF_HUB_DISABLE_XET"] = "1"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import httpx
 
-from appliance.hub import answers, client
+from appliance.hub import answers, client, xet
 from appliance.hub import errors as hub_errors
 from appliance.hub.cache import Source
 from appliance.hub.client import Limits
@@ -30,7 +29,7 @@ def serve(line: str, tell: Tell) -> None:
     known_secrets.learn(source.token)
     sign = child.seldom(lambda: tell({}))
     sign()
-    bar = counting_bar(tell)
+    bar = xet.counting_bar(tell)
     from huggingface_hub import hf_hub_download
 
     def fetch(name: str) -> None:
@@ -66,35 +65,6 @@ def _failure(error: BaseException, source: Source) -> dict[str, Any]:
     can_retry = hub_errors.failure_of(error).retry in _RETRIED
     message = str(shown).removeprefix(f"{source.what} cannot be fetched: ") if can_retry else str(shown)
     return {"error": {"kind": type(shown).__name__, "message": message, "hint": shown.hint, "can_retry": can_retry}}
-
-
-def counting_bar(tell: Tell) -> type[Any]:
-    """A progress bar that draws nothing and tells how many bytes xet has received and written, of all files together.
-
-    Its bodies do not pass through this client, and it holds back up to 64 MB before it writes.
-    """
-    from huggingface_hub.utils.tqdm import tqdm
-
-    reached = {"received": 0, "written": 0}
-    lock = threading.Lock()
-    tell_now_and_then = child.seldom(lambda: tell({"reached": reached}))
-
-    def count(what: str, more: float | None) -> None:
-        with lock:
-            reached[what] += int(more or 0)
-        tell_now_and_then()
-
-    class Bar(tqdm):
-        def update(self, n: float | None = 1) -> None:
-            count("written", n)
-            super().update(n)
-
-        def update_transfer(self, n: float | None = 1) -> None:
-            count("received", n)
-
-        def set_transfer_postfix_str(self, *_: object, **__: object) -> None: ...
-
-    return Bar
 
 
 def _mend_bodies(sign: Callable[[], None]) -> None:

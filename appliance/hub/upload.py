@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from appliance.errors import HubError, RunDirError
+from appliance.hub import xet
 from appliance.hub.client import Limits
 from appliance.hub.repository import Content
 from appliance.hub.upload_child import Pushed
@@ -83,7 +84,7 @@ def publish(
         "limits": asdict(limits),
         "again": again,
     }
-    environ = known_secrets.without(os.environ) | {
+    environ = xet.guarded(known_secrets.without(os.environ)) | {
         "HF_HUB_DISABLE_XET": os.environ.get("HF_HUB_DISABLE_XET") or "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "0",  # with them, xet's progress would be off

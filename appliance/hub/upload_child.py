@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +17,7 @@ from typing import Any, Literal
 import httpx
 
 from appliance.errors import HubError
-from appliance.hub import answers, client, repository
+from appliance.hub import answers, client, repository, xet
 from appliance.hub import errors as hub_errors
 from appliance.hub import token as hub_token
 from appliance.hub.client import Limits
@@ -35,7 +33,6 @@ _HIDE = (
     "look at the repository in a browser where you are not signed in; hide or delete it, and check whether HF_ENDPOINT "
     "or a proxy adds a token of its own to what you send"
 )
-_XET_CHUNK_BYTES = 1 << 16  # on average (xet-core, TARGET_CHUNK_SIZE); the Hub checks an upload by parts of its files
 _COMMITS = 4  # tries to commit: the head moved, or the reply was lost
 
 
@@ -83,7 +80,7 @@ def serve(line: str, tell: Tell) -> None:
     logging.getLogger().addHandler(handler)
     logging.getLogger().setLevel(logging.INFO)
     try:
-        with _xet_counted(tell):
+        with xet.counted_uploads(tell):
             tell({"pushed": asdict(_push(job, tell))})
     except (OSError, RuntimeError, ValueError, httpx.HTTPError, HubError) as error:
         _log.info("the upload failed", exc_info=error)
@@ -93,41 +90,6 @@ def serve(line: str, tell: Tell) -> None:
         tell({"error": [what, f"everything local is kept; {trouble.hint}"]})
     finally:
         logging.getLogger().removeHandler(handler)
-
-
-@contextmanager
-def _xet_counted(tell: Tell) -> Iterator[None]:
-    """Within the block xet's native code, which knows no deadline, has its progress told to the parent, in bytes.
-
-    The client makes a reporter of its own for each upload, and offers no other way to be told than to take its place:
-    tests/hub/test_upload_process.py fails if its name or its methods change.
-    """
-    from huggingface_hub.utils import _xet_progress_reporting as reporting
-
-    class Reporter:
-        def __init__(self, *_: object, **__: object) -> None:
-            self._reached = {"read": 0, "sent": 0, "checked": 0}
-            self._tell = child.seldom(self.close)
-
-        def update_progress(self, report: Any, _files: object = None) -> None:
-            shard = getattr(report, "shard", None)
-            checked = shard.total_shard_validation_entries_completed if shard else 0
-            self._reached = {
-                "read": report.total_bytes_completed,
-                "sent": report.total_transfer_bytes_completed,
-                "checked": checked * _XET_CHUNK_BYTES,
-            }
-            self._tell()
-
-        def close(self) -> None:
-            tell({"reached": self._reached})
-
-    before = reporting.XetUploadProgressReporter
-    reporting.XetUploadProgressReporter = Reporter  # type: ignore[assignment, misc]
-    try:
-        yield
-    finally:
-        reporting.XetUploadProgressReporter = before  # type: ignore[misc]
 
 
 class _Teller(logging.Handler):

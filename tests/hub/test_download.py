@@ -30,7 +30,7 @@ from huggingface_hub import constants
 from appliance.base_model import base as base_model_base
 from appliance.base_model import find as base_model_find
 from appliance.errors import EnvironmentUnavailable, HubError
-from appliance.hub import dataset_file, download, download_child
+from appliance.hub import dataset_file, download, xet
 from appliance.hub import errors as hub_errors
 from appliance.hub.cache import Snapshot, Source, untouched_for
 from appliance.hub.client import Limits
@@ -254,7 +254,7 @@ def test_what_xet_receives_and_writes_is_counted(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(child, "seldom", lambda act: act)
     told: list[dict[str, int]] = []
-    bar = download_child.counting_bar(lambda message: told.append(dict(message["reached"])))
+    bar = xet.counting_bar(lambda message: told.append(dict(message["reached"])))
     reporter = XetDownloadProgressReporter(reconstruction_desc="x", total=100, log_level=20, tqdm_class=bar)
     rates = {"total_bytes_completion_rate": 1.0, "total_transfer_bytes_completion_rate": 1.0, "total_bytes": 100}
     for received, written in ((0, 0), (10, 0), (10, 0), (12, 9)):

@@ -139,6 +139,7 @@ class LoopbackHub(Control):
             "HF_ENDPOINT": self.endpoint,
             "HF_HOME": str(self.tmp / "hf-home"),
             "HF_HUB_DISABLE_XET": "0" if self.xet else "1",
+            "HF_XET_DATA_LOCAL_CAS_SCHEME": "local://",  # by default the product's own processes refuse it
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_OFFLINE": "0",
             "HF_TOKEN": self.token,
