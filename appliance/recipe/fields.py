@@ -232,8 +232,8 @@ class PublishSection(Section):
     adapter: bool = Field(True, description="Release the adapter (method: lora).")
     merged: bool = Field(True, description="Release the merged 16-bit model.")
     examples: bool | None = Field(
-        None,
-        description="Show side-by-side answers from the test rows in the model card. null: if it is private.",
+        False,
+        description="Show rows in the model card: answers to test rows side by side. null: if it is private.",
     )
     dataset: bool = Field(
         False, description="Release the rows too: train, val and test as CSV. Only if they are yours to give."

@@ -35,6 +35,7 @@ METRICS = {
 _CODE = "```"
 _MARK = "\x00"  # in place of the question, where the prompt is split at it
 _OVERRIDDEN = "\n**Released despite this verdict**, by decision of its author (`publish --even-if-worse`).\n"
+_NO_ROWS = "This card shows no rows of the data; `publish.examples: true` in the recipe adds answers to test rows, side by side."
 
 
 @dataclass(frozen=True)
@@ -201,8 +202,7 @@ def _card(facts: Facts, kind: str, code: str, front: dict[str, str]) -> str:
         f"{_turns(counts)}\n",
         f"## Use\n\n{code}\n",
     ]
-    if facts.examples:
-        parts.append(f"## Answers on test rows\n\n{_answers(facts.examples)}\n")
+    parts.append(f"## Answers on test rows\n\n{_answers(facts.examples)}\n" if facts.examples else f"{_NO_ROWS}\n")
     return "\n".join(parts)
 
 

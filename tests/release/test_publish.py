@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -236,12 +237,22 @@ def test_a_card_without_examples_shows_no_row(run: FinishedRun, monkeypatch: pyt
         run.publish(examples=False)
 
 
-def test_a_public_card_shows_rows_only_if_asked_to(run: FinishedRun) -> None:
-    for settings, shown in (({}, False), ({"examples": True}, True)):
-        run.publish(visibility="public", **settings)
-        assert ("맛있어요" in (run.release / "model" / "README.md").read_text(encoding="utf-8")) == shown
-    run.publish()  # private
-    assert "맛있어요" in (run.release / "model" / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("settings", "shown"),
+    [
+        ({}, False),
+        ({"examples": True}, True),
+        ({"examples": True, "visibility": "public"}, True),
+        ({"examples": None}, True),  # the default of earlier versions
+        ({"examples": None, "visibility": "public"}, False),
+    ],
+    ids=["default", "true", "true, public", "null", "null, public"],
+)
+def test_a_card_shows_rows_only_if_asked_to(settings: dict[str, Any], shown: bool, run: FinishedRun) -> None:
+    run.publish(adapter=False, **settings)
+    card = (run.release / "model" / "README.md").read_text(encoding="utf-8")
+    assert ("맛있어요" in card) == shown
+    assert ("This card shows no rows of the data; `publish.examples: true`" in card) != shown
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ data: {{csv: {csv}, test_fraction: 0.2}}
 tuning: {{r: 2, alpha: 4}}
 train: {{max_steps: 2, micro_batch_size: 4, gradient_accumulation_steps: 1, optimizer: adamw_torch, eval_every: 1}}
 evaluate: {{max_new_tokens: 4}}
-publish: {{min_stop_rate: 0, require_improvement: false, repo_id: alice/shop, merged: false, examples: false}}
+publish: {{min_stop_rate: 0, require_improvement: false, repo_id: alice/shop, merged: false}}
 """
 
 

@@ -366,6 +366,19 @@ def test_a_new_run_has_todays_default(tmp_path: Path, folder: Path, monkeypatch:
     assert earlier_runs.without_younger(resolved.recipe.model_dump())["train"]["min_delta"] == 0.001
 
 
+@pytest.mark.parametrize(("then", "now"), [("true", True), ("null", None), ("false", False)])
+def test_a_run_begun_when_cards_showed_rows_still_shows_them(
+    then: str, now: bool | None, tmp_path: Path, folder: Path
+) -> None:
+    """By default: in version 0.1 always, then in private repositories."""
+    recipe = tmp_path / "recipe.yaml"
+    begun = (folder / "finished" / "recipe.yaml").read_text(encoding="utf-8")
+    recipe.write_text(begun.replace("examples: true  # default", f"examples: {then}  # default"), "utf-8")
+    resolved = resolve.load(str(folder / "finished.yaml"), environ={})
+    assert resolved.recipe.publish.examples is False
+    assert earlier_runs.as_begun(resolved, recipe).recipe.publish.examples is now
+
+
 def test_a_run_keeps_the_defaults_that_it_began_with(
     appliance: Appliance, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
