@@ -15,7 +15,7 @@ from appliance.errors import DataError
 from appliance.evaluation import scores
 from appliance.evaluation.extra_questions import shown
 from appliance.evaluation.interval import Verdict, paired
-from appliance.rows import charset
+from appliance.rows import charset, in_messages
 from appliance.rows.csv_file import Row
 from appliance.rows.header import ALIASES, plain_name
 from appliance.rows.records import records
@@ -73,9 +73,9 @@ def read(path: Path, rows: Sequence[Row]) -> list[str]:
     wanted = [str(row.line) if key == "row" else _plain(shown(row.instruction, row.input)) for row in rows]
     missing = [name for name in wanted if name not in given]
     if missing:
-        named = ", ".join(repr(name) for name in missing[:5]) + (", …" if len(missing) > 5 else "")
+        named = ", ".join(_named(key, name) for name in missing[:5]) + (", …" if len(missing) > 5 else "")
         raise DataError(
-            f"{path} answers {len(rows) - len(missing)} of {counted(len(rows), 'row')}; missing: {key} {named}",
+            f"{path} answers {len(rows) - len(missing)} of {counted(len(rows), 'row')}; missing: {named}",
             hint=_HINT,
         )
     return [given[name] for name in wanted]
@@ -130,7 +130,7 @@ def _answers(path: Path) -> tuple[str, dict[str, str]]:
             if wrong := charset.wrong_byte(name + answer, codec):
                 raise DataError(f"{path}, line {line}: {wrong}", hint="fix that line, or save the file as UTF-8")
             if given.setdefault(_plain(name), answer) != answer:
-                raise DataError(f"{path}: two answers to {key} {_plain(name)!r}", hint="keep only one of them")
+                raise DataError(f"{path}: two answers to {_named(key, _plain(name))}", hint="keep only one of them")
     if not any(name and answer for name, answer in given.items()):
         raise DataError(f"{path} has a header but no answers", hint=_HINT)
     return key, given
@@ -160,8 +160,13 @@ def _columns(path: Path, codec: str) -> tuple[str, int, str, tuple[int, int]]:
             column = _column(header, key)
             assert column is not None
             return delimiter, len(header), key, (column, answer)
-    seen = ", ".join(map(charset.shown, max(headers, key=len, default=[])[:30]))
+    seen = ", ".join(map(in_messages.shown, max(headers, key=len, default=[])[:30]))
     raise DataError(f"{path} has the columns {seen}", hint=_HINT)
+
+
+def _named(key: str, name: str) -> str:
+    """A row by its number, or by its question, which is the user's own."""
+    return f"row {name!r}" if key == "row" else f"question {in_messages.quoted(name, 200)}"
 
 
 def _column(header: Sequence[str], role: str) -> int | None:

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from appliance import findings
 from appliance.errors import ApplianceError, Interrupted
-from appliance.process import files, live_view, redact, screen, signals, step_bar, tables
+from appliance.process import files, live_view, quoted_rows, redact, screen, signals, step_bar, tables
 from appliance.process.eta import Eta
 from appliance.process.terminal import in_one_line, printable
 from appliance.process.typed import as_typed
@@ -123,10 +123,10 @@ def error(message: str, hint: str) -> None:
 
 
 class _Redacting(logging.Formatter):
-    """A log may be sent to somebody who helps: home folders, names and tokens never get into it."""
+    """A log may be sent to somebody who helps: home folders, names, tokens and rows never get into it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return redact.redact(super().format(record), redact.names_here())
+        return redact.redact(quoted_rows.masked(super().format(record)), redact.names_here())
 
 
 class _LogFile(RotatingFileHandler):

@@ -35,7 +35,7 @@ METRICS = {
 _CODE = "```"
 _MARK = "\x00"  # in place of the question, where the prompt is split at it
 _OVERRIDDEN = "\n**Released despite this verdict**, by decision of its author (`publish --even-if-worse`).\n"
-_NO_ROWS = "This card shows no rows of the data; `publish.examples: true` in the recipe adds answers to test rows, side by side."
+_NO_ROWS = "This card shows no rows of the data; `publish.examples: true` in the recipe adds answers to test rows."
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from typing import cast
 
 from appliance.errors import DataError
 from appliance.rows import readings
+from appliance.rows.in_messages import quoted
 
 # Most characters in a line or a cell: bounds the memory that an unbalanced quote or a file without line endings takes.
 LIMIT = 1 << 24
@@ -206,11 +207,6 @@ def open_bytes(path: Path, setting: str = "data.csv") -> Iterator[io.BufferedRea
         yield stream
 
 
-def shown(text: str, length: int = 40) -> str:
-    """Quoted and escaped, so that a cell can neither flood a terminal nor control it."""
-    return repr(text if len(text) <= length else text[: length - 1] + "…")
-
-
 def _refuse_other_kinds(path: Path, head: bytes, setting: str, expected: str) -> None:
     """Raises DataError for a file that is not text, or not a CSV at all, whatever its name."""
     found = next(((what, fix) for start, what, fix in _SIGNATURES if head.startswith(start)), None)
@@ -330,7 +326,7 @@ def _guessed(path: Path, data: bytes, sample: Sequence[tuple[int, bytes]], setti
     others = "".join(f", {name}" for name in others_likely)
     number, text = sample[0][0], sample[0][1].decode("utf-8", _ESCAPE)
     rows = "".join(
-        f"\n  line {number}: {shown(readings.around_doubt(line, codec, 66), 70)}" for number, line in sample[:3]
+        f"\n  line {number}: {quoted(readings.around_doubt(line, codec, 66), 70)}" for number, line in sample[:3]
     )
     hint = (
         f"if this looks right: --set data.encoding={codec}; otherwise name the right one (such as cp949, shift_jis"

@@ -18,11 +18,12 @@ from typing import Literal, TextIO
 from appliance.errors import DataError
 from appliance.process import files
 from appliance.prompt import turns
-from appliance.rows.charset import open_lines, shown, wrong_byte
+from appliance.rows.charset import open_lines, wrong_byte
 from appliance.rows.dialect import ROLES
 from appliance.rows.dialect import CsvFormat as CsvFormat
 from appliance.rows.dialect import sniff as sniff
 from appliance.rows.header import plain_name
+from appliance.rows.in_messages import quoted, shown
 from appliance.rows.one_version import Passes
 from appliance.rows.records import records
 
@@ -148,7 +149,7 @@ def _row(line: int, cells: list[str], fmt: CsvFormat, used: Sequence[int]) -> Ro
     if fmt.side is not None:
         side = plain_name(cells[fmt.side])
         if side not in SIDE_WORDS:
-            found = f"{shown(cells[fmt.side])} is not a side" if side else "the side is empty"
+            found = f"{quoted(cells[fmt.side])} is not a side" if side else "the side is empty"
             return Rejected(line, f"column {fmt.column('side')}: {found}; expected train, val or test")
     row = object.__new__(Row)  # a frozen dataclass sets its fields one by one: 1.5 of a row's 6 microseconds
     row.__dict__.update(line=line, instruction=instruction, input=input_text, output=output, group=group, side=side)

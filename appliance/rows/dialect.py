@@ -14,8 +14,9 @@ from pathlib import Path
 from appliance.errors import DataError
 from appliance.rows import charset
 from appliance.rows.cell_text import AS_TYPED, CellText
-from appliance.rows.charset import Encoding, open_bytes, open_lines, shown
+from appliance.rows.charset import Encoding, open_bytes, open_lines
 from appliance.rows.header import DELIMITERS, OPTIONAL, Header, column_of, header_of, trimmed
+from appliance.rows.in_messages import shown
 from appliance.rows.records import Quoting, records
 
 _QUOTINGS: dict[Quoting, str] = {

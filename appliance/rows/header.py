@@ -12,7 +12,8 @@ from itertools import islice
 from pathlib import Path
 
 from appliance.errors import DataError
-from appliance.rows.charset import open_lines, shown
+from appliance.rows.charset import open_lines
+from appliance.rows.in_messages import quoted, shown
 from appliance.rows.records import records
 
 _LINES_ABOVE = 30  # lines searched for a header that is not in line 1
@@ -151,7 +152,7 @@ def _refuse_lines_above(
         header = _best(headers, above.line + number, wanted, None)
         names = [name for name in header.names if trimmed(name)]
         if header.has_columns(wanted) or ((is_title or not filled) and len(names) > 1 and not _looks_like_data(names)):
-            seen = shown(trimmed(first[0])) if filled else "empty"
+            seen = quoted(trimmed(first[0])) if filled else "empty"
             raise DataError(
                 f"{path}: line {above.line} is {seen}, expected the header; line {header.line} looks like the header: "
                 + ", ".join(shown(name) for name in names[:30]),
@@ -224,7 +225,7 @@ def _missing(path: Path, found_header: Header, role: str, name: str, setting: st
     if _looks_like_data(header):
         return DataError(
             f"{path}: line {line} looks like data, expected a header with a column {shown(name)} for the {role}; "
-            f"line {line} has {names}",
+            f"line {line} has {', '.join(quoted(cell) for cell in header[:30])}",
             hint="put the column names in a line above the first row, for example instruction,output; if "
             f"line {line} is a header: --set {setting}=NAME",
         )

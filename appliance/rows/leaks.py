@@ -13,8 +13,8 @@ from typing import Any, get_args
 
 from appliance.process import files
 from appliance.rows import csv_file, near_duplicates, split
-from appliance.rows.charset import shown
 from appliance.rows.csv_file import Row
+from appliance.rows.in_messages import quoted
 from appliance.rows.split import Side
 from appliance.wording import counted
 
@@ -29,7 +29,7 @@ class Example:
 
     def __str__(self) -> str:
         places = " and ".join(f"line {self.lines[side]} ({side})" for side in get_args(Side) if side in self.lines)
-        return f"{places}: {shown(self.question, 60)}"
+        return f"{places}: {quoted(self.question, 60)}"
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def warnings(prepare_dir: Path) -> list[Caveat]:
 def _pair_text(pair: Mapping[str, Any]) -> str:
     answer = ", same answer" if pair["same_answer"] else ""
     lines = f"line {pair['row']} ({pair['side']}) and line {pair['train_row']} (train)"
-    texts = f"{shown(pair['question'], 60)} ~ {shown(pair['train_question'], 60)}"
+    texts = f"{quoted(pair['question'], 60)} ~ {quoted(pair['train_question'], 60)}"
     return f"{lines}, {pair['similarity']:.0%} alike{answer}: {texts}"
 
 

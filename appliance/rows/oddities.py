@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 from unicodedata import is_normalized
 
 from appliance.rows.cell_text import ESCAPES, PLACEHOLDERS, Escape
-from appliance.rows.charset import shown
 from appliance.rows.csv_file import Row
 from appliance.rows.dialect import CsvFormat
 from appliance.rows.header import plain_name
+from appliance.rows.in_messages import quoted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,24 +126,24 @@ class Remarks:
             cell: str = getattr(row, role)
             if hit := pattern.search(cell):
                 around = cell[hit.start() : max(hit.end(), hit.start() + 16)]
-                self._add(kind, f"line {row.line}, column {self._fmt.column(role)}: {shown(around, 24)}")
+                self._add(kind, f"line {row.line}, column {self._fmt.column(role)}", around)
                 return
 
     def _look_for_quoted(self, row: Row) -> None:
         before = self._in_curly_quotes
         for role in _ROLES:
             if _QUOTED.fullmatch(getattr(row, role)):
-                place = f"line {row.line}, column {self._fmt.column(role)}: {shown(getattr(row, role), 24)}"
-                self._in_curly_quotes = replace(before, rows=before.rows + 1, places=_added(before.places, place))
+                places = _added(before.places, f"line {row.line}, column {self._fmt.column(role)}", getattr(row, role))
+                self._in_curly_quotes = replace(before, rows=before.rows + 1, places=places)
                 return
 
     def _decomposed(self, row: Row) -> str:
         found = (role for role in _ROLES if not is_normalized("NFC", getattr(row, role)))
         return "".join(f", column {self._fmt.column(role)}" for role in found)
 
-    def _add(self, kind: str, place: str) -> None:
+    def _add(self, kind: str, place: str, text: str = "") -> None:
         before = self._found.get(kind, Remark(kind, 0, (), _KINDS[kind]))
-        self._found[kind] = replace(before, rows=before.rows + 1, places=_added(before.places, place))
+        self._found[kind] = replace(before, rows=before.rows + 1, places=_added(before.places, place, text))
 
     def _repeated(self) -> Iterator[Remark]:
         """Rows whose question (ignoring case, spaces and Unicode forms) was already in an earlier row.
@@ -195,8 +195,7 @@ class _Placeholders:
         if not cell or len(cell) > _LONGEST_PLACEHOLDER or plain_name(cell) not in PLACEHOLDERS:
             return
         self._texts[cell.strip()] += 1
-        if len(self._places) < EXAMPLES:
-            self._places = _added(self._places, f"line {line}, column {self._fmt.column(self._role)}: {shown(cell)}")
+        self._places = _added(self._places, f"line {line}, column {self._fmt.column(self._role)}", cell, 40)
 
     def remark(self) -> Remark:
         """How many rows have one, and the setting that makes these cells empty."""
@@ -207,5 +206,8 @@ class _Placeholders:
         return Remark(f"placeholders ({self._role})", self._texts.total(), self._places, fix)
 
 
-def _added(places: tuple[str, ...], place: str) -> tuple[str, ...]:
-    return places if len(places) == EXAMPLES else (*places, place)
+def _added(places: tuple[str, ...], place: str, text: str = "", length: int = 24) -> tuple[str, ...]:
+    """The first places, each with what is there."""
+    if len(places) == EXAMPLES:
+        return places
+    return (*places, f"{place}: {quoted(text, length)}" if text else place)

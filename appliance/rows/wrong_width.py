@@ -6,9 +6,10 @@ import shlex
 from itertools import islice
 from pathlib import Path
 
-from appliance.rows.charset import open_lines, shown
+from appliance.rows.charset import open_lines
 from appliance.rows.dialect import CsvFormat
 from appliance.rows.header import DELIMITERS
+from appliance.rows.in_messages import quoted, shown
 
 QUOTE_IT = 'a cell that contains the delimiter or a line break must be in double quotes: "like, this"'
 _SHOWN = 120  # characters of the line
@@ -20,7 +21,7 @@ def fix_for(path: Path, fmt: CsvFormat, line: int) -> str:
     with open_lines(path, fmt.encoding.codec) as lines:
         text = next(islice(lines, line - 1, None), "").rstrip("\r\n")
     name = DELIMITERS.get(fmt.delimiter, shown(fmt.delimiter))
-    seen = f"line {line} is {shown(text, _SHOWN)}"
+    seen = f"line {line} is {quoted(text, _SHOWN)}"
     fields = [field.strip() for field in text.split(fmt.delimiter)]
     if any(field[:1] and field[0] in _CURLY for field in fields):
         straight = "".join(f's/{mark}/"/g;' for mark in _CURLY if mark in text)
