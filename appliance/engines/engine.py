@@ -59,8 +59,12 @@ class Engine(Protocol):
         """
         ...
 
-    def release(self) -> None:
-        """Free the memory of models that are no longer referenced, and drop cached measurements of free memory."""
+    def release(self, *, keep_base: bool = False) -> None:
+        """Free the memory of models that are no longer referenced, and drop cached measurements of free memory.
+
+        `keep_base`: the base of an adapter that was trained is wanted again next, so an engine may keep it in memory,
+        where the next load takes it instead of reading the files.
+        """
         ...
 
 

@@ -16,11 +16,15 @@ from appliance.engines import answer_head, decoding, master_weights
 from appliance.engines import loaded as engines_loaded
 from appliance.engines import token_rows as engines_token_rows
 from appliance.engines.engine import Loaded, load_failures, refuse_too_long
+from appliance.engines.kept_base import KeptBase
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine.device import Device
+from appliance.process import console
 from appliance.prompt import batch as prompt_batch
 from appliance.prompt import tokenizer as prompt_tokenizer
 from appliance.recipe.fields import ModelSection, TuningSection
+
+_Asked = tuple[Path, bool, str]  # base, whether in 4 bits, dtype of the weights
 
 
 class TransformersEngine:
@@ -30,6 +34,7 @@ class TransformersEngine:
     def __init__(self, device: Device) -> None:
         self._device = device
         self.trainer_checkpoints_gradients = device.kind == "cuda"  # a third slower, but saves memory; a CPU has enough
+        self._kept: tuple[_Asked, KeptBase] | None = None
 
     def load_for_training(
         self,
@@ -43,9 +48,12 @@ class TransformersEngine:
         """See Engine. Raises EnvironmentUnavailable: the weights do not load, or the base lacks a target module."""
         refuse_too_long(base_dir, max_seq_length)
         compute_dtype = self._device.compute_dtype(model.dtype)
-        base, tokenizer = self._load_base(base_dir, model, master_weights.weights_dtype(tuning.method, compute_dtype))
+        weights_dtype = master_weights.weights_dtype(tuning.method, compute_dtype)
+        base, tokenizer = self._load_base(base_dir, model, weights_dtype)
         if tuning.method == "full":
             return base, tokenizer
+        if self._kept is None:
+            self._kept = (base_dir, model.load_in_4bit, weights_dtype), KeptBase(base)
         if model.load_in_4bit:
             base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
         torch.manual_seed(seed)
@@ -95,13 +103,35 @@ class TransformersEngine:
         hidden = causal.base_model(**seen).last_hidden_state[:, :-1]  # (B, T-1, H): each predicts the next token
         return answer_head.summed_nll(causal, hidden[counts], labels[counts], after)
 
-    def release(self) -> None:
+    def release(self, *, keep_base: bool = False) -> None:
+        """See Engine."""
+        if not keep_base:
+            self._kept = None
         gc.collect()
         if self._device.kind == "cuda":
             torch.cuda.empty_cache()
 
     def _load_base(self, base_dir: Path, model: ModelSection, weights_dtype: str) -> Loaded:
-        dtype = getattr(torch, weights_dtype)
+        """The base, kept or from its files, and its tokenizer."""
+        with load_failures(base_dir, model, self._device, weights_dtype):
+            loaded = self._kept_base((base_dir, model.load_in_4bit, weights_dtype))
+            if loaded is None:
+                loaded = self._read_base(base_dir, model, getattr(torch, weights_dtype))
+            tokenizer = prompt_tokenizer.load(base_dir)
+        return loaded, tokenizer
+
+    def _kept_base(self, asked: _Asked) -> Any:
+        """None if there is none, or it is not what is `asked` for."""
+        if self._kept is None or self._kept[0] != asked:
+            return None
+        gc.collect()  # what used it last may be in a cycle
+        loaded = self._kept[1].another()
+        if loaded is None:
+            self._kept = None
+            console.say(f"{asked[0]}: its weights changed in memory: they are loaded again", style="warning")
+        return loaded
+
+    def _read_base(self, base_dir: Path, model: ModelSection, dtype: torch.dtype) -> Any:
         quantization = None
         if model.load_in_4bit:
             _refuse_transposed(base_dir)
@@ -112,23 +142,21 @@ class TransformersEngine:
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=dtype,
             )
-        with load_failures(base_dir, model, self._device, weights_dtype):
-            loaded, info = AutoModelForCausalLM.from_pretrained(
-                str(base_dir),
-                dtype=dtype,
-                quantization_config=quantization,
-                device_map={"": 0 if self._device.kind == "cuda" else "cpu"},
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-            engines_loaded.judge(base_dir, info)
-            tokenizer = prompt_tokenizer.load(base_dir)
+        loaded, info = AutoModelForCausalLM.from_pretrained(
+            str(base_dir),
+            dtype=dtype,
+            quantization_config=quantization,
+            device_map={"": 0 if self._device.kind == "cuda" else "cpu"},
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        engines_loaded.judge(base_dir, info)
         decoding.keep_only_ids(loaded)
         if model.load_in_4bit:
             _keep_4bit_layout(loaded)
-        return loaded, tokenizer
+        return loaded
 
 
 def _keep_4bit_layout(model: Any) -> None:

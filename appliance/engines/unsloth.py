@@ -130,8 +130,11 @@ class UnslothEngine:
         loss: torch.Tensor = model(**batch, num_items_in_batch=one, use_cache=False).loss
         return loss
 
-    def release(self) -> None:
-        """See Engine. Unsloth's fused loss measures free memory once per process, and would not notice a change."""
+    def release(self, *, keep_base: bool = False) -> None:  # noqa: ARG002
+        """See Engine. Unsloth's fused loss measures free memory once per process, and would not notice a change.
+
+        It loads a base otherwise for training than for inference, so none is kept.
+        """
         import torch
         from unsloth_zoo.fused_losses import cross_entropy_loss
 

@@ -232,7 +232,7 @@ def _ask(
     ways = asked.of_base.asked if who == "base" else (asked.ours,)
     with console.Steps(f"answers of the {who} model", len(ways) * len(asked.rows) + len(asked.extra)) as bar:
         seen.losses[who] = mean_loss(engine, loaded, asked.encoded, pad, seen.in_losses, bar.between)
-        if who == "tuned":  # the model that has just come from disk: as good as the best one in training?
+        if who == "tuned":  # its adapter, or all of it, has just come from disk: as good as the best?
             seen.val_loss["again"] = mean_loss(engine, loaded, asked.val_rows, pad, seen.in_losses, bar.between)
             seen.val_loss["compute_dtype"] = str(loaded.dtype).removeprefix("torch.")
         answer = partial(

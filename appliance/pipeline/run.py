@@ -245,7 +245,7 @@ def _train(job: Job, stage_dir: Path) -> str:
     change = moved.recorded(stage_dir)
     if change and change.warning and not job.is_rehearsal:  # a rehearsal's few steps say nothing about the training
         console.say(change.warning, style="warning")
-    engine.release()
+    engine.release(keep_base=True)  # evaluation comes next, or in a rehearsal the resumed training
     return summary
 
 
