@@ -10,7 +10,7 @@ from typing import Any
 from appliance.evaluation import scores
 from appliance.process import files
 from appliance.recipe import differing, resolve
-from appliance.report import answers, curves, headline, histogram, speed, uses
+from appliance.report import answers, curves, headline, histogram, samples, speed, uses
 from appliance.rows import leaks
 from appliance.rundir import base_asked, outcome, results, run_json
 from appliance.rundir.directory import STAGES, RunDir
@@ -38,6 +38,7 @@ def of(run_dir: Path) -> Mapping[str, Any]:
     predictions = results.read_predictions(run_dir) if answered else []
     measured = run_dir / "train" / "metrics.jsonl"
     lines = results.read_metrics(measured) if files.is_there(measured) else []
+    asked = run_dir / "train" / results.SAMPLES
     fit = read("train/fit.json")
     metrics = read(f"evaluate/{results.COMPARISON}")
     recipe = resolve.written(run_dir / "recipe.yaml")
@@ -73,6 +74,7 @@ def of(run_dir: Path) -> Mapping[str, Any]:
         "measured": lines,
         "speed": speed.of(lines),
         "curves": curves.of_run(lines, fit),
+        "samples": samples.of(results.read_samples(asked)) if files.is_there(asked) else [],
     }
     shown |= {"lengths": _lengths(run_dir, shown["prepare"]), "score_rows": _score_rows(metrics, shown["predictions"])}
     head = headline.of(shown)
