@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,7 @@ def run(
     with (
         run_dir.lock(),
         console.log_file(run_dir.path / "appliance.log"),
+        signals.acknowledged(partial(console.say, style="warning")),
         ending.shown(run_dir.path) as page,
         outcome.recorded(run_dir),
         write_errors.explaining(run_dir.path),

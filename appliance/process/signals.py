@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from appliance.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ONE_PRESS = 0.5  # seconds: a terminal and a program between, such as a container engine, may pass on the same Ctrl-C
 _arrived: list[int] = []
 
 
@@ -25,7 +29,68 @@ def install() -> None:
 
 def end_at_once() -> None:
     """From here on they end the process at once: everything worth saving has been saved."""
-    _set(lambda number, _: os._exit(128 + number))
+    _set(lambda number, _: end_process(number))
+
+
+def end_process(number: int) -> None:
+    """Ends the process with the signal's exit code, with nothing cleaned up except the cursor of its terminal.
+
+    A container's first process would ignore a signal's default action.
+    """
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        os.write(2, b"\x1b[?25h")  # a live view hides it (DEC mode 25)
+    os._exit(128 + number)
+
+
+@contextmanager
+def acknowledged(say: Callable[[str], None], *, after_seconds: float = 0.3) -> Iterator[None]:
+    """While the block runs, `say` answers a signal that does not end the block at once; a second one ends the process.
+
+    By a thread that Python's own handler in C wakes: while native code works (a model is read, a matrix multiplied),
+    the interpreter runs no handler of ours. A signal that somebody else handles, such as training, is left to them.
+    """
+    if threading.current_thread() is not threading.main_thread():  # no signals here
+        yield
+        return
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    ended = threading.Event()
+    thread = threading.Thread(target=_acknowledge, args=(reading, ended, say, after_seconds), daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        ended.set()
+        os.close(writing)
+        thread.join()
+        os.close(reading)
+
+
+def _acknowledge(reading: int, ended: threading.Event, say: Callable[[str], None], after_seconds: float) -> None:
+    """Reads the number of each signal that arrives, until the other end of the pipe is closed."""
+    first: float | None = None
+    while arrived := os.read(reading, 1):
+        number, now = arrived[0], time.monotonic()
+        if signal.getsignal(number) is not handle:
+            continue
+        if first is None:
+            first = now
+            if not ended.wait(after_seconds):
+                name = signal.Signals(number).name
+                say(f"{name}: stopping; what is finished is kept (send it again to stop at once)")
+        elif now - first > _ONE_PRESS:
+            end_process(number)
+
+
+def _no_pipe() -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.set_wakeup_fd(-1)
+
+
+# A fork would write its own signals into its parent's pipe.
+os.register_at_fork(after_in_child=_no_pipe)
 
 
 def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from contextlib import suppress
 from types import FrameType
@@ -71,7 +70,7 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
 
     def _remember(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if self.signal_number is not None:
-            os._exit(128 + number)  # a container's first process would ignore a signal's default action
+            signals.end_process(number)
         self.signal_number = number  # nothing else: an exception raised here could surface anywhere
 
     def came(self) -> bool:

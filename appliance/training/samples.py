@@ -89,7 +89,7 @@ class SampleAnswers(TrainerCallback):  # type: ignore[misc]
             self._fits = False
         if not self._fits:  # after the handler: the exception's traceback keeps the failed call's tensors alive
             torch.cuda.empty_cache()
-            console.say("sample answers: out of memory; training goes on without them", style="yellow")
+            console.say("sample answers: out of memory; training goes on without them", style="warning")
             return
         given = list(zip(self._questions, answers, strict=True))
         rows = [{**one.__dict__, "answer": text} for one, text in given]

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import weakref
 from collections.abc import Iterator
@@ -148,3 +149,103 @@ def test_a_signal_that_native_code_turned_into_another_error_is_a_signal(
         signals.forget()
     assert caught.value.code == 130
     assert "stopped by SIGINT" in capsys.readouterr().err
+
+
+# --- a signal is answered while the work ends
+
+
+def acknowledging(body: str, after_seconds: float = 0.3) -> subprocess.Popen[str]:
+    """A process that runs `body`, which says `begun`, within signals.acknowledged; each answer is a line of its own."""
+    code = f"""
+import hashlib, os, signal, sys, threading, time
+from appliance.process import signals
+def say(text):
+    print(text, flush=True)
+signals.install()
+try:
+    with signals.acknowledged(lambda text: say("said: " + text), after_seconds={after_seconds}):
+{textwrap.indent(textwrap.dedent(body), " " * 8)}
+except signals.Interrupted as error:
+    say(f"ended {{error.exit_code}}")
+    sys.exit(error.exit_code)
+"""
+    started = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert started.stdout is not None
+    assert started.stdout.readline() == "begun\n"
+    return started
+
+
+SLOW_TO_END = """
+    try:
+        say("begun")
+        time.sleep(20)
+    finally:
+        time.sleep({seconds})
+"""
+# seconds in C, with the interpreter's lock released
+NATIVE = """
+    threading.Timer(0.5, say, ["begun"]).start()
+    hashlib.pbkdf2_hmac("sha256", b"x", b"y", 8_000_000)
+"""
+
+
+@pytest.mark.parametrize("body", [SLOW_TO_END.format(seconds=1.5), NATIVE], ids=["slow to end", "native code"])
+def test_a_signal_is_answered_before_the_work_has_ended(body: str) -> None:
+    with acknowledging(body) as started:
+        assert started.stdout is not None
+        started.send_signal(signal.SIGINT)
+        assert (
+            started.stdout.readline()
+            == "said: SIGINT: stopping; what is finished is kept (send it again to stop at once)\n"
+        )
+        assert started.stdout.readline() == "ended 130\n"
+        assert started.wait(timeout=10) == 130
+
+
+def test_a_second_signal_ends_at_once_but_not_the_same_press() -> None:
+    with acknowledging(SLOW_TO_END.format(seconds=20)) as started:
+        assert started.stdout is not None
+        started.send_signal(signal.SIGTERM)
+        assert started.stdout.readline().startswith("said: SIGTERM: stopping; ")
+        time.sleep(0.4)
+        before = time.monotonic()
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(timeout=10) == 143
+        assert time.monotonic() - before < 5
+        assert "ended" not in started.stdout.read()
+
+
+def test_work_that_ends_at_once_is_its_own_answer() -> None:
+    with acknowledging('say("begun"); time.sleep(20)', after_seconds=20) as started:
+        assert started.stdout is not None
+        started.send_signal(signal.SIGINT)
+        assert started.stdout.read() == "ended 130\n"
+
+
+def test_who_handles_a_signal_answers_it() -> None:
+    """Training saves a checkpoint first, and says so itself."""
+    body = "signal.signal(signal.SIGINT, lambda *_: say('mine')); say('begun'); time.sleep(1.5)"
+    with acknowledging(body) as started:
+        assert started.stdout is not None
+        started.send_signal(signal.SIGINT)
+        time.sleep(0.6)
+        started.send_signal(signal.SIGINT)
+        assert started.stdout.read() == "mine\nmine\n"
+        assert started.wait(timeout=10) == 0
+
+
+def test_afterwards_the_wakeup_is_who_it_was() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing)
+    try:
+        with signals.acknowledged(lambda _: None):
+            child = os.fork()
+            if child == 0:  # whose signals are not its parent's
+                os._exit(signal.set_wakeup_fd(-1) + 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert signal.set_wakeup_fd(before) == writing
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(reading)
+        os.close(writing)

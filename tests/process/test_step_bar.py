@@ -6,6 +6,7 @@ import io
 import re
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from rich.console import Console, RenderableType
@@ -196,3 +197,8 @@ def test_only_colours_that_can_be_read_on_light_and_dark() -> None:
     assert {style.color.name for style in ours.values() if style.color} == {"magenta"}
     for name in ("bar.back", "progress.download", "progress.remaining"):
         assert THEME.styles[name].color is None
+
+    poor = {"yellow", "green", "cyan", "blue", "white", "black"}
+    for path in Path(console.__file__).parents[1].rglob("*.py"):
+        styles = re.findall(r"""(?:style=|\[)"?(?:bold )?(\w+)["\]]""", path.read_text(encoding="utf-8"))
+        assert not poor & set(styles), path
