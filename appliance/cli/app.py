@@ -18,6 +18,7 @@ from appliance.cli.recipe_command import RecipeCommand
 from appliance.cli.run import check, demo, publish, run, stage_command
 from appliance.cli.talk import ask, chat
 from appliance.errors import ApplianceError, Interrupted
+from appliance.machine import path_names
 from appliance.process import masked_streams, signals, std_streams, terminal
 
 app = typer.Typer(
@@ -70,6 +71,7 @@ def _answer() -> None:
     if sys.argv[1:] == ["--version"]:  # to read any option, typer loads pydantic, which takes longer than all the rest
         typer.echo(__version__)
         sys.exit(0)
+    path_names.refuse_foreign(sys.argv[1:], os.environ)
     app()
 
 

@@ -274,6 +274,8 @@ def _explain(error: Any, origins: Mapping[str, str]) -> str:
         return f"{key}: required" + (f" ({info.description})" if info else "")
     where = f" ({origins[key]})" if key in origins else ""
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "string_unicode":
+        message = "a text that UTF-8 can write is needed"
     if error["type"] == "value_error" and isinstance(error["input"], dict):  # of fields together: it names them itself
         return str(message)
     return f"{key}{where}: {message}; found {error['input']!r}" if key else message
