@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from appliance.errors import RunDirError
 from appliance.process import console, files
-from appliance.rundir import ledger, run_json
+from appliance.rundir import ledger, run_json, token_choice
 from appliance.rundir.directory import STAGES, RunDir
 
 
@@ -20,6 +20,21 @@ def restore_records(run_dir: RunDir) -> None:
         console.say(f"{run_json.FILE} was damaged or missing: restored from {ledger.COPIES}/", style="warning")
     for stage in STAGES:
         _restore(run_dir, stage)
+    _restore_token_choice(run_dir)
+
+
+def _restore_token_choice(run_dir: RunDir) -> None:
+    train_dir = run_dir.stage_dir("train")
+    try:
+        record = ledger.read(run_dir.path, "train")
+    except RunDirError:  # whoever needs it says so
+        return
+    if record is None and not any(train_dir.glob("checkpoints/checkpoint-*")):
+        return  # one that is yet to begin looks at the base
+    sha256 = record.outputs.get(token_choice.FILE, {}).get("sha256") if record else None
+    if (record is None or sha256) and token_choice.restore(train_dir, sha256):
+        path = train_dir / token_choice.FILE
+        console.say(f"{path} was damaged or missing: restored from {ledger.COPIES}/", style="warning")
 
 
 def _restore(run_dir: RunDir, stage: str) -> None:

@@ -7,12 +7,15 @@ is trained.
 
 from __future__ import annotations
 
+import hashlib
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from appliance.errors import RunDirError
 from appliance.process import files
+from appliance.rundir import ledger
 
 FILE = "tokens.json"  # in the folder of the stage train
 
@@ -41,6 +44,7 @@ class TokenChoice:
             tokenizer.eos_token = self.eos_token  # in the vocabulary: nothing is added
 
     def write(self, train_dir: Path) -> None:
+        ledger.write_copy(train_dir.parent, FILE, asdict(self))
         files.write_json(train_dir / FILE, asdict(self))
 
 
@@ -53,4 +57,22 @@ def read(train_dir: Path) -> TokenChoice:
         found = files.read_object(path)
         return TokenChoice(**found | {"notes": tuple(found["notes"]), "untrained": dict(found["untrained"])})
     except (ValueError, TypeError, KeyError) as error:
-        raise RunDirError(f"{path} is damaged: {error}", hint="train again with --redo train") from error
+        hint = "train again with --redo train"
+        if ledger.read_copy(train_dir.parent, FILE) is not None:
+            hint = f"`appliance run {train_dir.parent}` restores it from {ledger.COPIES}/"
+        raise RunDirError(f"{path} is damaged: {error}", hint=hint) from error
+
+
+def restore(train_dir: Path, sha256: str | None) -> bool:
+    """Writes the file from its copy if it is missing or damaged. Returns whether it was.
+
+    `sha256`: what the finished stage recorded of it, which the copy has to have; None: the training is not done.
+    """
+    path, copy = train_dir / FILE, ledger.read_copy(train_dir.parent, FILE)
+    if copy is None or sha256 not in (None, hashlib.sha256(files.as_json(copy).encode()).hexdigest()):
+        return False
+    with suppress(OSError, ValueError):
+        if files.read_object(path) == copy:
+            return False
+    files.write_json(path, copy)
+    return True

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ import pytest
 from appliance.errors import EnvironmentUnavailable, RunDirError
 from appliance.pipeline import repair
 from appliance.process import files
-from appliance.rundir import ledger, run_json
+from appliance.rundir import ledger, run_json, token_choice
 from appliance.rundir.directory import RunDir
+from appliance.rundir.token_choice import TokenChoice
 
 INPUTS = {"train.seed": 1}
 RUN = {"name": "shop" * 50, "base": {"id": "a"}, "csv": {"typed": "b"}}
@@ -167,6 +169,54 @@ def test_run_json_is_restored_from_its_copy(damage: str, run_dir: RunDir, capsys
     repair.restore_records(run_dir)
     assert run_json.read(run_dir.path) == RUN
     assert "run.json was damaged or missing: restored from ledger/" in capsys.readouterr().err
+
+
+CHOICE = TokenChoice("<|im_end|>", {"<|im_end|>": 7}, ("because",), is_compared=True)
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+@pytest.mark.parametrize("damage", ["cut off", "empty", "a list", "/dev/zero", "a pipe", "missing", "another"])
+def test_a_choice_of_tokens_is_restored_from_its_copy(
+    damage: str, is_done: bool, run_dir: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a training: that would take hours, and the rest of the training is whole."""
+    folder = run_dir.begin("train", INPUTS)
+    CHOICE.write(folder)
+    (folder / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    if is_done:
+        run_dir.finish("train", INPUTS, "done")
+    path = folder / token_choice.FILE
+    whole = path.read_bytes()
+    if damage == "another":
+        path.write_text(json.dumps(asdict(TokenChoice("</s>"))), encoding="utf-8")
+    else:
+        (DAMAGE | {"missing": Path.unlink})[damage](path)
+    repair.restore_records(run_dir)
+    assert path.read_bytes() == whole
+    assert token_choice.read(folder) == CHOICE
+    assert "tokens.json was damaged or missing: restored from ledger/" in capsys.readouterr().err
+    repair.restore_records(run_dir)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("spoil", ["copy", "other copy", "none begun"])
+def test_a_choice_of_tokens_that_is_not_proven_is_refused(
+    spoil: str, run_dir: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run_dir.begin("train", INPUTS)
+    CHOICE.write(folder)
+    if spoil != "none begun":
+        run_dir.finish("train", INPUTS, "done")
+    if spoil == "copy":
+        _flip(run_dir.path / "ledger" / token_choice.FILE, b'"eos_token": ')
+    if spoil == "other copy":
+        ledger.write_copy(run_dir.path, token_choice.FILE, asdict(TokenChoice("</s>")))
+    (folder / token_choice.FILE).write_text("{", encoding="utf-8")
+    repair.restore_records(run_dir)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(RunDirError, match=r"tokens\.json is damaged") as caught:
+        token_choice.read(folder)
+    assert ("--redo train" in caught.value.hint) == (spoil == "copy")
 
 
 def test_the_copy_is_written_before_the_record_and_through_no_link(
