@@ -38,6 +38,7 @@ def report(run_dirs: RunDirs, out: OutOption = None, as_json: JsonOption = False
     from appliance.rundir import find as rundir_find
     from appliance.rundir import results
 
+    run_dirs = report_compare.without_pages(run_dirs)
     if out and len(run_dirs) == 1:
         raise RecipeError("--out is for the page of several runs", hint="a run's own page is its report.html")
     compared = (out or report_compare.usual_path(run_dirs)) if len(run_dirs) > 1 else None

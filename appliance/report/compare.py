@@ -39,18 +39,25 @@ def usual_path(run_dirs: Sequence[Path]) -> Path:
     return (first if first.name not in ("", "..") else first.resolve()).parent / FILE
 
 
+def without_pages(paths: Sequence[Path]) -> list[Path]:
+    """Without pages of this kind: `runs/*` names the one that lies beside the runs."""
+    return [path for path in paths if path.name != FILE or not _is_page(path)] or list(paths)
+
+
 def refuse_other_file(path: Path) -> None:
     """Raises RecipeError: what is there is not a page that may be overwritten, or its folder is missing."""
     if not path.absolute().parent.is_dir():
         raise RecipeError(f"{path}: {path.absolute().parent} is not a folder", hint="create it first")
-    if path.is_symlink() or path.exists():
-        if path.is_file() and not path.is_symlink():
-            with path.open("rb") as handle:
-                if handle.read(15).lower() == b"<!doctype html>":
-                    return
-        raise RecipeError(
-            f"{path} exists and is not a page that may be replaced", hint="choose another name with --out"
-        )
+    if (path.is_symlink() or path.exists()) and not _is_page(path):
+        hint = "choose another name with --out"
+        raise RecipeError(f"{path} exists and is not a page that may be replaced", hint=hint)
+
+
+def _is_page(path: Path) -> bool:
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as handle:
+        return handle.read(15).lower() == b"<!doctype html>"
 
 
 def write_html(

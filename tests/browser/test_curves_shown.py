@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from appliance.report import page
+from tests.browser import accessibility
 from tests.helpers.shown_run import shown_run
 
 
@@ -88,3 +89,11 @@ def test_a_section_that_is_renewed_keeps_the_scale_and_can_be_pointed_at(
     assert opened.get_by_label("log", exact=True).is_checked()
     opened.get_by_role("slider", name="Step").press("Home")
     assert legend(opened)[1] == "2.5"
+
+
+def test_axe_finds_nothing_where_a_step_is_pointed_at(report: Path, visit: Callable[..., Any]) -> None:
+    opened = visit(report, scheme="dark")
+    opened.get_by_label("log", exact=True).check()
+    opened.get_by_role("slider", name="Step").press("Home")
+    opened.locator("#training details").evaluate_all("all => all.forEach((one) => (one.open = true))")
+    assert accessibility.violations(opened) == []

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from appliance.report import compare, facts
+from tests.browser import accessibility
 from tests.helpers.shown_run import ROWS, shown_run
 
 NAMES = ("plain", "<script>alert(1)<_script>", "가나다" * 20, "d" * 90, "e", "f")
@@ -62,3 +63,22 @@ def test_the_links_lead_to_the_pages_of_the_runs(report: Path, visit: Callable[.
     opened = visit(report)
     links = opened.locator("#runs tbody th a").evaluate_all("links => links.map((link) => decodeURI(link.href))")
     assert links == [f"{report.parent.as_uri()}/{name}/report.html" for name in NAMES]
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (390, "light")])
+def test_axe_finds_nothing(width: int, scheme: str, report: Path, visit: Callable[..., Any]) -> None:
+    assert accessibility.violations(visit(report, width=width, scheme=scheme)) == []
+
+
+CUT = """cells => cells.filter((cell) => cell.scrollWidth > cell.clientWidth + 1
+    || cell.getBoundingClientRect().right > innerWidth + 1).map((cell) => cell.textContent)"""
+
+
+@pytest.mark.parametrize(("media", "width"), [("print", 700), ("screen", 660)])
+def test_nothing_is_cut_on_paper_and_on_a_tablet(
+    media: str, width: int, report: Path, visit: Callable[..., Any]
+) -> None:
+    opened = visit(report, width=width)
+    opened.emulate_media(media=media)
+    assert opened.locator("main td, main th[scope=row]").evaluate_all(CUT) == []
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width

@@ -20,6 +20,8 @@ def test_the_command_writes_each_page_and_one_of_all(
     assert (code, "longer" in out) == (0, True), err
     assert "written: compare.html" in err
     assert all(path.is_file() for path in (*(run / "report.html" for run in runs), tmp_path / "compare.html"))
+    code, _, err = appliance("report", *sorted(path.name for path in tmp_path.iterdir()))  # as * names them
+    assert (code, err.count("written: ")) == (0, 3), err
     code, out, err = appliance("report", "plain", "longer", "--json", "--out", "other.html")
     assert (code, len(json.loads(out)), "written: other.html" in err) == (0, 4, True), err
 

@@ -101,6 +101,11 @@ def _train(folder: Path) -> None:
             lines.append({"step": step, "val_loss": 2.5 / step + 0.1 * (step > 15)})
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
+    row = {"row": 50, "question": "빵은 어디에 있나요?", "wanted": "빵은 2층에 있습니다."}
+    said = {0: "모름", 10: "빵은 3층에 있습니다.", 20: "빵은 2층에 있습니다."}
+    samples = [{"step": step, "rows": [row | {"answer": answer}]} for step, answer in said.items()]
+    text = "".join(json.dumps(one) + "\n" for one in samples)
+    (folder / results.SAMPLES).write_text(text, encoding="utf-8")
 
 
 def _json(path: Path, content: Mapping[str, Any]) -> None:

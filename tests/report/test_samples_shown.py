@@ -54,6 +54,7 @@ def test_of_many_answers_some_are_shown() -> None:
 
 def test_the_page_shows_them_as_text(tmp_path: Path) -> None:
     run = shown_run(tmp_path / "run")
+    (run / "train" / results.SAMPLES).unlink()
     assert "Answers while training" not in page.write_html(run).read_text(encoding="utf-8")
     html = html_of(run, [line(0, r13="<script>alert(1)</script>\x1b[2J"), line(5, r13=""), line(9, r13="2층" * 2000)])
     assert 'data-label="before (step 0)"><ins>&lt;script&gt;alert(' in html
