@@ -20,6 +20,7 @@ from appliance.rundir import base_asked, results
 
 # Worst first. `wrong`: as near to the wanted answer as the base's, and not right.
 KINDS = ("lost", "wrong", "not judged", "closer", "right")
+STYLES = {"lost": "bad", "wrong": "bad", "right": "good"}
 ENDLESS = "did not stop"
 FOLD = 600  # characters of a cell that are shown at once; the others unfold
 ROW_BYTES, CUT_BYTES = 250, 40  # what a row, and a shortened cell, take beside their text
@@ -30,13 +31,14 @@ LEAST, LONGEST = 60, 20_000  # characters of a cell, if it has to be shortened
 class Entry:
     """A row to be shown. `texts`: question, wanted answer, then answers to compare with it; "" if none is wanted.
 
-    `number`: the row in the CSV, or what stands for it; `kind`: what it can be filtered by; `remark`: what stands
-    behind the kind; `note`: its scores.
+    `number`: the row in the CSV, or what stands for it; `kind`: what it can be filtered by; `style`: good, bad or
+    doubtful; `remark`: what stands behind the kind; `note`: its scores.
     """
 
     number: str
     texts: Sequence[str]
     kind: str = ""
+    style: str = "doubtful"
     remark: str = ""
     note: str = ""
     stopped: bool = True
@@ -84,7 +86,8 @@ def of_test(
         texts = [row["question"], row["wanted"], *(row[name] for name in columns)]
         stopped = row.get(results.STOPPED_COLUMN) != results.NO
         note = _note(names.get(by_row.metric, by_row.metric), before, after, is_fraction=by_row.is_fraction)
-        entries.append((_order(kind, before, after), Entry(row["row"], texts, kind, remark, note, stopped)))
+        entry = Entry(row["row"], texts, kind, STYLES.get(kind, "doubtful"), remark, note, stopped)
+        entries.append((_order(kind, before, after), entry))
     worst_first = [entry for _, entry in sorted(entries, key=lambda pair: pair[0])]
     titles = ("question", "wanted", *columns.values())
     return table("test", "Test rows", titles, worst_first, f"evaluate/{results.PREDICTIONS}")
@@ -96,7 +99,7 @@ def of_extra(extra: Sequence[Mapping[str, str]]) -> Table | None:
         return None
     names = {"extra": "yours"}
     entries = [
-        Entry(row["row"], [row[name] for name in results.TEXT_COLUMNS], names.get(row["from"], row["from"]))
+        Entry(row["row"], [row[name] for name in results.TEXT_COLUMNS], names.get(row["from"], row["from"]), style="")
         for row in extra
     ]
     source = f"evaluate/{results.EXTRA_ANSWERS}"

@@ -28,6 +28,7 @@ TITLES = {
 }
 # A row by how many runs answer it right, worst first.
 NONE, SOME, ALL = "right in no run", "right in some runs", "right in all runs"
+_STYLES = {NONE: "bad", SOME: "doubtful", ALL: "good"}
 _NO_VALUE = "–"
 _MOST_BYTES = 1_200_000  # of the table of answers
 _LABEL = 40  # characters
@@ -129,7 +130,7 @@ def side_by_side(
         kind = ALL if right == len(tuned) else SOME if right else NONE
         note = "F1 " + " · ".join(f"{score:.0%}" for score in each)
         order = ((NONE, SOME, ALL).index(kind), right, sum(each))
-        entries.append((order, answers.Entry(row[0]["row"], texts, kind, note=note)))
+        entries.append((order, answers.Entry(row[0]["row"], texts, kind, _STYLES[kind], note=note)))
     worst_first = [entry for _, entry in sorted(entries, key=lambda pair: pair[0])]
     columns = ("question", "wanted", *(title for title, _ in bases), *(f"tuned, {_short(label)}" for label in labels))
     source = f"each run's evaluate/{results.PREDICTIONS}"

@@ -135,6 +135,7 @@ def test_the_verdict_is_about_the_best_way_and_names_it(
     others = [name for name in ALL if name != way]
     shown = ["row", "question", "wanted", "base", "tuned", "verdict", *(f"base_{name}" for name in others)]
     assert list(predictions[0]) == [*shown, "stopped"]
+    assert {row["stopped"] for row in predictions} == {"no"}  # the base stopped
     assert all(row["base"] == row["wanted"] for row in predictions)
     assert {row[f"base_{name}"] for row in predictions for name in others} == {"모름"}
     # the gates go by our prompt, whichever way was the best
@@ -143,7 +144,7 @@ def test_the_verdict_is_about_the_best_way_and_names_it(
     (stage_dir.parent / "recipe.yaml").write_text("name: x\n", encoding="utf-8")
     html = report_page.write_html(stage_dir.parent).read_text(encoding="utf-8")
     assert f"worse than the base {named}, on 10 held-out test rows" in html
-    assert html.count('<th class="number way">base with ') == 3
+    assert html.count('<th scope="col" class="number way">base with ') == 3
     shutil.copytree(prepare_dir, stage_dir.parent / "prepare")
     files.write_json(stage_dir.parent / "run.json", {"base": {"public_id": "maker/tiny"}})
     assert [line.name for line in compare_runs.across([stage_dir.parent])] == ["run", f"base model maker/tiny {named}"]

@@ -147,6 +147,7 @@ def test_what_is_written(base_dir: Path, prepare_dir: Path, tmp_path: Path) -> N
     assert (figures["wins"], figures["closer"], figures["losses"]) == (seen.wins, seen.closer, seen.losses)
     (caution,) = figures["cautions"]  # "답 2" does not fit into 5 tokens, so that all rows judge
     assert caution["name"] == "does_not_stop"
+    assert [p["stopped"] for p in predictions] == ["no"] * 6
     assert caution["sentence"].startswith("none of 6 answers ended by themselves")
     by_row = {int(p["row"]): (p["wanted"], p["tuned"]) for p in predictions}
     assert len(caution["rows"]) == 3

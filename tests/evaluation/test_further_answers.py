@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import DataError
-from appliance.evaluation import extra_questions, other_model
+from appliance.evaluation import extra_questions, other_model, predictions
 from appliance.evaluation import scores as evaluation_scores
+from appliance.evaluation.generate import Answer
 from appliance.pipeline.job import Job
 from appliance.process import files
 from appliance.recipe.fields import SamplingSection
@@ -259,8 +260,8 @@ def test_another_model_stands_in_the_same_table(
     assert all(row["other"] == row["wanted"] for row in read_csv(stage_dir / "predictions.csv"))
     (stage_dir.parent / "recipe.yaml").write_text("name: x\n", encoding="utf-8")
     html = report_page.write_html(stage_dir.parent).read_text(encoding="utf-8")
-    assert '<th class="number"><bdi>hosted</bdi></th>' in html
-    assert html.count('<td class="number">100.0%</td>') >= 2
+    assert '<th scope="col" class="number way"><bdi>hosted</bdi></th>' in html
+    assert html.count('<td class="number" data-label="hosted">100.0%</td>') >= 2
     why = "the test rows hold only 5 different questions (or groups); a verdict needs at least 10"
     assert f"held-out test rows: {why}</span>" in html
     assert f"points (not proven: {why})" in html
@@ -299,3 +300,15 @@ def test_cells_with_line_breaks_stay_one_line_of_the_table(tmp_path: Path) -> No
     with (tmp_path / "x.csv").open(encoding="utf-8", newline="") as handle:
         (row,) = csv.DictReader(handle)
     assert (row["question"], row["base"], row["tuned"]) == ('a\r"b"\n\n\nc', "가\r나", "다, 라")
+
+
+def test_predictions_say_which_tuned_answers_ended_by_themselves(tmp_path: Path) -> None:
+    rows = [Row(2, "q", "", "a"), Row(5, "r", "", "b")]
+    base = [Answer((), "a", stopped=True), Answer((), "b", stopped=True)]
+    tuned = [Answer((), "a", stopped=True), Answer((), "b b b", stopped=False)]
+    scored = {"base": [1.0, 1.0], "tuned": [1.0, 0.5]}
+    others, path = ["x", "y"], tmp_path / "predictions.csv"
+    predictions.write(path, rows, {"base": base, "tuned": tuned}, scored, "word", others, {"chat": base})
+    written = read_csv(path)
+    assert list(written[0]) == [*results.PREDICTION_COLUMNS, "other", "base_chat", "stopped"]
+    assert [(row["row"], row["stopped"], row["other"]) for row in written] == [("2", "yes", "x"), ("5", "no", "y")]

@@ -37,6 +37,13 @@ def test_the_worst_rows_come_first_each_with_its_row_in_the_csv() -> None:
     assert list(of_test().filters) == kinds
 
 
+def test_only_right_answers_are_green() -> None:
+    styles = {row.entry.kind: row.entry.style for row in of_test().rows}
+    green = {kind for kind, style in styles.items() if style == "good"}
+    red = {kind for kind, style in styles.items() if style == "bad"}
+    assert (green, red) == ({"right"}, {"lost", "wrong"})
+
+
 def test_of_two_losses_the_one_that_lost_more_is_first() -> None:
     def row(number: str, tuned: str, verdict: str) -> tuple[str, ...]:
         return number, "q", "e b c d", "e b c x", tuned, verdict

@@ -69,8 +69,8 @@ def test_the_page_shows_each_caution_with_its_rows(tmp_path: Path) -> None:
     assert "가구는 &lt;b&gt;19층\\x1b[2J" in box
     assert "0.0% → 25.0%" in html
     assert "nearer to the wanted answer than base on 4 of 4 rows, 0 of which it answers right" in html
-    assert '<th scope="row">17 <b>closer</b>' in html
-    assert '<th scope="row">18 <b>right</b>' in html
+    assert '<th scope="row">17 <b class="doubtful">closer</b>' in html
+    assert '<th scope="row">18 <b class="good">right</b>' in html
 
 
 def test_the_page_of_a_run_evaluated_before_there_were_facts(tmp_path: Path) -> None:

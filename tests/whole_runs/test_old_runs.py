@@ -183,7 +183,7 @@ def test_report_reads_every_result(appliance: Appliance, folder: Path) -> None:
     predictions = read_csv(run / "evaluate" / "predictions.csv")
     assert len(predictions) == figures["rows"] == 8
     extra = read_csv(run / "evaluate" / "extra_answers.csv")
-    for shown in (*(line["question"] for line in predictions), extra[0]["question"], "data:image/png;base64,"):
+    for shown in (*(line["question"] for line in predictions), extra[0]["question"], "Loss by step"):
         assert shown in page
 
 
