@@ -15,15 +15,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from appliance.errors import EnvironmentUnavailable
+from appliance.machine import packages
 from appliance.process import child
 from appliance.process.files import sha256_of
 from appliance.prompt import tokenizer
 from appliance.rows.csv_file import Row
+from appliance.weights import model_files
 
 MODULE = "appliance.base_model.tokenizer_trial_child"
 LONGEST_CELL = 100_000  # characters tried of one cell
@@ -45,17 +47,21 @@ class Limits:
 
 
 LIMITS = Limits()
+CONVERTING = 4  # times the processor time, for transformers to make a tokenizer.json of 256,000 sentencepieces
 _passed: set[str] = set()  # what passed in this process, by its files: a base is tried once
 
 
 def refuse_unusable(folder: Path, rows: Sequence[Row] = (), limits: Limits = LIMITS) -> None:
-    """Tries the tokenizer in `folder`, if it has a tokenizer.json: others are read by transformers alone.
+    """Tries the tokenizer in `folder`, if this process could ever use one: without a tokenizer.json it takes
+    transformers, which makes one of the other files.
 
     Raises EnvironmentUnavailable: it, or the chat template, took too long or too much memory, or ended the child;
     or a file is damaged.
     """
     if not (folder / tokenizer.FILE).is_file():
-        return
+        if not packages.can_train() or not any((folder / name).is_file() for name in model_files.VOCABULARY_FILES):
+            return
+        limits = replace(limits, cpu_seconds=limits.cpu_seconds * CONVERTING)
     identity = _identity(folder)
     if identity in _passed:
         return
@@ -73,7 +79,7 @@ class _Outcome:
 
 
 def _identity(folder: Path) -> str:
-    names = (tokenizer.FILE, tokenizer.CONFIG, tokenizer.SPECIAL_TOKENS, tokenizer.TEMPLATE, "config.json")
+    names = (*model_files.TOKENIZER_FILES, "config.json")
     found = [(name, sha256_of(folder / name)) for name in names if (folder / name).is_file()]
     return hashlib.sha256(repr(found).encode()).hexdigest()
 

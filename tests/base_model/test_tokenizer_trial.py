@@ -20,12 +20,13 @@ from appliance import bounds
 from appliance.base_model import config_values, tokenizer_trial
 from appliance.base_model.tokenizer_trial import Limits
 from appliance.errors import ApplianceError, DataError, EnvironmentUnavailable, RecipeError
+from appliance.process import files
 from appliance.prompt import format as prompt_format
 from appliance.prompt import tokenizer
 from appliance.rows.csv_file import Row
 from tests.helpers import warm
 from tests.helpers.models import tiny_tokenizer
-from tests.helpers.tokenizer_kinds import KINDS, folder_of
+from tests.helpers.tokenizer_kinds import CORPUS, KINDS, byte_level, folder_of
 
 SMALL = Limits(cpu_seconds=0.5, wall_seconds=60, memory_bytes=256 << 20)
 ROWS = [
@@ -300,6 +301,58 @@ def test_honest_tokenizers_pass(tmp_path: Path, kind: str) -> None:
     (base / TEMPLATE).write_text(CHAT, encoding="utf-8")
     tokenizer_trial.refuse_unusable(base, ROWS, SMALL)
     assert len(tokenizer_trial._passed) == 1
+
+
+def _sentencepiece(folder: Path) -> None:
+    """As older Llama bases have it: a tokenizer.model and no tokenizer.json."""
+    import sentencepiece
+
+    texts = iter([*CORPUS, "가격은 만 원입니다 답 질문 aaaa b"] * 5)
+    with (folder / "tokenizer.model").open("wb") as model:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=texts, model_writer=model, vocab_size=420, model_type="bpe", byte_fallback=True,
+            minloglevel=2,
+        )  # fmt: skip
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    files.write_json(folder / CONFIG, {"tokenizer_class": "LlamaTokenizer", **names})
+
+
+def _merges(folder: Path) -> None:
+    """As GPT-2 and its like have it: vocab.json and merges.txt."""
+    made = byte_level(["<|endoftext|>"])
+    made.model.save(str(folder))
+    files.write_json(folder / CONFIG, {"tokenizer_class": "GPT2Tokenizer"})
+
+
+WITHOUT_TOKENIZER_JSON = {"tokenizer.model": _sentencepiece, "vocab.json": _merges}
+
+
+@pytest.fixture(params=WITHOUT_TOKENIZER_JSON)
+def older(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A base that only transformers can read; its folder has the name of the file that holds its vocabulary."""
+    folder = tmp_path / request.param
+    folder.mkdir()
+    WITHOUT_TOKENIZER_JSON[request.param](folder)
+    files.write_json(folder / "config.json", {"model_type": "llama", "vocab_size": 600})
+    return folder
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_base_without_tokenizer_json_is_tried_as_transformers_reads_it(older: Path) -> None:
+    tokenizer_trial.refuse_unusable(older, ROWS, SMALL)
+    assert len(tokenizer_trial._passed) == 1
+    _template("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")(older)
+    with pytest.raises(
+        EnvironmentUnavailable, match=r"rendering the chat template did not end within 2 s of computing"
+    ):
+        tokenizer_trial.refuse_unusable(older, ROWS, SMALL)
+    (older / TEMPLATE).unlink()
+    (older / older.name).write_bytes(b"\x00\xff" * 400)
+    with pytest.raises(EnvironmentUnavailable, match=r"its tokenizer does not load"):
+        tokenizer_trial.refuse_unusable(older, ROWS, SMALL)
+    (older / older.name).unlink()
+    if older.name == "tokenizer.model":
+        tokenizer_trial.refuse_unusable(older, ROWS, SMALL)  # there is nothing to try: whoever needs it refuses it
 
 
 @pytest.mark.usefixtures("forked")
