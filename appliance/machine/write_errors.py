@@ -112,11 +112,12 @@ def _no_room(number: int, path: Path, needed: int | None, purpose: str, hint: st
         return disk.no_inodes(path)
     free = disk.free_disk_bytes(path)
     hint = hint or _HINTS[number]
-    if needed:
+    if needed and needed > free:
         told = disk.no_room(path, needed, free, purpose or str(path), hint=hint)
         return told if number == errno.ENOSPC else EnvironmentUnavailable(f"{told}: quota", hint=hint)
+    now = ", now that what was begun is removed" if needed else ""
     return EnvironmentUnavailable(
-        f"{path}: {os.strerror(number)}: {free} bytes ({disk.human(free)}) free there", hint=hint
+        f"{path}: {os.strerror(number)}: {free} bytes ({disk.human(free)}) free there{now}", hint=hint
     )
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from appliance.errors import ApplianceError, GateRefused
-from appliance.machine import device
+from appliance.machine import device, write_errors
 from appliance.process.files import write_json
 from appliance.weights import merge, proof, proof_place
 from appliance.weights.merge import MergeSummary, round_model
@@ -29,13 +30,14 @@ def run(
     rows: Sequence[proof.ProofRow],
     device: device.Device,
     decoding: Mapping[str, Any] = GREEDY,
+    expected_bytes: int | None = None,
 ) -> tuple[MergeSummary, proof.Proof]:
     """Merges into `stage_dir/model` and proves it; `stage_dir/proof.json` is written whatever the result.
 
     `trained_dir` holds an adapter for the base, or a whole model. The merged model is stored in `dtype`; the proof runs
     on `device`, or on the CPU next to it (weights/proof_place.py). `decoding`: how evaluation decoded, and the release
-    will, as in a generation_config.json. The folder is called `model` only once it is proven;
-    a refused one is kept as `model.refused`.
+    will, as in a generation_config.json. `expected_bytes`: of the merged model, for the message of a full disk. The
+    folder is called `model` only once it is proven; a refused one is kept as `model.refused`.
     Raises GateRefused: a gate did not pass, or the adapter cannot be merged. EnvironmentUnavailable: disk, base files,
     memory for the proof.
     """
@@ -43,10 +45,11 @@ def run(
     unproven, refused, work_dir = (stage_dir / name for name in ("model.unproven", "model.refused", "proof.work"))
     try:
         proof.refuse_no_rows(rows)
-        if is_adapter(trained_dir):
-            summary = merge.merge_adapter(base_dir, trained_dir, unproven, dtype=dtype, decoding=decoding)
-        else:
-            summary = round_model(trained_dir, unproven, dtype=dtype, decoding=decoding)
+        with write_errors.explaining(unproven, needed=expected_bytes, purpose="the merged model", writes_only=True):
+            if is_adapter(trained_dir):
+                summary = merge.merge_adapter(base_dir, trained_dir, unproven, dtype=dtype, decoding=decoding)
+            else:
+                summary = round_model(trained_dir, unproven, dtype=dtype, decoding=decoding)
         result = proof_place.prove(
             base_dir,
             trained_dir,
@@ -59,7 +62,8 @@ def run(
             decoding=decoding,
         )
     except ApplianceError as error:
-        write_json(stage_dir / "proof.json", {"passed": False, "error": str(error), "gates": []})
+        with suppress(OSError):  # on a full disk the error itself matters more
+            write_json(stage_dir / "proof.json", {"passed": False, "error": str(error), "gates": []})
         raise
     write_json(stage_dir / "proof.json", {**result.as_json(), "merge": summary.__dict__})
     target = stage_dir / "model" if result.passed else refused

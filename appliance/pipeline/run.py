@@ -286,6 +286,7 @@ def _merge(job: Job, stage_dir: Path) -> str:
         rows=[proof.ProofRow(tuple(row["input_ids"]), row["prompt_tokens"]) for row in rows],
         device=job.device,
         decoding=decoding.as_settings(decoding.scored(job.resolved.recipe.evaluate.sampling)),
+        expected_bytes=job.base.weights_bytes + job.base.tokenizer_bytes,
     )
     changed = f"{merged.merged_tensors} of {counted(merged.tensors, 'tensor')} merged into"
     if not merged.merged_tensors:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.errors import RunDirError
+from appliance.machine import write_errors
 from appliance.process import console
 from appliance.report import page
 from appliance.rundir import results
@@ -37,8 +38,9 @@ def end(run_path: Path, *, page_is_due: bool) -> None:
         if page_is_due or not (run_path / "report.html").is_file():
             page.write_html(run_path)
     except (OSError, ValueError, RunDirError) as error:  # a full disk, a damaged result file
-        reason = error.strerror if isinstance(error, OSError) else error
-        console.say(f"report.html cannot be written: {reason}", style="warning")
+        told = write_errors.explained(error, run_path / "report.html")
+        again = f"; then `appliance report {run_path}` writes it" if told else ""
+        console.say(f"report.html cannot be written: {told or error}{again}", style="warning")
     say_cautions(run_path)
 
 

@@ -339,6 +339,8 @@ def _run_child(verb: str, paths: Sequence[Path], log_path: Path) -> None:
         return
     process = f"proof: the process `{verb}`"
     child_out_of_memory.refuse(code, process, tail, log_path)
+    if code == EnvironmentUnavailable.exit_code and tail:  # its last line says what the machine lacks, and what to do
+        raise EnvironmentUnavailable(f"{process}: {tail.splitlines()[-1]}", hint=f"its log is {log_path}")
     message = f"{process} {f'was killed by signal {-code}' if code < 0 else f'ended with {code}'}:\n{tail}"
     # If transformers cannot load a merged folder, that is the merge's fault; anything else is the machine's.
     if code == GateRefused.exit_code or (verb == "examine" and code == 1):

@@ -72,8 +72,10 @@ def write_reference(work_dir: Path, merged_dir: Path, load: Load) -> None:
             model = _as_computed(load(wanted.base_dir, None, wanted.weights_dtype, wanted.device), wanted)
             base, _ = _compare(model, wanted.rows, ids)
     saved = {"ids": torch.cat(ids).int(), "tuned": torch.cat(tuned), "base": base, "calibrated": calibrated}
-    agrees = likeliest == torch.cat(ids)[:, 0]
-    save_file({**saved, "agrees": agrees, **weights}, work_dir / "reference.safetensors")
+    saved |= {"agrees": likeliest == torch.cat(ids)[:, 0], **weights}
+    needed = sum(tensor.nbytes for tensor in saved.values())
+    with write_errors.explaining(work_dir, needed=needed, purpose="the figures of the proof", writes_only=True):
+        save_file(saved, work_dir / "reference.safetensors")
     write_json(work_dir / "weights.json", proof_files.of_weights(wanted, compared, weights, merged_dir))
 
 

@@ -172,6 +172,11 @@ def test_what_libraries_make_of_a_refusal_is_recognised(what: str, tmp_path: Pat
             "not enough disk space for /runs/a/x: 4000 bytes (3.9 KiB) needed, 123 (123 B) free",
             "free space on that disk",
         ),
+        (
+            _oserror(errno.ENOSPC, needed_bytes=100),
+            "/runs/a/x: No space left on device: 123 bytes (123 B) free there, now that what was begun is removed",
+            "free space on that disk",
+        ),
         (_oserror(errno.EDQUOT), "/runs/a/x: Disk quota exceeded: 123 bytes", "this user's quota on that disk is used"),
         (_oserror(errno.EROFS), "/runs/a/x: Read-only file system: / is mounted read-only", "mount it writable"),
         (_oserror(errno.EACCES), "/runs/a/x: Permission denied", f"give this user ({os.getuid()}:{os.getgid()}) acc"),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from appliance.process import console
+from appliance.machine import disk
+from appliance.process import console, files
 from appliance.report import ending, page
 from appliance.rundir import results
 
@@ -121,3 +124,20 @@ def test_a_damaged_result_file_hides_no_error(tmp_path: Path, capsys: pytest.Cap
     shown = capsys.readouterr().err
     assert "report.html cannot be written: " in shown
     assert f"{results.COMPARISON} is damaged" in shown
+
+
+def test_a_page_that_the_disk_has_no_room_for_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str) -> None:
+        error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        vars(error)["needed_bytes"] = len(text)
+        raise error
+
+    monkeypatch.setattr(files, "write_text", full)
+    monkeypatch.setattr(disk, "free_disk_bytes", lambda _: 10)
+    run_dir = evaluated(tmp_path)
+    ending.end(run_dir, page_is_due=True)
+    shown = " ".join(capsys.readouterr().err.split())
+    assert f"not enough disk space for {run_dir / 'report.html'}: " in shown
+    assert "needed, 10 (10 B) free; then `appliance report" in shown

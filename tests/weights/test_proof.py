@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,9 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from appliance.errors import EnvironmentUnavailable, GateRefused
+from appliance.machine import disk
 from appliance.machine.device import Device
 from appliance.pipeline import merge as pipeline_merge
 from appliance.process.files import write_json
+from appliance.process.hashed_file import HashedFile
 from appliance.weights import merge as weights_merge
 from appliance.weights import proof, proof_child, proof_files, proof_tensors
 from appliance.weights.merge import merge_adapter
@@ -345,6 +349,42 @@ def test_a_merge_that_cannot_be_made_writes_proof_json(
     with pytest.raises(GateRefused, match="no held-out row"):
         pipeline_merge.run(case / "base", case / "adapter", tmp_path / "none", dtype="bfloat16", rows=[], device=CPU)
     assert json.loads((tmp_path / "none" / "proof.json").read_text())["passed"] is False
+
+
+def test_a_disk_that_fills_up_under_the_merge_is_named_and_nothing_is_left(
+    case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor can proof.json be written then; what it would have said matters less."""
+    free = iter((True, False))
+
+    def full(path: Path, *_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(HashedFile, "write", lambda self, _: next(free) or full(self._path))
+    monkeypatch.setattr(pipeline_merge, "write_json", full)
+    monkeypatch.setattr(disk, "require", lambda *_, **__: None)  # there was room when it began
+    monkeypatch.setattr(disk, "free_disk_bytes", lambda _: 1000)
+    with pytest.raises(EnvironmentUnavailable) as caught:
+        pipeline_merge.run(
+            case / "base", case / "adapter", tmp_path, dtype="bfloat16", rows=rows(), device=CPU, expected_bytes=2000
+        )
+    assert "not enough disk space for the merged model: 2000 bytes (2.0 KiB) needed, 1000" in str(caught.value)
+    assert "the same command continues" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_without_room_says_so_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(_: list[str], stdout: Any, **__: Any) -> Any:
+        stdout.write("Loading weights: 100%\nno room for the figures: 9 bytes needed; free space on that disk\n")
+        return type("Ended", (), {"returncode": EnvironmentUnavailable.exit_code})
+
+    monkeypatch.setattr("subprocess.run", lacking)
+    with pytest.raises(EnvironmentUnavailable) as caught:
+        proof._run_child("reference", [tmp_path], tmp_path / "proof.log")
+    assert str(caught.value) == (
+        "proof: the process `reference`: no room for the figures: 9 bytes needed; free space on that disk"
+    )
+    assert caught.value.hint == f"its log is {tmp_path / 'proof.log'}"
 
 
 @pytest.mark.parametrize(("verb", "error"), [("reference", EnvironmentUnavailable), ("examine", GateRefused)])
