@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -33,7 +34,7 @@ def serve(line: str, tell: Tell) -> None:
     from huggingface_hub import hf_hub_download
 
     def fetch(name: str) -> None:
-        with client.fetching(job["sizes"][name]), answers.understood():
+        with client.fetching(job["sizes"][name]), answers.understood(), _needing(job["sizes"][name]):
             hf_hub_download(
                 source.repo_id,
                 name,
@@ -58,6 +59,16 @@ def serve(line: str, tell: Tell) -> None:
                     return
                 transient = error  # the others go on: complete files need not be fetched again
         tell(_failure(transient, source) if transient else {"done": True})
+
+
+@contextmanager
+def _needing(size: int | None) -> Iterator[None]:
+    """Notes on an error of the disk how many bytes were to be written, for machine/write_errors.py."""
+    try:
+        yield
+    except OSError as error:
+        vars(error)["needed_bytes"] = size
+        raise
 
 
 def _failure(error: BaseException, source: Source) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import re
 import time
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from pathlib import Path
 
 import httpx
 
@@ -252,11 +253,13 @@ def fetch_error(error: BaseException, source: Source) -> ApplianceError:
 
 def _local_failure(error: BaseException, source: Source) -> EnvironmentUnavailable | None:
     """The cache's disk, which is full or not this user's."""
+    from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
 
     if not isinstance(error, OSError) or isinstance(error, HfHubHTTPError):
         return None
-    told = write_errors.explained(error, hint="set HF_HOME to a folder on another disk")
+    cache_dir, purpose = Path(constants.HF_HUB_CACHE), f"a file of {source.what}"  # a failed write names no file
+    told = write_errors.explained(error, cache_dir, purpose=purpose, hint="set HF_HOME to a folder on another disk")
     if error.errno in (errno.EACCES, errno.EPERM):
         hint = "give that folder to this user, or set HF_HOME to another folder"
         if typed.is_in_compose():  # the folders of a volume belong to the uid that first wrote to it

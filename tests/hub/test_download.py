@@ -499,6 +499,21 @@ def test_a_disk_that_cannot_be_written_is_no_fault_of_the_hub(number: int) -> No
     assert "HF_HOME" in told.hint
 
 
+def test_a_disk_that_fills_up_under_a_download_is_named_with_what_is_needed_and_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the operating system refuses a write: without a name."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(disk, "free_disk_bytes", lambda _: 100)
+    source = Source("a/b", "model", None, None, "check the network")
+    with pytest.raises(OSError, match="No space") as caught, download_child._needing(5000):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    told = download_child._failure(caught.value, source)["error"]
+    full = f"{tmp_path}: not enough disk space for a file of the base model a/b: 5000 bytes (4.9 KiB) needed, 100 (100"
+    assert told["message"] == f"the base model a/b cannot be fetched: the disk of the cache is full: {full} B) free"
+    assert (told["kind"], told["can_retry"]) == ("EnvironmentUnavailable", False)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_who_ends_the_command_ends_its_transfer(number: int, web: LoopbackHub, tmp_path: Path) -> None:
