@@ -30,7 +30,7 @@ from huggingface_hub import constants
 from appliance.base_model import base as base_model_base
 from appliance.base_model import find as base_model_find
 from appliance.errors import EnvironmentUnavailable, HubError
-from appliance.hub import dataset_file, download, xet
+from appliance.hub import dataset_file, download, download_child, xet
 from appliance.hub import errors as hub_errors
 from appliance.hub.cache import Snapshot, Source, untouched_for
 from appliance.hub.client import Limits
