@@ -279,14 +279,14 @@ class Steps:
         self._eta.reach(done, pauses_left=pauses_left)
         self._done, self._details, self._note = done, details, "" if details else _shown(note)
         left = self._eta.seconds()
-        eta = f"  ETA {duration(left)}" if left else ""
-        self._say_now_and_then(f"{note}{eta}", is_last=done >= self._total)
+        parts = (note, f"ETA {duration(left)}" if left else "")
+        self._say_now_and_then("  ".join(filter(None, parts)), is_last=done >= self._total)
 
     def _say_now_and_then(self, note: str, *, is_last: bool = False) -> None:
         now = time.monotonic()
         if not live_view.redraws(_stderr) and (now - self._spoke >= self._pause or is_last):
             self._spoke = now
-            say(f"{self._title} {self._done}/{self._total}  {note}")
+            say(f"{self._title} {self._done}/{self._total}  {note}".rstrip())
 
     def _drawn(self, width: int) -> RenderableType:
         bar = step_bar.bar_line(width, self._title, self._done, self._total, self._note, self._eta.seconds())

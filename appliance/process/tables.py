@@ -17,15 +17,19 @@ _KEPT_WHOLE = 10  # columns: a cell as short as `1 h 23 min` takes no second lin
 
 
 def paragraph(text: str, width: int) -> str:
-    """`text` with line breaks between words; a word wider than `width` stays whole, so that it can be copied."""
+    """`text` with line breaks between words, as far in as the line that is broken.
+
+    A word wider than `width` stays whole, so that it can be copied.
+    """
     return "\n".join(_lines(line, width) for line in text.split("\n"))
 
 
 def _lines(text: str, width: int) -> str:
     done, line = "", ""
-    for word in re.findall(r"\s*(?:\d[\d.,]* )?\S+", text):  # a number keeps its unit
+    indent = text[: len(text) - len(text.lstrip())]
+    for word in re.findall(r"\s*(?:\d[\d.,]* (?=[A-Za-z%]))?\S+", text):  # a number keeps its unit
         if line and cell_len(line) + cell_len(word) > width:
-            done, line = f"{done}{line}\n", word.lstrip()
+            done, line = f"{done}{line}\n", indent + word.lstrip()
         else:
             line += word
     return done + line

@@ -106,7 +106,7 @@ def test_lines_are_seconds_apart_but_the_last_is_always_there(capsys: pytest.Cap
     with console.Steps("train", 1000, seconds_between_lines=60) as steps:
         for _ in range(1000):
             steps.advance()
-    assert capsys.readouterr().err.splitlines() == ["train 1000/1000  "]
+    assert capsys.readouterr().err.splitlines() == ["train 1000/1000"]
 
 
 def test_what_happens_between_two_steps_is_said_too(capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,6 +131,24 @@ def test_a_resumed_loop_counts_from_where_it_began(capsys: pytest.CaptureFixture
         now += 2.0
         steps.reach(901, "loss 1.5")
     assert capsys.readouterr().err == "train 901/1000  loss 1.5  ETA 3 min 18 s\n"
+
+
+def test_the_first_batch_of_answers_sets_the_pace_of_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    """It was taken for a resume, and `16/30 … ETA 0.0 s` was shown for as long as the other answers took."""
+    now = 0.0
+    with console.Steps("answers of the base model", 30, seconds_between_lines=0) as steps:
+        steps._eta = Eta(30, clock=lambda: now)
+        now += 50.0
+        steps.between("loss of 30 of 30 rows")
+        now += 160.0
+        steps.advance(16)
+        now += 70.0
+        steps.advance(14)
+    assert capsys.readouterr().err.splitlines() == [
+        "answers of the base model 0/30  loss of 30 of 30 rows",
+        "answers of the base model 16/30  ETA 2 min 20 s",
+        "answers of the base model 30/30",
+    ]
 
 
 def test_on_a_terminal_a_bar_is_redrawn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,8 @@ def test_paragraphs_break_between_words() -> None:
         "now",
     ]
     assert tables.paragraph("  indented\n\nand so", 80) == "  indented\n\nand so"
+    assert tables.paragraph("  line 52 (val)\nand line 108", 9) == "  line 52\n  (val)\nand line\n108"
+    assert tables.paragraph("it took about 24 s and 3.5 GiB", 17) == "it took about\n24 s and 3.5 GiB"
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
