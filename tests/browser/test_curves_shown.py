@@ -97,3 +97,15 @@ def test_axe_finds_nothing_where_a_step_is_pointed_at(report: Path, visit: Calla
     opened.get_by_role("slider", name="Step").press("Home")
     opened.locator("#training details").evaluate_all("all => all.forEach((one) => (one.open = true))")
     assert accessibility.violations(opened) == []
+
+
+def test_a_dark_page_is_printed_in_light_colours(report: Path, visit: Callable[..., Any]) -> None:
+    """Chromium leaves backgrounds out on paper, and what is bright on dark would be bright on white."""
+    opened = visit(report, scheme="dark")
+    drawn = """() => ["body", ".line.s1", ".unit", ".ring"].map((one) => {
+        const style = getComputedStyle(document.querySelector(one));
+        return [style.color, style.stroke];
+    })"""
+    dark = opened.evaluate(drawn)
+    opened.emulate_media(media="print")
+    assert opened.evaluate(drawn) == visit(report, scheme="light").evaluate(drawn) != dark
