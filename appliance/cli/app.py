@@ -11,6 +11,7 @@ import typer
 from appliance import __version__
 from appliance.cli import report
 from appliance.cli.dataset import generate, hub, sources, upload
+from appliance.cli.export import export
 from appliance.cli.help import HelpGroup, lay_out
 from appliance.cli.look import doctor, inspect, replay, status
 from appliance.cli.recipe import recipe_app
@@ -111,6 +112,7 @@ for _stage, _what in (
 ):
     app.command(_stage, cls=RecipeCommand)(stage_command(_stage, _what))
 app.command(cls=RecipeCommand)(publish)
+app.command()(export)
 app.command()(status)
 app.command()(report.report)
 app.command()(inspect)

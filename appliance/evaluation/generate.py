@@ -88,7 +88,7 @@ def answer(
                 stopping_criteria=StoppingCriteriaList(ending),
             )
         for row, (i, ids) in enumerate(zip(batch, output[:, input_ids.shape[1] :].tolist(), strict=True)):
-            answers[i] = _answer(prompt, ids[: loops.ended.get(row)], ends, stop)
+            answers[i] = as_answer(prompt, ids[: loops.ended.get(row)], ends, stop)
         if on_progress:
             on_progress(len(batch))
 
@@ -188,7 +188,8 @@ def _streams(prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[rando
     return streams
 
 
-def _answer(prompt: Prompt, ids: list[int], ends: set[int], stop: Sequence[str]) -> Answer:
+def as_answer(prompt: Prompt, ids: list[int], ends: set[int], stop: Sequence[str]) -> Answer:
+    """The answer in generated ids, up to the first of `ends` or to a `stop` text."""
     end = next((i for i, token in enumerate(ids) if token in ends), None)
     kept = ids if end is None else ids[: end + 1]
     text = prompt.answer_text(kept)

@@ -33,7 +33,6 @@ METRICS = {
     "stop_rate": "answers that stopped by themselves",
 }
 _CODE = "```"
-_MARK = "\x00"  # in place of the question, where the prompt is split at it
 _OVERRIDDEN = "\n**Released despite this verdict**, by decision of its author (`publish --even-if-worse`).\n"
 _NO_ROWS = "This card shows no rows of the data; `publish.examples: true` in the recipe adds answers to test rows."
 
@@ -113,13 +112,13 @@ def gather(
 
 def model_card(facts: Facts) -> str:
     """README.md of the merged model."""
-    repo = facts.repo("model")
+    repo, stops = facts.repo("model"), (facts.prompt.eos_token, *facts.stop)
     code = "\n\n".join(
         (
             usage_snippets.with_transformers(repo, facts.max_new_tokens),
             f"With vLLM:\n\n{usage_snippets.with_vllm(repo)}",
             f"With Ollama, for questions without further context:\n\n"
-            f"{usage_snippets.with_ollama(repo, _asked(facts, _MARK), _MARK, (facts.prompt.eos_token, *facts.stop))}",
+            f"{usage_snippets.with_ollama(repo, _asked(facts, usage_snippets.MARK), stops, facts.max_new_tokens)}",
         )
     )
     kind = f"{facts.base.public_id} with a fine-tuned LoRA adapter merged into its 16-bit weights."

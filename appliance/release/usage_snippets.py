@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 _CODE = "```"
+MARK = "\x00"  # in place of the question, where a prompt is split at it
 
 
 def with_transformers(repo: str, max_new_tokens: int) -> str:
@@ -49,23 +50,32 @@ curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\
 {_CODE}"""
 
 
-def with_ollama(repo: str, prompt: str, mark: str, stop: Sequence[str]) -> str:
-    """A Modelfile. `prompt`: a rendered prompt with `mark` in place of the question.
+def with_ollama(repo: str, prompt: str, stop: Sequence[str], max_new_tokens: int) -> str:
+    """A Modelfile. `prompt`: a rendered prompt with MARK in place of the question.
 
     Ollama's templates cannot inspect a message: this one writes the prompt of rows without input.
     """
-    before, after = prompt.split(mark)
-    stops = "\n".join(f'PARAMETER stop "{_escaped(text)}"' for text in stop)
     return f"""{_CODE}shell
 hf download {repo} --local-dir model
 cat > Modelfile <<'END'
-FROM ./model
-TEMPLATE \"\"\"{before}{{{{ .Prompt }}}}{after}\"\"\"
-PARAMETER temperature 0
-{stops}
-END
+{modelfile("./model", prompt, stop, max_new_tokens)}END
 ollama create my-model -f Modelfile && ollama run my-model "…"
 {_CODE}"""
+
+
+def modelfile(source: str, prompt: str, stop: Sequence[str], max_new_tokens: int) -> str:
+    """Ollama's description of a model in `source`, a file or a folder, that answers as evaluation did.
+
+    Greedy; without the penalty on repetition that Ollama has by default (1.1), which greedy answers would feel too.
+    """
+    before, after = prompt.split(MARK)
+    stops = "".join(f'PARAMETER stop "{_escaped(text)}"\n' for text in stop)
+    return f"""FROM {source}
+TEMPLATE \"\"\"{before}{{{{ .Prompt }}}}{after}\"\"\"
+PARAMETER temperature 0
+PARAMETER repeat_penalty 1
+PARAMETER num_predict {max_new_tokens}
+{stops}"""
 
 
 def _escaped(text: str) -> str:

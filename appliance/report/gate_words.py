@@ -41,6 +41,12 @@ _CLAIMS = {
     "same_tokens": "The published tokenizer gives the same ids",
     "same_special_ids": "BOS, EOS and padding are the same everywhere",
     "generation_config_sane": "generation_config.json is sound",
+    # of a GGUF file (pipeline/export.py)
+    "gguf_is_complete": "The file has every tensor of the merged model, and no other",
+    "gguf_tensors_match": "Every tensor is the merged model's, up to what its type rounds away",
+    "gguf_vocabulary": "Its tokens are the tokenizer's",
+    "gguf_prompt_ids": "llama.cpp turns every test prompt into the ids that were trained",
+    "gguf_predicts_alike": "llama.cpp predicts what the merged model predicts, up to rounding",
 }
 
 

@@ -28,6 +28,7 @@ PROOF = "proof.json"  # of the stage merge
 PREDICTIONS = "predictions.csv"  # its `verdict` is win, closer, tie, loss or not judged
 EXTRA_ANSWERS = "extra_answers.csv"
 STEPS = "steps.json"  # of the stage train: how many steps the training will have at most
+EXPORT = "export.json"  # of the stage export: the GGUF files, and what was found about each
 ROW_LEDGER = "rows.csv"  # of the stage prepare: what became of every row
 SAMPLES = "samples.jsonl"  # of the stage train: a few val questions, answered at each evaluation
 TEST_GROUPS = "test_groups.csv"  # of the stage prepare

@@ -59,9 +59,9 @@ def write_reference(work_dir: Path, merged_dir: Path, load: Load) -> None:
         model = _as_computed(model, wanted)
         ids, tuned = [], []
         for row in wanted.rows:
-            said = _log_probs(model, row)
+            said = log_probs(model, row)
             ids.append(said.topk(min(TOP_TOKENS, said.shape[1] - 1)).indices)
-            tuned.append(_lump(said, ids[-1]))
+            tuned.append(lump(said, ids[-1]))
         if adapter_dir:
             with model.disable_adapter():
                 base, _ = _compare(model, wanted.rows, ids)
@@ -112,10 +112,10 @@ def examine(work_dir: Path, merged_dir: Path) -> Measures:
         rows=len(wanted.rows),
         positions=len(merged),
         top_tokens=int(reference["ids"].shape[1]),
-        kl_tuned=_divergence(tuned, merged),
-        kl_base=_divergence(base, merged),
-        kl_calibrated=_divergence(tuned, calibrated),
-        kl_effect=_divergence(tuned, base),
+        kl_tuned=divergence(tuned, merged),
+        kl_base=divergence(base, merged),
+        kl_calibrated=divergence(tuned, calibrated),
+        kl_effect=divergence(tuned, base),
         agreement=_share_equal(likeliest, tuned_says),
         agreement_calibrated=reference["agrees"].float().mean().item(),
         agreement_evaluated=_share_equal(likeliest, answered),
@@ -196,7 +196,7 @@ def _read_request(work_dir: Path) -> ProofRequest:
     return ProofRequest(**{**saved, "rows": rows, **{k: Path(saved[k]) for k in ("base_dir", "trained_dir")}})
 
 
-def _log_probs(model: Any, row: ProofRow) -> torch.Tensor:
+def log_probs(model: Any, row: ProofRow) -> torch.Tensor:
     """(P, V) in float64: in float32 the normalisation alone would cost 1e-7 nats."""
     import torch
 
@@ -207,12 +207,12 @@ def _log_probs(model: Any, row: ProofRow) -> torch.Tensor:
     return torch.cat(pieces)
 
 
-def _lump(log_probs: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+def lump(said: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """(P, V) and the K kept ids of each position -> (P, K + 1); the last column is all other tokens."""
     import torch
 
-    rest = log_probs.scatter(1, ids, -math.inf).logsumexp(1, keepdim=True)
-    return torch.cat([log_probs.gather(1, ids), rest], 1)
+    rest = said.scatter(1, ids, -math.inf).logsumexp(1, keepdim=True)
+    return torch.cat([said.gather(1, ids), rest], 1)
 
 
 def _compare(model: Any, rows: Sequence[ProofRow], ids: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -221,8 +221,8 @@ def _compare(model: Any, rows: Sequence[ProofRow], ids: Sequence[torch.Tensor]) 
 
     lumped, likeliest = [], []
     for row, kept in zip(rows, ids, strict=True):
-        said = _log_probs(model, row)
-        lumped.append(_lump(said, kept))
+        said = log_probs(model, row)
+        lumped.append(lump(said, kept))
         likeliest.append(said.argmax(1))
     return torch.cat(lumped), torch.cat(likeliest)
 
@@ -238,7 +238,7 @@ def _share_equal(one: torch.Tensor, other: torch.Tensor) -> float:
     return (one == other).float().mean().item()
 
 
-def _divergence(p: torch.Tensor, q: torch.Tensor) -> float:
+def divergence(p: torch.Tensor, q: torch.Tensor) -> float:
     """Mean over positions of KL(p || q) in nats, from log-probabilities (P, K + 1)."""
     terms = p.exp() * (p - q)
     return terms.where(p != -math.inf, 0.0).sum(1).mean().item()

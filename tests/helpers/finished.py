@@ -86,7 +86,10 @@ def finished_run(path: Path, base_dir: Path, *, full: bool = False) -> FinishedR
     files.write_text(path / "recipe.yaml", resolve.load(str(recipe), environ={}).to_yaml())
     recorded = {"id": str(base_dir), "public_id": base.public_id, "revision": None, "dir": str(base.dir)}
     sources = {"base": recorded, "csv": {"path": str(csv_path), "sha256": files.sha256_of(csv_path), "commit": None}}
-    write_json(path / "run.json", {"name": "shop", "seed": 0, **sources})
+    write_json(
+        path / "run.json",
+        {"name": "shop", "seed": 0, "engine": "transformers", "device": "cpu", "versions": {}, **sources},
+    )
     (path / "appliance.log").write_text("2026-01-01 INFO appliance: run shop\n", encoding="utf-8")
     for stage, write in (("check", None), ("prepare", _prepare), ("train", _train), ("evaluate", _evaluate)):
         stage_dir = run_dir.begin(stage, {"stage": stage})
@@ -108,6 +111,8 @@ def _prepare(stage_dir: Path, _base_dir: Path, _full: bool) -> None:
     for side, rows in SIDES.items():
         with (stage_dir / f"{side}.csv").open("w", encoding="utf-8", newline="") as handle:
             csv.writer(handle, lineterminator="\n").writerows([("row", "instruction", "input", "output"), *rows])
+    with (stage_dir / "test_groups.csv").open("w", encoding="utf-8", newline="") as handle:
+        csv.writer(handle).writerows([("row", "group"), *((row[0], row[0]) for row in SIDES["test"])])
     counts = {side: len(rows) for side, rows in SIDES.items()}
     write_json(stage_dir / "summary.json", counts | {"rejected": 0, "shared_questions": 0, "max_seq_length": 320})
 
@@ -138,7 +143,14 @@ def _train(stage_dir: Path, base_dir: Path, full: bool) -> None:
     encoding = {"loss_on": "answer", "max_seq_length": 320, "cut_long_rows": False}
     write_json(
         stage_dir / "fit.json",
-        {"steps": 8, "best_step": 8, "best_val_loss": 1.5, "best_files": weights, "encoding": encoding},
+        {
+            "steps": 8,
+            "best_step": 8,
+            "best_val_loss": 1.5,
+            "stopped_early": False,
+            "best_files": weights,
+            "encoding": encoding,
+        },
     )
 
 

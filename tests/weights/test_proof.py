@@ -284,9 +284,9 @@ def test_the_lumped_divergence_is_a_lower_bound() -> None:
     found = []
     for kept in (5, 50, 499):
         ids = p.topk(kept).indices
-        lumped = proof_child._lump(p, ids)
+        lumped = proof_child.lump(p, ids)
         assert lumped.exp().sum(1).allclose(torch.ones(8, dtype=torch.float64))
-        found.append(proof_child._divergence(lumped, proof_child._lump(q, ids)))
+        found.append(proof_child.divergence(lumped, proof_child.lump(q, ids)))
     assert 0 < found[0] < found[1] < found[2] == pytest.approx(exact)
 
 
