@@ -147,6 +147,14 @@ def test_marks_do_not_rely_on_colour(report: Path, visit: Visit) -> None:
     assert int(cell.locator("ins mark").evaluate(style, ["fontWeight"])) >= 600
 
 
+def test_a_word_is_found_as_it_was_answered_without_what_is_missing_in_it(tmp_path: Path, visit: Visit) -> None:
+    row = ("2", "q", "가나다라마", "-", "가나라마", *ROWS[0][5:])
+    opened = visit(page.write_html(shown_run(tmp_path / "run", [row])))
+    assert opened.locator("#test-2 del").inner_text() == "다"
+    opened.get_by_role("searchbox", name="Search in test rows").fill("가나라마")
+    assert rows(opened) == ["2"]
+
+
 def test_long_cells_unfold_and_open_where_a_search_finds_something(tmp_path: Path, visit: Visit) -> None:
     long = "가나다 " * 400 + "needle"
     opened = visit(page.write_html(shown_run(tmp_path / "run", [("2", long, *row[2:]) for row in ROWS[:1]])))

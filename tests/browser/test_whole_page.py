@@ -42,10 +42,12 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page whose every cell is somebody's attempt, names and messages as well."""
     rows = [(str(i + 2), text, text, text, text + " 1", "loss", text, text, "no") for i, text in enumerate(HOSTILE)]
     extra = [("train", str(i), text, text, text, text) for i, text in enumerate(HOSTILE)]
-    bad = HOSTILE[0] + "\ud800" + HOSTILE[1] + HOSTILE[2]
+    bad = HOSTILE[0] + "\ud800\x1b[2J\u202e" + HOSTILE[1] + HOSTILE[2]
     other = METRICS["other"] | {"name": bad}
     caution = {"name": "x", "sentence": bad, "rows": [{"row": 2, "wanted": bad, "got": "x" * 20_000}]}
-    run = shown_run(tmp_path_factory.mktemp("hostile") / "<b>run & co", rows, extra, other=other, cautions=[caution])
+    run = shown_run(
+        tmp_path_factory.mktemp("hostile") / "<b>run & co", rows, extra, other=other, cautions=[caution], reason=bad
+    )
     return page.write_html(run)
 
 
@@ -81,7 +83,8 @@ def test_a_narrow_page_loses_no_column_and_does_not_scroll_sideways(width: int, 
     cells = opened.locator("#test-12 td")
     labels = [one.strip('"') for one in (cells.nth(i).evaluate(label) for i in range(cells.count()))]
     shown = ["question", "wanted", "base", "tuned", "other-model", "base with 4 examples in its prompt"]
-    assert labels == [f"{one}" for one in shown]
+    assert labels == shown
+    assert all(cells.nth(i).bounding_box()["width"] > 0.8 * width for i in range(cells.count()))  # one below the other
     unlabelled = "(cells) => cells.filter((cell) => !cell.dataset.label && cell.tagName === 'TD').length"
     assert opened.locator("table.stack td").evaluate_all(unlabelled) == 0
 
@@ -127,7 +130,7 @@ def test_hostile_cells_are_text(width: int, hostile: Path, visit: Visit) -> None
     assert opened.locator("#recipe").is_visible()  # below everything
     for i, text in enumerate(HOSTILE[:6]):
         assert opened.locator(f"#test-{i + 2} td").first.evaluate("(cell) => cell.textContent") == text
-    shown = opened.locator("#test").evaluate("(one) => one.textContent")
+    shown = opened.locator("body").evaluate("(one) => one.textContent")
     assert "\\x1b[2J" in shown
     assert "\\x00NUL" in shown
     assert "\\u202egnirts" in shown
