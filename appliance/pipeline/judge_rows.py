@@ -80,9 +80,12 @@ class _Fault:
     role: str | None
 
 
-def _encode(prompt: prompt_format.Prompt, rows: Sequence[in_batches.Cells]) -> list[in_batches.Ids | _Fault]:
-    found = zip(rows, in_batches.encode(prompt, rows), strict=True)
-    return [_Fault(str(one), _bad_role(prompt, cells)) if isinstance(one, DataError) else one for cells, one in found]
+def _encode(prompt: prompt_format.Prompt, rows: Sequence[in_batches.Cells]) -> list[tuple[array[int], int] | _Fault]:
+    """Ids as an array: it goes through the pipe as it is, a list number by number."""
+    return [
+        _Fault(str(one), _bad_role(prompt, cells)) if isinstance(one, DataError) else (array("i", one[0]), one[1])
+        for cells, one in zip(rows, in_batches.encode(prompt, rows), strict=True)
+    ]
 
 
 def _bad_role(prompt: prompt_format.Prompt, cells: in_batches.Cells) -> str | None:

@@ -19,8 +19,11 @@ _SEED = 1
 Signature = tuple[bytes, ...]  # the BANDS bands, each as the bytes of its hashes
 
 
-def signature(hashes: np.ndarray) -> Signature:
-    """Of a set, by the 32-bit hashes (S,) uint32 of its members, at least one."""
+def signatures(hashes: np.ndarray, begins: np.ndarray) -> list[Signature]:
+    """Of R sets that lie one after the other, by the 32-bit hashes (S,) uint32 of their members.
+
+    `begins` (R,): where each set begins; none is empty.
+    """
     import numpy as np
 
     factors, terms = _permutations()
@@ -28,8 +31,10 @@ def signature(hashes: np.ndarray) -> Signature:
     mixed = (hashes ^ hashes >> np.uint32(16)) * np.uint32(0x85EBCA6B)
     mixed = (mixed ^ mixed >> np.uint32(13)) * np.uint32(0xC2B2AE35)
     mixed = mixed ^ mixed >> np.uint32(16)
-    lowest = (factors * mixed + terms).min(1)  # modulo 2**32
-    return tuple(band.tobytes() for band in lowest.reshape(BANDS, BAND))
+    lowest = np.minimum.reduceat(factors * mixed + terms, begins, axis=1)  # modulo 2**32; (BANDS * BAND, R)
+    size = BAND * lowest.itemsize
+    wholes = (row.tobytes() for row in np.ascontiguousarray(lowest.T))
+    return [tuple(whole[i : i + size] for i in range(0, len(whole), size)) for whole in wholes]
 
 
 @cache

@@ -6,7 +6,7 @@ of a run; the comparison is bounded in time and memory, and the result says what
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -28,13 +28,13 @@ SHINGLE = 3
 THRESHOLD = 0.8
 # minhash.py has 12 bands of 5 hashes (ib. 3.4.2): a pair at 0.8 is found with 1 - (1 - 0.8**5)**12 = 99.1 %, one at
 # 0.85 with 99.9 %; what is found is then compared exactly.
-# A row costs 50 microseconds plus 0.5 per letter (one core of 2024), so each row counts as this many extra letters. If
-# there are more rows than the budgets pay for, a seeded sample is compared: at 20 letters, 3,300 of a side and 67,000
-# of train.
+# Each row counts as this many extra letters. If there are more rows than the budgets pay for, a seeded sample is
+# compared: at 20 letters, 3,300 of a side and 67,000 of train.
 _ROW = 100
 _HELD_BUDGET, _TRAIN_BUDGET = 400_000, 8_000_000
 LETTERS = 2000  # of each question; a cell can hold millions
 TWINS = 5  # pairs kept per row
+_BATCH = 8192  # letters of the rows whose shingles are made at once
 _CHECKS = 50  # likely train rows that one row is compared with exactly; many similar ones would cost hours
 _SHOWN = 200  # characters of a question in a pair
 
@@ -90,7 +90,6 @@ class _Held:
     answer: int
     shown: str
     shingles: np.ndarray  # (S,) uint64, sorted
-    signature: Signature
     checks: int = 0
     pairs: list[Pair] = field(default_factory=list)
 
@@ -104,29 +103,25 @@ def near_pairs(prepare_dir: Path, rows: Mapping[Side, int], seed: int) -> Near:
 
     mean_letters = _mean_letters(prepare_dir)
     held: list[_Held] = []
+    index = minhash.Index()
     compared: dict[Side, int] = {"train": 0, "val": 0, "test": 0}
     for side in ("test", "val"):
-        for row in _sampled(prepare_dir, side, _HELD_BUDGET / (_ROW + mean_letters) / rows[side], seed):
-            compared[side] += 1
-            shingles, key, answer = _shingles(row), split.question_key(row), hash(split.folded(row.output))
-            shown = row.instruction[:_SHOWN]
-            held.append(_Held(side, row.line, key, answer, shown, shingles, _signature(shingles)))
-    index = minhash.Index()
-    for number, one in enumerate(held):
-        index.insert(number, one.signature)
+        for batch in _batches(_sampled(prepare_dir, side, _HELD_BUDGET / (_ROW + mean_letters) / rows[side], seed)):
+            compared[side] += len(batch.rows)
+            for row, shingles, signature in batch.signed(np.arange(len(batch.rows))):
+                key, answer = split.question_key(row), hash(split.folded(row.output))
+                index.insert(len(held), signature)
+                held.append(_Held(side, row.line, key, answer, row.instruction[:_SHOWN], shingles))
     known = np.unique(np.concatenate([one.shingles for one in held])) if held else np.empty(0, "u8")
-    for row in _sampled(prepare_dir, "train", _TRAIN_BUDGET / (_ROW + mean_letters) / rows["train"], seed):
-        compared["train"] += 1
-        shingles = _shingles(row)
-        # Most rows end here: if more than a fifth of its shingles are in no held row, no similarity can reach 0.8.
-        places = np.searchsorted(known, shingles).clip(max=len(known) - 1)
-        if np.count_nonzero(known[places] == shingles) < THRESHOLD * len(shingles):
-            continue
-        values = set(shingles.tolist())
-        for number in index.query(_signature(shingles)):
-            _compare(held[number], row, values)
-            if len(held[number].pairs) == TWINS or held[number].checks == _CHECKS:
-                index.remove(number)
+    for batch in _batches(_sampled(prepare_dir, "train", _TRAIN_BUDGET / (_ROW + mean_letters) / rows["train"], seed)):
+        compared["train"] += len(batch.rows)
+        for row, shingles, signature in batch.signed(batch.known_by(known)):
+            if likely := index.query(signature):
+                values = set(shingles.tolist())
+            for number in likely:
+                _compare(held[number], row, values)
+                if len(held[number].pairs) == TWINS or held[number].checks == _CHECKS:
+                    index.remove(number)
     pairs = sorted((p for one in held for p in one.pairs), key=lambda p: (-p.similarity, p.side, p.row, p.train_row))
     return Near(
         threshold=THRESHOLD,
@@ -157,19 +152,66 @@ def _letters(row: Row) -> str:
     return text.strip(".,;:!?~…。、\"'") or text
 
 
-def _shingles(row: Row) -> np.ndarray:
-    """(S,) uint64, sorted: every run of three characters once, as the 63 bits of their code points."""
+@dataclass(frozen=True)
+class _Batch:
+    """R rows and their shingles: every run of three characters once a row, as the 63 bits of their code points."""
+
+    rows: list[Row]
+    shingles: np.ndarray  # (S,) uint64, row after row, sorted in each
+    begins: np.ndarray  # (R + 1,): where those of each row begin, and the end
+
+    def known_by(self, known: np.ndarray) -> np.ndarray:
+        """The rows (by number) of whose shingles at least four in five are `known` (sorted).
+
+        Most rows end here: of the others, no similarity can reach 0.8.
+        """
+        import numpy as np
+
+        places = np.searchsorted(known, self.shingles).clip(max=len(known) - 1)
+        shared = np.add.reduceat(known[places] == self.shingles, self.begins[:-1], dtype=np.int64)
+        return np.flatnonzero(shared >= THRESHOLD * np.diff(self.begins))
+
+    def signed(self, numbers: np.ndarray) -> Iterator[tuple[Row, np.ndarray, Signature]]:
+        """These rows, each with its shingles and their signature."""
+        import numpy as np
+
+        if not len(numbers):
+            return
+        parts = [self.shingles[self.begins[i] : self.begins[i + 1]] for i in numbers]
+        # Fibonacci hashing to 32 bits (Knuth, The Art of Computer Programming 3, 6.4)
+        hashes = (np.concatenate(parts) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)).astype("u4")
+        begins = np.cumsum([0, *map(len, parts[:-1])])
+        signatures = minhash.signatures(hashes, begins)
+        yield from zip((self.rows[i] for i in numbers), parts, signatures, strict=True)
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[_Batch]:
+    batch: list[Row] = []
+    texts: list[str] = []
+    letters = 0
+    for row in rows:
+        batch.append(row)
+        texts.append(_letters(row).ljust(SHINGLE, "\0"))
+        letters += len(texts[-1])
+        if letters >= _BATCH:
+            yield _batch(batch, texts)
+            batch, texts, letters = [], [], 0
+    if batch:
+        yield _batch(batch, texts)
+
+
+def _batch(rows: list[Row], texts: list[str]) -> _Batch:
     import numpy as np
 
-    codes = np.frombuffer(_letters(row).ljust(SHINGLE, "\0").encode("utf-32-le", "surrogatepass"), "<u4").astype("u8")
-    return np.unique(codes[:-2] << 42 | codes[1:-1] << 21 | codes[2:])
-
-
-def _signature(shingles: np.ndarray) -> Signature:
-    import numpy as np
-
-    # Fibonacci hashing to 32 bits (Knuth, The Art of Computer Programming 3, 6.4)
-    return minhash.signature((shingles * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)).astype("u4"))
+    codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), "<u4").astype("u8")
+    owners = np.repeat(np.arange(len(rows)), list(map(len, texts)))
+    within = owners[:-2] == owners[2:]  # no run of three goes on into the next row
+    shingles, owners = (codes[:-2] << 42 | codes[1:-1] << 21 | codes[2:])[within], owners[:-2][within]
+    order = np.lexsort((shingles, owners))
+    shingles, owners = shingles[order], owners[order]
+    once = np.append(True, (shingles[1:] != shingles[:-1]) | (owners[1:] != owners[:-1]))
+    shingles, owners = shingles[once], owners[once]
+    return _Batch(rows, shingles, np.searchsorted(owners, np.arange(len(rows) + 1)))
 
 
 def _sampled(prepare_dir: Path, side: Side, share: float, seed: int) -> Iterator[Row]:
