@@ -12,10 +12,15 @@ from collections.abc import Callable
 
 
 class Eta:
-    """`done` of `total` were done before it began: after a resume. All times in seconds, as `clock` gives them."""
+    """`done` of `total` were done before it began: after a resume. All times in seconds, as `clock` gives them.
 
-    def __init__(self, total: int, *, done: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._total, self._done = clock, total, done
+    `warms_up`: the first one says nothing about the others, as in training, whose first step compiles kernels.
+    """
+
+    def __init__(
+        self, total: int, *, done: int = 0, warms_up: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock, self._total, self._done, self._warms_up = clock, total, done, warms_up
         self._marked = clock()  # everything until then is accounted for
         self._chunks = 0  # how often more was done
         self._first = (0, 0.0)  # what the first of them did, and its seconds: it also compiles, allocates, fills caches
@@ -51,7 +56,7 @@ class Eta:
         left = self._total - self._done
         if left <= 0:
             return 0.0
-        if not self._count:
+        if self._chunks < (2 if self._warms_up else 1):
             return None
         rate = self._rate(0, 0.0)
         chunk = min(self._last, left)

@@ -38,7 +38,7 @@ def end_process(number: int) -> None:
     A container's first process would ignore a signal's default action.
     """
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-        os.write(2, b"\x1b[?25h")  # a live view hides it (DEC mode 25)
+        os.write(2, b"\x1b[?25h\n")  # a live view hides it (DEC mode 25), and its last line has no end
     os._exit(128 + number)
 
 

@@ -60,7 +60,7 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         files.write_json(self._path.with_name(results.STEPS), {"steps": state.max_steps})
-        self._bar = console.Steps("train", state.max_steps, done=state.global_step).__enter__()
+        self._bar = console.Steps("train", state.max_steps, done=state.global_step, warms_up=True).__enter__()
         self._at = time.monotonic()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002

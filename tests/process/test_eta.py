@@ -67,6 +67,16 @@ def test_the_first_chunk_counts_only_while_it_is_alone(clock: Clock) -> None:
     assert eta.seconds() == pytest.approx(2 * 95)
 
 
+def test_a_first_step_that_compiles_gives_no_estimate(clock: Clock) -> None:
+    eta = Eta(250, warms_up=True, clock=clock)
+    clock.now += 60
+    eta.reach(1)
+    assert eta.seconds() is None
+    clock.now += 2
+    eta.reach(2)
+    assert eta.seconds() == pytest.approx(2 * 248)
+
+
 def test_evaluations_to_come_are_part_of_the_estimate(clock: Clock) -> None:
     eta = Eta(100, clock=clock)
     for _ in range(3):  # the evaluation before the first step, seen in parts
