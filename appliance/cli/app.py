@@ -46,6 +46,7 @@ def main() -> None:
     # slower, sleeping no slower than a single thread; on a quiet machine both are equal. OpenMP reads this when torch
     # loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.umask(os.umask(0o077) & 0o077)  # one that takes rights from the user would leave files that nobody can read
     std_streams.make_usable()
     terminal.replace_what_cannot_be_shown()
     masked_streams.install()

@@ -31,6 +31,10 @@ from appliance.process.exchange import Exchange
 
 _log = logging.getLogger(__name__)
 _log.addHandler(logging.NullHandler())  # without a log file every try would be written to the screen
+_ADDRESS_ALONE = (
+    "set it to the address alone, such as https://hub.example; what a mirror needs besides the token, a proxy can add "
+    "(HTTPS_PROXY=http://USER:PASSWORD@HOST, which is masked wherever it is shown)"
+)
 _MOST_OF_ONE_CALL = 24  # the client itself repeats some calls without a bound
 
 
@@ -143,10 +147,15 @@ class Meter:
 
 @contextmanager
 def opened(limits: Limits, on_sign: Callable[[], None] = lambda: None) -> Iterator[Meter]:
-    """While the block runs, all calls of huggingface_hub in this process go through the client of this module."""
+    """While the block runs, all calls of huggingface_hub in this process go through the client of this module.
+
+    Raises HubError: HF_ENDPOINT holds a user or password, which a library would put into messages, logs and records.
+    """
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils._http import default_client_factory, hf_request_event_hook
 
+    if _hub().userinfo:
+        raise HubError("HF_ENDPOINT holds a user name or password (not shown)", hint=_ADDRESS_ALONE)
     meter = Meter(limits, on_sign)
     settings: dict[str, Any] = {
         "timeout": httpx.Timeout(limits.silence_seconds, connect=limits.connect_seconds),
@@ -273,9 +282,13 @@ def is_offline() -> bool:
 
 
 def _hub() -> httpx.URL:
+    """Raises HubError: HF_ENDPOINT is no address; its text is not shown, for a password may be in it."""
     from huggingface_hub import constants
 
-    return httpx.URL(constants.ENDPOINT)
+    try:
+        return httpx.URL(constants.ENDPOINT)
+    except httpx.InvalidURL:
+        raise HubError("HF_ENDPOINT is not an address (its value is not shown)", hint=_ADDRESS_ALONE) from None
 
 
 def _is_hub(url: httpx.URL) -> bool:

@@ -196,8 +196,11 @@ def _in_addresses(environ: Mapping[str, str]) -> Iterator[str]:
 
     for value in environ.values():
         if "@" in value:
-            for part in (part for found in _USER_AND_PASSWORD.findall(value) for part in found):
-                yield from (form for form in {part, unquote(part)} if _tells(form))
+            for user, password in _USER_AND_PASSWORD.findall(value):
+                for part in (user, password):
+                    yield from (form for form in {part, unquote(part)} if _tells(form))
+                if password:  # as Basic sends them, in base64: a short password is known by what stands before it
+                    yield from (form for form in {f"{user}:{password}", f"{unquote(user)}:{unquote(password)}"})
 
 
 def _tells(value: str) -> bool:

@@ -102,7 +102,12 @@ def test_a_part_of_a_long_secret_is_masked(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("name", "value", "secrets"),
     [
-        ("HTTPS_PROXY", "http://me:p%40ss-w0rd-1@proxy:3128", {"p%40ss-w0rd-1", "p@ss-w0rd-1"}),
+        (
+            "HTTPS_PROXY",
+            "http://me:p%40ss-w0rd-1@proxy:3128",
+            {"p%40ss-w0rd-1", "p@ss-w0rd-1", "me:p%40ss-w0rd-1", "me:p@ss-w0rd-1"},
+        ),
+        ("ALL_PROXY", "socks5://me:hunter2@proxy:3128", {"me:hunter2"}),
         ("HF_ENDPOINT", "https://t0ken-as-user@hub.example", {"t0ken-as-user"}),
         ("OPENAI_API_KEY", "sk-abc-123-def", {"sk-abc-123-def"}),
         ("HUGGING_FACE_HUB_TOKEN", "hf_onlyLetters", {"hf_onlyLetters"}),

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +20,16 @@ from typing import Any
 import pytest
 
 from appliance.errors import ApplianceError, HubError, Interrupted
+from appliance.hub import client, download, upload
 from appliance.hub import token as hub_token
+from appliance.hub.client import Limits
 from appliance.hub.repository import MARKER
 from appliance.pipeline import run as pipeline_run
 from appliance.process import redact, signals
 from appliance.recipe import resolve
 from appliance.rundir.directory import STAGES
 from tests.conftest import write_qa
+from tests.datasets_src.test_endpoint import Reply, Server
 from tests.helpers import canary, loopback_hub, warm
 from tests.helpers.loopback_hub import LoopbackHub
 
@@ -47,6 +51,30 @@ tuning: {{r: 2, alpha: 4}}
 train: {{max_steps: 2, micro_batch_size: 4, gradient_accumulation_steps: 1, optimizer: adamw_torch, eval_every: 1}}
 evaluate: {{max_new_tokens: 4}}
 publish: {{min_stop_rate: 0, require_improvement: false, repo_id: alice/shop, merged: false}}
+"""
+
+
+MIRROR = {"HF_ENDPOINT": f"http://u:{KEY}@127.0.0.1:9"}
+PROXY_URL = f"http://me:{canary.quote(PASSWORD, safe='')}@127.0.0.1:9"
+PROXY = {"HTTP_PROXY": PROXY_URL, "http_proxy": PROXY_URL, "NO_PROXY": "", "no_proxy": ""}
+# A sitecustomize.py: the child that talks to the Hub lets out what it sends there, and then fails.
+LEAKY = """
+import sys
+if sys.orig_argv[1:3] == ["-m", "appliance.hub.{child}_child"]:
+    import httpx, logging, os, signal
+    send = httpx.Client.send
+    def leak(client, request, **how):
+        text = request.headers.get("authorization")
+        if not text:
+            return send(client, request, **how)
+        print("leaked", text)
+        sys.stderr.write("leaked " + text + " " + text[9:] + chr(10))
+        sys.stderr.flush()
+        logging.getLogger("some.library").error("leaked %s", request.headers.raw)
+        if {how!r} == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise {how}("leaked " + text)
+    httpx.Client.send = leak
 """
 
 
@@ -110,7 +138,7 @@ def shop(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
             "HF_HOME": str(home / "hf"),
             "HOME": str(home),
             "OPENAI_API_KEY": KEY,
-            "HTTPS_PROXY": f"http://me:{canary.quote(PASSWORD, safe='')}@127.0.0.1:9",
+            "HTTPS_PROXY": PROXY_URL,
             "APPLIANCE_CACHE_DIR": str(folder / "cache"),
             "APPLIANCE_RUNS_DIR": "runs",
             "LOGNAME": NAMES["user"],
@@ -122,6 +150,16 @@ def shop(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         patch.setattr(subprocess.Popen, "__init__", spied(home / "processes.jsonl"))
         yield Shop(folder, hub, environ, home / "processes.jsonl")
     redact.names_here.cache_clear()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waiting between tries."""
+    limits = Limits(tries=2, pace=0.01)
+    monkeypatch.setattr(download.obtain, "__defaults__", (limits,))
+    monkeypatch.setattr(download, "_ASKING", limits)
+    monkeypatch.setattr(client, "Limits", lambda **_: limits)
+    monkeypatch.setattr(upload.publish, "__kwdefaults__", upload.publish.__kwdefaults__ | {"limits": limits})
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +223,19 @@ def test_its_files_are_for_their_user_whatever_the_umask(
     assert finished.returncode == 0
     paths = [shop.run, *shop.run.rglob("*")]
     assert [str(path) for path in paths if path.stat().st_mode & 0o077] == []
+
+
+@pytest.mark.parametrize("umask", [0, 0o027, 0o077, 0o777], ids=oct)
+def test_every_umask_leaves_a_run_that_its_user_can_read(umask: int, shop: Shop) -> None:
+    before = os.umask(umask)
+    try:
+        done = shop.call(f"appliance check shop.yaml --set name=umask-{umask}")
+    finally:
+        os.umask(before)
+    assert done.returncode == 0, done.stderr
+    run = shop.run.with_name(f"umask-{umask}")
+    modes = {(path.is_dir(), path.stat().st_mode & 0o777) for path in (run, *run.rglob("*"))}
+    assert modes == {(True, 0o700), (False, 0o600)}
 
 
 # --- every way to end
@@ -260,16 +311,20 @@ def test_a_bug_outside_of_a_run_leaks_nothing(shop: Shop, monkeypatch: pytest.Mo
         (f"appliance check {KEY}.csv", {}, 3, "…"),
         ("appliance publish runs/shop --repo-id alice/other", {"HF_TOKEN": f"# mine\n{TOKEN}"}, 4, "has 2 lines"),
         ("appliance publish runs/shop --repo-id alice/other", {"HF_TOKEN_FILE": TOKEN, "HF_TOKEN": ""}, 4, "cannot"),
-        ("appliance doctor", {"HF_ENDPOINT": f"http://u:{KEY}@127.0.0.1:9"}, 0, "Hub token"),
+        ("appliance doctor", MIRROR, 0, "HF_ENDPOINT holds a user name or password"),
+        ("appliance publish runs/shop --repo-id alice/other", MIRROR, 5, "HF_ENDPOINT holds a user name or password"),
+        ("appliance check shop.yaml --set model.id=a/b --set name=b", MIRROR, 5, "HF_ENDPOINT holds a user name"),
+        ("appliance publish runs/shop --repo-id alice/other", PROXY, 5, "Connection refused"),
+        ("appliance check shop.yaml --set model.id=a/b --set name=b", PROXY, 5, "Connection refused"),
         ("appliance status", {}, 0, "shop"),
         ("appliance inspect runs/shop", {}, 0, ""),
         ("appliance recipe show runs/shop", {}, 0, ""),
         (f"appliance dataset paraphrase train.csv out.csv --model m --base-url http://me:{KEY}@h/v1", {}, 4, "user"),
         (f"appliance dataset paraphrase train.csv out.csv --model m --base-url http://h/v1?k={KEY}", {}, 4, "behind"),
     ],
-    ids=range(13),
+    ids=range(17),
 )
-@pytest.mark.usefixtures("finished")
+@pytest.mark.usefixtures("finished", "quick")
 def test_what_a_user_types_shows_no_secret(
     line: str, more: dict[str, str], code: int, message: str, shop: Shop
 ) -> None:
@@ -288,6 +343,40 @@ def test_a_hub_that_repeats_the_token_in_its_answer(shop: Shop) -> None:
     finally:
         shop.hub.clear_faults()
     assert (done.returncode, "bad header" in done.stderr) == (5, True), done.stderr
+    assert shop.leaks(done.stdout, done.stderr) == {}
+
+
+@pytest.mark.parametrize("how", ["RuntimeError", "SystemError", "killed"])
+@pytest.mark.parametrize("child", ["download", "upload"])
+@pytest.mark.usefixtures("finished", "quick")
+def test_a_child_that_fails_at_the_hub_leaks_nothing(
+    child: str, how: str, shop: Shop, base_dir: Path, tmp_path: Path
+) -> None:
+    """By an error that it reports, by one that it does not expect, and without a word."""
+    (tmp_path / "sitecustomize.py").write_text(LEAKY.format(child=child, how=how), encoding="utf-8")
+    if shop.hub.repo("alice/base") is None:
+        shop.hub.add_repo("alice/base", files={path.name: path.read_bytes() for path in base_dir.iterdir()})
+    lines = {
+        "download": f"appliance check shop.yaml --set model.id=alice/base --set name={how}",
+        "upload": "appliance publish runs/shop --repo-id alice/other",
+    }
+    done = shop.call(lines[child], PYTHONPATH=f"{tmp_path}{os.pathsep}{os.environ['PYTHONPATH']}")
+    assert (done.returncode, "Error: " in done.stderr) == (5, True), done.stderr[-2000:]
+    run = shop.run if child == "upload" else shop.run.with_name(how)
+    assert "leaked" in (run / "appliance.log").read_text(encoding="utf-8")
+    assert shop.leaks(done.stdout, done.stderr) == {}
+
+
+def test_an_endpoint_that_repeats_the_key_in_its_answer(shop: Shop) -> None:
+    said = json.dumps({"error": {"message": f"leaked {canary.in_all_spellings(KEY)}"}})
+    with Server(lambda _prompt, _before: Reply(status=401, body=said)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            done = shop.call(f"appliance dataset paraphrase train.csv out.csv --model m --base-url {server.url}")
+        finally:
+            server.shutdown()
+    assert server.headers[0]["authorization"] == f"Bearer {KEY}"
+    assert (done.returncode, "leaked" in done.stderr) == (4, True), done.stderr[-2000:]
     assert shop.leaks(done.stdout, done.stderr) == {}
 
 
