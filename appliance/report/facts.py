@@ -69,6 +69,8 @@ def of(run_dir: Path) -> Mapping[str, Any]:
         "extra_answers": answers.of_extra(results.read_extra_answers(run_dir)),
         "answers": (measures or {}).get("stops", {}).get("rows_that_fit"),
         "ended": outcome.last(RunDir(run_dir)),
+        "exports": (read(f"export/{results.EXPORT}") or {}).get("files", {}),
+        "merged_bytes": _bytes_of((stages["merge"] or {}).get("outputs", {})),
         "proof": read("merge/proof.json"),
         "hub": read("publish/hub.json"),
         "measured": lines,
@@ -117,3 +119,8 @@ def _rejected(path: Path) -> Iterator[tuple[int, str]]:
         left_out = (row for row in results.read_row_ledger(path) if row["side"] == "rejected")
         for row in islice(left_out, SHOWN_ROWS):
             yield int(row["row"]), row["reason"]
+
+
+def _bytes_of(outputs: Mapping[str, Any]) -> int:
+    """Of the merged weights, as the stage left them."""
+    return sum(output["size"] for name, output in outputs.items() if name.endswith(".safetensors"))

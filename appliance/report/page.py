@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 TITLES = {
     "outcome": "",
     "scores": "Before and after",
+    "export": "GGUF files",
     "answers": "Answers",
     "extra": "Extra questions",
     "training": "Training",

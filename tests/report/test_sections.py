@@ -233,3 +233,19 @@ def test_headline_knows_no_run_that_is_not_finished_as_good() -> None:
     assert headline.of(shown).style == ""
     assert headline.of_proof(shown, headline.of(shown)) is None
     assert headline.of_verdict(shown, {}) == ""
+
+
+def test_exported_files_are_listed_with_what_they_cost(tmp_path: Path) -> None:
+    run = evaluated(tmp_path, **NOW)
+    assert "GGUF files" not in html_of(run)
+    scores = {"exact_match": 0.25, "facts_right": None, "f1": 0.5, "kl": 0.0123}
+    caution = {"name": "gguf_below_the_verdict", "sentence": "q4_k_m answers worse than what was proven"}
+    plain = {"file": "shop-f16.gguf", "size": 3 << 20, "gates": [PASSED | {"name": "gguf_is_complete"}]}
+    asked = {"file": "shop-q4_k_m.gguf", "size": 1 << 20, "gates": [], "scores": scores, "cautions": [caution]}
+    put(run, "export/export.json", {"files": {"f16": plain, "q4_k_m": asked}})
+    (section,) = re.findall(r'<section id="export".*?</section>', html_of(run), re.DOTALL)
+    text = re.sub(r"<[^>]+>", " ", section)
+    assert "The file has every tensor of the merged model, and no other" in text
+    assert re.search(r"shop-q4_k_m\.gguf\s+1\.0 MiB\s+25\.0%\s+–\s+50\.0%\s+0\.012 nats", text)
+    assert re.search(r"shop-f16\.gguf\s+3\.0 MiB\s+–\s+–\s+–\s+–", text)
+    assert "q4_k_m answers worse than what was proven" in text
