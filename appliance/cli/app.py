@@ -18,6 +18,7 @@ from appliance.cli.recipe import recipe_app
 from appliance.cli.recipe_command import RecipeCommand
 from appliance.cli.run import check, demo, publish, run, stage_command
 from appliance.cli.talk import ask, chat
+from appliance.cli.watch import watch
 from appliance.errors import ApplianceError, Interrupted
 from appliance.machine import path_names
 from appliance.process import masked_streams, signals, std_streams, terminal
@@ -115,6 +116,7 @@ for _stage, _what in (
 app.command(cls=RecipeCommand)(publish)
 app.command()(export)
 app.command()(status)
+app.command()(watch)
 app.command()(report.report)
 app.command()(inspect)
 app.command()(replay)

@@ -6,7 +6,7 @@ section by section. All of it is there without scripts; assets/*.js add filters,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -42,17 +42,22 @@ TITLES = {
     "stages": "Stages",
     "recipe": "Recipe",
 }
+OURS = "appliance.report"
 STYLES = ("page.css", "answers.css", "charts.css")
 SCRIPTS = ("copy.js", "answers.js", "charts.js")
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page. `id`: its anchor, and the name of its template. `html`: without the heading."""
+    """A part of the page. `id`: its anchor, and the name of its template. `html`: without the heading.
+
+    `label`: what it is called if it has no title.
+    """
 
     id: str
     title: str
     html: Markup
+    label: str = "Result"
 
 
 def write_html(run_dir: Path) -> Path:
@@ -79,41 +84,49 @@ def lead(shown: Mapping[str, Any]) -> Markup:
     return rendered_by("_lead.html.j2", shown)
 
 
-def whole(name: str, parts: list[Section], *, lead: str = "", title: str = "") -> str:
-    """A page of sections, with everything it needs inside. `title`: of its tab; a run's name is the usual one."""
+def whole(
+    name: str, parts: Sequence[Section], *, lead: str = "", title: str = "", css: str = "", script: str = ""
+) -> str:
+    """A page of sections, with everything it needs inside. `title`: of its tab; a run's name is the usual one.
+
+    `css`, `script`: our own, behind those of every page.
+    """
     given = {
         "name": name,
         "title": title or f"{name} · fine-tuning report",
         "lead": lead,
         "sections": parts,
-        "css": Markup("".join(map(asset, STYLES))),  # nosec B704: our own files
-        "script": Markup("".join(map(asset, SCRIPTS))),  # nosec B704
+        "css": Markup("".join(map(asset, STYLES)) + css),  # nosec B704: our own files
+        "script": Markup("".join(map(asset, SCRIPTS)) + script),  # nosec B704
     }
     return str(rendered_by("_page.html.j2", given))
 
 
-def rendered_by(template: str, given: Mapping[str, Any]) -> Markup:
-    """A template of templates/ with these variables. Raises ValueError: they are not what it expects."""
+def rendered_by(template: str, given: Mapping[str, Any], package: str = OURS) -> Markup:
+    """A template of templates/ with these variables; `package`: that of the folder, which may use those of this one.
+
+    Raises ValueError: the variables are not what it expects.
+    """
     from jinja2 import TemplateError
 
     try:
-        return Markup(_environment().get_template(template).render(given))  # nosec B704: autoescaped
+        return Markup(_environment(package).get_template(template).render(given))  # nosec B704: autoescaped
     except TemplateError as error:
         raise ValueError(str(error)) from error
 
 
 @cache
-def asset(name: str) -> str:
+def asset(name: str, package: str = OURS) -> str:
     """A file of assets/, as text."""
-    return resources.files("appliance.report").joinpath("assets", name).read_text(encoding="utf-8")
+    return resources.files(package).joinpath("assets", name).read_text(encoding="utf-8")
 
 
 @cache
-def _environment() -> Environment:
-    from jinja2 import Environment, PackageLoader
+def _environment(package: str) -> Environment:
+    from jinja2 import ChoiceLoader, Environment, PackageLoader
 
     environment = Environment(
-        loader=PackageLoader("appliance.report", "templates"),
+        loader=ChoiceLoader([PackageLoader(name, "templates") for name in dict.fromkeys((package, OURS))]),
         autoescape=True,
         trim_blocks=True,
         finalize=_harmless,

@@ -26,7 +26,7 @@ def overview(runs_dir: Path) -> list[dict[str, Any]]:
     cautions: the names of those that stand beside it.
     published: addresses on the Hub. And for each stage "done", "stopped", "damaged" or "".
     """
-    return [_told(RunDir(path.parent)) for path in sorted(runs_dir.glob("*/recipe.yaml"))]
+    return [of_run(RunDir(path.parent)) for path in sorted(runs_dir.glob("*/recipe.yaml"))]
 
 
 def row(told: dict[str, Any], duration: str) -> tuple[str, ...]:
@@ -42,7 +42,8 @@ def notes(told: dict[str, Any]) -> list[str]:
     return [*filter(None, [told["message"]]), *(f"published: {place}" for place in told["published"])]
 
 
-def _told(run_dir: RunDir) -> dict[str, Any]:
+def of_run(run_dir: RunDir) -> dict[str, Any]:
+    """One run, as `overview` has it."""
     states = {stage: _state(run_dir, stage) for stage in STAGES}
     ended = outcome.last(run_dir)
     begun = [stage for stage in STAGES if states[stage]]

@@ -39,7 +39,7 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
     def __init__(
         self, path: Path, *, resume_step: int, scales_loss: bool = False, utilization: Utilization | None = None
     ) -> None:
-        self._path = path
+        self._path, self._resume_step = path, max(resume_step, 0)
         lines = results.read_metrics(path) if path.is_file() else []
         self._lines = [line for line in lines if line["step"] <= resume_step or "out_of_memory" in line]
         files.write_text(path, "".join(json.dumps(line) + "\n" for line in self._lines))
@@ -49,7 +49,7 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
         self._bar: console.Steps | None = None
         self._shown = shown.Shown(self._lines)
         self.early_stopping: EarlyStoppingCallback | None = None
-        self._at = time.monotonic()
+        self._at = self._began = time.monotonic()
 
     def __enter__(self) -> None:
         pass
@@ -59,7 +59,8 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
             self._bar.__exit__()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        files.write_json(self._path.with_name(results.STEPS), {"steps": state.max_steps})
+        begins = {"steps": state.max_steps, "from": self._resume_step}
+        files.write_json(self._path.with_name(results.STEPS), begins)
         self._bar = console.Steps("train", state.max_steps, done=state.global_step, warms_up=True).__enter__()
         self._at = time.monotonic()
 
@@ -115,7 +116,8 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
                 self._bar.reach(step, seen.note(best), details=seen.details(best), pauses_left=evaluations)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Appends a line. Raises EnvironmentUnavailable: the disk is full."""
+        """Appends a line, with the time since this process began. Raises EnvironmentUnavailable: the disk is full."""
+        line = {**line, "seconds": round(time.monotonic() - self._began, 3)}
         checkpoints.append_line(self._path, line)
         self._shown.see(line)
 

@@ -13,11 +13,12 @@ import pytest
 import yaml
 
 from appliance.recipe import resolve
+from appliance.web import door, server
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 ENV_EXAMPLE = (ROOT / ".env.example").read_text(encoding="utf-8")
-SERVICES = {"train", "chat", "publish", "check", "doctor", "dataset", "appliance"}
+SERVICES = {"train", "chat", "publish", "check", "doctor", "dataset", "watch", "appliance"}
 
 
 class Reset(str):
@@ -67,10 +68,26 @@ def test_every_service_is_locked_down(services: dict[str, dict[str, Any]]) -> No
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert service["user"] == "${APP_UID:-1000}:${APP_GID:-1000}"
         assert service["init"] is True
+        if name == "watch":
+            continue
         assert service["environment"]["HF_TOKEN"] is None  # by name only
         mounts = {mount["target"]: mount for mount in service["volumes"]}
         assert mounts["/data"]["read_only"] is (name != "dataset")
         assert mounts["/data"]["bind"] == mounts["/runs"]["bind"] == {"create_host_path": False}
+
+
+def test_watch_sees_the_runs_and_nothing_else(services: dict[str, dict[str, Any]]) -> None:
+    """Its port is on loopback, as its flag says; it has no token and cannot write."""
+    watch = services["watch"]
+    assert watch["ports"] == [f"127.0.0.1:{server.PORT}:{server.PORT}"]
+    assert watch["entrypoint"] == ["appliance", "watch", "--host", "0.0.0.0", "--published-on-loopback"]
+    (mount,) = watch["volumes"]
+    assert (mount["target"], mount["read_only"]) == ("/runs", True)
+    assert watch["environment"] == {"APPLIANCE_HOST_RUNS_DIR": "./runs"}
+    assert watch["secrets"] == []
+    assert watch["profiles"] == ["watch"]
+    assert [name for name, service in services.items() if "watch" in service.get("networks", ())] == ["watch"]
+    assert f"127.0.0.1:{server.PORT}{door.HEALTH}" in watch["healthcheck"]["test"][-1]
 
 
 def test_every_variable_is_explained_and_every_explained_one_is_used() -> None:

@@ -1,0 +1,62 @@
+"""`appliance watch`: the page of a run, or of all runs, live in a browser. No logic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from appliance.cli.options import RunsOption
+
+_PORT = 8321
+
+
+def watch(
+    run_dir: Annotated[
+        Path | None, typer.Argument(metavar="RUN_DIR", help="One run. Default: a list of all runs, each linked.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option("--host", metavar="ADDRESS", help="Where to listen. Beyond this machine a token is needed.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", metavar="NUMBER", min=0, max=65535, help="Its port; 0 takes any free one.")
+    ] = _PORT,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--token-file",
+            metavar="FILE",
+            help="Holds the token that a browser must give. Or: APPLIANCE_WATCH_TOKEN.",
+        ),
+    ] = None,
+    published_on_loopback: Annotated[
+        bool,
+        typer.Option(
+            "--published-on-loopback",
+            help="In a container: its port is published on the host's 127.0.0.1 only. No token is asked for then.",
+        ),
+    ] = False,
+    runs_dir: RunsOption = Path("runs"),
+) -> None:
+    """Watch runs in a browser. The page of report.html, live: progress, curves, sample answers and the log.
+
+    Reads run directories and writes nothing. Needs the extra `web`.
+
+    appliance watch
+
+    appliance watch runs/demo --port 9000
+    """
+    from appliance.rundir import find as rundir_find
+    from appliance.web import server
+
+    if run_dir is not None:
+        rundir_find.require_run(run_dir)
+    server.serve(
+        runs_dir,
+        run_dir,
+        host=host,
+        port=port,
+        token=server.token_of(token_file),
+        published_on_loopback=published_on_loopback,
+    )

@@ -1,0 +1,1 @@
+"""Runs in a browser, live: reads run directories, and nothing else."""
