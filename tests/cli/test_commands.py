@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -15,12 +16,14 @@ from pathlib import Path
 
 import numpy
 import pytest
+from rich.console import Console
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from appliance.errors import RunDirError
 from appliance.machine import disk, packages
 from appliance.pipeline import run as pipeline_run
+from appliance.process import console
 from appliance.recipe import fields as recipe_fields
 from appliance.recipe import resolve
 from tests.cli.conftest import Appliance
@@ -136,6 +139,20 @@ def test_check_then_prepare_then_inspect_then_status(appliance: Appliance, tmp_p
     assert {name: shown[name] for name in stages} == stages
     code, out, _ = appliance("status")
     assert re.search(r"^shop +unfinished: prepare ", out, re.MULTILINE)
+
+
+@pytest.mark.usefixtures("light")
+def test_a_terminal_shows_the_stages_and_their_times(
+    appliance: Appliance, tmp_path: Path, shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert appliance("check", shop)[0] == 0
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "_stderr", Console(file=screen, force_terminal=True, width=80, height=24))
+    assert appliance("prepare", tmp_path / "runs" / "shop")[0] == 0
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    assert re.search(r"check \d:\d\d:\d\d  prepare\r", shown)  # while it checks
+    assert re.search(r"check \d:\d\d:\d\d  prepare \d:\d\d:\d\d", shown)
+    assert "40 rows: 32 train" in " ".join(shown.split())
 
 
 def test_check_repeats_all_checks_on_every_call(appliance: Appliance, shop: Path) -> None:
@@ -322,6 +339,36 @@ def test_a_signal_is_told_with_the_way_on(number: signal.Signals, code: int, tmp
         started.send_signal(number)
         _, err = started.communicate(timeout=10)
     assert (started.returncode, err) == (code, f"Error: stopped by {number.name}\nFix: the same command continues\n")
+
+
+_SLOW_TO_END = """
+import time
+from appliance.cli import app as cli_app
+from appliance.pipeline import run as pipeline_run
+def stage(*args, **kwargs):
+    try:
+        print("begun", flush=True)
+        time.sleep(20)
+    finally:
+        time.sleep(2)
+pipeline_run._run_stage = stage
+cli_app.main()
+"""
+
+
+def test_a_stage_that_takes_long_to_stop_says_that_it_does(tmp_path: Path, shop: Path) -> None:
+    command = [sys.executable, "-c", _SLOW_TO_END, "run", str(shop), "--runs-dir", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
+        assert started.stdout is not None
+        assert started.stdout.readline() == "begun\n"
+        started.send_signal(signal.SIGINT)
+        _, err = started.communicate(timeout=30)
+    assert started.returncode == 130
+    assert err.splitlines()[-3:] == [
+        "SIGINT: stopping; what is finished is kept (send it again to stop at once)",
+        "Error: stopped by SIGINT",
+        "Fix: the same command continues",
+    ]
 
 
 def test_a_signal_that_nohup_ignores_stays_ignored(appliance: Appliance) -> None:

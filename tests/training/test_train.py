@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -241,14 +242,18 @@ def test_the_first_evaluation_is_seen(
         base,
         prepare_dir,
         tmp_path / "train",
-        max_steps=1,
+        max_steps=2,
+        eval_every=1,
         batch_size=8,
         micro_batch_size=1,
         gradient_accumulation_steps=None,
     )
     rows = len((prepare_dir / "val.csv").read_text(encoding="utf-8").splitlines()) - 1
-    seen = capsys.readouterr().err.partition("train 1/1")[0]
-    told = [f"train 0/1  evaluating: {row} of {rows} val rows, " for row in range(1, rows + 1)]
+    seen, _, later = capsys.readouterr().err.partition("train 1/2")
+    assert re.search(
+        r"^train 2/2  loss [\d.]+  val [\d.]+  best [\d.]+ at step 1  patience \d+ of \d+  ", later, re.MULTILINE
+    )
+    told = [f"train 0/2  evaluating: {row} of {rows} val rows, " for row in range(1, rows + 1)]
     places = [seen.find(line) for line in told]
     assert rows > 1
     assert places == sorted(places)
