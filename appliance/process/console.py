@@ -24,7 +24,7 @@ from appliance import findings
 from appliance.errors import ApplianceError, Interrupted
 from appliance.process import files, live_view, quoted_rows, redact, screen, signals, step_bar, tables
 from appliance.process.eta import Eta
-from appliance.process.terminal import in_one_line, printable
+from appliance.process.terminal import printable
 from appliance.process.typed import as_typed
 
 _log = logging.getLogger("appliance")
@@ -45,7 +45,7 @@ def say(text: str, *, style: str = "") -> None:
 def glimpse(*parts: str) -> None:
     """Rows of the user as one line on a terminal, each part cut so that all fit; nothing in a pipe, nor in the log."""
     if _stderr.is_terminal:
-        _stderr.print(in_one_line(map(_shown, parts), _stderr.width), style="dim", markup=False)
+        _stderr.print(tables.in_one_line(map(_shown, parts), _stderr.width), style="dim", markup=False)
 
 
 def result(text: str) -> None:

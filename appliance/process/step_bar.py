@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -15,6 +15,7 @@ from rich.text import Text
 
 from appliance.process.eta import clock_face
 from appliance.process.sparkline import sparkline
+from appliance.process.tables import fitting
 
 BAR, SHORTEST_BAR = 24, 6  # columns
 SPARK, SHORTEST_SPARK = 24, 4
@@ -46,13 +47,6 @@ def note_that_fits(note: str, columns: int) -> str:
     while len(parts) > 1 and cell_len(BETWEEN_PARTS.join(parts)) > columns:
         parts.pop()
     return fitting(BETWEEN_PARTS.join(parts), columns)
-
-
-def fitting(text: str, columns: int) -> str:
-    """`text`, cut at `columns` with an ellipsis for what is missing."""
-    if cell_len(text) <= columns:
-        return text
-    return set_cell_size(text, columns - 1).rstrip() + "…" if columns > 1 else ""
 
 
 class Curve:

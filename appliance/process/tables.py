@@ -6,9 +6,9 @@ Columns are those of a terminal here: a Korean letter takes two.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.markup import escape
 from rich.table import Table
 
@@ -33,6 +33,28 @@ def _lines(text: str, width: int) -> str:
         else:
             line += word
     return done + line
+
+
+def fitting(text: str, columns: int) -> str:
+    """`text`, cut at `columns` with an ellipsis for what is missing."""
+    if cell_len(text) <= columns:
+        return text
+    return set_cell_size(text, columns - 1).rstrip() + "…" if columns > 1 else ""
+
+
+def in_one_line(parts: Iterable[str], columns: int) -> str:
+    """`parts` with a space between them; the longest are cut, with an ellipsis, if they are wider than `columns`.
+
+    >>> in_one_line(["step 40", "│", "배송비는 얼마인가요?", "│", "3,000원"], 32)
+    'step 40 │ 배송비는 얼… │ 3,000원'
+    """
+    texts = [" ".join(part.split()) for part in parts]
+    room, share = columns - (len(texts) - 1), dict[int, int]()
+    by_width = sorted(range(len(texts)), key=lambda i: cell_len(texts[i]))
+    for rest, i in zip(range(len(texts), 0, -1), by_width, strict=True):
+        share[i] = min(cell_len(texts[i]), room // rest)
+        room -= share[i]
+    return " ".join(fitting(text, share[i]) for i, text in enumerate(texts))
 
 
 def fitted(title: str, columns: Sequence[str], rows: Rows, width: int) -> Table:

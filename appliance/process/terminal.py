@@ -10,9 +10,6 @@ import codecs
 import io
 import re
 import sys
-from collections.abc import Iterable
-
-from rich.cells import cell_len, set_cell_size
 
 REPLACE = "appliance-replace"  # the name of the error handler below
 # What this program itself writes beyond ASCII, and its spelling where that cannot be shown.
@@ -32,25 +29,6 @@ _UNPRINTABLE = re.compile(f"{_CONTROLS}|{_HIDDEN}|{_JOINERS}")
 def printable(text: str) -> str:
     """`text` with control, bidi, zero-width and surrogate characters as \\x1b or \\u200b; newlines and tabs stay."""
     return _UNPRINTABLE.sub(lambda m: f"\\x{ord(m[0]):02x}" if m[0] < "\xa0" else f"\\u{ord(m[0]):04x}", text)
-
-
-def in_one_line(parts: Iterable[str], columns: int) -> str:
-    """`parts` with a space between them; the longest are cut, with an ellipsis, if they are wider than `columns`.
-
-    >>> in_one_line(["step 40", "│", "배송비는 얼마인가요?", "│", "3,000원"], 32)
-    'step 40 │ 배송비는 얼… │ 3,000원'
-    """
-    texts = [" ".join(part.split()) for part in parts]
-    room, share = columns - (len(texts) - 1), dict[int, int]()
-    by_width = sorted(range(len(texts)), key=lambda i: cell_len(texts[i]))
-    for rest, i in zip(range(len(texts), 0, -1), by_width, strict=True):
-        share[i] = min(cell_len(texts[i]), room // rest)
-        room -= share[i]
-    return " ".join(_cut(text, share[i]) for i, text in enumerate(texts))
-
-
-def _cut(text: str, columns: int) -> str:
-    return text if cell_len(text) <= columns else set_cell_size(text, max(columns - 1, 0)).rstrip() + "…"
 
 
 def _replaced(error: UnicodeError) -> tuple[str, int]:
