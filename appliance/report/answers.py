@@ -22,7 +22,7 @@ from appliance.rundir import base_asked, results
 KINDS = ("lost", "wrong", "not judged", "closer", "right")
 STYLES = {"lost": "bad", "wrong": "bad", "right": "good"}
 ENDLESS = "did not stop"
-FOLD = 600  # characters of a cell that are shown at once; the others unfold
+FOLD = 400  # characters of a cell that are shown at once; the others unfold
 ROW_BYTES, CUT_BYTES = 250, 40  # what a row, and a shortened cell, take beside their text
 LEAST, LONGEST = 60, 20_000  # characters of a cell, if it has to be shortened
 
