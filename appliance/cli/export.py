@@ -15,7 +15,7 @@ GgufOption = Annotated[
 
 
 def export(run_dir: RunDirArgument, gguf: GgufOption) -> None:
-    """Write the proven model as GGUF files for llama.cpp and Ollama, and prove each.
+    """Write the proven model as GGUF files, for llama.cpp and Ollama. Each is proven.
 
     Every tensor is read back and compared with the merged model. llama.cpp, if installed, answers the test rows.
 

@@ -234,6 +234,15 @@ def test_run_comes_first() -> None:
     assert re.search(r"^Commands:\n  run ", _help(""), re.MULTILINE)
 
 
+@pytest.mark.parametrize("group", ["", "recipe", "dataset"])
+def test_what_a_command_does_is_not_cut_off_in_the_list(group: str) -> None:
+    """The first sentence of its help, at 80 columns."""
+    shown = CliRunner().invoke(cli_app.app, [*group.split(), "--help"], env={"COLUMNS": "80"})
+    listed = shown.output.partition("Commands:")[2].splitlines()
+    assert len(listed) > 3
+    assert [line for line in listed if line.endswith("...")] == []
+
+
 @pytest.mark.parametrize("width", [40, 60, 80])
 def test_an_example_that_is_folded_is_the_same_command_to_a_shell(width: int) -> None:
     for command in ALL:
