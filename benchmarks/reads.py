@@ -3,12 +3,16 @@
 What is loaded through mappings is counted tensor by tensor, what is hashed by the sizes of the files, and all that goes
 through file descriptors by the kernel, in all processes of the run (tests/helpers/bytes_read.py).
 
->>> python -m benchmarks.reads [FIELD=VALUE …]
+`--upload`: to a stand-in of the Hub, on loopback. `--small`: on a base of 10 MB.
+
+>>> python -m benchmarks.reads [--upload] [--small] [FIELD=VALUE …]
 """
 
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -22,8 +26,7 @@ from appliance.process import console
 from appliance.recipe import resolve
 from appliance.rundir.directory import RunDir
 from appliance.weights import proof
-from tests.conftest import write_qa
-from tests.helpers import bytes_read, warm
+from tests.helpers import bytes_read, loopback_hub, warm
 from tests.helpers.models import tiny_base
 
 RECIPE = """
@@ -36,15 +39,34 @@ train: {{max_steps: 2, micro_batch_size: 4, gradient_accumulation_steps: 1, opti
 evaluate: {{max_new_tokens: 2, max_rows: 2}}
 publish: {{min_stop_rate: 0.0}}
 """
-HIDDEN, LAYERS = 1024, 12  # 200 MB in 16 bits
+SIZE, SMALL_SIZE = {"hidden": 1024, "layers": 12}, {"hidden": 256, "layers": 9}  # 200 MB and 10 MB in 16 bits
 
 
-def main(overrides: Sequence[str]) -> None:
+UPLOAD, SMALL = "--upload", "--small"
+
+
+def main(arguments: Sequence[str]) -> None:
+    if UPLOAD in arguments:
+        overrides = [one for one in arguments if one != UPLOAD]
+        sys.exit(_with_a_hub([*overrides, "publish.repo_id=alice/shop"]))
+    show(arguments)
+
+
+def _with_a_hub(overrides: Sequence[str]) -> int:
+    """The same in a process of its own, because the Hub's client reads its address when it is imported; exit code."""
+    with tempfile.TemporaryDirectory() as folder, loopback_hub.started(Path(folder)) as hub:
+        command = [sys.executable, "-m", "benchmarks.reads", *overrides]
+        return subprocess.run(command, env={**os.environ, **hub.environ}, check=False).returncode
+
+
+def show(arguments: Sequence[str]) -> None:
+    overrides = [one for one in arguments if one != SMALL]
+    size = SIZE if len(overrides) == len(arguments) else SMALL_SIZE
     for name in ("trl", "peft", "appliance.weights.proof_child", "appliance.release.reload"):
         importlib.import_module(name)  # what they read is not the run's
     proof.subprocess = warm  # type: ignore[assignment]  # forks, which count too
     with tempfile.TemporaryDirectory() as folder:
-        found = count(Path(folder), hidden=HIDDEN, layers=LAYERS, overrides=overrides)
+        found = count(Path(folder), **size, overrides=overrides)
     lines = ["| in units of the base's size | in all | by stage |", "|---|---|---|"]
     for what, stages in found.items():
         parts = ", ".join(f"{stage} {times:.2f}" for stage, times in stages.items() if times >= 0.005)
@@ -60,7 +82,9 @@ def count(folder: Path, *, hidden: int, layers: int, overrides: Sequence[str] = 
     base_dir, run_dir = tiny_base(folder / "base", hidden=hidden, layers=layers), RunDir(folder / "runs" / "shop")
     size = sum(path.stat().st_size for path in base_dir.glob("*.safetensors"))
     names = ["사과", "배", "감", "귤", "밤"]
-    csv_path = write_qa(folder / "train.csv", [(f"{names[i % 5]} {i}?", f"{names[i % 5]}!") for i in range(40)])
+    csv_path = folder / "train.csv"  # written here: tests/conftest.py would take the Hub's client offline
+    lines = [f"{names[i % 5]} {i}?,{names[i % 5]}!" for i in range(40)]
+    csv_path.write_text("\n".join(["instruction,output", *lines]), encoding="utf-8")
     recipe = folder / "shop.yaml"
     recipe.write_text(RECIPE.format(base=base_dir, csv=csv_path), encoding="utf-8")
     descriptors: Counter[str] = Counter()

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import torch
 
 
-_RUN_ITEMS = 1 << 21  # values that are rounded at a time, while as many are written and hashed
+_RUN_ITEMS = 1 << 19  # values that are rounded at a time, while as many are written and hashed
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _write(
         if delta is None:
             return _rounded(tensor, _stored_rows(tensors[tensor.name], tensor))
         used[tensor.name] += 1
-        return _rounded(tensor, _runs(_merged(tensors[tensor.name], tensor, delta, workspace)))
+        return _rounded(tensor, _merged(tensors[tensor.name], tensor, delta, workspace))
 
     with _exact_float32(), atomic_dir(out_dir) as folder:
         for path, shard in shards.items():
@@ -185,10 +185,11 @@ def _exact_float32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _merged(path: Path, tensor: Header, delta: Delta, workspace: torch.Tensor) -> torch.Tensor:
-    """W + scale * B A in float32, shape (out, in) or, for Conv1D, (in, out); with DoRA its rows have norm m.
+def _merged(path: Path, tensor: Header, delta: Delta, workspace: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Runs of rows of W + scale * B A in float32, (out, in) or, for Conv1D, (in, out); with DoRA its rows have norm m.
 
-    The result lies in `workspace` (float32, as many values as the largest weight), until the next call.
+    They lie in `workspace` (float32, as many values as the largest weight), until the next call. The product is made at
+    once, as peft makes it: in parts, a BLAS may sum in another order. All else goes by runs, which the cache holds.
     """
     import torch
     from safetensors import safe_open
@@ -203,21 +204,37 @@ def _merged(path: Path, tensor: Header, delta: Delta, workspace: torch.Tensor) -
             f"{tensor.name} has shape {tensor.shape}, but the delta of {delta.module} is for {shape}",
             hint="merge with the base model that the adapter was trained on",
         )
-    weight = torch.mm(b, a, out=workspace[: math.prod(shape)].view(shape)).mul_(delta.scale)
+    if base_copy is not None:
+        _refuse_other_base(path, tensor, delta, base_copy)
+    weight = torch.mm(b, a, out=workspace[: math.prod(shape)].view(shape))
     if delta.transposed:
         weight = weight.T.contiguous()
+    summed = (
+        rows.mul_(delta.scale).add_(stored)  # 16-bit values are widened inside the addition
+        for rows, stored in zip(_runs(weight), _stored_rows(path, tensor), strict=True)
+    )
+    if magnitude is None:
+        yield from summed
+        return
+    for _ in summed:
+        pass
+    by_row = weight.T if delta.transposed else weight
+    by_row *= (magnitude / torch.linalg.norm(by_row, dim=1)).unsqueeze(1)
+    yield from _runs(weight)
+
+
+def _refuse_other_base(path: Path, tensor: Header, delta: Delta, base_copy: torch.Tensor) -> None:
+    """Raises GateRefused: `base_copy`, which peft saved with the adapter, is not the base's tensor."""
+    import torch
+    from safetensors import safe_open
+
     with safe_open(path, framework="pt") as handle:
         stored = handle.get_tensor(tensor.name)
-        if base_copy is not None and not torch.equal(base_copy, stored.to(base_copy.dtype)):
+        if not torch.equal(base_copy, stored.to(base_copy.dtype)):
             raise GateRefused(
                 f"the adapter contains its own {delta.module}, which differs from the base's: it was trained too",
                 hint="merge with the base model that the adapter was trained on",
             )
-        weight += stored  # 16-bit values are widened inside the addition
-    if magnitude is not None:
-        by_row = weight.T if delta.transposed else weight
-        by_row *= (magnitude / torch.linalg.norm(by_row, dim=1)).unsqueeze(1)
-    return weight
 
 
 def _stored_rows(path: Path, tensor: Header) -> Iterator[torch.Tensor]:
