@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import numpy
@@ -375,6 +376,28 @@ def test_a_signal_that_nohup_ignores_stays_ignored(appliance: Appliance) -> None
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     appliance("--version")
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a b.csv", "'it\"s' $(x).csv", unicodedata.normalize("NFD", "값.csv"), "-x.csv", "two\nlines.csv", "%20{}#.csv"],
+)
+def test_a_csv_with_an_odd_name_is_read_as_any_other(
+    appliance: Appliance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_qa(tmp_path / name, [(f"질문 {i}?", "답") for i in range(40)])
+    before = (tmp_path / name).stat()
+    (tmp_path / name).chmod(0o400)
+    code, out, _ = appliance("check", "--json", "--", name)
+    assert (code, json.loads(out)["csv"], json.loads(out)["usable"]) == (0, name, 40)
+    code, out, err = appliance("check", f"./{name}")
+    assert code == 0, err
+    code, _, err = appliance("check", f"./{name}", "--set", f"data.columns.output={name}")
+    assert code == 3
+    assert "\x1b" not in err
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).stat().st_mtime_ns == before.st_mtime_ns
 
 
 def test_without_a_name_the_newest_run_is_taken(tmp_path: Path) -> None:

@@ -74,11 +74,13 @@ def test_what_it_took_before_does_not_count_for_the_next() -> None:
 
 
 def test_the_fork_dies_with_the_process_that_made_it() -> None:
+    """In the middle of its work, when it does not see that nobody is left to ask."""
     reading, writing = os.pipe()
     maker = os.fork()
     if maker == 0:
-        with Worker(lambda _: os.getpid()) as worker:
+        with Worker(lambda seconds: time.sleep(seconds) or os.getpid()) as worker:
             worker.send(0, cpu_seconds=20)
+            worker.send(60, cpu_seconds=20)
             os.write(writing, b"%d" % worker.receive(wall_seconds=60))
             time.sleep(60)
         os._exit(1)
