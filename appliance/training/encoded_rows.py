@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from appliance.errors import DataError
 from appliance.prompt.encoding import Encoding
@@ -16,6 +18,10 @@ from appliance.prompt.format import Encoded, Prompt
 from appliance.rows import csv_file
 from appliance.training import encode_apart, kept_ids
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_BATCH = 1024  # rows that are lists of numbers at a time
 _log = logging.getLogger(__name__)
 
 
@@ -24,8 +30,8 @@ class Rows:
     """What the trainer knows about the rows of one side besides their ids: their lines in the user's CSV, their lengths
     in tokens."""
 
-    lines: Sequence[int]
-    lengths: Sequence[int]
+    lines: list[int]
+    lengths: list[int]
 
     def name(self, indexes: Sequence[int]) -> str:
         """'CSV rows 3, 17'."""
@@ -45,6 +51,27 @@ def read(
         encoded.append(fitting(prompt, path, encoding, line, whole))
         lines.append(line)
     return encoded, Rows(lines, [len(one) for one in encoded])
+
+
+def as_dataset(
+    prompt: Prompt, path: Path, encoding: Encoding, *, only: Collection[int] | None = None
+) -> tuple[Dataset, Rows]:
+    """The same for a trainer, as columns `input_ids` and `labels`: 8 bytes a token, where lists of numbers take 80."""
+    import pyarrow as pa
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+
+    kind, rows = pa.list_(pa.int32()), Rows([], [])
+    schema = pa.schema({"input_ids": kind, "labels": kind})
+    wholes = uncut(prompt, path, loss_on=encoding.loss_on, only=only)
+    batches = []
+    while part := list(islice(wholes, _BATCH)):
+        encoded = [fitting(prompt, path, encoding, line, whole) for line, whole in part]
+        columns = [pa.array([one.input_ids for one in encoded], kind), pa.array([one.labels for one in encoded], kind)]
+        batches.append(pa.record_batch(columns, schema=schema))
+        rows.lines.extend(line for line, _ in part)
+        rows.lengths.extend(map(len, encoded))
+    return Dataset(InMemoryTable(pa.Table.from_batches(batches, schema))), rows
 
 
 def fitting(prompt: Prompt, path: Path, encoding: Encoding, line: int, whole: Encoded) -> Encoded:

@@ -28,9 +28,7 @@ class Material:
     prompt: prompt_format.Prompt
     tokenizer: Any
     evaluation: Evaluation
-    train: Sequence[prompt_format.Encoded]
     train_rows: Rows
-    val: Sequence[prompt_format.Encoded]
     val_rows: Rows
     dataset: Dataset
     val_dataset: Dataset
@@ -38,10 +36,10 @@ class Material:
 
     def refuse_untrained_tokens(self, tuned: Any, prepare_dir: Path, *, taught: Sequence[int]) -> None:
         """Raises DataError: a row holds a token that the base never trained; those `taught` are trained now."""
-        sides = (("train", self.train, self.train_rows), ("val", self.val, self.val_rows))
-        for side, encoded, rows in sides:
-            path = prepare_dir / f"{side}.csv"
-            untrained_tokens.refuse(tuned, self.tokenizer, encoded, rows.lines, path, taught=list(taught))
+        sides = (("train", self.dataset, self.train_rows), ("val", self.val_dataset, self.val_rows))
+        for side, dataset, rows in sides:
+            path, ids = prepare_dir / f"{side}.csv", (row["input_ids"] for row in dataset)
+            untrained_tokens.refuse(tuned, self.tokenizer, ids, rows.lines, path, taught=list(taught))
 
 
 def of_rows(
@@ -60,24 +58,18 @@ def of_rows(
     prompt = prompt_format.from_transformers(prompt_name, tokenizer)
     tokenizer.pad_token = prompt.pad_token  # already in the vocabulary: nothing is resized
     tokenizer.chat_template = prompt.chat_template
-    train, train_rows = encoded_rows.read(prompt, prepare_dir / "train.csv", encoding)
-    evaluation = validation.of_training(section, len(train), prepare_dir)
+    dataset, train_rows = encoded_rows.as_dataset(prompt, prepare_dir / "train.csv", encoding)
+    evaluation = validation.of_training(section, len(dataset), prepare_dir)
     if section.eval_every == "auto" or evaluation.lines is not None:  # otherwise the recipe says it all
         console.say(evaluation.describe())
-    val, val_rows = encoded_rows.read(prompt, prepare_dir / "val.csv", encoding, only=evaluation.lines)
+    val_dataset, val_rows = encoded_rows.as_dataset(prompt, prepare_dir / "val.csv", encoding, only=evaluation.lines)
     return Material(
         prompt,
         tokenizer,
         evaluation,
-        train,
         train_rows,
-        val,
         val_rows,
-        dataset=_dataset(train),
-        val_dataset=_dataset(val),
+        dataset,
+        val_dataset,
         collate=partial(prompt_batch.collate, pad_token_id=prompt.pad_token_id),
     )
-
-
-def _dataset(rows: Sequence[prompt_format.Encoded]) -> Dataset:
-    return Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]})

@@ -6,7 +6,7 @@ are frozen, and Unsloth refuses it from inside its trainer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +39,15 @@ def untrained(embeddings: torch.Tensor, head: torch.Tensor) -> set[int]:
 
 
 def refuse(
-    model: Any, tokenizer: Any, rows: Sequence[Any], lines: Sequence[int], path: Path, *, taught: Sequence[int] = ()
+    model: Any,
+    tokenizer: Any,
+    rows: Iterable[Sequence[int]],
+    lines: Sequence[int],
+    path: Path,
+    *,
+    taught: Sequence[int] = (),
 ) -> None:
-    """Raises DataError with the CSV lines and the token if a row (an `Encoded`) contains an untrained one.
+    """Raises DataError with the CSV lines and the token if a row, its ids, contains an untrained one.
 
     `taught`: ids whose rows are trained beside the adapter. Refuses nothing if all embeddings are trained: full
     fine-tuning teaches every token.
@@ -51,10 +57,12 @@ def refuse(
         return
     special = {getattr(tokenizer, f"{name}_token_id", None) for name in _SPECIAL}
     never = untrained(embeddings.detach(), head.detach()) - special - set(taught)
-    found = [(line, row) for line, row in zip(lines, rows, strict=True) if not never.isdisjoint(row.input_ids)]
+    if not never:
+        return
+    found = [(line, ids) for line, ids in zip(lines, rows, strict=True) if not never.isdisjoint(ids)]
     if not found:
         return
-    token = next(token for token in found[0][1].input_ids if token in never)
+    token = next(token for token in found[0][1] if token in never)
     more = f" and {len(found) - NAMED_ROWS} more" if len(found) > NAMED_ROWS else ""
     named = ", ".join(str(line) for line, _ in found[:NAMED_ROWS]) + more
     raise DataError(

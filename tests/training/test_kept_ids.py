@@ -78,6 +78,11 @@ def test_kept_ids_are_those_of_a_fresh_encoding(
                 encoded, known = encoded_rows.read(prompt, path, encoding)
                 assert encoded == rows
                 assert (known.lines, known.lengths) == (lines, [len(row) for row in rows])
+                with monkeypatch.context() as small:
+                    small.setattr(encoded_rows, "_BATCH", rows_per_batch)
+                    dataset, told = encoded_rows.as_dataset(prompt, path, encoding)
+                assert list(dataset) == [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
+                assert told == known
             some, known = encoded_rows.read(prompt, path, encodings[0], only=lines[1::2])
             assert (some, known.lines) == (wanted[0][1::2], lines[1::2])
 
