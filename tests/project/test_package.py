@@ -21,7 +21,9 @@ def test_the_wheel_carries_its_data(tmp_path: Path) -> None:
     wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / "appliance").rglob("*.py")}
     wanted |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "datasets_src").rglob("*.py")}
     wanted |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "appliance" / "recipe" / "shipped").glob("*.yaml")}
-    wanted |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "appliance" / "report").glob("*/*.[jc]*")}
+    for package in ("report", "web"):
+        shown = (ROOT / "appliance" / package).glob("*/*.[jc]*")
+        wanted |= {path.relative_to(ROOT).as_posix() for path in shown}
     wanted |= {"appliance/py.typed", "datasets_src/samples/shop_faq.csv"}
     assert wanted - names == set()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"appliance", "datasets_src"}
