@@ -19,9 +19,9 @@ def export(run_dir: RunDirArgument, gguf: GgufOption) -> None:
 
     Every tensor is read back and compared with the merged model. llama.cpp, if installed, answers the test rows.
 
-    appliance export runs/demo --gguf q8_0
+    appliance export runs/shop --gguf q8_0
 
-    appliance export runs/demo --gguf q8_0 --gguf q4_k_m
+    appliance export runs/shop --gguf q8_0 --gguf q4_k_m
     """
     from appliance.rundir import find as rundir_find
 

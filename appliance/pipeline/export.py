@@ -129,14 +129,15 @@ def run(source: Source, types: Sequence[str], stage_dir: Path, made_from: Mappin
     """
     done = {kind: one for kind, one in _done(stage_dir, made_from).items() if kind in types}
     todo = [kind for kind in types if kind not in done]
-    asked = _asked(source) if gguf_convert.has_llama_cpp() and todo else None
-    if asked:
+    asked = _asked(source) if todo else None
+    if asked and gguf_convert.has_llama_cpp():
         work_dir = stage_dir / "work"
         files.remove(work_dir)
         work_dir.mkdir(mode=0o700)
         llama_cpp_child.write_request(work_dir, asked.request)
         llama_cpp_child.write_reference(work_dir, stage_dir / "export.log")
     for kind in todo:
+        assert asked is not None
         done[kind] = _export(source, kind, stage_dir, asked)
         _write_record(stage_dir, done, made_from)
     files.remove(stage_dir / "work")
@@ -165,19 +166,21 @@ def _write_record(stage_dir: Path, done: Mapping[str, Mapping[str, Any]], made_f
     files.write_json(stage_dir / results.EXPORT, record)
 
 
-def _export(source: Source, kind: str, stage_dir: Path, asked: _Asked | None) -> dict[str, Any]:
+def _export(source: Source, kind: str, stage_dir: Path, asked: _Asked) -> dict[str, Any]:
     """One file: converted, compared, asked. Its record in export.json."""
     console.say(f"export: {kind} …")
     path, unproven = stage_dir / f"{source.name}-{kind}.gguf", stage_dir / f"{source.name}-{kind}.unproven"
     log = stage_dir / "export.log"
     gguf_convert.convert(source.model_dir, unproven, kind, name=source.name, log_path=log)
-    compared = gguf_tensors.compare_in_child(unproven, source.model_dir, log)
+    compared = gguf_tensors.compare_in_child(unproven, source.model_dir, log, asked.request.texts)
     found = _gates_of_tensors(compared)
     record: dict[str, Any] = {"file": path.name, "size": unproven.stat().st_size, "types": compared.types}
-    if asked:
+    if gguf_convert.has_llama_cpp():
         measured = llama_cpp_child.measure(stage_dir / "work", unproven, log)
-        found += _gates_of_answers(kind, measured, asked)
+        found += [_gate_of_ids(measured.other_ids, "", asked), _gate_of_answers(kind, measured)]
         record |= _scored(source, kind, measured, asked)
+    else:
+        found.append(_gate_of_ids(compared.other_ids, compared.ids_unknown, asked))
     failed = [gate for gate in found if not gate.passed]
     record |= {"gates": [gate.as_json() for gate in found]}
     if failed:
@@ -210,16 +213,19 @@ def _gates_of_tensors(seen: gguf_tensors.Compared) -> list[Gate]:
     ]  # fmt: skip
 
 
-def _gates_of_answers(kind: str, measured: llama_cpp_child.Measured, asked: _Asked) -> list[Gate]:
-    other = measured.other_ids
+def _gate_of_ids(other: Sequence[str], unknown: str, asked: _Asked) -> Gate:
+    """`other`: prompts that the file's readers turn into other ids; `unknown`: why that is not known."""
+    of = f"of {counted(len(asked.request.texts), 'prompt')}, those that the file turns into other ids than training"
+    if unknown:
+        return Gate("gguf_prompt_ids", True, "not known", 0, of, f"{unknown}; llama.cpp, if installed, would show it")
     named = f": {'; '.join(map(repr, other[:NAMED_ROWS]))}" if other else ""
-    of = f"of {counted(len(asked.request.texts), 'prompt')}, those that llama.cpp turns into other ids than training"
+    return Gate("gguf_prompt_ids", not other, len(other), 0, of + named)
+
+
+def _gate_of_answers(kind: str, measured: llama_cpp_child.Measured) -> Gate:
     where = f"over {measured.positions} positions; same likeliest token in {measured.agreement:.1%}"
-    return [
-        Gate("gguf_prompt_ids", not other, len(other), 0, of + named),
-        Gate("gguf_predicts_alike", measured.kl <= KL_BOUND[kind], measured.kl, KL_BOUND[kind],
-             f"KL(merged || llama.cpp) in nats {where}"),
-    ]  # fmt: skip
+    meaning = f"KL(merged || llama.cpp) in nats {where}"
+    return Gate("gguf_predicts_alike", measured.kl <= KL_BOUND[kind], measured.kl, KL_BOUND[kind], meaning)
 
 
 def _scored(source: Source, kind: str, measured: llama_cpp_child.Measured, asked: _Asked) -> dict[str, Any]:

@@ -45,7 +45,7 @@ _CLAIMS = {
     "gguf_is_complete": "The file has every tensor of the merged model, and no other",
     "gguf_tensors_match": "Every tensor is the merged model's, up to what its type rounds away",
     "gguf_vocabulary": "Its tokens are the tokenizer's",
-    "gguf_prompt_ids": "llama.cpp turns every test prompt into the ids that were trained",
+    "gguf_prompt_ids": "It turns every test prompt into the ids that were trained",
     "gguf_predicts_alike": "llama.cpp predicts what the merged model predicts, up to rounding",
 }
 

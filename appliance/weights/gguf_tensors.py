@@ -42,20 +42,30 @@ class Compared:
     """What differs between file and model. Each list names the tensors, or the tokens, at fault.
 
     `types`: stored type -> number of tensors. `worst`: the largest share of its bound that a tensor's error takes.
+    `other_ids`: texts that a reader of the file turns into other ids than were trained; `ids_unknown`: why that is not
+    known.
     """
 
     missing: list[str] = field(default_factory=list)  # of the merged model, in the file
     added: list[str] = field(default_factory=list)  # to the file, by whom no one knows
     unlike: list[str] = field(default_factory=list)  # further from the merged weight than its type explains
     vocabulary: list[str] = field(default_factory=list)
+    other_ids: list[str] = field(default_factory=list)
+    ids_unknown: str = ""
     types: dict[str, int] = field(default_factory=dict)
     tensors: int = 0
     worst: float = 0.0
 
 
-def compare_in_child(gguf_path: Path, model_dir: Path, log_path: Path) -> Compared:
-    """`compare` in a process of its own, which ends with its memory. Raises GateRefused: the file cannot be read."""
+def compare_in_child(
+    gguf_path: Path, model_dir: Path, log_path: Path, texts: Sequence[tuple[str, Sequence[int]]]
+) -> Compared:
+    """`compare` and `compare_ids` in a process of its own, which ends with its memory.
+
+    `texts`: prompts without BOS, and the ids that were trained. Raises GateRefused: the file cannot be read.
+    """
     result = gguf_path.with_suffix(".compared.json")
+    write_json(result, [list(text) for text in texts])
     try:
         code, tail = run_module(__name__, [str(gguf_path), str(model_dir), str(result)], log_path)
         if code == 0:
@@ -91,6 +101,24 @@ def compare(gguf_path: Path, model_dir: Path, config: Mapping[str, Any], tokeniz
     found.added = sorted(name for name in stored if not _COMPUTED.search(name))
     found.vocabulary = _vocabulary_faults(reader, tokenizer)
     return found
+
+
+def compare_ids(gguf_path: Path, tokenizer: Any, texts: Sequence[tuple[str, Sequence[int]]], found: Compared) -> None:
+    """What transformers, reading the vocabulary from the file alone, makes of the prompts.
+
+    It knows what llama.cpp is given: type, tokens and merges. BOS is added here, if the trained prompt has it.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        theirs = AutoTokenizer.from_pretrained(str(gguf_path.parent), gguf_file=gguf_path.name, local_files_only=True)
+    except (ValueError, NotImplementedError, KeyError, TypeError, OSError) as error:
+        found.ids_unknown = f"transformers does not read the file's vocabulary: {str(error)[:200]}"
+        return
+    for text, ids in texts:
+        begins = [tokenizer.bos_token_id] if list(ids)[:1] == [tokenizer.bos_token_id] else []
+        if [*begins, *theirs(text, add_special_tokens=False)["input_ids"]] != list(ids):
+            found.other_ids.append(text[:60])
 
 
 def _names(reader: Any, model_dir: Path, config: Mapping[str, Any], found: Compared) -> Iterator[tuple[str, str]]:
@@ -251,7 +279,10 @@ def main(arguments: Sequence[str]) -> int:
         with child_out_of_memory.ends_the_process():
             tokenizer = AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True, trust_remote_code=False)
             config = read_json(model_dir / "config.json")
-            write_json(result, asdict(compare(gguf_path, model_dir, config, tokenizer)))
+            texts = read_json(result)
+            found = compare(gguf_path, model_dir, config, tokenizer)
+            compare_ids(gguf_path, tokenizer, texts, found)
+            write_json(result, asdict(found))
     except (ApplianceError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return GateRefused.exit_code

@@ -178,8 +178,10 @@ def test_the_real_converter_makes_a_file_that_passes(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "model")
     path, log = tmp_path / "shop.gguf", tmp_path / "log"
     gguf_convert.convert(tmp_path / "model", path, "q8_0", name="가게", log_path=log)
-    found = gguf_tensors.compare_in_child(path, tmp_path / "model", log)
+    texts = [("가격은 1층", tokenizer("가격은 1층")["input_ids"])]
+    found = gguf_tensors.compare_in_child(path, tmp_path / "model", log, texts)
     assert faults(found) == {}
+    assert found.other_ids == ["가격은 1층"]  # GGUF's kind for this tokenizer marks spaces
     assert found.types == {"Q8_0": 8, "F32": 3}
     reader = gguf.GGUFReader(path)
     field = reader.get_field("general.name")
@@ -205,7 +207,7 @@ def test_a_model_that_the_converter_does_not_know_ends_with_its_words(
 def test_a_file_that_cannot_be_read_refuses(model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     with pytest.raises(GateRefused, match="cannot be compared with the merged model"):
-        gguf_tensors.compare_in_child(tmp_path / "a.gguf", model_dir, tmp_path / "log")
+        gguf_tensors.compare_in_child(tmp_path / "a.gguf", model_dir, tmp_path / "log", [])
     assert not (tmp_path / "a.compared.json").exists()
 
 

@@ -24,6 +24,8 @@ from appliance.weights import gguf_convert, llama_cpp_model
 from tests.helpers import gguf_writer
 from tests.helpers.finished import FinishedRun, finished_run
 
+TENSORS = ("gguf_is_complete", "gguf_tensors_match", "gguf_vocabulary")
+
 pytestmark = pytest.mark.usefixtures("warm")
 
 
@@ -50,7 +52,7 @@ def test_files_are_proven_named_and_described_for_ollama(run: Path) -> None:
     made = record(run)["files"]["q8_0"]
     assert made["sha256"] == files.sha256_of(paths[0])
     assert made["size"] == paths[0].stat().st_size
-    assert [gate["name"] for gate in made["gates"]] == ["gguf_is_complete", "gguf_tensors_match", "gguf_vocabulary"]
+    assert [gate["name"] for gate in made["gates"]] == [*TENSORS, "gguf_prompt_ids"]
     assert all(gate["passed"] for gate in made["gates"])
     modelfile = paths[0].with_suffix(".Modelfile").read_text(encoding="utf-8")
     assert modelfile.startswith('FROM ./shop-q8_0.gguf\nTEMPLATE """Below is an instruction')
