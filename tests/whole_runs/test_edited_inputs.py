@@ -86,7 +86,6 @@ def test_a_file_cut_short_or_gone_is_refused(edit: Callable[[Path], None], told:
         ("publish", "evaluate/extra_answers.csv"),  # the card would show it
         ("publish", "merge/model/model-00002-of-00002.safetensors"),  # it would be released
         ("evaluate", "train/adapter/special_tokens_map.json"),  # the tokenizer would be another
-        ("evaluate", "prepare/test_groups.csv"),
     ],
 )
 def test_a_file_that_was_added_is_refused(stage: str, name: str, run: Path) -> None:
