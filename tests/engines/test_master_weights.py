@@ -242,7 +242,7 @@ def test_only_the_training_itself_warns(
     recipe = tmp_path / "full.yaml"
     recipe.write_text("name: full\nmodel: {id: x, load_in_4bit: false}\ndata: {csv: x.csv}\ntuning: {method: full}\n")
     job = Job(resolve.load(str(recipe), environ={}), RunDir(tmp_path), tmp_path, is_rehearsal=is_rehearsal)
-    given = {"engine": SimpleNamespace(release=lambda: None), "base": None, "tokens": TokenChoice(), "device": CPU}
+    given = {"engine": SimpleNamespace(release=lambda **_: None), "base": None, "tokens": TokenChoice(), "device": CPU}
     vars(job).update(given)  # nothing is loaded
     for stage, name, content in (
         ("prepare", "summary.json", {"max_seq_length": 64}),

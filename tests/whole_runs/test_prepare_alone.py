@@ -63,7 +63,7 @@ def test_where_transformers_reads_something_else_its_reading_counts(
     """tokenizer_config.json makes a letter a special token, which tokenizer.json does not know."""
     base = tmp_path / "base"
     base.mkdir()
-    for path in base_dir.iterdir():
+    for path in filter(Path.is_file, base_dir.iterdir()):
         (base / path.name).write_bytes(path.read_bytes())
     names = ["<pad>", "<s>", "</s>"]
     z = prompt_format.from_folder("alpaca", base_dir).backend.token_to_id("Z")
