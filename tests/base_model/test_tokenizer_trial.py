@@ -10,6 +10,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -267,8 +268,9 @@ def folder(tmp_path: Path) -> Path:
 def test_what_would_harm_this_process_is_refused(folder: Path, variant: str) -> None:
     spoil, seen = REFUSED[variant]
     spoil(folder)
+    limits = replace(SMALL, cpu_seconds=20) if seen.endswith(TOO_LARGE) else SMALL  # a slow machine is no sooner full
     with pytest.raises(EnvironmentUnavailable) as caught:
-        tokenizer_trial.refuse_unusable(folder, ROWS, SMALL)
+        tokenizer_trial.refuse_unusable(folder, ROWS, limits)
     assert str(caught.value).startswith(f"{folder}/{seen}")
     assert caught.value.hint
 

@@ -355,12 +355,14 @@ def test_a_child_that_fails_at_the_hub_leaks_nothing(
     """By an error that it reports, by one that it does not expect, and without a word."""
     (tmp_path / "sitecustomize.py").write_text(LEAKY.format(child=child, how=how), encoding="utf-8")
     if shop.hub.repo("alice/base") is None:
-        shop.hub.add_repo("alice/base", files={path.name: path.read_bytes() for path in base_dir.iterdir()})
+        shop.hub.add_repo(
+            "alice/base", files={path.name: path.read_bytes() for path in filter(Path.is_file, base_dir.iterdir())}
+        )
     lines = {
         "download": f"appliance check shop.yaml --set model.id=alice/base --set name={how}",
         "upload": "appliance publish runs/shop --repo-id alice/other",
     }
-    done = shop.call(lines[child], PYTHONPATH=f"{tmp_path}{os.pathsep}{os.environ['PYTHONPATH']}")
+    done = shop.call(lines[child], PYTHONPATH=f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     assert (done.returncode, "Error: " in done.stderr) == (5, True), done.stderr[-2000:]
     run = shop.run if child == "upload" else shop.run.with_name(how)
     assert "leaked" in (run / "appliance.log").read_text(encoding="utf-8")
