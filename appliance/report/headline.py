@@ -37,13 +37,13 @@ def of(shown: Mapping[str, Any]) -> Headline:
         return Headline("Not released", f"the proof refused the merged model: {why}", "bad")
     if hub and hub.get("uploaded"):
         return _released(shown)
+    if shown["stages"].get("publish"):  # whatever a later command met, such as an export
+        why = str(hub["message"]) if hub else ""
+        return Headline("Ready, not published", why, "doubtful" if _doubts(shown) else "good")
     if ended:
         how, stage = _ENDED.get(ended.get("kind", ""), "ended"), f" in {ended['stage']}" if ended.get("stage") else ""
         why = f"the run {how}{stage}: {ended.get('message', '')}".rstrip(": ")
         return Headline("Not released", why, "doubtful" if ended.get("kind") == "stopped" else "bad")
-    if shown["stages"].get("publish"):
-        why = str(hub["message"]) if hub else ""
-        return Headline("Ready, not published", why, "doubtful" if _doubts(shown) else "good")
     missing = [stage for stage in MADE_FROM if not shown["stages"].get(stage)]
     return Headline("Not finished", f"still to do: {', '.join(missing)}", "")
 

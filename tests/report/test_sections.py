@@ -58,6 +58,12 @@ HUB = {"uploaded": False, "message": "nothing was uploaded: publish.repo_id is n
         (None, {}, "", "Not finished: still to do: check, prepare, train, evaluate, merge, publish."),
         (HUB, {"publish/stage.json": DONE}, "good", "Ready, not published: nothing was uploaded: publish.repo_id"),
         (
+            HUB,
+            {"publish/stage.json": DONE, "ended.json": {"kind": "refused", "message": "an export"}},
+            "good",
+            "Ready, not published: nothing was uploaded",
+        ),
+        (
             HUB | {"uploaded": True, "message": "uploaded", "repositories": {"model": MODEL, "adapter": MODEL}},
             {"publish/stage.json": DONE},
             "good",
@@ -95,7 +101,7 @@ HUB = {"uploaded": False, "message": "nothing was uploaded: publish.repo_id is n
             "Not released: the run was stopped in train: interrupted.",
         ),
     ],
-    ids=["unfinished", "ready", "released", "overridden", "gate", "no gate", "failed", "stopped"],
+    ids=["unfinished", "ready", "refused export", "released", "overridden", "gate", "no gate", "failed", "stopped"],
 )  # fmt: skip
 def test_the_sentence_on_top_says_whether_it_was_released_and_why(
     hub: Any, files: dict[str, Any], style: str, says: str, tmp_path: Path
