@@ -57,7 +57,7 @@ def _is_on(route: str, hub: httpx.URL) -> bool:
 
 
 def _origin(address: str) -> tuple[str, str, int | None]:
-    """Scheme, host and port; empty if it is no address."""
+    """Scheme, host and port; empty strings and None if `address` is not a URL."""
     try:
         url = httpx.URL(address)
     except httpx.InvalidURL:
