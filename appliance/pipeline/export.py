@@ -189,8 +189,8 @@ def _export(source: Source, kind: str, stage_dir: Path, asked: _Asked) -> dict[s
         unproven.rename(refused)
         files.write_json(stage_dir / f"{source.name}-{kind}.refused.json", record)
         raise GateRefused(
-            f"{kind} is not the merged model: " + "; ".join(gate.sentence() for gate in failed),
-            hint=f"the merged model is untouched; the file is kept as {refused}",
+            f"the {kind} file is refused: " + "; ".join(gate.sentence() for gate in failed),
+            hint=f"the merged model is untouched; the file is kept as {refused}, and must not be used",
         )
     unproven.rename(path)
     prompt = source.prompt.text_without_bos(prompt_format.user_message(usage_snippets.MARK))
@@ -218,8 +218,9 @@ def _gate_of_ids(other: Sequence[str], unknown: str, asked: _Asked) -> Gate:
     """`other`: prompts that the file's readers turn into other ids; `unknown`: why that is not known."""
     of = f"of {counted(len(asked.request.texts), 'prompt')}, those that the file turns into other ids than training"
     if unknown:
-        return Gate("gguf_prompt_ids", True, "not known", 0, of, f"{unknown}; llama.cpp, if installed, would show it")
-    named = f": {'; '.join(map(repr, other[:NAMED_ROWS]))}" if other else ""
+        by_llama_cpp = "install llama.cpp, which can (pip install -c constraints.txt '.[llama-cpp]')"
+        return Gate("gguf_prompt_ids", False, "not known", 0, f"{of}: {unknown}; {by_llama_cpp}")
+    named = f": {'; '.join(map(repr, dict.fromkeys(other[:NAMED_ROWS])))}" if other else ""
     return Gate("gguf_prompt_ids", not other, len(other), 0, of + named)
 
 

@@ -119,7 +119,7 @@ def compare_ids(gguf_path: Path, tokenizer: Any, texts: Sequence[tuple[str, Sequ
     for text, ids in texts:
         begins = [tokenizer.bos_token_id] if list(ids)[:1] == [tokenizer.bos_token_id] else []
         if [*begins, *theirs(text, add_special_tokens=False)["input_ids"]] != list(ids):
-            found.other_ids.append(text[:60])
+            found.other_ids.append(text[-60:])
 
 
 def _names(reader: Any, model_dir: Path, config: Mapping[str, Any], found: Compared) -> Iterator[tuple[str, str]]:

