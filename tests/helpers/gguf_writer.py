@@ -51,6 +51,8 @@ def write(model_dir: Path, path: Path, kind: str, change: Change | None = None) 
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(said["tokens"])
+    if merges := json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]:
+        writer.add_token_merges([" ".join(pair) for pair in merges])
     writer.add_bos_token_id(said["bos"])
     writer.add_eos_token_id(said["eos"])
     writer.add_pad_token_id(said["pad"])

@@ -12,6 +12,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from appliance.base_model import demo
@@ -161,6 +162,28 @@ def test_rearrangements_of_converters_are_undone() -> None:
         weight = ROWS[0] if stored.ndim == 1 else ROWS
         found = [one for one in gguf_tensors._rearranged(weight, config, name) if one.shape == stored.shape]
         assert any((one == stored).all() for one in found)
+
+
+def test_prompts_are_read_back_from_the_file_alone(tmp_path: Path) -> None:
+    """A tokenizer of a kind that GGUF has: bytes, split as GPT-2's, with merges."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet, special = sorted(pre_tokenizers.ByteLevel.alphabet()), ["<pad>", "<s>", "</s>"]
+    learner = trainers.BpeTrainer(
+        vocab_size=290, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(["the answer the question"] * 3, learner)
+    words = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    model = tiny_base(tmp_path / "model", words=words)
+    gguf_writer.write(model, tmp_path / "a.gguf", "f16")
+    text = "the question:\n가격은?"
+    ids = words(text, add_special_tokens=False)["input_ids"]
+    assert len(ids) < len(text.encode())
+    found = gguf_tensors.Compared()
+    texts = [(text, ids), (text, [words.bos_token_id, *ids]), (text, [*ids, 7])]
+    gguf_tensors.compare_ids(tmp_path / "a.gguf", words, texts, found)
+    assert found.ids_unknown == ""
+    assert found.other_ids == [text]  # the last alone
 
 
 @pytest.mark.slow
