@@ -6,12 +6,12 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from appliance.cli.dataset.answering import Asking
+from appliance.cli.options import USUAL_CACHE_DIR, CacheOption, JsonOption
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,16 +85,8 @@ class Options:
         bool, typer.Option("--keep-journal", help="Keep the replies after OUT.csv is complete.")
     ] = False
     force: Annotated[bool, typer.Option("--force", help="Replace OUT.csv if it exists.")] = False
-    as_json: Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")] = False
-    cache_dir: Annotated[
-        Path,
-        typer.Option(
-            "--cache-dir",
-            metavar="FOLDER",
-            envvar="APPLIANCE_CACHE_DIR",
-            help="Where models made on this machine are kept.",
-        ),
-    ] = Path.home() / ".cache" / "finetune-appliance"
+    as_json: JsonOption = False
+    cache_dir: CacheOption = USUAL_CACHE_DIR
 
     @property
     def asking(self) -> Asking:
