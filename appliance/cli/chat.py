@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from appliance.errors import DataError, Interrupted, RecipeError, RunDirError
-from appliance.process import console, files, terminal
+from appliance.errors import DataError, Interrupted, RecipeError
+from appliance.process import console, terminal
 from appliance.rundir import find as rundir_find
-from appliance.rundir.directory import MADE_FROM, RunDir
+from appliance.rundir import proven
 from appliance.serving.conversation import Conversation, Reply
 from appliance.serving.loaded_model import LoadedModel, load
 from appliance.wording import counted
@@ -46,11 +45,11 @@ def chat(
 
     Each question is asked alone or with the earlier turns, as the model was trained unless `keep_turns` says otherwise.
     On a terminal, a question that fails is reported and the next one is read. Through a pipe, it ends the command, so
-    that a script notices. Raises what `find_run`, `load` and `Conversation.say` raise; SystemExit (130): Ctrl-C at the
-    prompt, which is no failure.
+    that a script notices. Raises what `proven.find`, `load` and `Conversation.say` raise; SystemExit (130): Ctrl-C at
+    the prompt, which is no failure.
     """
     interactive = sys.stdin.isatty()
-    model = load(find_run(run_path, runs_dir), max_new_tokens=max_new_tokens, temperature=temperature)
+    model = load(proven.find(run_path, runs_dir), max_new_tokens=max_new_tokens, temperature=temperature)
     conversation = Conversation(model, keep_turns=keep_turns)
     console.say(_how_asked(conversation.keeps_turns, model.trained_on_turns), style="dim")
     if interactive:
@@ -95,7 +94,7 @@ def ask(
 ) -> None:
     """Answer one question: `words`, the first of which may be a run directory. Raises what `chat` raises."""
     run_path, question = split_words(words)
-    model = load(find_run(run_path, runs_dir), max_new_tokens=max_new_tokens, temperature=temperature)
+    model = load(proven.find(run_path, runs_dir), max_new_tokens=max_new_tokens, temperature=temperature)
     reply = Conversation(model).say(question, input_text, write=None if as_json else _write)
     if as_json:
         sys.stdout.write(reply.to_json())
@@ -115,54 +114,6 @@ def split_words(words: Sequence[str]) -> tuple[Path | None, str]:
     if not question:
         raise RecipeError("no question given", hint='write it in quotes: appliance ask "How much is it?"')
     return (path if is_run else None), question
-
-
-def find_run(run_path: Path | None, runs_dir: Path) -> Path:
-    """`run_path`, or else the run below `runs_dir` with the newest merged model. Its model is proven.
-
-    Raises RunDirError: there is no such run, or one of its files was changed.
-    """
-    if run_path is not None:
-        rundir_find.require_run(run_path)
-        _require_model(run_path)
-        return run_path
-    runs = [path.parent for path in sorted(runs_dir.glob("*/recipe.yaml"))]
-    if not runs:
-        raise RunDirError(f"no runs in {runs_dir}", hint="`appliance demo` or `appliance run RECIPE` makes a model")
-    proven = [path for path in runs if _is_proven(path)]
-    # if no run has a model, the error names the newest run and what it lacks
-    newest_by, means = ("merge/stage.json", "has the newest model") if proven else ("recipe.yaml", "is the newest")
-    found = rundir_find.newest({path: path / newest_by for path in proven or runs}, means)
-    _require_model(found)
-    return found
-
-
-def _is_proven(run_path: Path) -> bool:
-    folder = run_path / "merge"
-    if not all((folder / name).exists() for name in ("stage.json", "proof.json", "model")):
-        return False
-    try:
-        return bool(files.read_json(folder / "proof.json")["passed"] is True)
-    except (ValueError, KeyError, TypeError):
-        return False
-
-
-def _require_model(run_path: Path) -> None:
-    """Raises RunDirError: the run has no proven merged model, or its files are not as the merge left them."""
-    run_dir = RunDir(run_path)
-    command = f"appliance run {shlex.quote(str(run_path))}"
-    record = run_dir.record("merge")
-    if record is None:
-        missing = next(stage for stage in MADE_FROM if run_dir.record(stage) is None)
-        raise RunDirError(
-            f"{run_path} has no merged model yet: the stage `{missing}` is not done", hint=f"`{command}` makes it"
-        )
-    if not _is_proven(run_path):
-        raise RunDirError(
-            f"{run_path / 'merge'}: expected a folder `model`, and `passed: true` in proof.json",
-            hint=f"`{command} --redo merge` rebuilds them",
-        )
-    run_dir.is_done("merge", record.inputs)  # every file has the size it was left with
 
 
 def _write(text: str) -> None:

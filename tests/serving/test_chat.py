@@ -32,11 +32,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from appliance.cli import chat
 from appliance.engines.decoding import GREEDY, Sampling
-from appliance.errors import DataError, EnvironmentUnavailable, Interrupted, RecipeError, RunDirError
+from appliance.errors import DataError, EnvironmentUnavailable, GateRefused, Interrupted, RecipeError, RunDirError
 from appliance.process import signals
 from appliance.process.files import write_json
 from appliance.process.terminal import printable
 from appliance.prompt import format as prompt_format
+from appliance.rundir import proven
 from appliance.rundir.directory import RunDir
 from appliance.serving import conversation, loaded_model
 from appliance.serving.conversation import Conversation
@@ -117,38 +118,39 @@ def test_the_newest_proven_model_is_asked(tmp_path: Path, base_dir: Path) -> Non
     make_run(tmp_path / "trained", base_dir, until="train")
     make_run(tmp_path / "damaged", base_dir)
     (tmp_path / "damaged" / "merge" / "proof.json").write_text("{", encoding="utf-8")
-    assert chat.find_run(None, tmp_path) == tmp_path / "newest"
-    assert chat.find_run(tmp_path / "older", tmp_path) == tmp_path / "older"
+    assert proven.find(None, tmp_path) == tmp_path / "newest"
+    assert proven.find(tmp_path / "older", tmp_path) == tmp_path / "older"
 
 
 def test_without_a_run_the_way_to_one_is_told(tmp_path: Path) -> None:
     with pytest.raises(RunDirError, match="no runs in") as caught:
-        chat.find_run(None, tmp_path)
+        proven.find(None, tmp_path)
     assert "appliance run RECIPE" in caught.value.hint
     with pytest.raises(RunDirError, match="not a run directory"):
-        chat.find_run(tmp_path, tmp_path)
+        proven.find(tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("named", [True, False])
 def test_the_missing_stage_is_named(tmp_path: Path, base_dir: Path, named: bool) -> None:
     run = make_run(tmp_path / "my run", base_dir, until="prepare")
     with pytest.raises(RunDirError, match="the stage `train` is not done") as caught:
-        chat.find_run(run if named else None, tmp_path)
+        proven.find(run if named else None, tmp_path)
     assert f"`appliance run '{run}'`" in caught.value.hint
 
 
 def test_an_unproven_or_changed_model_is_refused(tmp_path: Path, base_dir: Path) -> None:
     refused = make_run(tmp_path / "refused", base_dir, passed=False)
-    with pytest.raises(RunDirError, match="`passed: true` in proof") as caught:
-        chat.find_run(refused, tmp_path)
+    with pytest.raises(GateRefused, match="its proof did not pass") as caught:
+        proven.find(refused, tmp_path)
+    assert caught.value.exit_code == 6
     assert f"appliance run {refused} --redo merge" in caught.value.hint
     changed = make_run(tmp_path / "changed", base_dir)
     (changed / "merge" / "model" / "model.safetensors").write_bytes(b"half")
     with pytest.raises(RunDirError, match="has 4 bytes"):
-        chat.find_run(changed, tmp_path)
+        proven.find(changed, tmp_path)
     shutil.rmtree(changed / "merge" / "model")
     with pytest.raises(RunDirError, match="expected a folder `model`"):
-        chat.find_run(changed, tmp_path)
+        proven.find(changed, tmp_path)
 
 
 def test_the_first_word_may_be_the_run(tmp_path: Path, run_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
