@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from appliance.pipeline.job import sample_csv
+from appliance.pipeline.csv_source import sample_csv
 from benchmarks import measured
 
 PARTS = {

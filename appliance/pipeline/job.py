@@ -10,13 +10,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance.errors import DataError, RunDirError
+from appliance.errors import RunDirError
 from appliance.machine import device as machine_device
 from appliance.machine import packages
+from appliance.pipeline.csv_source import CsvSource
 from appliance.process import console
 from appliance.process import files as process_files
 from appliance.recipe import stage_fields
@@ -36,11 +36,6 @@ if TYPE_CHECKING:
 DEMO_NOTE = (
     "The demo's test rows ask for facts that training saw, in words that it did not see: they do not test new facts."
 )
-
-
-def sample_csv() -> Path:
-    """The demo's CSV: what customers ask a Korean shop, each fact in eleven or more phrasings."""
-    return Path(str(files("datasets_src") / "samples" / "shop_faq.csv"))
 
 
 @dataclass(frozen=True)
@@ -153,7 +148,7 @@ class Job:
             self, resolved=resolved, run_dir=RunDir(folder), until="publish", even_if_worse=True, is_rehearsal=True
         )
         # looked up here so that it happens once; a frozen dataclass keeps its cached properties in vars()
-        kept = ("device", "base", "engine_choice", "engine", "base_identity", "csv_sha256", "tokens")
+        kept = ("device", "base", "engine_choice", "engine", "base_identity", "csv", "tokens")
         vars(job).update({name: getattr(self, name) for name in kept})
         job.run_dir.create()
         process_files.write_text(folder / "recipe.yaml", resolved.to_yaml())
@@ -234,55 +229,13 @@ class Job:
         return dict(recorded) if {k: recorded.get(k) for k in asked} == asked else {}
 
     @cached_property
-    def csv_path(self) -> Path:
-        """The CSV on this machine; one on the Hub is fetched. Raises HubError: that failed."""
-        csv = self.resolved.recipe.data.csv
-        if self._is_on_hub:
-            return self._fetched_csv[0]
-        path = sample_csv() if csv == "demo" else Path(csv)
-        recorded = self._run_json.get("csv", {})
-        began_with = recorded.get("path") if recorded.get("typed") == csv else None
-        if not path.exists() and began_with and Path(began_with).exists():
-            return Path(began_with)  # typed relative to another folder, when the run began
-        return path
-
-    @property
-    def csv_to_check(self) -> Path | None:
-        """None if the rows are in the run directory and the CSV is gone, or is pinned on the Hub."""
-        if not self.run_dir.record("prepare") or self.takes_new_base:
-            return self.csv_path
-        return None if self._is_on_hub or not self.csv_path.exists() else self.csv_path
-
-    @property
-    def _is_on_hub(self) -> bool:
-        return self.resolved.recipe.data.csv.startswith("hf://")
-
-    @cached_property
-    def _fetched_csv(self) -> tuple[Path, str]:
-        """Path and commit of a CSV on the Hub. A run keeps the commit that it began with."""
-        from appliance.hub import dataset_file
-
-        file = dataset_file.DatasetFile.parse(self.resolved.recipe.data.csv)
-        return replace(file, revision=self._recorded_commit or file.revision).fetch(self.cache_dir)
-
-    @property
-    def _recorded_commit(self) -> str | None:
-        recorded = {} if self.takes_new_base else self._run_json.get("csv", {})
-        return recorded.get("commit") if recorded.get("typed") == self.resolved.recipe.data.csv else None
-
-    @cached_property
-    def csv_sha256(self) -> str:
-        """Hash of the CSV; if it is gone and its rows are in the run directory, of the one that was read."""
-        if self._is_on_hub and self._recorded_commit and self.run_dir.record("prepare"):
-            return str(self._run_json["csv"]["sha256"])  # a commit never changes: needs no network
-        recorded = self._run_json.get("csv", {})
-        if self.csv_path.is_file():
-            return process_files.sha256_of(self.csv_path)
-        if recorded.get("typed") == self.resolved.recipe.data.csv and self.run_dir.record("prepare"):
-            return str(recorded["sha256"])
-        raise DataError(
-            f"{self.csv_path}: no such file",
-            hint="set its path: --set data.csv=PATH (in the container, the folder data/ is /data)",
+    def csv(self) -> CsvSource:
+        return CsvSource(
+            self.resolved.recipe.data.csv,
+            self._run_json.get("csv", {}),
+            self.cache_dir,
+            is_prepared=bool(self.run_dir.record("prepare")),
+            is_read_again=self.takes_new_base,
         )
 
     def inputs(self, stage: str) -> dict[str, Any]:
@@ -291,7 +244,7 @@ class Job:
         values = stage_fields.of_stage(recipe, stage)
         if stage == "prepare":
             del values["data.csv"]  # its content counts, not its name
-            return values | {"CSV (sha256)": self.csv_sha256, "base model": self.base_identity}
+            return values | {"CSV (sha256)": self.csv.sha256, "base model": self.base_identity}
         if stage == "evaluate":
             named = {f"evaluate.{key}": getattr(recipe.evaluate, key) for key in ("extra_prompts", "other_answers")}
             files = {f"{key} (sha256)": path for key, path in named.items() if isinstance(path, str)}
@@ -333,12 +286,7 @@ class Job:
                     "identity": self.base_identity,
                     "identity_rule": self._identity_rule,
                 },
-                "csv": {
-                    "typed": recipe.data.csv,
-                    "path": None if self._is_on_hub else str(self.csv_path.resolve()),
-                    "sha256": self.csv_sha256,
-                    "commit": (self._recorded_commit or self._fetched_csv[1]) if self._is_on_hub else None,
-                },
+                "csv": self.csv.to_json(),
                 "test_note": DEMO_NOTE if recipe.data.csv == "demo" else "",
                 # of the last release; replay says whether it still matches
                 **{key: self._run_json[key] for key in ("passport",) if key in self._run_json},

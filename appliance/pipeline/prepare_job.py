@@ -66,14 +66,14 @@ def _prepared(job: Job, stage_dir: Path, prompt: Prompt) -> prepare.Counts:
     recipe = job.resolved.recipe
     wanted = recipe.model.max_seq_length
     counts = prepare.run(
-        csv_path=job.csv_path,
+        csv_path=job.csv.path,
         data=recipe.data,
         prompt=prompt,
         max_seq_length=wanted if isinstance(wanted, int) else None,
         longest_possible=job.base.max_positions,
         seed=recipe.train.seed,
         stage_dir=stage_dir,
-        csv_sha256=job.csv_sha256,
+        csv_sha256=job.csv.sha256,
     )
     if recipe.evaluate.primary == "facts_right":  # before hours of training
         facts.refuse_without(row.output for row in csv_file.iter_canonical(stage_dir / "test.csv"))

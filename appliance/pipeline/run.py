@@ -163,7 +163,7 @@ def _check(job: Job, stage_dir: Path) -> str:
             tuning=recipe.tuning,
             train=recipe.train,
             publish=recipe.publish,
-            csv_path=job.csv_to_check,
+            csv_path=job.csv.to_check,
             cache_dir=job.cache_dir,
             get_base=job.tried_base,
             get_device=lambda: job.device,

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from appliance.base_model import demo, demo_corpus
 from appliance.errors import EnvironmentUnavailable
 from appliance.pipeline import run as pipeline_run
-from appliance.pipeline.job import sample_csv
+from appliance.pipeline.csv_source import sample_csv
 from appliance.process import files
 from appliance.prompt import format as prompt_format
 from appliance.recipe import resolve
