@@ -47,6 +47,7 @@ def watch(
 
     appliance watch runs/demo --port 9000
     """
+    from appliance.listening import start
     from appliance.rundir import find as rundir_find
     from appliance.web import server
 
@@ -57,6 +58,6 @@ def watch(
         run_dir,
         host=host,
         port=port,
-        token=server.token_of(token_file),
+        token=start.token_of(token_file, option=server.TOKEN_OPTION, variable=server.TOKEN_VARIABLE),
         published_on_loopback=published_on_loopback,
     )

@@ -32,6 +32,21 @@ def end_at_once() -> None:
     _set(lambda number, _: end_process(number))
 
 
+def first_one_calls(do: Callable[[int], None]) -> None:
+    """From here on the first of them calls `do` with its number, and a later one ends the process at once."""
+    seen: list[float] = []
+
+    def take(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        now = time.monotonic()
+        if not seen:
+            do(number)
+        elif now - seen[0] > _ONE_PRESS:
+            end_process(number)
+        seen.append(now)
+
+    _set(take)
+
+
 def end_process(number: int) -> None:
     """Ends the process with the signal's exit code, with nothing cleaned up except the cursor of its terminal.
 

@@ -22,9 +22,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from appliance.listening.door import HEALTH, App, Door, Guarded
 from appliance.report import page
 from appliance.web import views, watched
-from appliance.web.door import HEALTH, App, Door, Guarded
 from appliance.web.views import PACKAGE, View
 from appliance.web.watched import Watched
 

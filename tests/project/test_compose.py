@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from appliance.listening import door
 from appliance.recipe import resolve
-from appliance.web import door, server
+from appliance.web import server
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")

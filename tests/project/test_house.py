@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS = {
     **dict.fromkeys(("errors", "findings", "bounds", "wording"), 1),
     **dict.fromkeys(("process", "machine", "recipe", "prompt"), 2),
-    **dict.fromkeys(("rows", "rundir", "hub", "engines", "weights"), 3),
+    **dict.fromkeys(("rows", "rundir", "hub", "engines", "weights", "listening"), 3),
     **dict.fromkeys(("base_model", "training", "evaluation", "release", "preflight"), 4),
     "report": 5,
     **dict.fromkeys(("serving", "pipeline", "web"), 6),

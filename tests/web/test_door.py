@@ -12,8 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from appliance.errors import EnvironmentUnavailable, RecipeError
-from appliance.machine import place
-from appliance.process import known_secrets
+from appliance.listening.door import HEALTH
 from appliance.web import app, door, server
 from tests.helpers.shown_run import shown_run
 
@@ -44,7 +43,7 @@ def client(runs_dir: Path, token: str | None = None, at: str = HERE) -> TestClie
 )  # fmt: skip
 def test_without_a_token_only_names_of_loopback_are_answered(host: str, allowed: bool, runs_dir: Path) -> None:
     """A name of somebody else's that leads here is one in whose pages somebody else's scripts run."""
-    for path in ("/", "/runs/x", "/events", door.HEALTH, "/favicon.ico", "/nothing"):
+    for path in ("/", "/runs/x", "/events", HEALTH, "/favicon.ico", "/nothing"):
         status = (
             client(runs_dir).get(path, headers={"host": host}).status_code if path != "/events" or not allowed else 200
         )
@@ -92,7 +91,7 @@ def test_a_token_in_an_address_leads_nowhere_else(runs_dir: Path) -> None:
 
 
 def test_a_health_check_needs_no_token_and_tells_nothing(runs_dir: Path) -> None:
-    answer = client(runs_dir, TOKEN).get(door.HEALTH)
+    answer = client(runs_dir, TOKEN).get(HEALTH)
     assert (answer.status_code, answer.text) == (200, "ok\n")
 
 
@@ -102,7 +101,7 @@ def test_nothing_but_reading_is_possible(method: str, runs_dir: Path) -> None:
         assert client(runs_dir).request(method, path).status_code == 405
 
 
-@pytest.mark.parametrize("path", ["/", "/runs/가게 1", "/nothing", "/runs/none", door.HEALTH, "/?token=x"])
+@pytest.mark.parametrize("path", ["/", "/runs/가게 1", "/nothing", "/runs/none", HEALTH, "/?token=x"])
 def test_every_answer_has_the_headers(path: str, runs_dir: Path) -> None:
     for token in (None, TOKEN):
         headers = client(runs_dir, token).get(path).headers
@@ -132,45 +131,6 @@ def test_only_runs_are_served(name: str, runs_dir: Path) -> None:
     (runs_dir / "no run").mkdir(exist_ok=True)
     for path in (f"/runs/{name}", f"/runs/{name}/events", "/runs/no run"):
         assert client(runs_dir).get(path).status_code == 404
-
-
-@pytest.mark.parametrize("address", ["0.0.0.0", "192.168.1.5", "::", "2001:db8::1"])
-def test_an_address_that_others_reach_needs_a_token(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RecipeError, match="a token is needed") as caught:
-        door.door_for(address, None, published_on_loopback=False)
-    assert caught.value.exit_code == 2
-    assert "APPLIANCE_WATCH_TOKEN" in caught.value.hint
-    assert door.door_for(address, TOKEN, published_on_loopback=False).token == TOKEN
-    monkeypatch.setattr(place, "place", lambda: place.Place(Path("/"), "", 0, ""))
-    with pytest.raises(RecipeError, match="for a container"):
-        door.door_for(address, None, published_on_loopback=True)
-    monkeypatch.setattr(place, "place", lambda: place.Place(Path("/"), "docker", 0, ""))
-    assert door.door_for(address, None, published_on_loopback=True).token is None
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1", "127.1.2.3", "::1"])
-def test_loopback_needs_none_but_takes_one(address: str) -> None:
-    assert door.door_for(address, None, published_on_loopback=False).token is None
-    assert door.door_for(address, TOKEN, published_on_loopback=False).token == TOKEN
-
-
-def test_a_token_that_can_be_guessed_is_refused() -> None:
-    with pytest.raises(RecipeError, match="the token has 15 characters, expected at least 16"):
-        door.door_for("127.0.0.1", "x" * 15, published_on_loopback=False)
-
-
-def test_where_the_token_comes_from(tmp_path: Path) -> None:
-    path, from_variable = tmp_path / "token", {server.TOKEN_VARIABLE: TOKEN}
-    assert server.token_of(None, {}) is None
-    assert server.token_of(None, {server.TOKEN_VARIABLE: ""}) is None
-    assert server.token_of(None, from_variable) == TOKEN
-    path.write_text("  of the file, which is more explicit\n", encoding="utf-8")
-    assert server.token_of(path, from_variable) == "of the file, which is more explicit"
-    assert "of the file, which is more explicit" in known_secrets.known()
-    path.write_text("\n", encoding="utf-8")
-    for wrong in (path, tmp_path / "none", tmp_path):
-        with pytest.raises(RecipeError, match=re.escape(f"--token-file {wrong}")):
-            server.token_of(wrong, from_variable)
 
 
 def test_without_the_extra_the_install_line_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
