@@ -10,7 +10,7 @@ import typer
 
 from appliance import __version__
 from appliance.cli import report
-from appliance.cli.dataset import generate, hub, sources, upload
+from appliance.cli.dataset import feedback, generate, hub, sources, upload
 from appliance.cli.export import export
 from appliance.cli.help import HelpGroup, lay_out
 from appliance.cli.look import doctor, inspect, replay, status
@@ -37,7 +37,7 @@ app = typer.Typer(
 )
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(sources.dataset_app, name="dataset")
-for _commands in (generate, hub, upload):
+for _commands in (generate, hub, feedback, upload):
     _commands.register(sources.dataset_app)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from appliance.errors import RunDirError
-from appliance.rundir import results
+from appliance.rundir import feedback, results
 from appliance.rundir.directory import RunDir
 
 _SKEW_SECONDS = 600  # by which the clock of a file server may be ahead of this machine's
@@ -25,6 +25,7 @@ def whereabouts(run_dir: RunDir) -> list[tuple[str, Path]]:
         "more answers": f"evaluate/{results.EXTRA_ANSWERS}",
         "row ledger": "prepare/rows.csv",
         "report": "report.html",
+        "judged answers": feedback.FILE,
         "log": "appliance.log",
     }
     return [(what, run_dir.path / name) for what, name in names.items() if (run_dir.path / name).exists()]
