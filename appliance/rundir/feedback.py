@@ -80,7 +80,7 @@ def append(run_path: Path, judged: Feedback) -> None:
         os.ftruncate(handle, len(kept))
         written = [] if kept else [COLUMNS]
         _write(handle, missing + _encoded([*written, tuple(cells[name] for name in COLUMNS)]))
-        os.fsync(handle)
+        files.fsync(path)
     if not kept:
         files.fsync(run_path)
 
