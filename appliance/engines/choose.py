@@ -8,6 +8,8 @@ from pathlib import Path
 from appliance.engines.engine import INSTALL_UNSLOTH, Engine
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine.device import Device
+from appliance.tasks import causal
+from appliance.tasks.task import Task
 
 # The model types for which Unsloth has dedicated code (unsloth 2026.10.7, models/loader.py,
 # FastLanguageModel.from_pretrained). Others take its general path, which `engine: auto` avoids.
@@ -52,12 +54,12 @@ def unsloth_obstacle(device: Device) -> tuple[str, str] | None:
     return None
 
 
-def load_engine(name: str, device: Device, cache_dir: Path) -> Engine:
-    """The engine called `name`; imports its library. Code that it compiles is cached below `cache_dir`."""
+def load_engine(name: str, device: Device, cache_dir: Path, task: Task = causal.TASK) -> Engine:
+    """The engine called `name` for models of `task`; imports its library, which caches code below `cache_dir`."""
     if name == "unsloth":
         from appliance.engines.unsloth import UnslothEngine
 
         return UnslothEngine(device, cache_dir)
     from appliance.engines.transformers import TransformersEngine
 
-    return TransformersEngine(device)
+    return TransformersEngine(device, task)

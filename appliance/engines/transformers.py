@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoConfig, BitsAndBytesConfig
 
 from appliance.engines import answer_head, decoding, master_weights
 from appliance.engines import loaded as engines_loaded
@@ -23,6 +23,8 @@ from appliance.process import console
 from appliance.prompt import batch as prompt_batch
 from appliance.prompt import tokenizer as prompt_tokenizer
 from appliance.recipe.fields import ModelSection, TuningSection
+from appliance.tasks import causal
+from appliance.tasks.task import Task
 
 _Asked = tuple[Path, bool, str]  # base, whether in 4 bits, dtype of the weights
 
@@ -31,8 +33,8 @@ class TransformersEngine:
     name = "transformers"
     trainer_computes_loss = True
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
+    def __init__(self, device: Device, task: Task = causal.TASK) -> None:
+        self._device, self._task = device, task
         self.trainer_checkpoints_gradients = device.kind == "cuda"  # a third slower, but saves memory; a CPU has enough
         self._kept: tuple[_Asked, KeptBase] | None = None
 
@@ -58,7 +60,7 @@ class TransformersEngine:
             base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
         torch.manual_seed(seed)
         config = LoraConfig(
-            task_type="CAUSAL_LM",
+            task_type=self._task.peft_type,
             r=tuning.r,
             lora_alpha=tuning.alpha,
             lora_dropout=tuning.dropout,
@@ -92,16 +94,16 @@ class TransformersEngine:
 
     def summed_loss(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See Engine. transformers' own loss would hold all logits and a float32 copy of them."""
-        causal = model.get_base_model() if isinstance(model, PeftModel) else model
-        after = answer_head.after_head(causal)
+        inner = model.get_base_model() if isinstance(model, PeftModel) else model
+        after = answer_head.after_head(inner)
+        if after is None:  # only the model itself knows how its logits come about
+            logits, wanted = self._task.predicted(inner, batch)
+            return torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="sum").double()
         labels = batch["labels"][:, 1:]
         counts = labels != prompt_batch.IGNORED
         seen = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-        if after is None:  # only the model itself knows how its logits come about
-            logits = causal(**seen).logits[:, :-1][counts].float()
-            return torch.nn.functional.cross_entropy(logits, labels[counts], reduction="sum").double()
-        hidden = causal.base_model(**seen).last_hidden_state[:, :-1]  # (B, T-1, H): each predicts the next token
-        return answer_head.summed_nll(causal, hidden[counts], labels[counts], after)
+        hidden = inner.base_model(**seen).last_hidden_state[:, :-1]  # (B, T-1, H): each predicts the next token
+        return answer_head.summed_nll(inner, hidden[counts], labels[counts], after)
 
     def release(self, *, keep_base: bool = False) -> None:
         """See Engine."""
@@ -142,7 +144,7 @@ class TransformersEngine:
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=dtype,
             )
-        loaded, info = AutoModelForCausalLM.from_pretrained(
+        loaded, info = self._task.load(
             str(base_dir),
             dtype=dtype,
             quantization_config=quantization,

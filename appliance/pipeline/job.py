@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from appliance.machine.device import Device
     from appliance.prompt.format import Prompt
     from appliance.rows.csv_file import Row
+    from appliance.tasks.task import Task
 
 DEMO_NOTE = (
     "The demo's test rows ask for facts that training saw, in words that it did not see: they do not test new facts."
@@ -59,6 +60,12 @@ class Job:
             return {}
         return run_json.read(self.run_dir.path, "base.identity", "csv.typed", "csv.sha256")
 
+    @property
+    def task(self) -> Task:
+        from appliance.tasks import find
+
+        return find.named(self.resolved.recipe.task)
+
     @cached_property
     def device(self) -> Device:
         return machine_device.device()
@@ -73,7 +80,7 @@ class Job:
     def engine(self) -> Engine:
         from appliance.engines import choose
 
-        engine = choose.load_engine(self.engine_choice[0], self.device, self.cache_dir)
+        engine = choose.load_engine(self.engine_choice[0], self.device, self.cache_dir, self.task)
         console.quiet_libraries()
         return engine
 

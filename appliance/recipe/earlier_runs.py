@@ -21,6 +21,7 @@ from appliance.recipe.resolve import Resolved
 # Field added after version 0.1 -> its value in a run that began without it. Every new recipe field needs an entry: the
 # value that does what the program did before, whatever the default for new runs.
 BEFORE: dict[str, Any] = {
+    "task": "causal",
     "train.val_rows": None,
     "data.header_line": None,
     "model.hub_id": None,

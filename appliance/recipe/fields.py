@@ -30,6 +30,7 @@ class Recipe(Section):
     """Everything a run depends on."""
 
     name: str = Field(pattern=r"^[\w][\w.-]*$", description="Name of the run: its folder under the runs directory.")
+    task: Literal["causal"] = Field("causal", description="What is learnt. causal: a model that continues text.")
     engine: Literal["auto", "unsloth", "transformers"] = Field(
         "auto",
         description="Library that loads the model; auto takes Unsloth if there is CUDA and it knows the base.",

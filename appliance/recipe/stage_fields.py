@@ -9,7 +9,7 @@ from appliance.recipe.fields import ModelSection, Recipe, TrainSection, TuningSe
 from appliance.recipe.resolve import flatten
 
 READ_BY = {
-    "prepare": ("data", "model.max_seq_length", "prompt", "train.seed"),
+    "prepare": ("task", "data", "model.max_seq_length", "prompt", "train.seed"),
     "rehearse": ("engine", "model", "tuning", "train"),
     "train": ("engine", "model", "tuning", "train"),
     "evaluate": ("evaluate",),

@@ -1,0 +1,57 @@
+"""What a task is asked by the stages: everything that they would otherwise have to know about the kind of model.
+
+A row is the ids of a question followed by the ids of its answer, whatever the task (`prompt.format.Encoded`): files,
+split, row order and checkpoints go by that. A task says how these ids meet a model. Knows rows as ids, batches and
+models; no trainer, no engine, no stage, no file. Nothing here imports torch or transformers until it is called.
+
+Shapes: B rows, T tokens of the input, L of the labels, V vocabulary, P positions.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from appliance.prompt.format import Encoded
+
+Features = dict[str, list[int]]  # a row of the dataset that a trainer gets: the names of its columns and their ids
+
+
+class Task(ABC):
+    """One value of the recipe's `task`: the names by which libraries know its kind of model, and what it does."""
+
+    name: str
+    auto_class: str  # of transformers: loads its models
+    peft_type: str  # of peft: its `task_type`
+
+    def load(self, folder: str, **options: Any) -> Any:
+        """What `from_pretrained` of its class returns."""
+        import transformers
+
+        return getattr(transformers, self.auto_class).from_pretrained(folder, **options)
+
+    @abstractmethod
+    def features(self, row: Encoded) -> Features:
+        """A row as a dataset holds it, in the columns that `collate` reads."""
+
+    @abstractmethod
+    def collate(self, rows: Sequence[Mapping[str, Sequence[int]]], *, pad_token_id: int) -> dict[str, torch.Tensor]:
+        """`features` of B rows as one padded batch: int64 tensors, `labels` among them, -100 where nothing is trained.
+
+        Padding is neither attended to nor trained on.
+        """
+
+    @abstractmethod
+    def trained(self, labels: torch.Tensor) -> torch.Tensor:
+        """How many labels (B, L) of a batch the loss counts, as a scalar on their device: what it is a mean over."""
+
+    @abstractmethod
+    def predicted(self, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(logits, labels), (N, V) and (N,), of the N labels that `trained` counts: their cross entropy is the loss.
+
+        `model`: not wrapped by peft, or wrapped.
+        """
