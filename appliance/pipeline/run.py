@@ -243,6 +243,7 @@ def _train(job: Job, stage_dir: Path) -> str:
         trained_dir=job.trained_dir,
         tokens=job.tokens,
         cache_dir=job.cache_dir,
+        task=job.task,
     )
     change = moved.recorded(stage_dir)
     if change and change.warning and not job.is_rehearsal:  # a rehearsal's few steps say nothing about the training

@@ -1,4 +1,4 @@
-"""Fits the adapter, or all weights: trl's SFTTrainer on rows that prompt/format.py encoded, in the order of
+"""Fits the adapter, or all weights: the task's trainer on rows that prompt/format.py encoded, in the order of
 training/row_order.py.
 
 Evaluates on val as training/validation.py says, stops early, keeps the best adapter, writes one line of metrics per
@@ -7,7 +7,6 @@ step. A killed or interrupted training continues from its newest complete checkp
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState, set_see
 from appliance.base_model.base import Base
 from appliance.engines import flops, master_weights, matmul_rate, memory
 from appliance.engines.engine import Engine
-from appliance.errors import Interrupted
 from appliance.machine import device as machine_device
 from appliance.machine import one_gpu
 from appliance.machine.device import Device
@@ -32,6 +30,8 @@ from appliance.recipe.fields import EvaluateSection, ModelSection, TrainSection,
 from appliance.release import gates
 from appliance.report import loss_plot
 from appliance.rundir.token_choice import TokenChoice
+from appliance.tasks import causal
+from appliance.tasks.task import Task
 from appliance.training import answer_loss, checkpoints, micro_batch, trained_folder
 from appliance.training import material as training_material
 from appliance.training.arguments import trainer_arguments
@@ -41,14 +41,14 @@ from appliance.training.material import Material
 from appliance.training.metrics import Metrics
 from appliance.training.micro_batch import BatchSize, OutOfMemory
 from appliance.training.samples import SampleAnswers
-from appliance.training.trainer import EvaluationStopped, OrderedTrainer, TrainingEnded
+from appliance.training.trainer import EvaluationStopped, Ordered, OrderedTrainer, TrainingEnded
 from appliance.weights import moved
 from appliance.weights.shards import is_adapter
 from appliance.wording import counted
 
 
 @dataclass(frozen=True)
-class _Task:
+class _Training:
     """What is to be trained, on which device, from which rows. `inputs`: what its checkpoints depend on."""
 
     engine: Engine
@@ -64,6 +64,7 @@ class _Task:
     inputs: Mapping[str, Any]
     tokens: TokenChoice
     utilization: flops.Utilization | None
+    task: Task
 
     @property
     def checkpoints_dir(self) -> Path:
@@ -145,6 +146,7 @@ def run(
     trained_dir: Path,
     tokens: TokenChoice | None = None,
     cache_dir: Path | None = None,
+    task: Task = causal.TASK,
 ) -> str:
     """Writes `trained_dir` and, into `stage_dir`, metrics.jsonl, samples.jsonl, loss.png, gates.json and fit.json.
 
@@ -161,6 +163,7 @@ def run(
         trained_dir: the adapter, or with `method: full` the model. Its parent is `stage_dir`.
         tokens: which EOS ends an answer, and the tokens whose rows are trained; None: the tokenizer's own, and none.
         cache_dir: where `doctor --measure` keeps the device's speed; without it the metrics have no MFU.
+        task: the kind of model, and how a row meets it.
 
     Returns the summary. Raises DataError: a row holds a token that the base never trained. GateRefused: the collated
     rows would not teach the model to stop. Nothing is trained then. TrainingFailed: a loss is not finite. Interrupted:
@@ -182,64 +185,66 @@ def run(
     tokens = tokens or TokenChoice()
     rate = matmul_rate.kept(device, device.compute_dtype(model.dtype), cache_dir) if cache_dir else None
     used = flops.utilization(base.config, rate, trains_all=tuning.method == "full")
-    task = _Task(
-        engine, device, base, model, tuning, train, evaluate, encoding, prepare_dir, stage_dir, inputs, tokens, used
+    dirs = prepare_dir, stage_dir
+    training = _Training(
+        engine, device, base, model, tuning, train, evaluate, encoding, *dirs, inputs, tokens, used, task
     )
-    task.checkpoints_dir.mkdir(exist_ok=True)
-    checkpoints.newest(task.checkpoints_dir, inputs)  # refuses before the model is loaded
+    training.checkpoints_dir.mkdir(exist_ok=True)
+    checkpoints.newest(training.checkpoints_dir, inputs)  # refuses before the model is loaded
     tokens.write(stage_dir)
     room = machine_device.room_bytes(device)
-    tuned, tokenizer = task.load()
-    material = training_material.of_rows(train, encoding, prepare_dir, tokens, prompt_name, tokenizer)
-    material.refuse_untrained_tokens(tuned, prepare_dir, taught=task.token_rows)
-    _refuse_rows_that_do_not_stop(task, material, material.dataset, material.collate)
-    size = task.first_size(material.train_rows.lengths, room)
+    tuned, tokenizer = training.load()
+    material = training_material.of_rows(train, encoding, prepare_dir, tokens, prompt_name, tokenizer, task)
+    material.refuse_untrained_tokens(tuned, prepare_dir, taught=training.token_rows)
+    _refuse_rows_that_do_not_stop(training, material, material.dataset, material.collate)
+    size = training.first_size(material.train_rows.lengths, room)
     while True:
         try:
-            state = _train_to_the_end(task, material, tuned, size)
+            state = _train_to_the_end(training, material, tuned, size)
             break
         except OutOfMemory as error:
-            size.remembered(task.checkpoints_dir).after(error, device, stage_dir)
+            size.remembered(training.checkpoints_dir).after(error, device, stage_dir)
         tuned = None  # memory may have run out in the middle of a step: weights and optimizer come from disk again
         engine.release()
-        tuned, _ = task.load()
-    return _keep_best(task, material, state, size.remembered(task.checkpoints_dir), trained_dir)
+        tuned, _ = training.load()
+    return _keep_best(training, material, state, size.remembered(training.checkpoints_dir), trained_dir)
 
 
-def _refuse_rows_that_do_not_stop(task: _Task, material: Material, dataset: Dataset, collate: Any) -> None:
+def _refuse_rows_that_do_not_stop(training: _Training, material: Material, dataset: Dataset, collate: Any) -> None:
     """Writes gates.json: whether every row of `dataset`, collated, trains EOS. Raises GateRefused if one does not."""
     found, broken = stop_check.stops(dataset, collate, material.prompt)
-    files.write_json(task.stage_dir / gates.RECORD, {"gates": [gate.as_json() for gate in found]})
-    stop_check.refuse_rows(found, broken, lambda: list(material.train_rows.lines), task.prepare_dir / "train.csv")
+    files.write_json(training.stage_dir / gates.RECORD, {"gates": [gate.as_json() for gate in found]})
+    stop_check.refuse_rows(found, broken, lambda: list(material.train_rows.lines), training.prepare_dir / "train.csv")
 
 
-def _train_to_the_end(task: _Task, material: Material, tuned: Any, first: BatchSize) -> TrainerState:
+def _train_to_the_end(training: _Training, material: Material, tuned: Any, first: BatchSize) -> TrainerState:
     """Trains from the newest checkpoint on, with the `first` size or what fitted since.
 
     Raises OutOfMemory, Interrupted, TrainingFailed.
     """
-    resume_from = checkpoints.newest(task.checkpoints_dir, task.inputs)
-    if resume_from and checkpoints.is_finished(resume_from, task.train.patience):
+    resume_from = checkpoints.newest(training.checkpoints_dir, training.inputs)
+    if resume_from and checkpoints.is_finished(resume_from, training.train.patience):
         console.say(f"training had already ended with {resume_from.name}; keeping the best of its checkpoints")
         return checkpoints.state_of(resume_from)
     step = checkpoints.step_of(resume_from) if resume_from else -1
-    scales_loss = task.device.kind == "cuda" and task.dtype == "float16"
-    path = task.stage_dir / "metrics.jsonl"
-    metrics = Metrics(path, resume_step=step, scales_loss=scales_loss, utilization=task.utilization)
-    stopping = metrics.early_stopping = EarlyStoppingCallback(task.train.patience, task.train.min_delta)
-    stop, size = StopOnSignal(), first.remembered(task.checkpoints_dir)
-    asking = _asking(task, material, step)
+    scales_loss = training.device.kind == "cuda" and training.dtype == "float16"
+    path = training.stage_dir / "metrics.jsonl"
+    metrics = Metrics(path, resume_step=step, scales_loss=scales_loss, utilization=training.utilization)
+    stopping = metrics.early_stopping = EarlyStoppingCallback(training.train.patience, training.train.min_delta)
+    stop, size = StopOnSignal(), first.remembered(training.checkpoints_dir)
+    asking = _asking(training, material, step)
     # asked first: metrics then counts the time of the next step from the last answer
-    trainer = _trainer(task, material, tuned, size, [stopping, *filter(None, [asking]), metrics, stop])
+    trainer = _trainer(training, material, tuned, size, [stopping, *filter(None, [asking]), metrics, stop])
     trainer.use(
         train_rows=material.train_rows,
         val_rows=material.val_rows,
-        rows_per_step=task.train.effective_batch_size,
+        rows_per_step=training.train.effective_batch_size,
         size=size,
-        inputs=task.inputs,
+        inputs=training.inputs,
         stop=stop,
         evaluation_due=resume_from is not None and checkpoints.manifest_of(resume_from).evaluation_due,
-        decays_all=resume_from is not None and task.tuning.dora and checkpoints.decays_all(resume_from),
+        task=training.task,
+        decays_all=resume_from is not None and training.tuning.dora and checkpoints.decays_all(resume_from),
     )
     metrics.trainer = trainer
     if asking:
@@ -249,29 +254,30 @@ def _train_to_the_end(task: _Task, material: Material, tuned: Any, first: BatchS
     with stop, metrics:
         _train(trainer, resume_from)
     if stop.signal_number is not None:
-        raise _interrupted(stop.signal_number, trainer.state.global_step)
+        raise stop.interrupted(trainer.state.global_step)
     return trainer.state
 
 
 def _trainer(
-    task: _Task, material: Material, tuned: Any, size: BatchSize, watching: Sequence[TrainerCallback]
-) -> OrderedTrainer:
+    training: _Training, material: Material, tuned: Any, size: BatchSize, watching: Sequence[TrainerCallback]
+) -> Ordered:
     """The trainer, with our rows and our collator; `watching` is called too, in its order.
 
     Raises GateRefused: a library replaced the rows or the collator, and EOS got lost.
     """
-    train, dataset, collate = task.train, material.dataset, material.collate
-    loss = answer_loss.choose(tuned, task.dtype) if task.engine.trainer_computes_loss else answer_loss.LIBRARYS
+    train, dataset, collate = training.train, material.dataset, material.collate
+    loss = answer_loss.choose(tuned, training.dtype) if training.engine.trainer_computes_loss else answer_loss.LIBRARYS
     arguments = trainer_arguments(
         train,
         material.evaluation.every,
         size,
-        task.device,
-        task.dtype,
-        task.checkpoints_dir,
-        method=task.tuning.method,
-        gradient_checkpointing=task.engine.trainer_checkpoints_gradients,
+        training.device,
+        training.dtype,
+        training.checkpoints_dir,
+        method=training.tuning.method,
+        gradient_checkpointing=training.engine.trainer_checkpoints_gradients,
         loss_type=loss.trl_type,
+        task=training.task,
     )
     trainer = OrderedTrainer(
         model=tuned,
@@ -285,21 +291,20 @@ def _trainer(
     trainer.loss = loss
     trainer.remove_callback(PrinterCallback)  # it prints every line of metrics; ours writes them
     if trainer.train_dataset is not dataset or trainer.data_collator is not collate:
-        _refuse_rows_that_do_not_stop(task, material, trainer.train_dataset, trainer.data_collator)
+        _refuse_rows_that_do_not_stop(training, material, trainer.train_dataset, trainer.data_collator)
     return trainer
 
 
-def _asking(task: _Task, material: Material, step: int) -> SampleAnswers | None:
+def _asking(training: _Training, material: Material, step: int) -> SampleAnswers | None:
     """`step`: of the checkpoint that training continues from, or -1."""
-    if task.evaluate is None:
+    if training.evaluate is None:
         return None
-    length, folders = task.encoding.max_seq_length, (task.prepare_dir, task.stage_dir)
-    return sample_answers.of_training(
-        task.engine, material.prompt, task.train, task.evaluate, *folders, max_seq_length=length, resume_step=step
-    )
+    length, folders = training.encoding.max_seq_length, (training.prepare_dir, training.stage_dir)
+    made_of = training.engine, material.prompt, training.train, training.evaluate
+    return sample_answers.of_training(*made_of, *folders, max_seq_length=length, resume_step=step)
 
 
-def _train(trainer: OrderedTrainer, resume_from: Path | None) -> None:
+def _train(trainer: Ordered, resume_from: Path | None) -> None:
     """Raises OutOfMemory with what the trainer was doing."""
     try:
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
@@ -311,34 +316,25 @@ def _train(trainer: OrderedTrainer, resume_from: Path | None) -> None:
         raise OutOfMemory(trainer.at_work, trainer.state.global_step, str(error).splitlines()[0]) from None
 
 
-def _interrupted(signal_number: int, step: int) -> Interrupted:
-    saved = step > 0
-    return Interrupted(
-        signal_number,
-        f"stopped by {signal.Signals(signal_number).name} after step {step}" + ("; it is saved" if saved else ""),
-        hint="the same command continues from there" if saved else "the same command begins there",
-    )
-
-
-def _keep_best(task: _Task, material: Material, state: TrainerState, size: BatchSize, trained_dir: Path) -> str:
+def _keep_best(training: _Training, material: Material, state: TrainerState, size: BatchSize, trained_dir: Path) -> str:
     """Writes what was trained, loss.png and fit.json of a training that ended; returns the summary."""
-    fit, base, evaluation = Fit.of(state), task.base, material.evaluation
-    checkpoint = task.checkpoints_dir / f"checkpoint-{fit.best_step}"
+    fit, base, evaluation = Fit.of(state), training.base, material.evaluation
+    checkpoint = training.checkpoints_dir / f"checkpoint-{fit.best_step}"
     trained_folder.write(checkpoint, trained_dir, base, material.prompt)
     on = "" if evaluation.lines is None else f" on {evaluation.rows} of {counted(evaluation.of, 'val row')}"
     loss_plot.plot_loss(
-        task.stage_dir / "metrics.jsonl", task.stage_dir / "loss.png", best_step=fit.best_step, val=f"val{on}"
+        training.stage_dir / "metrics.jsonl", training.stage_dir / "loss.png", best_step=fit.best_step, val=f"val{on}"
     )
     change = None if is_adapter(trained_dir) else moved.measure(base.dir, trained_dir, dtype=base.stored_dtype)
     record = fit.__dict__ | {
         "best_files": trained_folder.weights_of(checkpoint),
-        "encoding": task.encoding.__dict__,
+        "encoding": training.encoding.__dict__,
         "evaluation": evaluation.__dict__,
         **({"moved": change.__dict__} if change else {}),
         "batch": size.__dict__,
-        **({"matmul_flops_per_second": task.utilization.rate} if task.utilization else {}),
+        **({"matmul_flops_per_second": training.utilization.rate} if training.utilization else {}),
     }
-    files.write_json(task.stage_dir / "fit.json", record)
+    files.write_json(training.stage_dir / "fit.json", record)
     early = "stopped early" if fit.stopped_early else "ran to the end"
     best = f"best val loss {fit.best_val_loss:.4f} at step {fit.best_step}{on}"
     smaller = f"; micro batches of {counted(size.micro_batch_size, 'row')} fitted" if size.notes else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from appliance.prompt import batch as prompt_batch
@@ -20,6 +21,12 @@ class Causal(Task):
     name = "causal"
     auto_class = "AutoModelForCausalLM"
     peft_type = "CAUSAL_LM"
+    columns = ("input_ids", "labels")
+    arguments = ("trl", "SFTConfig")
+    # rows arrive encoded and in our order; our collator pads them
+    own_arguments: Mapping[str, Any] = MappingProxyType(
+        {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None, "packing": False}
+    )
 
     def features(self, row: Encoded) -> Features:
         return {"input_ids": row.input_ids, "labels": row.labels}

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from importlib import import_module
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,12 +29,17 @@ class Task(ABC):
     name: str
     auto_class: str  # of transformers: loads its models
     peft_type: str  # of peft: its `task_type`
+    arguments: tuple[str, str]  # library and class: the arguments of the trainer
+    columns: tuple[str, ...]  # of the dataset that the trainer gets
+    own_arguments: Mapping[str, Any] = MappingProxyType({})  # beyond those of every Trainer
 
     def load(self, folder: str, **options: Any) -> Any:
         """What `from_pretrained` of its class returns."""
-        import transformers
+        return _of("transformers", self.auto_class).from_pretrained(folder, **options)
 
-        return getattr(transformers, self.auto_class).from_pretrained(folder, **options)
+    def trainer_arguments(self, **values: Any) -> Any:
+        """The trainer's arguments; import it only after the engine, which may rewrite the library."""
+        return _of(*self.arguments)(**values, **self.own_arguments)
 
     @abstractmethod
     def features(self, row: Encoded) -> Features:
@@ -45,6 +52,10 @@ class Task(ABC):
         Padding is neither attended to nor trained on.
         """
 
+    def computed(self, batch: Mapping[str, torch.Tensor]) -> int:
+        """How many tokens a model computes on for a batch, padding included."""
+        return int(batch["input_ids"].numel())
+
     @abstractmethod
     def trained(self, labels: torch.Tensor) -> torch.Tensor:
         """How many labels (B, L) of a batch the loss counts, as a scalar on their device: what it is a mean over."""
@@ -55,3 +66,7 @@ class Task(ABC):
 
         `model`: not wrapped by peft, or wrapped.
         """
+
+
+def _of(library: str, name: str) -> Any:
+    return getattr(import_module(library), name)

@@ -70,6 +70,11 @@ class LossTrainer(LeanTrainer):
         with self.loss.in_use():
             return super().compute_loss(*args, **kwargs)
 
+    def forget_passes(self) -> None:
+        """Drops trl's own averages of the passes so far, and their number of tokens."""
+        self._metrics["train"].clear()
+        self._total_train_tokens = 0
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Without the entropy of the trained tokens, which `answers_only` does not compute."""
         if self.loss.answers_only:

@@ -1,14 +1,15 @@
-"""The recipe's train section as the arguments of trl's trainer."""
+"""The recipe's train section as the arguments of the task's trainer."""
 
 from __future__ import annotations
 
 from pathlib import Path
-
-from trl import SFTConfig
+from typing import Any
 
 from appliance.engines import master_weights
 from appliance.machine.device import Device
 from appliance.recipe.fields import TrainSection
+from appliance.tasks import causal
+from appliance.tasks.task import Task
 from appliance.training.micro_batch import BatchSize
 
 
@@ -23,7 +24,8 @@ def trainer_arguments(
     method: master_weights.Method,
     gradient_checkpointing: bool,
     loss_type: str | None,
-) -> SFTConfig:
+    task: Task = causal.TASK,
+) -> Any:
     """`loss_type`: trl's name for how the loss is computed; None: the engine's library decides.
 
     Args:
@@ -31,9 +33,10 @@ def trainer_arguments(
         size: rows of a micro batch, micro batches of a step.
         dtype: the compute dtype on `device`.
         method: of tuning.
+        task: whose trainer it is.
     """
     on_cuda = device.kind == "cuda"
-    return SFTConfig(
+    return task.trainer_arguments(
         output_dir=str(checkpoints_dir),
         # the recipe
         num_train_epochs=train.epochs,
@@ -58,10 +61,7 @@ def trainer_arguments(
         greater_is_better=False,
         load_best_model_at_end=False,  # the best adapter is copied from its checkpoint, byte for byte
         restore_callback_states_from_checkpoint=True,  # else the patience counter restarts at zero
-        # rows arrive encoded and in our order; our collator pads them
-        dataset_kwargs={"skip_prepare_dataset": True},
-        max_length=None,
-        packing=False,
+        # our collator reads the columns
         remove_unused_columns=False,
         dataloader_pin_memory=on_cuda,
         **({"loss_type": loss_type} if loss_type else {}),

@@ -10,6 +10,7 @@ from typing import Any
 import transformers
 from transformers import TrainerCallback
 
+from appliance.errors import Interrupted
 from appliance.process import console, signals
 
 
@@ -81,6 +82,17 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
             with suppress(OSError, SystemExit):  # rich exits if a pipe is broken
                 console.say(f"{name}: stopping after this step (send it again to stop at once)", style="warning")
         return self.signal_number is not None
+
+    def interrupted(self, step: int) -> Interrupted:
+        """What to raise behind a training that it stopped after `step`."""
+        assert self.signal_number is not None
+        saved = step > 0
+        return Interrupted(
+            self.signal_number,
+            f"stopped by {signal.Signals(self.signal_number).name} after step {step}"
+            + ("; it is saved" if saved else ""),
+            hint="the same command continues from there" if saved else "the same command begins there",
+        )
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         self.came()

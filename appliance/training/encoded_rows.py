@@ -16,6 +16,8 @@ from appliance.errors import DataError
 from appliance.prompt.encoding import Encoding
 from appliance.prompt.format import Encoded, Prompt
 from appliance.rows import csv_file
+from appliance.tasks import causal
+from appliance.tasks.task import Task
 from appliance.training import encode_apart, kept_ids
 
 if TYPE_CHECKING:
@@ -54,20 +56,26 @@ def read(
 
 
 def as_dataset(
-    prompt: Prompt, path: Path, encoding: Encoding, *, only: Collection[int] | None = None
+    prompt: Prompt,
+    path: Path,
+    encoding: Encoding,
+    *,
+    only: Collection[int] | None = None,
+    task: Task = causal.TASK,
 ) -> tuple[Dataset, Rows]:
-    """The same for a trainer, as columns `input_ids` and `labels`: 8 bytes a token, where lists of numbers take 80."""
+    """The same for a trainer, in the columns of `task`: 4 bytes a number, where a list of them takes 40."""
     import pyarrow as pa
     from datasets import Dataset
     from datasets.table import InMemoryTable
 
     kind, rows = pa.list_(pa.int32()), Rows([], [])
-    schema = pa.schema({"input_ids": kind, "labels": kind})
+    schema = pa.schema(dict.fromkeys(task.columns, kind))
     wholes = uncut(prompt, path, loss_on=encoding.loss_on, only=only)
     batches = []
     while part := list(islice(wholes, _BATCH)):
         encoded = [fitting(prompt, path, encoding, line, whole) for line, whole in part]
-        columns = [pa.array([one.input_ids for one in encoded], kind), pa.array([one.labels for one in encoded], kind)]
+        features = [task.features(one) for one in encoded]
+        columns = [pa.array([one[name] for one in features], kind) for name in task.columns]
         batches.append(pa.record_batch(columns, schema=schema))
         rows.lines.extend(line for line, _ in part)
         rows.lengths.extend(map(len, encoded))

@@ -21,7 +21,7 @@ from appliance.training.callbacks import EarlyStoppingCallback
 from appliance.training.learning_rate import hint_if_not_finite
 
 if TYPE_CHECKING:
-    from appliance.training.trainer import OrderedTrainer
+    from appliance.training.trainer import Ordered
 
 # torch.amp.GradScaler starts at 2**16 and halves: if gradients still overflow at scale 1, the scale is not the cause.
 LOSS_SCALE_HALVINGS = 16
@@ -45,7 +45,7 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
         files.write_text(path, "".join(json.dumps(line) + "\n" for line in self._lines))
         self._scales_loss, self._overflows = scales_loss, 0
         self._utilization, self._is_first = utilization, True
-        self.trainer: OrderedTrainer | None = None
+        self.trainer: Ordered | None = None
         self._bar: console.Steps | None = None
         self._shown = shown.Shown(self._lines)
         self.early_stopping: EarlyStoppingCallback | None = None

@@ -23,7 +23,7 @@ from appliance.rundir import results
 from appliance.training import checkpoints, validation
 
 if TYPE_CHECKING:
-    from appliance.training.trainer import OrderedTrainer
+    from appliance.training.trainer import Ordered
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class SampleAnswers(TrainerCallback):  # type: ignore[misc]
         """Drops the lines of `path` that are later than `resume_step`: those steps are trained again."""
         self._path, self._questions, self._answer = path, questions, answer
         self._fits = True
-        self.trainer: OrderedTrainer | None = None
+        self.trainer: Ordered | None = None
         lines = results.read_samples(path) if files.is_there(path) else []
         kept = [line for line in lines if line["step"] <= resume_step]
         if len(kept) < len(lines):

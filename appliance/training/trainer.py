@@ -1,4 +1,4 @@
-"""The training loop: trl's SFTTrainer with our row order, val loss and checkpoints.
+"""The training loop: a task's trainer, such as trl's SFTTrainer, with our row order, val loss and checkpoints.
 
 Knows no stage and no recipe. Import it only after the engine: Unsloth rewrites trl when it is imported.
 """
@@ -20,11 +20,13 @@ from appliance.errors import TrainingFailed
 from appliance.machine import gpu_memory, one_gpu
 from appliance.machine.disk import human
 from appliance.process import console
-from appliance.prompt import batch as prompt_batch
+from appliance.tasks import causal
+from appliance.tasks.task import Task
 from appliance.training import checkpoints, row_order
 from appliance.training.answer_loss import LossTrainer
 from appliance.training.callbacks import StopOnSignal
 from appliance.training.encoded_rows import Rows
+from appliance.training.lean_steps import AnyTrainer
 from appliance.training.learning_rate import hint_if_not_finite
 from appliance.training.micro_batch import AtWork, BatchSize, TooFull
 from appliance.wording import counted
@@ -68,8 +70,8 @@ class TrainingEnded(Exception):
     """The evaluation that a signal had interrupted was the last: no step follows."""
 
 
-class OrderedTrainer(LossTrainer):
-    """trl's SFTTrainer with our row order, a token-weighted val loss, and checkpoints that are complete or absent.
+class Ordered(AnyTrainer):  # type: ignore[misc]
+    """To be put before a Trainer: our row order, a token-weighted val loss, checkpoints that are complete or absent.
 
     Call `use` before `train`.
     """
@@ -85,6 +87,7 @@ class OrderedTrainer(LossTrainer):
         stop: StopOnSignal,
         evaluation_due: bool,
         decays_all: bool = False,
+        task: Task = causal.TASK,
     ) -> None:
         """Hands over what the Trainer's constructor does not take.
 
@@ -97,6 +100,7 @@ class OrderedTrainer(LossTrainer):
             stop: whether a signal asked training to stop.
             evaluation_due: the checkpoint to resume from was saved without its evaluation.
             decays_all: the checkpoint to resume from decays NOT_DECAYED too.
+            task: counts the labels and the tokens of a batch.
 
         Raises EnvironmentUnavailable: a library made the trainer use several GPUs.
         """
@@ -104,7 +108,7 @@ class OrderedTrainer(LossTrainer):
         self._train_rows, self._val_rows = train_rows, val_rows
         self._rows_per_step = rows_per_step
         self._size, self._evaluation = size, RowsAtOnce(size.evaluation_rows, purpose="evaluation")
-        self._inputs, self._stop = inputs, stop
+        self._inputs, self._stop, self._task = inputs, stop, task
         self._evaluation_due, self._decays_all = evaluation_due, decays_all
         self._saving_dir: Path | None = None
         self._order: tuple[int, list[int]] = (-1, [])  # epoch, and its rows in order
@@ -149,10 +153,10 @@ class OrderedTrainer(LossTrainer):
         first = len(self.passes) * self.args.per_device_train_batch_size
         rows = self.rows_of_step(step)[first : first + count]
         self.at_work = AtWork("training", count, width)
-        trained_tokens = (inputs["labels"][:, 1:] != prompt_batch.IGNORED).sum()
+        trained_tokens, computed = self._task.trained(inputs["labels"]), self._task.computed(inputs)
         loss = super().training_step(model, inputs, *args, **kwargs)
         tokens = sum(self._train_rows.lengths[i] for i in rows)
-        self.passes.append(MicroBatch(rows, tokens, count * width, loss, trained_tokens))
+        self.passes.append(MicroBatch(rows, tokens, computed, loss, trained_tokens))
         return loss
 
     def _try_micro_batch(self) -> None:
@@ -164,7 +168,7 @@ class OrderedTrainer(LossTrainer):
         size, lengths = self._size, self._train_rows.lengths
         longest = sorted(range(len(lengths)), key=lambda i: -lengths[i])[: size.micro_batch_size]
         batch = self.data_collator([self.train_dataset[i] for i in longest])
-        trained = (batch["labels"][:, 1:] != prompt_batch.IGNORED).sum().to(self.args.device)
+        trained = self._task.trained(batch["labels"]).to(self.args.device)
         self.at_work = AtWork("training", *batch["input_ids"].shape)
         gpu_memory.forget_peak()
         with torch.random.fork_rng([torch.cuda.current_device()] if self.args.device.type == "cuda" else []):
@@ -172,8 +176,7 @@ class OrderedTrainer(LossTrainer):
                 super().training_step(self.model_wrapped, dict(batch), trained)
         left, memory_bytes = gpu_memory.left_at_peak()
         self.model.zero_grad(set_to_none=True)
-        self._metrics["train"].clear()  # trl's own averages, which count the passes
-        self._total_train_tokens = 0
+        self.forget_passes()
         left -= self._moments_to_come()
         free = f"{human(max(left, 0))} of {human(memory_bytes)} free"
         if left < rows_by_memory.FREE_SHARE * memory_bytes and size.micro_batch_size > 1:
@@ -230,7 +233,7 @@ class OrderedTrainer(LossTrainer):
                 raise EvaluationStopped
             self.at_work = AtWork("evaluation", len(indexes), self._val_rows.lengths[indexes[0]])
             batch = self._prepare_inputs(self.data_collator([dataset[i] for i in indexes]))
-            count = (batch["labels"][:, 1:] != prompt_batch.IGNORED).sum()
+            count = self._task.trained(batch["labels"])
             loss, _, _ = self.prediction_step(self.model, batch, prediction_loss_only=True, ignore_keys=ignore_keys)
             asked.append(indexes)
             seen.append(torch.stack([loss.double(), count.double()]))
@@ -306,3 +309,7 @@ class OrderedTrainer(LossTrainer):
         finally:
             self._saving_dir = None
         checkpoints.rotate(checkpoint, self.state.best_global_step)
+
+
+class OrderedTrainer(Ordered, LossTrainer):
+    """trl's SFTTrainer."""

@@ -27,7 +27,7 @@ from appliance.process import files
 from appliance.recipe import resolve
 from appliance.rundir import results
 from appliance.rundir.directory import RunDir
-from appliance.training.trainer import OrderedTrainer
+from appliance.training.trainer import Ordered
 from appliance.weights import proof
 from tests.conftest import read_csv, write_qa
 from tests.helpers import warm
@@ -321,10 +321,10 @@ def test_the_row_of_an_eos_that_the_base_never_learned_is_trained(ran: Ran, engi
 
 
 def test_our_trainer_stands_on_the_one_that_unsloth_rewrote_and_its_methods_are_called(ran: Ran) -> None:
-    between = ["LossTrainer", "LeanTrainer"]
-    assert ran.unsloth["bases"][:4] == [*between, "UnslothSFTTrainer", "_UnslothSFTTrainer"]
-    assert ran.reports["transformers"]["bases"][:3] == [*between, "SFTTrainer"]
-    ours = {name for name, value in vars(OrderedTrainer).items() if callable(value) and not name.startswith("__")}
+    between = ["Ordered", "LossTrainer", "LeanTrainer", "LeanSteps"]
+    assert ran.unsloth["bases"][:6] == [*between, "UnslothSFTTrainer", "_UnslothSFTTrainer"]
+    assert ran.reports["transformers"]["bases"][:5] == [*between, "SFTTrainer"]
+    ours = {name for name, value in vars(Ordered).items() if callable(value) and not name.startswith("__")}
     never = {"name_rows_of_step", "_try_micro_batch", "_moments_to_come"}  # of a failure; of micro_batch_size: auto
     assert set(ran.unsloth["overrides"]) == ours - never
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from appliance.engines import transformers as engines_transformers
 from appliance.engines.transformers import TransformersEngine
 from appliance.machine.device import Device
 from appliance.recipe.fields import ModelSection, TuningSection
@@ -44,7 +43,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen.append(Path(folder).name)
         return load(folder, *args, **named)
 
-    monkeypatch.setattr(engines_transformers.AutoModelForCausalLM, "from_pretrained", counted)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", counted)
     return seen
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import trl
 from safetensors.torch import load_file, save_file
 
 from appliance import findings
@@ -65,7 +66,7 @@ def test_what_the_trainer_is_told(
     method: Any, optimizer: Any, device: Device, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: dict[str, Any] = {}
-    monkeypatch.setattr(arguments, "SFTConfig", lambda **kwargs: asked.update(kwargs))
+    monkeypatch.setattr(trl, "SFTConfig", lambda **kwargs: asked.update(kwargs))
     size = micro_batch.BatchSize(1, 1, 1, 8)
     train = TrainSection(optimizer=optimizer)
     for dtype in ("bfloat16", "float32"):

@@ -224,12 +224,12 @@ def _watch(report: Report, request: Request) -> None:
     trl's trainer, rewritten or not, is behind us by then: this is where the appliance meets what it really runs on.
     """
     from appliance.training import trainer
-    from appliance.training.trainer import OrderedTrainer
+    from appliance.training.trainer import Ordered, OrderedTrainer
 
     if report.bases:
         return
     report.bases = [kind.__name__ for kind in OrderedTrainer.__mro__[1:]]
-    for name, method in list(vars(OrderedTrainer).items()):
+    for name, method in list(vars(Ordered).items()):
         if callable(method) and not name.startswith("__"):
             setattr(OrderedTrainer, name, _counted(report, name, method))
     compute_loss, log, began = OrderedTrainer.compute_loss, OrderedTrainer.log, time.perf_counter()
