@@ -15,7 +15,10 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 
 from appliance.engines.decoding import GREEDY, Sampling, end_ids, generation_config
 from appliance.engines.rows_at_once import RowsAtOnce
+from appliance.prompt import batch as prompt_batch
 from appliance.prompt.format import Prompt
+from appliance.tasks import causal
+from appliance.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,11 @@ def answer(
     sampling: Sampling = GREEDY,
     on_progress: Callable[[int], None] | None = None,
     is_trained_on: bool = False,
+    task: Task = causal.TASK,
 ) -> list[Answer]:
     """Answers to `prompts` (ids), in their order.
 
-    Rows are batched by length and padded on the left with attention mask 0; positions follow from the mask. An answer
+    Rows are batched by length and padded with attention mask 0; positions follow from the mask. An answer
     has stopped if it ended in EOS (the tokenizer's, or one that the base itself declares) or in a `stop` text. One that
     only repeats itself is ended, and has not stopped. Raises RuntimeError: there is not enough memory to answer a
     single row.
@@ -60,6 +64,7 @@ def answer(
         on_progress: called with the number of rows just answered.
         is_trained_on: whether the model goes on training: what it keeps of a forward pass, such as tables of its
             position embedding, must then be usable in a backward pass.
+        task: on which side prompts are padded, and where in what is generated an answer begins.
     """
     ends = end_ids(model, prompt.eos_token_id)
     config = generation_config(
@@ -74,37 +79,28 @@ def answer(
     answers: dict[int, Answer] = {}
 
     def answer_batch(batch: Sequence[int]) -> None:
-        input_ids, attention_mask = pad_left([prompts[i] for i in batch], prompt.pad_token_id)
+        asked = [prompts[i] for i in batch]
+        input_ids, attention_mask = prompt_batch.padded(asked, prompt.pad_token_id, left=task.continues)
+        begin = task.answer_begins(input_ids.shape[1])
         # Copies: a batch that does not fit is retried in parts, with the same random numbers.
         drawn = LogitsProcessorList([_Draw(sampling, [copy(streams[i]) for i in batch])]) if streams else None
-        loops = _Loops(input_ids.shape[1])
-        ending = [loops, _Halt(prompt, input_ids.shape[1], stop)] if halts and stop else [loops]
+        loops = _Loops(begin)
+        ending = [loops, _Halt(prompt, begin, stop)] if halts and stop else [loops]
         with torch.no_grad() if is_trained_on else torch.inference_mode():
-            output = model.generate(  # (B, T + new tokens)
+            output = model.generate(  # (B, begin + new tokens)
                 input_ids=input_ids.to(model.device),
                 attention_mask=attention_mask.to(model.device),
                 generation_config=config,
                 logits_processor=drawn,
                 stopping_criteria=StoppingCriteriaList(ending),
             )
-        for row, (i, ids) in enumerate(zip(batch, output[:, input_ids.shape[1] :].tolist(), strict=True)):
+        for row, (i, ids) in enumerate(zip(batch, output[:, begin:].tolist(), strict=True)):
             answers[i] = as_answer(prompt, ids[: loops.ended.get(row)], ends, stop)
         if on_progress:
             on_progress(len(batch))
 
     (at_once or RowsAtOnce(ROWS_AT_ONCE)).each(by_length, answer_batch)
     return [answers[i] for i in range(len(prompts))]
-
-
-def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(input ids, attention mask), int64 of shape (B, T), padded on the left so that all prompts end together."""
-    width = max(len(row) for row in rows)
-    input_ids = torch.full((len(rows), width), pad_token_id, dtype=torch.int64)
-    attention_mask = torch.zeros_like(input_ids)
-    for i, row in enumerate(rows):
-        input_ids[i, width - len(row) :] = torch.as_tensor(row)
-        attention_mask[i, width - len(row) :] = 1
-    return input_ids, attention_mask
 
 
 class _Draw(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
@@ -131,7 +127,7 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
 
 
 class _Halt(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped
-    """Finishes a row whose text has just reached a stop text. `width`: the prompt's tokens, padding included."""
+    """Finishes a row whose text has just reached a stop text. `width`: where the answer begins."""
 
     def __init__(self, prompt: Prompt, width: int, stop: Sequence[str]) -> None:
         self._prompt, self._width, self._stop = prompt, width, stop
@@ -145,7 +141,7 @@ class _Halt(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped
 
 
 class _Loops(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped
-    """Finishes a row that only repeats itself. `width`: the prompt's tokens, padding included.
+    """Finishes a row that only repeats itself. `width`: where the answer begins.
 
     `ended`: row -> its tokens by then. Behind them is padding, as behind the EOS of a row that has stopped; that
     padding is noted here as well, and changes nothing.

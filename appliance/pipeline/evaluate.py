@@ -46,6 +46,8 @@ from appliance.recipe.fields import EvaluateSection, ModelSection
 from appliance.release import gates
 from appliance.rows import csv_file
 from appliance.rundir import results
+from appliance.tasks import causal
+from appliance.tasks.task import Task
 from appliance.training import encoded_rows
 from appliance.weights.shards import is_adapter
 
@@ -66,6 +68,7 @@ class _Asked:
     room_of_extra: int
     val_rows: Sequence[prompt_format.Encoded]  # those that training was evaluated on
     others: Sequence[str] | None  # another model's answers to `rows`
+    task: Task
 
     @property
     def cut_rows(self) -> int:
@@ -99,6 +102,7 @@ def run(
     prepare_dir: Path,
     trained_dir: Path,
     stage_dir: Path,
+    task: Task = causal.TASK,
 ) -> Comparison:
     """Writes metrics.json, measures.json (for the gates), predictions.csv, proof_rows.json and extra_answers.csv.
 
@@ -111,11 +115,12 @@ def run(
         prepare_dir: the prepared rows.
         trained_dir: the adapter or the model that training left; fit.json is beside it.
         stage_dir: what is written.
+        task: the kind of model, and how a row meets it.
 
     Raises DataError: the user's questions or the other model's answers cannot be read, before anything is loaded.
     """
     fit = files.read_json(trained_dir.parent / "fit.json")
-    asked = _questions(evaluate, base, fit, prompt_name, seed, prepare_dir, trained_dir)
+    asked = _questions(evaluate, base, fit, prompt_name, seed, prepare_dir, trained_dir, task)
     seen = _Seen()
 
     def ask(who: str, loaded: Any) -> None:
@@ -158,6 +163,7 @@ def _questions(
     seed: int,
     prepare_dir: Path,
     trained_dir: Path,
+    task: Task,
 ) -> _Asked:
     """Everything that is asked, before a model is loaded. `fit`: train/fit.json. Raises DataError, RecipeError."""
     tokenizer = AutoTokenizer.from_pretrained(str(trained_dir), local_files_only=True, trust_remote_code=False)
@@ -198,6 +204,7 @@ def _questions(
         room_of_extra=_room(base.max_positions, of_extra, evaluate.max_new_tokens),
         val_rows=val_rows,
         others=others,
+        task=task,
     )
 
 
@@ -228,12 +235,12 @@ def _ask(
 ) -> None:
     """One model's losses and answers, into `seen`."""
     sampling = decoding.from_recipe(evaluate.sampling, seed=seed)
-    pad = asked.prompt.pad_token_id
+    pad, task = asked.prompt.pad_token_id, asked.task
     ways = asked.of_base.asked if who == "base" else (asked.ours,)
     with console.Steps(f"answers of the {who} model", len(ways) * len(asked.rows) + len(asked.extra)) as bar:
-        seen.losses[who] = mean_loss(engine, loaded, asked.encoded, pad, seen.in_losses, bar.between)
+        seen.losses[who] = mean_loss(engine, loaded, asked.encoded, pad, seen.in_losses, bar.between, task)
         if who == "tuned":  # its adapter, or all of it, has just come from disk: as good as the best?
-            seen.val_loss["again"] = mean_loss(engine, loaded, asked.val_rows, pad, seen.in_losses, bar.between)
+            seen.val_loss["again"] = mean_loss(engine, loaded, asked.val_rows, pad, seen.in_losses, bar.between, task)
             seen.val_loss["compute_dtype"] = str(loaded.dtype).removeprefix("torch.")
         answer = partial(
             generate.answer,
@@ -241,6 +248,7 @@ def _ask(
             halts=who == "base",  # the tuned model's ids, to the last one, are what merge proves
             at_once=seen.in_answers,
             on_progress=bar.advance,
+            task=task,
         )
         scored = decoding.scored(evaluate.sampling, seed=seed)
         for way in ways:

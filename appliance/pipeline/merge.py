@@ -15,6 +15,7 @@ from typing import Any
 from appliance.errors import ApplianceError, GateRefused
 from appliance.machine import device, write_errors
 from appliance.process.files import write_json
+from appliance.tasks import causal
 from appliance.weights import merge, proof, proof_place
 from appliance.weights.merge import MergeSummary, round_model
 from appliance.weights.model_config import GREEDY
@@ -31,13 +32,14 @@ def run(
     device: device.Device,
     decoding: Mapping[str, Any] = GREEDY,
     expected_bytes: int | None = None,
+    task: str = causal.TASK.name,
 ) -> tuple[MergeSummary, proof.Proof]:
     """Merges into `stage_dir/model` and proves it; `stage_dir/proof.json` is written whatever the result.
 
     `trained_dir` holds an adapter for the base, or a whole model. The merged model is stored in `dtype`; the proof runs
     on `device`, or on the CPU next to it (weights/proof_place.py). `decoding`: how evaluation decoded, and the release
-    will, as in a generation_config.json. `expected_bytes`: of the merged model, for the message of a full disk. The
-    folder is called `model` only once it is proven; a refused one is kept as `model.refused`.
+    will, as in a generation_config.json. `expected_bytes`: of the merged model, for the message of a full disk. `task`:
+    the recipe's. The folder is called `model` only once it is proven; a refused one is kept as `model.refused`.
     Raises GateRefused: a gate did not pass, or the adapter cannot be merged. EnvironmentUnavailable: disk, base files,
     memory for the proof.
     """
@@ -60,6 +62,7 @@ def run(
             device=device,
             log_path=stage_dir / "proof.log",
             decoding=decoding,
+            task=task,
         )
     except ApplianceError as error:
         with suppress(OSError):  # on a full disk the error itself matters more

@@ -268,6 +268,7 @@ def _evaluate(job: Job, stage_dir: Path) -> str:
         prepare_dir=job.run_dir.stage_dir("prepare"),
         trained_dir=job.trained_dir,
         stage_dir=stage_dir,
+        task=job.task,
     )
     engine.release()
     return (replace(seen, cautions=()) if job.is_rehearsal else seen).summary()
@@ -288,6 +289,7 @@ def _merge(job: Job, stage_dir: Path) -> str:
         device=job.device,
         decoding=decoding.as_settings(decoding.scored(job.resolved.recipe.evaluate.sampling)),
         expected_bytes=job.base.weights_bytes + job.base.tokenizer_bytes,
+        task=job.task.name,
     )
     changed = f"{merged.merged_tensors} of {counted(merged.tensors, 'tensor')} merged into"
     if not merged.merged_tensors:

@@ -14,6 +14,8 @@ from appliance.prompt.format import Prompt
 from appliance.recipe.fields import EvaluateSection, TrainSection
 from appliance.rows import csv_file
 from appliance.rundir import results
+from appliance.tasks import causal
+from appliance.tasks.task import Task
 from appliance.training import encoded_rows, samples
 from appliance.training.samples import Question, SampleAnswers
 
@@ -30,6 +32,7 @@ def of_training(
     *,
     max_seq_length: int,
     resume_step: int,
+    task: Task = causal.TASK,
 ) -> SampleAnswers:
     """The callback that asks. `resume_step`: of the checkpoint that training continues from, or -1."""
     lines = samples.chosen(train.sample_answers, train.seed, prepare_dir)
@@ -51,6 +54,7 @@ def of_training(
                 at_once=RowsAtOnce(len(prompts), "sample answers"),
                 sampling=decoding.scored(evaluate.sampling, seed=train.seed),
                 is_trained_on=True,
+                task=task,
             )
         return [one.text for one in given]
 

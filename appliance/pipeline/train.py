@@ -301,7 +301,7 @@ def _asking(training: _Training, material: Material, step: int) -> SampleAnswers
         return None
     length, folders = training.encoding.max_seq_length, (training.prepare_dir, training.stage_dir)
     made_of = training.engine, material.prompt, training.train, training.evaluate
-    return sample_answers.of_training(*made_of, *folders, max_seq_length=length, resume_step=step)
+    return sample_answers.of_training(*made_of, *folders, max_seq_length=length, resume_step=step, task=training.task)
 
 
 def _train(trainer: Ordered, resume_from: Path | None) -> None:

@@ -21,6 +21,7 @@ class Causal(Task):
     name = "causal"
     auto_class = "AutoModelForCausalLM"
     peft_type = "CAUSAL_LM"
+    continues = True
     columns = ("input_ids", "labels")
     arguments = ("trl", "SFTConfig")
     # rows arrive encoded and in our order; our collator pads them
@@ -31,9 +32,6 @@ class Causal(Task):
     def features(self, row: Encoded) -> Features:
         return {"input_ids": row.input_ids, "labels": row.labels}
 
-    def collate(self, rows: Sequence[Mapping[str, Sequence[int]]], *, pad_token_id: int) -> dict[str, torch.Tensor]:
-        return prompt_batch.collate(rows, pad_token_id=pad_token_id)
-
     def trained(self, labels: torch.Tensor) -> torch.Tensor:
         return (labels[:, 1:] != prompt_batch.IGNORED).sum()
 
@@ -42,6 +40,19 @@ class Causal(Task):
         counts = labels != prompt_batch.IGNORED
         seen = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
         return model(**seen).logits[:, :-1][counts], labels[counts]
+
+    def answer_begins(self, width: int) -> int:
+        return width
+
+    def answer_logits(
+        self, model: Any, question: Sequence[int], answer: Sequence[int], compared: Sequence[int]
+    ) -> torch.Tensor:
+        import torch
+
+        ids = torch.tensor([[*question, *answer[:-1]]], device=model.device)
+        kept = torch.tensor([len(question) - 1 + i for i in compared], device=model.device)
+        logits: torch.Tensor = model(input_ids=ids, logits_to_keep=kept, use_cache=False).logits[0]
+        return logits
 
 
 TASK = Causal()

@@ -15,7 +15,11 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from appliance.prompt import batch as prompt_batch
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from appliance.prompt.format import Encoded
@@ -31,9 +35,10 @@ class Task(ABC):
     peft_type: str  # of peft: its `task_type`
     arguments: tuple[str, str]  # library and class: the arguments of the trainer
     columns: tuple[str, ...]  # of the dataset that the trainer gets
+    continues: bool  # whether what is generated goes on behind the prompt, as one text
     own_arguments: Mapping[str, Any] = MappingProxyType({})  # beyond those of every Trainer
 
-    def load(self, folder: str, **options: Any) -> Any:
+    def load(self, folder: str | Path, **options: Any) -> Any:
         """What `from_pretrained` of its class returns."""
         return _of("transformers", self.auto_class).from_pretrained(folder, **options)
 
@@ -45,12 +50,9 @@ class Task(ABC):
     def features(self, row: Encoded) -> Features:
         """A row as a dataset holds it, in the columns that `collate` reads."""
 
-    @abstractmethod
     def collate(self, rows: Sequence[Mapping[str, Sequence[int]]], *, pad_token_id: int) -> dict[str, torch.Tensor]:
-        """`features` of B rows as one padded batch: int64 tensors, `labels` among them, -100 where nothing is trained.
-
-        Padding is neither attended to nor trained on.
-        """
+        """`features` of B rows as one padded batch, `labels` in it: see prompt/batch.py."""
+        return prompt_batch.collate(rows, pad_token_id=pad_token_id)
 
     def computed(self, batch: Mapping[str, torch.Tensor]) -> int:
         """How many tokens a model computes on for a batch, padding included."""
@@ -65,6 +67,19 @@ class Task(ABC):
         """(logits, labels), (N, V) and (N,), of the N labels that `trained` counts: their cross entropy is the loss.
 
         `model`: not wrapped by peft, or wrapped.
+        """
+
+    @abstractmethod
+    def answer_begins(self, width: int) -> int:
+        """Where in the ids that `model.generate` returns, (B, …), the answers to prompts of `width` ids begin."""
+
+    @abstractmethod
+    def answer_logits(
+        self, model: Any, question: Sequence[int], answer: Sequence[int], compared: Sequence[int]
+    ) -> torch.Tensor:
+        """(P, V), on the model's device: what predicts `answer[i]`, for the P indices i in `compared`.
+
+        `question` and `answer`: the ids of one row.
         """
 
 

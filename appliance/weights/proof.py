@@ -33,6 +33,7 @@ from appliance.findings import Gate, finite
 from appliance.process import files, redact
 from appliance.process.child import child_environment
 from appliance.process.files import read_json, write_json
+from appliance.tasks import causal
 from appliance.weights import child_out_of_memory
 from appliance.weights.model_config import GREEDY
 from appliance.weights.shards import is_adapter
@@ -77,7 +78,7 @@ class ProofRequest:
 
     `weights_dtype`: the type in which the weights are held in memory; 16 bits with float32 computation if nothing
     larger fits (weights/widened.py). `trained_dir`: an adapter of the base or, after full fine-tuning, a whole model.
-    `decoding`: how evaluation decoded, as in a generation_config.json.
+    `decoding`: how evaluation decoded, as in a generation_config.json. `task`: the name of the recipe's.
     """
 
     base_dir: Path
@@ -88,6 +89,7 @@ class ProofRequest:
     device: str
     rows: tuple[ProofRow, ...]
     decoding: Mapping[str, Any] = field(default_factory=lambda: dict(GREEDY))
+    task: str = causal.TASK.name
 
     @property
     def weights_dir(self) -> Path:
@@ -140,7 +142,6 @@ class Proof:
     weights_dtype: str = "float32"
     longest_row: int = 0
     notes: tuple[str, ...] = ()
-
     stored_dtype: str = "16 bits"
 
     @property
@@ -182,6 +183,7 @@ def request(
     compute_dtype: str = "float32",
     weights_dtype: str = "float32",
     decoding: Mapping[str, Any] = GREEDY,
+    task: str = causal.TASK.name,
 ) -> ProofRequest:
     """A request for the first ROWS rows. Which types fit which device: weights/proof_place.py.
 
@@ -189,7 +191,7 @@ def request(
     """
     refuse_no_rows(rows)
     return ProofRequest(
-        base_dir, trained_dir, dtype, compute_dtype, weights_dtype, device, tuple(rows[:ROWS]), dict(decoding)
+        base_dir, trained_dir, dtype, compute_dtype, weights_dtype, device, tuple(rows[:ROWS]), dict(decoding), task
     )
 
 

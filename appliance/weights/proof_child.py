@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,9 @@ from appliance.errors import ApplianceError, EnvironmentUnavailable, GateRefused
 from appliance.machine import write_errors
 from appliance.process import child
 from appliance.process.files import read_json, write_json
+from appliance.tasks import causal
+from appliance.tasks import find as tasks_find
+from appliance.tasks.task import Task
 from appliance.weights import child_out_of_memory, proof_files, proof_tensors, proof_wanted, widened
 from appliance.weights.proof import TOP_TOKENS, Measures, ProofRequest, ProofRow
 from appliance.weights.shards import files_of, headers, is_adapter, stored_name
@@ -52,25 +56,25 @@ def write_reference(work_dir: Path, merged_dir: Path, load: Load) -> None:
     import torch
     from safetensors.torch import save_file
 
-    adapter_dir = wanted.trained_dir if is_adapter(wanted.trained_dir) else None
+    adapter_dir, task = wanted.trained_dir if is_adapter(wanted.trained_dir) else None, tasks_find.named(wanted.task)
     model = load(wanted.weights_dir, adapter_dir, wanted.weights_dtype, wanted.device)
     with torch.no_grad():
         compared = proof_tensors.compare(wanted, merged_dir, model)
         model = _as_computed(model, wanted)
         ids, tuned = [], []
         for row in wanted.rows:
-            said = log_probs(model, row)
+            said = log_probs(model, row, task)
             ids.append(said.topk(min(TOP_TOKENS, said.shape[1] - 1)).indices)
             tuned.append(lump(said, ids[-1]))
         if adapter_dir:
             with model.disable_adapter():
-                base, _ = _compare(model, wanted.rows, ids)
+                base, _ = _compare(model, wanted.rows, ids, task)
         weights = _round_like_a_merge(model, wanted)
-        calibrated, likeliest = _compare(model, wanted.rows, ids)
+        calibrated, likeliest = _compare(model, wanted.rows, ids, task)
         if not adapter_dir:
             del model  # one model in memory
             model = _as_computed(load(wanted.base_dir, None, wanted.weights_dtype, wanted.device), wanted)
-            base, _ = _compare(model, wanted.rows, ids)
+            base, _ = _compare(model, wanted.rows, ids, task)
     saved = {"ids": torch.cat(ids).int(), "tuned": torch.cat(tuned), "base": base, "calibrated": calibrated}
     saved |= {"agrees": likeliest == torch.cat(ids)[:, 0], **weights}
     needed = sum(tensor.nbytes for tensor in saved.values())
@@ -87,13 +91,13 @@ def examine(work_dir: Path, merged_dir: Path) -> Measures:
     wanted = _read_request(work_dir)
     import torch
     from safetensors.torch import load_file
-    from transformers import AutoModelForCausalLM
 
+    task = tasks_find.named(wanted.task)
     reference = load_file(work_dir / "reference.safetensors")
     ids = torch.split(reference["ids"].long(), [len(row.positions()) for row in wanted.rows])
     configs = proof_files.config_faults(wanted, merged_dir)
     with _blamed_on([fault for found in configs.values() for fault in found]), torch.no_grad():
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = task.load(
             merged_dir,
             dtype=getattr(torch, wanted.weights_dtype),
             device_map=wanted.device,
@@ -101,7 +105,7 @@ def examine(work_dir: Path, merged_dir: Path) -> Measures:
             use_safetensors=True,
             output_loading_info=True,
         )
-        merged, likeliest = _compare(_as_computed(model.eval(), wanted), wanted.rows, ids)
+        merged, likeliest = _compare(_as_computed(model.eval(), wanted), wanted.rows, ids, task)
     of_weights = read_json(work_dir / "weights.json")
     faults = of_weights["faults"] | configs
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -137,13 +141,12 @@ def _blamed_on(changed: list[str]) -> Iterator[None]:
         raise GateRefused(f"its configs were changed ({'; '.join(changed)}), and it does not load: {error}") from error
 
 
-def load_with_peft(model_dir: Path, adapter_dir: Path | None, dtype: str, device: str) -> Any:
-    """A model loaded by transformers and its adapter by peft, in `dtype` on `device`."""
+def load_with_peft(model_dir: Path, adapter_dir: Path | None, dtype: str, device: str, task: Task = causal.TASK) -> Any:
+    """A model of `task` loaded by transformers and its adapter by peft, in `dtype` on `device`."""
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
+    model = task.load(
         model_dir, dtype=getattr(torch, dtype), device_map=device, local_files_only=True, use_safetensors=True
     )
     if adapter_dir is None:
@@ -162,7 +165,8 @@ def main(arguments: Sequence[str]) -> int:
             child_out_of_memory.ends_the_process(),
         ):
             if verb == "reference":
-                write_reference(work_dir, merged_dir, load_with_peft)
+                task = tasks_find.named(_read_request(work_dir).task)
+                write_reference(work_dir, merged_dir, partial(load_with_peft, task=task))
             else:
                 write_json(work_dir / "measures.json", asdict(examine(work_dir, merged_dir)))
     except ApplianceError as error:
@@ -196,13 +200,13 @@ def _read_request(work_dir: Path) -> ProofRequest:
     return ProofRequest(**{**saved, "rows": rows, **{k: Path(saved[k]) for k in ("base_dir", "trained_dir")}})
 
 
-def log_probs(model: Any, row: ProofRow) -> torch.Tensor:
+def log_probs(model: Any, row: ProofRow, task: Task = causal.TASK) -> torch.Tensor:
     """(P, V) in float64: in float32 the normalisation alone would cost 1e-7 nats."""
     import torch
 
-    ids = torch.tensor([row.input_ids[:-1]], device=model.device)
-    kept = torch.tensor(row.positions(), device=model.device)
-    logits: torch.Tensor = model(input_ids=ids, logits_to_keep=kept, use_cache=False).logits[0]
+    question, answer = row.input_ids[: row.prompt_tokens], row.input_ids[row.prompt_tokens :]
+    compared = [position + 1 - len(question) for position in row.positions()]
+    logits = task.answer_logits(model, question, answer, compared)
     pieces = [piece.double().log_softmax(-1).cpu() for piece in torch.split(logits, _POSITIONS_AT_ONCE)]
     return torch.cat(pieces)
 
@@ -215,13 +219,15 @@ def lump(said: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return torch.cat([said.gather(1, ids), rest], 1)
 
 
-def _compare(model: Any, rows: Sequence[ProofRow], ids: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def _compare(
+    model: Any, rows: Sequence[ProofRow], ids: Sequence[torch.Tensor], task: Task
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities (P, K + 1), and the likeliest token at each position (P,)."""
     import torch
 
     lumped, likeliest = [], []
     for row, kept in zip(rows, ids, strict=True):
-        said = log_probs(model, row)
+        said = log_probs(model, row, task)
         lumped.append(lump(said, kept))
         likeliest.append(said.argmax(1))
     return torch.cat(lumped), torch.cat(likeliest)

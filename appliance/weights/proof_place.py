@@ -25,6 +25,7 @@ from appliance.machine import host_memory
 from appliance.machine.device import Device
 from appliance.machine.disk import human
 from appliance.process import console
+from appliance.tasks import causal
 from appliance.weights import proof
 from appliance.weights.child_out_of_memory import OutOfMemory
 from appliance.weights.model_config import GREEDY
@@ -103,6 +104,7 @@ def prove(
     device: Device,
     log_path: Path,
     decoding: Mapping[str, Any] = GREEDY,
+    task: str = causal.TASK.name,
 ) -> Proof:
     """Runs both processes in the first place with enough memory; `work_dir` is for their files and removed at the end.
 
@@ -120,6 +122,7 @@ def prove(
         device: where to compute, if it has enough memory.
         log_path: for the output of the processes.
         decoding: how evaluation decoded, as in a generation_config.json.
+        task: the name of the recipe's.
     """
     notes: list[str] = []
     ahead = places(Weights.of(merged_dir, dtype), device)
@@ -139,6 +142,7 @@ def prove(
                 compute_dtype=place.compute_dtype,
                 weights_dtype=place.weights_dtype,
                 decoding=decoding,
+                task=task,
             )
             try:
                 with proof.work_folder(work_dir):

@@ -14,6 +14,7 @@ from appliance.engines.rows_at_once import RowsAtOnce
 from appliance.engines.transformers import TransformersEngine
 from appliance.evaluation import generate
 from appliance.machine import device
+from appliance.prompt import batch as prompt_batch
 from appliance.prompt import format as prompt_format
 from appliance.recipe.fields import ModelSection
 from tests.conftest import out_of_memory_over
@@ -37,7 +38,7 @@ def test_a_batch_gives_each_row_the_logits_it_has_alone(loaded: tuple[Any, promp
     """Left padding with its mask must not move a row. Teacher-forced: free-running ids may part at a near-tie."""
     model, prompt = loaded
     rows = ids_of(prompt)
-    input_ids, mask = generate.pad_left(rows, prompt.pad_token_id)
+    input_ids, mask = prompt_batch.padded(rows, prompt.pad_token_id, left=True)
     position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
     with torch.inference_mode():
         together = model(input_ids=input_ids, attention_mask=mask, position_ids=position_ids).logits
