@@ -36,10 +36,19 @@ def run(
 ) -> tuple[MergeSummary, proof.Proof]:
     """Merges into `stage_dir/model` and proves it; `stage_dir/proof.json` is written whatever the result.
 
-    `trained_dir` holds an adapter for the base, or a whole model. The merged model is stored in `dtype`; the proof runs
-    on `device`, or on the CPU next to it (weights/proof_place.py). `decoding`: how evaluation decoded, and the release
-    will, as in a generation_config.json. `expected_bytes`: of the merged model, for the message of a full disk. `task`:
-    the recipe's. The folder is called `model` only once it is proven; a refused one is kept as `model.refused`.
+    The folder is called `model` only once it is proven; a refused one is kept as `model.refused`.
+
+    Args:
+        base_dir: the base model.
+        trained_dir: an adapter of it, or a whole model.
+        stage_dir: what is written.
+        dtype: the 16-bit type that the merged model is stored in.
+        rows: what evaluation asked and the tuned model answered.
+        device: where the proof runs, or on the CPU next to it (weights/proof_place.py).
+        decoding: how evaluation decoded, and the release will, as in a generation_config.json.
+        expected_bytes: of the merged model, for the message of a full disk.
+        task: the name of the recipe's.
+
     Raises GateRefused: a gate did not pass, or the adapter cannot be merged. EnvironmentUnavailable: disk, base files,
     memory for the proof.
     """

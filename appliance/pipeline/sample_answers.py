@@ -34,7 +34,18 @@ def of_training(
     resume_step: int,
     task: Task = causal.TASK,
 ) -> SampleAnswers:
-    """The callback that asks. `resume_step`: of the checkpoint that training continues from, or -1."""
+    """The callback that asks.
+
+    Args:
+        engine: whose model answers.
+        prompt: the format with the tokenizer.
+        train, evaluate: sections of the recipe.
+        prepare_dir: the prepared rows.
+        stage_dir: of train; where the answers are written.
+        max_seq_length: tokens that a question and its answer have at most.
+        resume_step: of the checkpoint that training continues from, or -1.
+        task: the kind of model.
+    """
     lines = samples.chosen(train.sample_answers, train.seed, prepare_dir)
     val_csv, of_rows = prepare_dir / "val.csv", dict[int, list[int]]()
     for line, row in encoded_rows.uncut(prompt, val_csv, loss_on="answer", only=lines):

@@ -183,7 +183,6 @@ def request(
     compute_dtype: str = "float32",
     weights_dtype: str = "float32",
     decoding: Mapping[str, Any] = GREEDY,
-    task: str = causal.TASK.name,
 ) -> ProofRequest:
     """A request for the first ROWS rows. Which types fit which device: weights/proof_place.py.
 
@@ -191,7 +190,7 @@ def request(
     """
     refuse_no_rows(rows)
     return ProofRequest(
-        base_dir, trained_dir, dtype, compute_dtype, weights_dtype, device, tuple(rows[:ROWS]), dict(decoding), task
+        base_dir, trained_dir, dtype, compute_dtype, weights_dtype, device, tuple(rows[:ROWS]), dict(decoding)
     )
 
 

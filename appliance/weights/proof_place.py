@@ -142,8 +142,8 @@ def prove(
                 compute_dtype=place.compute_dtype,
                 weights_dtype=place.weights_dtype,
                 decoding=decoding,
-                task=task,
             )
+            wanted = replace(wanted, task=task)
             try:
                 with proof.work_folder(work_dir):
                     proof.run_reference(wanted, work_dir, merged_dir, log_path)
