@@ -8,6 +8,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from appliance.errors import DataError
@@ -43,23 +44,23 @@ def judge(
 ) -> Judged:
     """One pass over the CSV. `spool` gets the ids of the usable rows. Raises DataError as `csv_file.read`, and
     EnvironmentUnavailable as `encode_apart.encoded`."""
-    lines, lengths, prompt_lengths, with_turns = array("q"), array("l"), array("l"), bytearray()
+    lines, lengths, prompt_lengths, with_turns = array("q"), array("i"), array("i"), bytearray()
     rejected: dict[int, str] = {}
     reasons: dict[str, str] = {}  # one text for equal reasons: a million bad rows have few
     rows, records = FirstPass(csv_path, fmt, passes), 0
 
     def encoded(read: Iterable[Row | Rejected]) -> Iterator[Row | Rejected]:
-        for row, found in encode_apart.encoded(prompt, read, csv_path, _encode):
+        for row, found in encode_apart.encoded(prompt, read, csv_path, partial(_encode, spool)):
             if isinstance(found, _Fault):
                 where = f"column {fmt.column(found.role)}: " if found.role else ""
                 yield Rejected(row.line, where + found.reason)
                 continue
             if found is not None:
-                ids, prompt_tokens = found
-                lengths.append(len(ids))
-                prompt_lengths.append(prompt_tokens)
+                length, prompt_length = found
+                lengths.append(length)
+                prompt_lengths.append(prompt_length)
                 if spool:
-                    spool.append(ids)
+                    spool.count(length)
             yield row
 
     for row in rows.records(encoded):
@@ -80,12 +81,26 @@ class _Fault:
     role: str | None
 
 
-def _encode(prompt: prompt_format.Prompt, rows: Sequence[in_batches.Cells]) -> list[tuple[array[int], int] | _Fault]:
-    """Ids as an array: it goes through the pipe as it is, a list number by number."""
-    return [
-        _Fault(str(one), _bad_role(prompt, cells)) if isinstance(one, DataError) else (array("i", one[0]), one[1])
-        for cells, one in zip(rows, in_batches.encode(prompt, rows), strict=True)
-    ]
+@dataclass(frozen=True)
+class _Lengths:
+    """What comes back of R rows whose ids are in the spool: tokens of each, and of its prompt, or its fault."""
+
+    lengths: array[int]
+    prompt_lengths: array[int]
+    faults: dict[int, _Fault]
+
+    def __iter__(self) -> Iterator[tuple[int, int] | _Fault]:
+        for number, lengths in enumerate(zip(self.lengths, self.prompt_lengths, strict=True)):
+            yield self.faults.get(number, lengths)
+
+
+def _encode(spool: Spool | None, prompt: prompt_format.Prompt, rows: Sequence[in_batches.Cells]) -> _Lengths:
+    """In a fork, which writes the ids itself: through a pipe they would be copied four times."""
+    found = in_batches.encode(prompt, rows)
+    if spool:
+        spool.append(found.ids)
+    faults = {number: _Fault(str(fault), _bad_role(prompt, rows[number])) for number, fault in found.faults.items()}
+    return _Lengths(found.lengths, found.prompt_lengths, faults)
 
 
 def _bad_role(prompt: prompt_format.Prompt, cells: in_batches.Cells) -> str | None:

@@ -21,7 +21,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from tokenizers import Tokenizer
 from tokenizers import __version__ as tokenizers_version
 
 from appliance.errors import DataError, EnvironmentUnavailable
-from appliance.prompt import tokenizer
+from appliance.prompt import fixed_start, tokenizer
 from appliance.prompt.batch import IGNORED
 from appliance.prompt.special_tokens import (
     BRACKETED,
@@ -161,9 +161,13 @@ class Prompt:
 
     def joined(self, question: Sequence[int], answer: Sequence[int], has_input: bool) -> list[int]:
         """All ids of one row, from those of its `texts`. Raises DataError: a cell contains a special token."""
+        self.refuse_commands(question, answer, has_input)
+        return [*question, *answer, self.eos_token_id]
+
+    def refuse_commands(self, question: Sequence[int], answer: Sequence[int], has_input: bool) -> None:
+        """Raises DataError: a cell contains a special token of this tokenizer."""
         self._refuse_commands(question, self._own_commands[has_input])
         self._refuse_commands(answer, {})
-        return [*question, *answer, self.eos_token_id]
 
     @cached_property
     def _frames(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -176,6 +180,14 @@ class Prompt:
         questions = user_message(_CELL), user_message(_CELL, _CELL)
         without, with_input = (tuple(self.text(question).split(_CELL)) for question in questions)
         return without, with_input
+
+    @cached_property
+    def starts(self) -> tuple[fixed_start.Start, fixed_start.Start]:
+        """What the prompt of every row without input begins with, and of every row with it: tokenized once."""
+        questions = [(user_message(cell), user_message(cell, cell)) for cell in ("x", "y")]
+        without, with_input = (list(map(self.text, pair)) for pair in zip(*questions, strict=True))
+        of_prompts = partial(fixed_start.of_prompts, self.backend, ids=self._ids)
+        return of_prompts(without), of_prompts(with_input)
 
     def labelled(self, ids: list[int], prompt_tokens: int, *, loss_on: str = "answer") -> Encoded:
         """A row from its ids, EOS included, of which the first `prompt_tokens` are the prompt."""
@@ -195,7 +207,8 @@ class Prompt:
         return {i: token.content for i, token in added.items() if token.special or i in written}
 
     @cached_property
-    def _command_ids(self) -> frozenset[int]:
+    def command_ids(self) -> frozenset[int]:
+        """Tokens that no cell may contain, and that a row has only where its format writes them."""
         return frozenset(self._commands)
 
     @cached_property
@@ -218,11 +231,11 @@ class Prompt:
         return frozenset(self._own_commands[0] | self._own_commands[1])
 
     def _refuse_commands(self, ids: Sequence[int], own: Mapping[int, int]) -> None:
-        if self._command_ids.isdisjoint(ids):
+        if self.command_ids.isdisjoint(ids):
             return
         left = Counter(own)
         for token in ids:
-            if token in self._command_ids:
+            if token in self.command_ids:
                 left[token] -= 1
                 if left[token] < 0:
                     found = self._commands[token]

@@ -27,7 +27,7 @@ _BATCH_ROWS, _BATCH_LETTERS = 256, 1 << 18  # encoded at a time, whichever comes
 _AHEAD = 1  # batches that are read while one is encoded
 _ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false"}
 _R = TypeVar("_R")
-Work = Callable[[Prompt, Sequence[Cells]], list[_R]]
+Work = Callable[[Prompt, Sequence[Cells]], Iterable[_R]]  # one for each row
 Record = Row | Rejected
 
 
@@ -75,9 +75,11 @@ def encoded(
     Raises EnvironmentUnavailable: the base's tokenizer or chat template does not end on a row, takes too much memory,
     or ends its process.
     """
+    import numpy  # noqa: F401  before the fork, whose memory has bounds
+
     waiting = deque[tuple[list[Record], float]]()
 
-    def done(worker: Worker[list[Cells], list[_R]]) -> Iterator[tuple[Record, _R | None]]:
+    def done(worker: Worker[list[Cells], Iterable[_R]]) -> Iterator[tuple[Record, _R | None]]:
         batch, seconds = waiting.popleft()
         try:
             found = iter(worker.receive(wall_seconds=seconds * LIMITS.wall_factor))
@@ -86,14 +88,13 @@ def encoded(
         for row in batch:
             yield row, next(found) if isinstance(row, Row) else None
 
-    def of_batch(rows: list[Cells]) -> list[_R]:
+    def of_batch(rows: list[Cells]) -> Iterable[_R]:
         return work(prompt, rows)
 
     with Worker(of_batch, LIMITS.memory_bytes, environ) as worker:
-        for batch in _batches(records):
-            rows = [row for row in batch if isinstance(row, Row)]
-            seconds = LIMITS.cpu(sum(map(_letters, rows)))
-            worker.send([_cells(row) for row in rows], cpu_seconds=seconds)
+        for batch, rows, letters in _batches(records):
+            seconds = LIMITS.cpu(letters)
+            worker.send(rows, cpu_seconds=seconds)
             waiting.append((batch, seconds))
             if len(waiting) > _AHEAD:
                 yield from done(worker)
@@ -101,25 +102,26 @@ def encoded(
             yield from done(worker)
 
 
-def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+def _batches(records: Iterable[Record]) -> Iterator[tuple[list[Record], list[Cells], int]]:
+    """Records, the cells of the rows among them, and the letters of those."""
     batch: list[Record] = []
+    rows: list[Cells] = []
     letters = 0
     for record in records:
         batch.append(record)
-        letters += _letters(record) if isinstance(record, Row) else 0
+        if isinstance(record, Row):
+            cells = _cells(record)
+            rows.append(cells)
+            letters += sum(map(len, cells))
         if len(batch) == _BATCH_ROWS or letters > _BATCH_LETTERS:
-            yield batch
-            batch, letters = [], 0
+            yield batch, rows, letters
+            batch, rows, letters = [], [], 0
     if batch:
-        yield batch
+        yield batch, rows, letters
 
 
 def _cells(row: Row) -> Cells:
     return row.instruction, row.input, row.output
-
-
-def _letters(row: Row) -> int:
-    return sum(map(len, _cells(row)))
 
 
 def _refusal(prompt: Prompt, rows: Sequence[Row], path: Path, lost: Lost) -> EnvironmentUnavailable:
@@ -132,7 +134,7 @@ def _refusal(prompt: Prompt, rows: Sequence[Row], path: Path, lost: Lost) -> Env
 
     with Worker(tried, LIMITS.memory_bytes, _ONE_THREAD) as worker:
         for row, what in product(rows, steps):
-            seconds = LIMITS.cpu(_letters(row))
+            seconds = LIMITS.cpu(sum(map(len, _cells(row))))
             worker.send((what, _cells(row)), cpu_seconds=seconds)
             try:
                 worker.receive(wall_seconds=seconds * LIMITS.wall_factor)

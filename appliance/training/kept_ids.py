@@ -50,18 +50,27 @@ def can_be_kept() -> bool:
 
 
 class Spool:
-    """Ids in the order in which the rows were encoded, in a file that has no name: 8 bytes a row stay in memory."""
+    """Ids in the order in which the rows were encoded, in a file that has no name: 8 bytes a row stay in memory.
+
+    Whoever encodes rows, a fork too, appends their ids; the process that writes them out is told the lengths.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._named = folder / PATTERN.format("train")  # if the disk is full
         with files.naming(self._named):
-            self._file = TemporaryFile(dir=folder)  # noqa: SIM115  closed by `close`
+            self._file = TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115  closed by `close`
         self._begins = array("q", [0])  # where each row begins, in ids
 
-    def append(self, ids: Sequence[int]) -> None:
+    def append(self, ids: array[int]) -> None:
+        """The ids of some rows, one after the other."""
+        left = memoryview(ids.tobytes())
         with files.naming(self._named):
-            self._file.write(array("i", ids))
-        self._begins.append(self._begins[-1] + len(ids))
+            while left:
+                left = left[self._file.write(left) :]
+
+    def count(self, length: int) -> None:
+        """How many of the ids are those of the next row."""
+        self._begins.append(self._begins[-1] + length)
 
     def close(self) -> None:
         self._file.close()
@@ -75,8 +84,6 @@ class Spool:
 
         path = beside(csv_path)
         schema = _schema().with_metadata({_CSV: files.sha256_of(csv_path), _FINGERPRINT: fingerprint})
-        with files.naming(self._named):
-            self._file.flush()
         with files.naming(path), pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for batch in self._batches(rows):
                 columns = [

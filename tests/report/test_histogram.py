@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def kept(csv_path: Path, rows: list[list[int]]) -> None:
     csv_path.write_text("row,instruction,input,output\n", encoding="utf-8")
     spool = kept_ids.Spool(csv_path.parent)
     for ids in rows:
-        spool.append(ids)
+        spool.append(array("i", ids))
+        spool.count(len(ids))
     spool.write(csv_path, range(len(rows)), range(len(rows)), [1] * len(rows), "")
     spool.close()
 
