@@ -41,6 +41,7 @@ class RecipeCommand(HelpCommand):
 
 def _as_set(option: str, typed: list[str]) -> list[str]:
     """`--set FIELD=VALUE` for `--epochs 3` or `--epochs=3`; empty if no field has such a name."""
+    from appliance.recipe import notify_addresses
     from appliance.recipe.resolve import near_field
 
     name = option.lstrip("-").replace("-", "_")
@@ -50,4 +51,4 @@ def _as_set(option: str, typed: list[str]) -> list[str]:
     value = next((arg.partition("=")[2] for arg in typed if arg.startswith(f"{option}=")), "")
     if option in typed[:-1] and not typed[typed.index(option) + 1].startswith("-"):
         value = typed[typed.index(option) + 1]
-    return [f"--set {field}={value or 'VALUE'}"]
+    return [f"--set {field}={'VALUE' if notify_addresses.is_secret(field) else value or 'VALUE'}"]

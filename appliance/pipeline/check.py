@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from appliance.machine import place as machine_place
 from appliance.machine.device import Device
 from appliance.machine.disk import human
 from appliance.machine.place import Place
+from appliance.notify import deliver
 from appliance.preflight import disk_needs, doctor, gpu, gpu_probe, memory_needs
 from appliance.process import files
 from appliance.recipe.fields import DataSection, ModelSection, PublishSection, TrainSection, TuningSection
@@ -54,6 +55,7 @@ def run(
     stage_dir: Path,
     again: Collection[str] = (),
     into_existing: bool = False,
+    notify: Sequence[str] = (),
 ) -> list[Finding]:
     """All findings; writes table.json. Cheap checks come first: a bad CSV is reported before any model is fetched.
 
@@ -69,10 +71,10 @@ def run(
         todo: the stages that this call will run, the only ones judged. None: it runs none, and all are judged.
         stage_dir: where table.json goes; its parent is the run directory.
         again: the stages that are redone; their old results stay until the new ones are done.
-        into_existing: whether a repository on the Hub may hold something else.
+        into_existing, notify: whether a repository on the Hub may hold something else; addresses of notifications.
 
-    Raises DataError: the CSV cannot be read. HubError: the Hub will not accept what is to be published, or cannot be
-    reached before training has begun. EnvironmentUnavailable: another finding fails.
+    Raises DataError (CSV), RecipeError (`notify`), HubError (it will not accept what is to be published, or cannot be
+    reached before training has begun), EnvironmentUnavailable (another finding fails).
     """
     ahead = set(STAGES) if todo is None or ("rehearse" in todo and rehearse != "never") else set(todo)
     loads = not ahead.isdisjoint(("train", "evaluate"))  # into the engine
@@ -82,7 +84,7 @@ def run(
         findings.append(validation.finding(validation.schedule(train, seen.sides["train"], seen.sides["val"]), train))
     findings += learning_rate.findings(train.learning_rate) if "train" in ahead else []
     place = machine_place.place()
-    findings += [*doctor.pins(place), _cache(cache_dir, place)]
+    findings += [*doctor.pins(place), _cache(cache_dir, place), *deliver.findings(notify)]
     table_path = stage_dir / "table.json"
     device = get_device() if packages.can_train() else None
     if device:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 from appliance.pipeline.job import Job
 from appliance.process import console
+from appliance.recipe import notify_addresses
 from appliance.recipe.resolve import differing, flatten
 from appliance.wording import counted
 
@@ -21,7 +22,15 @@ def show(job: Job, planned: Sequence[str], done: Collection[str]) -> None:
     console.say(f"run {recipe.name} in {run_dir.path}", style="bold")
     values = dict(flatten(recipe.model_dump()))
     shown = values if console.shows_all else differing(recipe)
-    rows = [(key, "null" if v is None else str(v), job.resolved.origins[key]) for key, v in shown.items()]
+    rows = [(key, _cell(key, value), job.resolved.origins[key]) for key, value in shown.items()]
     console.table("", ("recipe", "value", "from"), rows)
     if more := len(values) - len(shown):
         console.say(f"{counted(more, 'more field')} as by default (--verbose shows them)", style="dim")
+    if not recipe.notify and job.resolved.origins[notify_addresses.FIELD].endswith(notify_addresses.NOT_KEPT):
+        console.say("nobody is notified: a run directory keeps no addresses; set APPLIANCE_NOTIFY", style="warning")
+
+
+def _cell(key: str, value: object) -> str:
+    if isinstance(value, list) and value and notify_addresses.is_secret(key):
+        return ", ".join(f"{notify_addresses.service(address)}://…" for address in value)
+    return "null" if value is None else str(value)

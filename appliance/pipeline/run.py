@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 from appliance.engines import decoding, memory
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine import device, disk, write_errors
+from appliance.notify import ending as notify_ending
 from appliance.pipeline import before_evaluate, due, head, reads, repair
 from appliance.pipeline.job import Job
 from appliance.preflight import disk_needs
-from appliance.process import console, files, signals
+from appliance.process import console, files, known_secrets, signals
 from appliance.recipe import earlier_runs
 from appliance.recipe.resolve import Resolved
 from appliance.report import ending
@@ -55,11 +56,13 @@ def run(
     ApplianceError or Interrupted; finished stages stay finished, and the same call continues.
     """
     signals.check()
+    known_secrets.learn(*resolved.recipe.notify)
     run_dir.create()
     with (
         run_dir.lock(),
         console.log_file(run_dir.path / "appliance.log"),
         signals.acknowledged(partial(console.say, style="warning")),
+        notify_ending.told(run_dir, until, resolved.recipe.notify) as notice,
         ending.shown(run_dir.path) as page,
         outcome.recorded(run_dir),
         write_errors.explaining(run_dir.path),
@@ -95,7 +98,7 @@ def run(
             if redo and again:
                 run_dir.mark_redo(redo, made_from)
                 due.tell_what_goes(run_dir, again, until)
-        page.is_due = bool(todo)
+        page.is_due = notice.is_due = bool(todo)
         for stage in planned:
             if stage in done:
                 run_dir.drop_old(stage)
@@ -174,6 +177,7 @@ def _check(job: Job, stage_dir: Path) -> str:
             again=job.again,
             stage_dir=stage_dir,
             into_existing=job.into_existing,
+            notify=recipe.notify,
         )
     finally:
         # Also shown if a finding refuses the run; the command `check` prints the table on stdout itself.

@@ -18,6 +18,7 @@ from functools import lru_cache
 MASK = "…"
 # The variables that hold a Hub token or name its file, in order of precedence. No other place lists them.
 HUB_TOKEN_VARIABLES = ("HF_TOKEN", "HF_TOKEN_FILE", "HUGGING_FACE_HUB_TOKEN")
+NOTIFY_VARIABLE = "APPLIANCE_NOTIFY"  # addresses of notifications, each with its token or password
 # Names of environment variables that hold secrets, whatever service they are for.
 _SECRET_VARIABLE = re.compile(
     r"TOKEN(?!IZER)|SECRET|PASSWORD|PASSWD|PASSPHRASE|API_?KEY|ACCESS_?KEY|CREDENTIAL|COOKIE|WEBHOOK", re.IGNORECASE
@@ -68,7 +69,7 @@ def without(environ: Mapping[str, str], *, addresses: bool = False) -> dict[str,
     """
 
     def holds_secret(name: str, value: str) -> bool:
-        if name in HUB_TOKEN_VARIABLES or of_environment({name: value}):
+        if name in (*HUB_TOKEN_VARIABLES, NOTIFY_VARIABLE) or of_environment({name: value}):
             return True
         return addresses and _USER_AND_PASSWORD.search(value) is not None
 
@@ -124,7 +125,8 @@ class _Mask:
     """Masks these secrets: every form of each, and the pieces of the long ones."""
 
     def __init__(self, secrets: tuple[str, ...]) -> None:
-        random = [one for one in secrets if len(one) >= _SHORTEST_RANDOM and not re.search(r"\s", one)]
+        # an address is public in parts, such as its host; `known` lists those of its parts that are not
+        random = [one for one in secrets if len(one) >= _SHORTEST_RANDOM and not re.search(r"\s|://", one)]
         self._whole = sorted(_all_forms(secrets), key=len, reverse=True)
         spelled = _all_forms(tuple(random))
         self._pieces = {form[i : i + _PIECE] for form in spelled for i in range(len(form) - _PIECE + 1)}
@@ -177,7 +179,9 @@ class _Mask:
 def _known(variables: tuple[tuple[str, str], ...], learnt: frozenset[str]) -> tuple[str, ...]:
     environ = dict(variables)
     hub = (environ.get(name, "") for name in HUB_TOKEN_VARIABLES if not name.endswith("_FILE"))
-    return of_environment(environ, *learnt, *hub, *_in_addresses(environ))
+    notify = environ.get(NOTIFY_VARIABLE, "").split()
+    secrets = of_environment(environ, *learnt, *hub, *notify, *_in_addresses(environ))
+    return (*secrets, *(part for one in secrets if "://" in one for part in _in_address(one)))
 
 
 @lru_cache(maxsize=32)
@@ -194,13 +198,32 @@ def _in_addresses(environ: Mapping[str, str]) -> Iterator[str]:
     """Users and passwords in the addresses of proxies, mirrors and endpoints, as typed and as sent."""
     from urllib.parse import unquote
 
-    for value in environ.values():
-        if "@" in value:
+    for name, value in environ.items():
+        if "@" in value and name != NOTIFY_VARIABLE:
             for user, password in _USER_AND_PASSWORD.findall(value):
                 for part in (user, password):
                     yield from (form for form in {part, unquote(part)} if _tells(form))
                 if password:  # as Basic sends them, in base64: a short password is known by what stands before it
                     yield from (form for form in {f"{user}:{password}", f"{unquote(user)}:{unquote(password)}"})
+
+
+def _in_address(address: str) -> Iterator[str]:
+    """The tokens and passwords in an address that is a secret as a whole, such as a webhook's, as typed and decoded.
+
+    They stand in its path, its query or, in Apprise's addresses (slack://TOKEN/TOKEN), in the place of the host. A
+    user's name, a mail address and the name of a host are no secrets, and may occur elsewhere.
+    """
+    from urllib.parse import unquote
+
+    place, *rest = re.split(r"[/?#&,;]", address.partition("://")[2])
+    login, _, host = place.rpartition("@")
+    password = login.partition(":")[2]
+    words = [password, *(word for word in host.split(":") if "." not in word)]
+    values = (word if word.endswith("=") else word.rpartition("=")[2] for word in rest)
+    words += [value for value in values if "@" not in unquote(value)]
+    yield from {form for word in words for form in (word, unquote(word)) if _tells(form)}
+    if password:  # a short one is known by what stands before it
+        yield from {login, unquote(login)}
 
 
 def _tells(value: str) -> bool:

@@ -33,6 +33,7 @@ BEFORE: dict[str, Any] = {
     "evaluate.base_prompts": ["prompt"],
     "train.batch_size": None,
     "train.sample_answers": 0,
+    "notify": [],
 }
 ORIGIN = "as before this field"  # of such a value, in recipe.yaml
 

@@ -1,8 +1,8 @@
 """The recipe: one frozen, strict model of everything a run depends on; each field's description is its documentation.
 
 Each section has a module of its own; whoever needs one imports it from here. `recipe/resolve.py` fills them from YAML,
-the environment and --set. The whole Recipe stops in pipeline/run.py: below it go single sections or plain values. No
-secret is ever part of a recipe.
+the environment and --set. The whole Recipe stops in pipeline/run.py: below it go single sections or plain values. The
+addresses of `notify` are the only secrets that a recipe may hold (recipe/notify_addresses.py).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from appliance.recipe.data_fields import Section
 from appliance.recipe.evaluate_fields import EvaluateSection as EvaluateSection
 from appliance.recipe.evaluate_fields import SamplingSection as SamplingSection
 from appliance.recipe.model_fields import ModelSection as ModelSection
+from appliance.recipe.notify_addresses import Addresses
 from appliance.recipe.publish_fields import PublishSection as PublishSection
 from appliance.recipe.train_fields import TrainSection as TrainSection
 from appliance.recipe.tuning_fields import TuningSection as TuningSection
@@ -49,6 +50,13 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
     publish: PublishSection = PublishSection()
+    notify: Addresses = Field(
+        [],
+        repr=False,
+        description="Where to send one message when the run has ended, however it did: addresses of Apprise, as a list "
+        "or separated by spaces. They are secrets: better in APPLIANCE_NOTIFY than in a file. No run directory keeps "
+        "them.",
+    )
 
     @field_validator("name")
     @classmethod

@@ -25,6 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from appliance import bounds
 from appliance.errors import RecipeError
+from appliance.recipe import notify_addresses
 from appliance.recipe.fields import Recipe, fields
 
 SHOWN = 50  # wrong fields listed in an error; the recipe has fewer right ones
@@ -48,16 +49,19 @@ class Resolved:
     origins: Mapping[str, str]
 
     def to_yaml(self) -> str:
-        """The whole recipe as YAML, each value with its origin; `load` reads it back."""
+        """The whole recipe but for the addresses of `notify`, as YAML, each value with its origin; `load` reads it."""
         lines: list[str] = []
         section: tuple[str, ...] = ()
+        origins = dict(self.origins)
         for key, value in flatten(self.recipe.model_dump()):
+            if notify_addresses.is_secret(key) and value:
+                value, origins[key] = notify_addresses.IN_RUN_DIR, origins[key] + notify_addresses.NOT_KEPT
             *parents, leaf = key.split(".")
             for depth, parent in enumerate(parents):
                 if section[: depth + 1] != tuple(parents[: depth + 1]):
                     lines.append("  " * depth + parent + ":")
             section = tuple(parents)
-            lines.append("  " * len(parents) + f"{leaf}: {as_yaml(value)}  # {self.origins[key]}")
+            lines.append("  " * len(parents) + f"{leaf}: {as_yaml(value)}  # {origins[key]}")
         return "\n".join(lines) + "\n"
 
 
@@ -84,7 +88,7 @@ def load(source: str, *, overrides: Sequence[str] = (), environ: Mapping[str, st
             put(given, key, _typed(key, text))
             origins[key] = origin
         except ValueError as error:  # pydantic's ValidationError is one, too
-            problems.append(f"{key} ({origin}): {_first_message(error)}; found {text!r}")
+            problems.append(f"{key} ({origin}): {_first_message(error, key)}{_found(key, text)}")
     recipe: Recipe | None = None
     try:
         recipe = Recipe.model_validate(given)
@@ -171,10 +175,13 @@ def read_text(path: Path) -> str:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    text = read_text(path)
     try:
-        given = bounds.yaml_of(read_text(path), bounds.LARGEST_RECIPE, _Loader)
+        given = bounds.yaml_of(text, bounds.LARGEST_RECIPE, _Loader)
     except ValueError as error:
-        raise RecipeError(f"{path}: not a readable YAML file: {error}", hint="recipes are UTF-8 YAML") from error
+        # PyYAML quotes the line, which may hold an address
+        told = re.sub(r":\n {4}.*\n *\^", "", str(error)) if notify_addresses.FIELD in text else str(error)
+        raise RecipeError(f"{path}: not a readable YAML file: {told}", hint="recipes are UTF-8 YAML") from error
     if not isinstance(given, dict):
         raise RecipeError(f"{path}: expected sections such as `model:` and `data:`, found {type(given).__name__}")
     return given
@@ -222,7 +229,8 @@ def _from_set(overrides: Sequence[str], problems: list[str]) -> Iterator[tuple[s
     for item in overrides:
         key, sign, text = item.partition("=")
         if not sign:
-            problems.append(f"--set {item}: expected KEY=VALUE, for example --set train.epochs=1")
+            shown = item.partition("://")[0]  # what follows may be a secret
+            problems.append(f"--set {shown}: expected KEY=VALUE, for example --set train.epochs=1")
         elif key not in _leaves():
             problems.append(f"--set {key}: no such field{_near(key)}")
         else:
@@ -278,7 +286,7 @@ def _explain(error: Any, origins: Mapping[str, str]) -> str:
         message = "a text that UTF-8 can write is needed"
     if error["type"] == "value_error" and isinstance(error["input"], dict):  # of fields together: it names them itself
         return str(message)
-    return f"{key}{where}: {message}; found {error['input']!r}" if key else message
+    return f"{key}{where}: {message}{_found(key, error['input'])}" if key else message
 
 
 def near_field(key: str) -> str | None:
@@ -296,5 +304,11 @@ def _near(key: str) -> str:
     return f"; did you mean `{near}`?" if (near := near_field(key)) else ""
 
 
-def _first_message(error: Exception) -> str:
-    return " or ".join(e["msg"] for e in error.errors()) if isinstance(error, ValidationError) else str(error)
+def _found(key: str, value: Any) -> str:
+    return "" if notify_addresses.is_secret(key) else f"; found {value!r}"
+
+
+def _first_message(error: Exception, key: str) -> str:
+    if isinstance(error, ValidationError):
+        return " or ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
+    return "not a list in YAML" if notify_addresses.is_secret(key) else str(error)  # PyYAML's errors quote the text

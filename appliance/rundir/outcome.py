@@ -31,12 +31,17 @@ def recorded(run_dir: RunDir) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-        kind: Kind = "stopped" if stopped else "refused" if isinstance(error, _REFUSALS) else "failed"
         message = redact.redact(str(error).partition("\n")[0], redact.names_here())
         with suppress(OSError):  # a full disk: the error itself matters more
-            files.write_json(path, {"kind": kind, "stage": run_dir.under_way, "message": message})
+            files.write_json(path, {"kind": kind_of(error), "stage": run_dir.under_way, "message": message})
         raise
+
+
+def kind_of(error: BaseException) -> Kind:
+    """Whether it stopped what was under way, refused it, or is its failure."""
+    if isinstance(error, Interrupted | KeyboardInterrupt):
+        return "stopped"
+    return "refused" if isinstance(error, _REFUSALS) else "failed"
 
 
 def last(run_dir: RunDir) -> dict[str, str]:

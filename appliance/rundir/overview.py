@@ -42,14 +42,14 @@ def notes(told: dict[str, Any]) -> list[str]:
     return [*filter(None, [told["message"]]), *(f"published: {place}" for place in told["published"])]
 
 
-def of_run(run_dir: RunDir) -> dict[str, Any]:
-    """One run, as `overview` has it."""
+def of_run(run_dir: RunDir, *, at_work: bool | None = None) -> dict[str, Any]:
+    """One run, as `overview` has it. `at_work`: whether a process is at work there; None: as its lock says."""
     states = {stage: _state(run_dir, stage) for stage in STAGES}
     ended = outcome.last(run_dir)
     begun = [stage for stage in STAGES if states[stage]]
     unfinished = [stage for stage in begun if states[stage] == "stopped"]
     stage = ended.get("stage") or (unfinished or begun or [""])[-1]
-    running = run_dir.is_locked
+    running = run_dir.is_locked if at_work is None else at_work
     if running:
         state = "running"
     elif "damaged" in states.values():

@@ -103,8 +103,9 @@ def test_what_compose_sets_is_understood(services: dict[str, dict[str, Any]]) ->
     """Empty means unset; a value reaches its field."""
     names = {name for name in services["train"]["environment"] if name.startswith("APPLIANCE_")}
     assert resolve.load("demo", environ=dict.fromkeys(names, "")).recipe == resolve.load("demo", environ={}).recipe
-    chosen = resolve.load("demo", environ={**dict.fromkeys(names, "x/y")}).recipe
-    assert (chosen.model.id, chosen.publish.repo_id) == ("x/y", "x/y")
+    given = {**dict.fromkeys(names, "x/y"), "APPLIANCE_NOTIFY": "json://x/y"}
+    chosen = resolve.load("demo", environ=given).recipe
+    assert (chosen.model.id, chosen.publish.repo_id, chosen.notify) == ("x/y", "x/y", ["json://x/y"])
 
 
 def test_the_dockerfile_keeps_its_promises() -> None:

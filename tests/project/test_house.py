@@ -15,7 +15,7 @@ FLOORS = {
     **dict.fromkeys(("process", "machine", "recipe", "prompt"), 1),
     "tasks": 2,
     **dict.fromkeys(("rows", "rundir", "hub", "engines", "weights", "listening"), 3),
-    **dict.fromkeys(("base_model", "training", "evaluation", "release", "preflight"), 4),
+    **dict.fromkeys(("base_model", "training", "evaluation", "release", "preflight", "notify"), 4),
     "report": 5,
     **dict.fromkeys(("serving", "pipeline", "web"), 6),
     "cli": 7,
