@@ -36,6 +36,7 @@ from appliance.serving.answering import Answer, Answered, Answering, NoPrompt, Q
 from appliance.serving.api_door import Door, error_body
 from appliance.serving.line import Closing, Full, TooLong
 from appliance.serving.requests import Asked, AskedInChat, AskedToComplete, BadRequest
+from appliance.wording import counted
 
 MOST_BYTES = 1 << 20  # of a request: several times the text that any model's positions hold
 _BODY_SECONDS = 30.0  # for a request to arrive
@@ -115,7 +116,7 @@ async def _answered(served: Served, request: Request, kind: type[Asked]) -> Resp
     except NoPrompt as fault:
         return _error(400, str(fault), param="messages" if kind is AskedInChat else "prompt", code=fault.code)
     except Full:
-        said = f"{served.answering.line.waiting} questions are waiting already: try again later"
+        said = f"{counted(served.answering.line.waiting, 'question')} waiting already: try again later"
         return _error(429, said, code="rate_limit_exceeded", headers=_TRY_AGAIN)
     except TooLong:
         return _error(503, "the turn of this question did not come in time: try again later", headers=_TRY_AGAIN)
@@ -160,7 +161,7 @@ def _question(served: Served, asked: Asked) -> tuple[Question, int]:
         )
     else:
         assert isinstance(asked, AskedToComplete)
-        text = asked.text_or_ids
+        text = asked.prompt
     return Question(text, asked.limit, asked.temperature, asked.top_p, asked.seed, asked.stops), left_out
 
 

@@ -6,10 +6,10 @@ Shapes as in OpenAI's API reference, "Create chat completion" and "Create comple
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from appliance import bounds
 from appliance.prompt import turns
@@ -49,6 +49,20 @@ class BadRequest(Exception):
         self.message, self.param, self.code, self.status = message, param, code, status
 
 
+def _listed(make: Callable[[str], Any]) -> BeforeValidator:
+    """A text alone counts as a list of one."""
+    return BeforeValidator(lambda value: [make(value)] if isinstance(value, str) else value)
+
+
+def _prompt(value: Any) -> Any:
+    """Raises ValueError: neither a text, nor one in a list, nor token ids."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        return value[0]
+    if isinstance(value, str) or (isinstance(value, list) and value and all(type(one) is int for one in value)):
+        return value
+    raise ValueError("expected one text, or the token ids of one prompt")
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
     type: Literal["text"]
@@ -58,13 +72,13 @@ class _Part(BaseModel):
 class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid")
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[_Part]
+    content: Annotated[list[_Part], _listed(lambda text: {"type": "text", "text": text})]
     name: str | None = None
     refusal: None = None
 
     @property
     def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return "".join(part.text for part in self.content)
 
 
 class _StreamOptions(BaseModel):
@@ -73,7 +87,7 @@ class _StreamOptions(BaseModel):
     include_obfuscation: bool | None = None
 
 
-_Stop = Annotated[str, Field(min_length=1, max_length=200)]
+_Stops = Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=4), _listed(str)]
 
 
 class Asked(BaseModel):
@@ -89,7 +103,7 @@ class Asked(BaseModel):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
-    stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
+    stop: _Stops | None = None
 
     @property
     def limit(self) -> int | None:
@@ -97,7 +111,7 @@ class Asked(BaseModel):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return tuple(self.stop or ())
 
     @property
     def wants_usage(self) -> bool:
@@ -108,12 +122,7 @@ class Asked(BaseModel):
 class AskedToComplete(Asked):
     """`prompt`: text, to which the tokenizer adds BOS if it does so, or token ids as they are."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)] | Annotated[list[int], Field(min_length=1)]
-
-    @property
-    def text_or_ids(self) -> str | list[int]:
-        first = self.prompt[0]
-        return first if isinstance(first, str) and isinstance(self.prompt, list) else self.prompt  # type: ignore[return-value]
+    prompt: Annotated[Any, BeforeValidator(_prompt)]
 
 
 class AskedInChat(Asked):
@@ -160,9 +169,9 @@ def read(kind: type[Asked], body: bytes) -> Asked:
 
 
 def _explained(error: ValidationError, kind: type[Asked]) -> BadRequest:
-    """One fault, by its field. A value of several shapes (a text or parts) is tried as each: the deepest tells most."""
-    first = max(error.errors(include_url=False, include_context=False), key=lambda fault: len(fault["loc"]))
-    where = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("list[", "str", "function-")))
+    """The first fault, by its field."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
         return BadRequest(f"{where}: {kind.fields_of} has no such field here", param=where, code="unknown_parameter")
     seen = "" if first["type"] == "missing" else f" (it is {_short(first['input'])})"
