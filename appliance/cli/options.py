@@ -25,6 +25,14 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set one field, for example train.epochs=1. May be repeated."),
 ]
+FromOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="RUN_DIR",
+        help="Train the adapter of a finished run on, with this CSV: its test rows stay test rows.",
+    ),
+]
 RedoOption = Annotated[str | None, typer.Option("--redo", metavar="STAGE", help="Redo this stage and all later ones.")]
 RunsOption = Annotated[
     Path, typer.Option("--runs-dir", metavar="FOLDER", envvar="APPLIANCE_RUNS_DIR", help="Where run directories are.")

@@ -13,6 +13,7 @@ from appliance.cli.options import (
     USUAL_CACHE_DIR,
     CacheOption,
     EvenIfWorseOption,
+    FromOption,
     IntoExistingOption,
     JsonOption,
     RecipeArgument,
@@ -29,6 +30,7 @@ from appliance.errors import RecipeError
 
 def run(
     source: RecipeArgument = None,
+    from_: FromOption = None,
     set_: SetOption = None,
     redo: RedoOption = None,
     even_if_worse: EvenIfWorseOption = False,
@@ -46,11 +48,18 @@ def run(
     appliance run data/train.csv
 
     appliance run my.yaml --set train.epochs=1 --set name=short
+
+    appliance run --from runs/shop data/more.csv
     """
     from appliance.recipe import resolve
 
     allowed = {"even_if_worse": even_if_worse, "into_existing": into_existing}
-    if source and resolve.is_csv(source):
+    if from_:
+        from appliance.pipeline import next_run
+
+        source, values = next_run.of_run(from_, source)
+        set_ = [*values, *(set_ or [])]
+    elif source and resolve.is_csv(source):
         from appliance.pipeline import first_run
 
         source, values = first_run.of_csv(source)

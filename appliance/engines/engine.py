@@ -36,10 +36,17 @@ class Engine(Protocol):
         max_seq_length: int,
         seed: int,
         token_rows: Sequence[int] = (),
+        start_from: Path | None = None,
     ) -> Loaded:
         """A PEFT model ready to train, its adapters initialized from `seed`; with `method: full`, the base itself.
 
-        `token_rows`: ids whose rows of embeddings and head are trained beside the adapters (engines/token_rows.py).
+        Args:
+            base_dir: the base's files.
+            model, tuning: sections of the recipe.
+            max_seq_length: tokens of the longest row.
+            seed: of new adapters.
+            token_rows: ids whose rows of embeddings and head are trained beside the adapters (engines/token_rows.py).
+            start_from: folder of an adapter of the same kind, whose weights are trained on in place of new ones.
         """
         ...
 

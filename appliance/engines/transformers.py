@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoConfig, BitsAndBytesConfig
 
-from appliance.engines import answer_head, decoding, master_weights
+from appliance.engines import answer_head, decoding, master_weights, start_adapter
 from appliance.engines import loaded as engines_loaded
 from appliance.engines import token_rows as engines_token_rows
 from appliance.engines.engine import Loaded, load_failures, refuse_too_long
@@ -46,6 +46,7 @@ class TransformersEngine:
         max_seq_length: int,
         seed: int,
         token_rows: Sequence[int] = (),
+        start_from: Path | None = None,
     ) -> Loaded:
         """See Engine. Raises EnvironmentUnavailable: the weights do not load, or the base lacks a target module."""
         refuse_too_long(base_dir, max_seq_length)
@@ -71,12 +72,13 @@ class TransformersEngine:
             trainable_token_indices=engines_token_rows.indices(base, token_rows),
         )
         try:
-            return engines_token_rows.complete(get_peft_model(base, config), trains=True), tokenizer
+            tuned = get_peft_model(base, config)
         except ValueError as error:  # peft: "Target modules … not found in the base model"
             raise EnvironmentUnavailable(
                 f"adapters cannot be attached to this base: {error}",
                 hint="tuning.target_modules=all-linear fits every architecture",
             ) from error
+        return engines_token_rows.complete(start_adapter.load(tuned, start_from), trains=True), tokenizer
 
     def load_for_inference(self, base_dir: Path, model: ModelSection, adapter_dir: Path | None) -> Loaded:
         """See Engine."""

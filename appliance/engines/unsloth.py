@@ -68,12 +68,14 @@ class UnslothEngine:
         max_seq_length: int,
         seed: int,
         token_rows: Sequence[int] = (),
+        start_from: Path | None = None,
     ) -> Loaded:
         """See Engine. Raises EnvironmentUnavailable: as in the transformers engine."""
         base, tokenizer = self._load(base_dir, model, max_seq_length, full=tuning.method == "full")
         if tuning.method == "full":
             return base, tokenizer
-        from appliance.engines import token_rows as engines_token_rows  # it imports peft
+        from appliance.engines import start_adapter  # they import peft
+        from appliance.engines import token_rows as engines_token_rows
 
         try:
             tuned = self._unsloth.get_peft_model(
@@ -94,7 +96,7 @@ class UnslothEngine:
                 f"adapters cannot be attached to this base: {error}",
                 hint="tuning.target_modules=all-linear fits every architecture",
             ) from error
-        return engines_token_rows.complete(tuned, trains=True), tokenizer
+        return engines_token_rows.complete(start_adapter.load(tuned, start_from), trains=True), tokenizer
 
     def load_for_inference(self, base_dir: Path, model: ModelSection, adapter_dir: Path | None) -> Loaded:
         """See Engine."""

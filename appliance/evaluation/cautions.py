@@ -39,14 +39,20 @@ class Judged:
     scores: Scores  # of the tuned model
     verdict: str
     val_losses: Sequence[tuple[int, float]]  # (step, loss), the first before step 1; nats per token
+    continued: str | None = None  # the earlier run that training began with; None: the base
 
     def rows(self, indexes: Sequence[int]) -> tuple[CautionRow, ...]:
-        return tuple(
-            CautionRow(self.lines[i], _short(self.wanted[i]), _short(self.got[i])) for i in indexes[:SHOWN_ROWS]
-        )
+        wanted, got = ([texts[i] for i in indexes] for texts in (self.wanted, self.got))
+        return caution_rows([self.lines[i] for i in indexes], wanted, got)
 
     def f1(self) -> list[float]:
         return scores.per_row("f1", self.wanted, self.got, self.unit)
+
+
+def caution_rows(lines: Sequence[int], wanted: Sequence[str], got: Sequence[str]) -> tuple[CautionRow, ...]:
+    """The first rows of these, their texts shortened."""
+    rows = zip(lines[:SHOWN_ROWS], wanted, got, strict=False)
+    return tuple(CautionRow(line, _short(one), _short(other)) for line, one, other in rows)
 
 
 def found_in(judged: Judged) -> tuple[Caution, ...]:
@@ -113,6 +119,12 @@ def base_was_best(judged: Judged) -> Caution | None:
     if not after or not min(after)[0] > before:  # also if `before` is NaN
         return None
     loss, step = min(after)
+    if judged.continued is not None:
+        return Caution(
+            "earlier_was_best",
+            f"the run {judged.continued} was best: the val loss was {before:.4f} before the first step and never as "
+            f"low again (at best {loss:.4f}, at step {step}); lower train.learning_rate, or keep that run",
+        )
     return Caution(
         "base_was_best",
         f"the base was best: the val loss was {before:.4f} before the first step and never as low again (at best "

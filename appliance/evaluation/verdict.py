@@ -12,7 +12,7 @@ from appliance.evaluation.generate import Answer
 from appliance.evaluation.interval import Verdict, paired
 from appliance.findings import Caution, qualified
 from appliance.rows import csv_file
-from appliance.rundir import base_asked
+from appliance.rundir import base_asked, earlier_compared
 from appliance.wording import counted
 
 # Nearer: a higher primary metric than the base's answer. win: nearer, and right. closer: nearer, not known to be right.
@@ -32,7 +32,7 @@ class Comparison:
 
     `base`: the base as it answered best, asked in the way `base_asked` (rundir/base_asked.py); its loss is always that
     under our prompt. `bases`: its scores in every way. `base_examples`: the fewest and the most examples in a prompt.
-    `bases_left_out`: why it was not asked in some way.
+    `bases_left_out`: why it was not asked in some way. `earlier`: evaluation/earlier_run.py, if the run continues one.
     """
 
     rows: int
@@ -54,6 +54,7 @@ class Comparison:
     base_examples: tuple[int, int] | None = None
     bases_left_out: dict[str, str] = field(default_factory=dict)
     cautions: tuple[Caution, ...] = ()
+    earlier: dict[str, Any] | None = None
 
     @property
     def rows_judged(self) -> int:
@@ -77,6 +78,7 @@ class Comparison:
             f"(difference {low:+.1%} to {high:+.1%}): {found}{why}; "
             f"exact match {self.base.exact_match:.1%} -> {self.tuned.exact_match:.1%}{facts_right}"
             + (f"; {counted(self.cut_rows, 'long answer')} cut for the loss" if self.cut_rows else "")
+            + "".join(f"; {one}" for one in earlier_compared.sentences(asdict(self)))
         )
 
 

@@ -27,6 +27,7 @@ from appliance.recipe.fields import DataSection, ModelSection, PublishSection, T
 from appliance.release import base as release_base
 from appliance.rows import survey
 from appliance.rows.csv_file import Row
+from appliance.rows.kept_sides import KeptSides
 from appliance.rundir.directory import STAGES
 from appliance.rundir.token_choice import TokenChoice
 from appliance.training import learning_rate, validation
@@ -56,18 +57,18 @@ def run(
     again: Collection[str] = (),
     into_existing: bool = False,
     notify: Sequence[str] = (),
+    kept_sides: KeptSides | None = None,
 ) -> list[Finding]:
     """All findings; writes table.json. Cheap checks come first: a bad CSV is reported before any model is fetched.
 
     Args:
         data, model, tuning, train, publish: sections of the recipe.
-        csv_path: None if the CSV is gone and its rows are in the run directory already.
+        csv_path: None if the CSV is gone and its rows are in the run directory; kept_sides: of a run that is continued.
         cache_dir: where kernels are compiled to and the demo's base is.
         get_base: finds the base model, and tries its tokenizer with rows of the CSV; asked once the machine has passed.
         get_device: looks at the GPU, or the CPU.
         get_tokens: what was found out about EOS and the template's tokens; None while the weights are not here.
-        engine: the recipe's `engine`.
-        rehearse: the recipe's `rehearse`, or always if the stage was asked for by name.
+        engine, rehearse: of the recipe; `rehearse` is always if the stage was asked for by name.
         todo: the stages that this call will run, the only ones judged. None: it runs none, and all are judged.
         stage_dir: where table.json goes; its parent is the run directory.
         again: the stages that are redone; their old results stay until the new ones are done.
@@ -78,7 +79,7 @@ def run(
     """
     ahead = set(STAGES) if todo is None or ("rehearse" in todo and rehearse != "never") else set(todo)
     loads = not ahead.isdisjoint(("train", "evaluate"))  # into the engine
-    seen = _survey(csv_path, data, train.seed) if csv_path else None
+    seen = _survey(csv_path, data, train.seed, kept_sides) if csv_path else None
     findings = survey.findings(seen) if seen else []
     if seen and "train" in ahead:
         findings.append(validation.finding(validation.schedule(train, seen.sides["train"], seen.sides["val"]), train))
@@ -153,12 +154,12 @@ def _cache(cache_dir: Path, place: Place) -> Finding:
     )
 
 
-def _survey(csv_path: Path, data: DataSection, seed: int) -> survey.Survey:
+def _survey(csv_path: Path, data: DataSection, seed: int, kept: KeptSides | None) -> survey.Survey:
     """What is in the CSV. Raises DataError: it cannot be read, or has too few rows to split.
 
     Bad rows are a warning here: `prepare`, which has the ledger, refuses them.
     """
-    seen = survey.of_csv(csv_path, data, seed)
+    seen = survey.of_csv(csv_path, data, seed, kept)
     if seen.too_few:
         raise DataError(f"{csv_path}: {seen.too_few}", hint=seen.too_few.hint) from seen.too_few
     return seen

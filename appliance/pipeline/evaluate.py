@@ -9,8 +9,7 @@ which are shown but not scored, as evaluate.sampling says.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,10 +21,10 @@ from appliance.base_model.base import Base
 from appliance.engines import decoding, memory, rows_by_memory
 from appliance.engines.engine import Engine
 from appliance.engines.rows_at_once import RowsAtOnce
-from appliance.errors import DataError
 from appliance.evaluation import (
     base_prompts,
     cautions,
+    earlier_run,
     extra_questions,
     facts,
     generate,
@@ -39,6 +38,8 @@ from appliance.evaluation.verdict import Comparison, compare, stop_rates
 from appliance.findings import Caution
 from appliance.machine import device as machine_device
 from appliance.machine.device import Device
+from appliance.pipeline import test_rows
+from appliance.pipeline.models_asked import each_model
 from appliance.process import console, files
 from appliance.prompt import format as prompt_format
 from appliance.prompt.encoding import Encoding
@@ -49,7 +50,6 @@ from appliance.rundir import results
 from appliance.tasks import causal
 from appliance.tasks.task import Task
 from appliance.training import encoded_rows
-from appliance.weights.shards import is_adapter
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ class _Asked:
     val_rows: Sequence[prompt_format.Encoded]  # those that training was evaluated on
     others: Sequence[str] | None  # another model's answers to `rows`
     task: Task
+    is_old: Sequence[bool]  # whether each of `rows` tested the earlier run
+    continued: str | None  # the name of the earlier run; None if this one continues no other
 
     @property
     def cut_rows(self) -> int:
@@ -79,10 +81,13 @@ class _Asked:
 
 @dataclass
 class _Seen:
-    """What the models answered, `base` first, then `tuned`. Losses in nats per trained token."""
+    """What the models answered: `base`, `tuned`, and `earlier` if the run continues another. Losses in nats per trained
+    token.
+    """
 
     bases: dict[str, list[Answer]] = field(default_factory=dict)  # the base's answers, by the way in which it was asked
     tuned: list[Answer] = field(default_factory=list)
+    earlier: list[Answer] = field(default_factory=list)
     answers_to_extra: dict[str, list[str]] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)
     val_loss: dict[str, Any] = field(default_factory=dict)  # of the tuned model: `again`, and how it was computed
@@ -128,7 +133,7 @@ def run(
             _take_what_fits(seen, base, device, asked, loaded.dtype.itemsize)
         _ask(who, loaded, engine, asked, evaluate, seed, seen)
 
-    _each_model(engine, base, model, trained_dir, ask)
+    each_model(engine, base, model, trained_dir, results.earlier_adapter(prepare_dir), ask)
     files.write_json(stage_dir / "proof_rows.json", _proof_rows(asked, seen))
     files.write_json(stage_dir / gates.MEASURES, _measures(asked, seen, fit, in_4bit=model.load_in_4bit))
     groups_of = results.read_groups(prepare_dir / results.TEST_GROUPS)
@@ -141,13 +146,19 @@ def run(
     bases = base_prompts.scored(seen.bases, wanted, seen.losses["base"])
     comparison = replace(comparison, base_asked=best, bases=bases, cut_rows=asked.cut_rows, **asked.of_base.as_json())
     comparison = replace(comparison, cautions=_cautions(asked, seen, comparison, trained_dir.parent))
+    if asked.continued is not None:
+        given, loss = answers | {"earlier": seen.earlier}, seen.losses["earlier"]
+        comparison = earlier_run.beside(comparison, asked.rows, asked.is_old, given, groups, asked.continued, loss)
     figures = asdict(comparison) | {"rows_of_test": asked.rows_of_test}
+    if comparison.earlier is None:  # metrics.json has the key only if there is something to say
+        del figures["earlier"]
     if asked.others is not None:
         name, ours = Path(str(evaluate.other_answers)).stem, row_scores["tuned"]
         compared = other_model.score(name, wanted, asked.others, ours, groups, unit=unit, primary=evaluate.primary)
         figures["other"] = compared.as_json()
     more = {way: given for way, given in seen.bases.items() if way != best}
-    predictions.write(stage_dir / results.PREDICTIONS, asked.rows, answers, row_scores, unit, asked.others, more)
+    beside = predictions.columns(asked.others, more, seen.earlier, asked.is_old)
+    predictions.write(stage_dir / results.PREDICTIONS, asked.rows, answers, row_scores, unit, beside)
     if asked.extra:
         extra = seen.answers_to_extra
         extra_questions.write(stage_dir / results.EXTRA_ANSWERS, asked.extra, extra["base"], extra["tuned"])
@@ -168,8 +179,9 @@ def _questions(
     """Everything that is asked, before a model is loaded. `fit`: train/fit.json. Raises DataError, RecipeError."""
     tokenizer = AutoTokenizer.from_pretrained(str(trained_dir), local_files_only=True, trust_remote_code=False)
     prompt = prompt_format.from_transformers(prompt_name, tokenizer)
-    test_rows = csv_file.read_canonical(prepare_dir / "test.csv")
-    rows = _chosen(test_rows, evaluate.max_rows, seed)
+    every = csv_file.read_canonical(prepare_dir / "test.csv")
+    taken = results.read_taken(prepare_dir)
+    rows = test_rows.chosen(every, taken, evaluate.max_rows, seed)
     if evaluate.primary == "facts_right":
         facts.refuse_without(row.output for row in rows)
     extra = extra_questions.collect(evaluate.extra_prompts, prepare_dir / "train.csv", evaluate.train_questions, seed)
@@ -180,12 +192,12 @@ def _questions(
     test_csv = prepare_dir / "test.csv"
     whole = list(encoded_rows.uncut(prompt, test_csv, loss_on="answer", only=[row.line for row in rows]))
     of_rows = [row.input_ids[: row.prompt_tokens] for _, row in whole]
-    room = _room(base.max_positions, of_rows, evaluate.max_new_tokens)
+    room = test_rows.room(base.max_positions, of_rows, evaluate.max_new_tokens)
     ours = base_prompts.Way(base_prompts.PROMPT, prompt, of_rows, room)
     return _Asked(
         prompt=prompt,
         rows=rows,
-        rows_of_test=len(test_rows),
+        rows_of_test=len(every),
         encoded=[encoded_rows.fitting(prompt, test_csv, encoding, line, row) for line, row in whole],
         answer_tokens=[len(row) - row.prompt_tokens for _, row in whole],
         ours=ours,
@@ -201,33 +213,18 @@ def _questions(
         ),
         extra=extra,
         extra_prompts=of_extra,
-        room_of_extra=_room(base.max_positions, of_extra, evaluate.max_new_tokens),
+        room_of_extra=test_rows.room(base.max_positions, of_extra, evaluate.max_new_tokens),
         val_rows=val_rows,
         others=others,
         task=task,
+        is_old=[row.line in taken for row in rows],
+        continued=next((line["run"] for line in taken.values()), None),
     )
 
 
 def _evaluated(fit: Mapping[str, Any]) -> dict[str, Any]:
     """Which val rows training was evaluated on; a training before there was a choice took all of them."""
     return dict(fit.get("evaluation", {"lines": None}))
-
-
-def _each_model(
-    engine: Engine, base: Base, model: ModelSection, trained_dir: Path, ask: Callable[[str, Any], None]
-) -> None:
-    """Calls `ask` with "base" and its model, then with "tuned" and its model; never are two in memory."""
-    if is_adapter(trained_dir):
-        tuned, _ = engine.load_for_inference(base.dir, model, trained_dir)
-        with tuned.disable_adapter():
-            ask("base", tuned)
-        ask("tuned", tuned)
-        del tuned
-    else:
-        for who, folder in (("base", base.dir), ("tuned", trained_dir)):
-            ask(who, engine.load_for_inference(folder, model, None)[0])
-            engine.release()
-    engine.release()
 
 
 def _ask(
@@ -237,7 +234,8 @@ def _ask(
     sampling = decoding.from_recipe(evaluate.sampling, seed=seed)
     pad, task = asked.prompt.pad_token_id, asked.task
     ways = asked.of_base.asked if who == "base" else (asked.ours,)
-    with console.Steps(f"answers of the {who} model", len(ways) * len(asked.rows) + len(asked.extra)) as bar:
+    extra = () if who == "earlier" else asked.extra_prompts
+    with console.Steps(f"answers of the {who} model", len(ways) * len(asked.rows) + len(extra)) as bar:
         seen.losses[who] = mean_loss(engine, loaded, asked.encoded, pad, seen.in_losses, bar.between, task)
         if who == "tuned":  # its adapter, or all of it, has just come from disk: as good as the best?
             seen.val_loss["again"] = mean_loss(engine, loaded, asked.val_rows, pad, seen.in_losses, bar.between, task)
@@ -256,10 +254,12 @@ def _ask(
             given = answer(way.prompt, way.prompts, stop=stop, max_new_tokens=way.room, sampling=scored)
             if who == "base":
                 seen.bases[way.name] = given
-            else:
+            elif who == "tuned":
                 seen.tuned = given
+            else:
+                seen.earlier = given
         to_extra = answer(
-            asked.prompt, asked.extra_prompts, stop=evaluate.stop, max_new_tokens=asked.room_of_extra, sampling=sampling
+            asked.prompt, extra, stop=evaluate.stop, max_new_tokens=asked.room_of_extra, sampling=sampling
         )
         seen.answers_to_extra[who] = [one.text for one in to_extra]
 
@@ -302,23 +302,10 @@ def _cautions(asked: _Asked, seen: _Seen, comparison: Comparison, train_dir: Pat
             unit=scores.f1_unit(wanted),
             scores=comparison.tuned,
             verdict=comparison.verdict,
+            continued=asked.continued,
             val_losses=[(line["step"], line["val_loss"]) for line in lines if "val_loss" in line],
         )
     )
-
-
-def _room(positions: int, questions: Sequence[Sequence[int]], wanted_tokens: int) -> int:
-    """Tokens that an answer may have: no more than the base has positions for, which is a hard limit in GPT-2.
-
-    Raises DataError: a question fills them all.
-    """
-    longest = max(map(len, questions), default=0)
-    if longest >= positions:
-        raise DataError(
-            f"a question has {longest} tokens with its prompt; the base has {positions} positions, the answer included",
-            hint="shorten it: a row of the CSV, or a line of evaluate.extra_prompts",
-        )
-    return min(wanted_tokens, positions - longest)
 
 
 def _take_what_fits(seen: _Seen, base: Base, device: Device, asked: _Asked, number_bytes: int) -> None:
@@ -340,10 +327,3 @@ def _take_what_fits(seen: _Seen, base: Base, device: Device, asked: _Asked, numb
     losses = rows_by_memory.of_a_loss(shape, tokens=longest, number_bytes=number_bytes, limit=limit)
     for at_once, rows in ((seen.in_answers, answers), (seen.in_losses, losses)):
         at_once.rows = min(rows, at_once.rows) if device.kind == "cpu" else rows
-
-
-def _chosen(rows: list[csv_file.Row], max_rows: int, seed: int) -> list[csv_file.Row]:
-    """All rows, or a random `max_rows` of them in file order: the first ones may all be alike."""
-    if len(rows) <= max_rows:
-        return rows
-    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), max_rows))]

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 from appliance.errors import RunDirError
 from appliance.machine import device as machine_device
 from appliance.machine import packages
+from appliance.pipeline import earlier
 from appliance.pipeline.csv_source import CsvSource
+from appliance.pipeline.earlier import Earlier
 from appliance.process import console
 from appliance.process import files as process_files
 from appliance.recipe import stage_fields
 from appliance.recipe.resolve import Resolved
 from appliance.rundir import directory as rundir_directory
-from appliance.rundir import run_json, token_choice
+from appliance.rundir import results, run_json, token_choice
 from appliance.rundir.directory import STAGES, RunDir
 from appliance.rundir.token_choice import TokenChoice
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from appliance.machine.device import Device
     from appliance.prompt.format import Prompt
     from appliance.rows.csv_file import Row
+    from appliance.rows.kept_sides import KeptSides
     from appliance.tasks.task import Task
 
 DEMO_NOTE = (
@@ -113,6 +116,8 @@ class Job:
         )  # typed relative to another folder
         revision = before.get("revision") or model.revision
         base = base_model_find.base_of(moved or model.id, revision, self.cache_dir, model.hub_id)
+        if self.earlier:
+            earlier.refuse_other_base(self.earlier, base.identity_by, model.id)
         if before and base.identity_by(before.get("identity_rule", 1)) != before["identity"]:
             raise RunDirError(
                 f"{self.run_dir.path}: the files of the base model {model.id} have changed since this run began",
@@ -155,7 +160,7 @@ class Job:
             self, resolved=resolved, run_dir=RunDir(folder), until="publish", even_if_worse=True, is_rehearsal=True
         )
         # looked up here so that it happens once; a frozen dataclass keeps its cached properties in vars()
-        kept = ("device", "base", "engine_choice", "engine", "base_identity", "csv", "tokens")
+        kept = ("device", "base", "engine_choice", "engine", "base_identity", "csv", "tokens", "earlier")
         vars(job).update({name: getattr(self, name) for name in kept})
         job.run_dir.create()
         process_files.write_text(folder / "recipe.yaml", resolved.to_yaml())
@@ -212,6 +217,8 @@ class Job:
         train_dir, starts = self.run_dir.stage_dir("train"), self.takes_new_base or "train" in self.again
         if not starts and (self.run_dir.record("train") or any(train_dir.glob("checkpoints/checkpoint-*"))):
             return token_choice.read(train_dir)
+        if self.earlier:  # its adapter has their rows
+            return token_choice.read(self._taken_to / results.EARLIER if self._taken_to else self.earlier.train_dir)
         if not packages.can_train():
             return TokenChoice()
         from appliance.base_model import never_trained
@@ -233,7 +240,31 @@ class Job:
     def _recorded_base(self) -> dict[str, Any]:
         model, recorded = self.resolved.recipe.model, {} if self.takes_new_base else self._run_json.get("base", {})
         asked = {"id": model.id, "asked_revision": model.revision}
-        return dict(recorded) if {k: recorded.get(k) for k in asked} == asked else {}
+        of_earlier = self.earlier.base if self.earlier else {}
+        return next((dict(one) for one in (recorded, of_earlier) if {k: one.get(k) for k in asked} == asked), {})
+
+    @cached_property
+    def earlier(self) -> Earlier | None:
+        """The run that this one continues, as it was when its rows were taken. Raises RunDirError, RecipeError."""
+        typed = self.resolved.recipe.start_from
+        if typed is None:
+            return None
+        found = earlier.recorded(self._run_json, typed) if self._taken_to else None
+        return found or earlier.look(typed, self.resolved.recipe, self._run_json)
+
+    @property
+    def _taken_to(self) -> Path | None:
+        """Where `prepare` has put what it took from the earlier run; None if it has yet to."""
+        is_done = self.run_dir.record("prepare") and not self.takes_new_base
+        return self.run_dir.stage_dir("prepare") if is_done else None
+
+    @cached_property
+    def kept_sides(self) -> KeptSides | None:
+        """The sides that questions have because of the earlier run; None if there is none."""
+        if self.earlier is None:
+            return None
+        is_replayed = self.resolved.recipe.data.replay_fraction > 0
+        return earlier.kept_sides(self.earlier, is_replayed=is_replayed, taken_to=self._taken_to)
 
     @cached_property
     def csv(self) -> CsvSource:
@@ -251,7 +282,8 @@ class Job:
         values = stage_fields.of_stage(recipe, stage)
         if stage == "prepare":
             del values["data.csv"]  # its content counts, not its name
-            return values | {"CSV (sha256)": self.csv.sha256, "base model": self.base_identity}
+            values |= {"CSV (sha256)": self.csv.sha256, "base model": self.base_identity}
+            return values | (self.earlier.inputs if self.earlier else {})
         if stage == "evaluate":
             named = {f"evaluate.{key}": getattr(recipe.evaluate, key) for key in ("extra_prompts", "other_answers")}
             files = {f"{key} (sha256)": path for key, path in named.items() if isinstance(path, str)}
@@ -294,6 +326,7 @@ class Job:
                     "identity_rule": self._identity_rule,
                 },
                 "csv": self.csv.to_json(),
+                **({earlier.SECTION: self.earlier.as_json()} if self.earlier else {}),
                 "test_note": DEMO_NOTE if recipe.data.csv == "demo" else "",
                 # of the last release; replay says whether it still matches
                 **{key: self._run_json[key] for key in ("passport",) if key in self._run_json},

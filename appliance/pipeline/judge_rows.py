@@ -6,7 +6,7 @@ The ids themselves go into a file, from which each side gets its own (training/k
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,11 +39,21 @@ class Judged:
     remarks: tuple[Remark, ...]
 
 
+_Records = Iterable[Row | Rejected]
+
+
 def judge(
-    csv_path: Path, fmt: csv_file.CsvFormat, prompt: prompt_format.Prompt, passes: Passes, spool: Spool | None
+    csv_path: Path,
+    fmt: csv_file.CsvFormat,
+    prompt: prompt_format.Prompt,
+    passes: Passes,
+    spool: Spool | None,
+    with_more: Callable[[_Records], _Records] = lambda read: read,
 ) -> Judged:
-    """One pass over the CSV. `spool` gets the ids of the usable rows. Raises DataError as `csv_file.read`, and
-    EnvironmentUnavailable as `encode_apart.encoded`."""
+    """One pass over the CSV. `spool` gets the ids of the usable rows; `with_more` adds rows behind those of the CSV.
+
+    Raises DataError as `csv_file.read`, and EnvironmentUnavailable as `encode_apart.encoded`.
+    """
     lines, lengths, prompt_lengths, with_turns = array("q"), array("i"), array("i"), bytearray()
     rejected: dict[int, str] = {}
     reasons: dict[str, str] = {}  # one text for equal reasons: a million bad rows have few
@@ -63,7 +73,7 @@ def judge(
                     spool.count(length)
             yield row
 
-    for row in rows.records(encoded):
+    for row in rows.records(lambda read: encoded(with_more(read))):
         records += 1
         if isinstance(row, Rejected):
             rejected[row.line] = reasons.setdefault(row.reason, row.reason)

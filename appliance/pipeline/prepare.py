@@ -6,24 +6,27 @@ Two passes over the file: the first reads, encodes and judges every row and keep
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 
 from appliance.errors import DataError
-from appliance.pipeline import judge_rows
+from appliance.pipeline import judge_rows, taken_rows
 from appliance.pipeline.judge_rows import ROUND_UP_TO, Judged
+from appliance.pipeline.taken_rows import TakenRows
 from appliance.process import files
 from appliance.prompt import format as prompt_format
 from appliance.recipe.fields import DataSection
-from appliance.rows import csv_file, few_groups, leaks, near_duplicates, split, survey
+from appliance.rows import csv_file, few_groups, kept_sides, leaks, near_duplicates, split, survey
 from appliance.rows.csv_file import Row
 from appliance.rows.one_version import Passes, one_version
 from appliance.rows.split import Side
 from appliance.rows.survey import Words
 from appliance.rundir import results
-from appliance.training import kept_ids, validation
+from appliance.training import kept_ids
 from appliance.training.kept_ids import Spool
 from appliance.wording import counted
 
@@ -35,7 +38,7 @@ class Counts:
     """prepare/summary.json. Lengths in tokens, prompt and EOS included."""
 
     format: str
-    rows: int  # records of the file, the rejected ones included
+    rows: int  # records of the file, the rejected ones included, and the rows taken from an earlier run
     train: int
     val: int
     test: int
@@ -55,6 +58,8 @@ class Counts:
     cut_rows: int
     train_rows_with_turns: int  # train rows whose question holds earlier turns of a chat (prompt/turns.py)
     warnings: dict[str, int]  # kind of oddity -> usable rows that have it; the log names them
+    taken: dict[str, int] = field(default_factory=dict)  # side -> rows of an earlier run that are among its rows
+    left_out: int = 0  # rejected rows whose questions the earlier run uses in another way
 
 
 def run(
@@ -67,24 +72,42 @@ def run(
     seed: int,
     stage_dir: Path,
     csv_sha256: str | None = None,
+    taken: TakenRows | None = None,
 ) -> Counts:
-    """`max_seq_length` None: the smallest multiple of 64 that fits all rows, at most `longest_possible`.
+    """Writes the three CSVs with their ids, groups and ledger, leaks.json, near_duplicates.json and summary.json.
 
-    `csv_sha256`: of the CSV, as the run depends on it. Raises DataError: bad or too long rows under `refuse` (all
-    named, the ledger written), too few rows to split, a column `side` that puts equal questions on two sides, or a CSV
-    that is not the same file from beginning to end, with that hash.
+    Args:
+        csv_path: the user's file.
+        data: section of the recipe.
+        prompt: how rows are encoded.
+        max_seq_length: in tokens; None: the smallest multiple of 64 that fits all rows, at most `longest_possible`.
+        longest_possible: the base's positions.
+        seed: of the split.
+        stage_dir: what is written.
+        csv_sha256: of the CSV, as the run depends on it.
+        taken: rows of the earlier run that this one continues.
+
+    Raises DataError: bad or too long rows under `refuse` (all named, the ledger written), too few rows to split, a
+    column `side` that puts equal questions on two sides, or a CSV that is not the same file from beginning to end, with
+    that hash.
     """
     with one_version(csv_path, csv_sha256) as passes, _spool(stage_dir) as spool:
         fmt = survey.csv_format(csv_path, data)
-        judged = judge_rows.judge(csv_path, fmt, prompt, passes, spool)
+        judged = judge_rows.judge(csv_path, fmt, prompt, passes, spool, taken.behind if taken else iter)
         for remark in judged.remarks:
             _log.warning("%s: %s; %s", csv_path, remark, remark.fix)
         limit = max_seq_length or judge_rows.fitting_length(judged.lengths, longest_possible)
         too_long = judge_rows.too_long(judged, limit, cut=data.on_too_long == "cut")
         _refuse_unusable(judged, too_long, data, longest_possible, csv_path, stage_dir)
-        kept = [i for i, line in enumerate(judged.lines) if line not in too_long]
-        keys, sides = judged.rows.keys.at(kept), judged.rows.sides
-        order = _sides(keys, [sides[i] for i in kept] if sides else [], data, seed)
+        named, left_out = _placed(judged, taken) if taken else (list[Side | None](judged.rows.sides), dict[int, str]())
+        out = too_long | left_out
+        kept = [i for i, line in enumerate(judged.lines) if line not in out]
+        keys, of_kept = judged.rows.keys.at(kept), [named[i] for i in kept] if named else []
+        order = (
+            kept_sides.order(keys, of_kept, data, seed)
+            if taken
+            else _sides(keys, [side for side in of_kept if side], data, seed)
+        )
         found = leaks.shared(
             csv_path,
             fmt,
@@ -94,23 +117,28 @@ def run(
             sides=_by_index(order, len(keys)),
         )
         if data.split == "column" and found.count:
-            _refuse_shared(found, judged, too_long, csv_path, stage_dir)
+            _refuse_shared(found, judged, out, csv_path, stage_dir)
         groups = few_groups.count(keys, order)
         for warning in few_groups.warnings({side: len(indexes) for side, indexes in order.items()}, groups, data):
             _log.warning("%s: %s", csv_path, warning)
         side_of = {judged.lines[kept[i]]: side for side, indexes in order.items() for i in indexes}
-        _write(csv_path, fmt, stage_dir, order, [judged.lines[i] for i in kept], passes)
+        _write(csv_path, fmt, stage_dir, side_of, order, [judged.lines[i] for i in kept], passes, taken)
         if spool:
             for side, indexes in order.items():
                 of_side = [kept[i] for i in indexes]
                 path = stage_dir / f"{side}.csv"
                 spool.write(path, of_side, judged.lines, judged.prompt_lengths, prompt.fingerprint)
-    _write_ledger(stage_dir / "rows.csv", side_of, judged.rejected | too_long)
-    _write_groups(stage_dir / results.TEST_GROUPS, [(judged.lines[kept[i]], keys[i]) for i in order["test"]])
-    _write_groups(stage_dir / validation.GROUPS_FILE, [(judged.lines[kept[i]], keys[i]) for i in order["val"]])
+    _write_ledger(stage_dir / "rows.csv", side_of, judged.rejected | out, taken.origins if taken else {})
+    for side, indexes in order.items():
+        if side != "train" or fmt.group is not None:
+            _write_groups(stage_dir / taken_rows.GROUPS[side], [(judged.lines[kept[i]], keys[i]) for i in indexes])
+    if taken:
+        taken.write(stage_dir / results.TAKEN, side_of)
     twins = near_duplicates.near_pairs(stage_dir, {side: len(indexes) for side, indexes in order.items()}, seed)
     leaks.write(stage_dir, found, twins)
     counts = _count(fmt, judged, kept, keys, order, groups, found, twins, limit)
+    if taken:
+        counts = replace(counts, taken=taken.count(side_of), left_out=len(left_out))
     files.write_json(stage_dir / "summary.json", asdict(counts))
     return counts
 
@@ -226,6 +254,17 @@ def _sides(keys: split.Keys, named: list[Side], data: DataSection, seed: int) ->
     return order
 
 
+def _placed(judged: Judged, taken: TakenRows) -> tuple[list[Side | None], dict[int, str]]:
+    """The side of each usable row, None if any will do, and line -> why it is on none."""
+    sides = taken.sides
+    own = sum(line not in sides for line in judged.lines)  # taken rows are behind them
+    rows = judged.rows
+    placed = kept_sides.place(rows.keys, rows.questions, rows.sides, own, taken.kept)
+    named: Sequence[Side | None] = rows.sides[:own] if rows.sides else placed.sides
+    left_out = {judged.lines[i]: reason for i, reason in placed.left_out.items()}
+    return [*named, *(sides[line] for line in judged.lines[own:])], left_out
+
+
 def _by_index(order: dict[Side, list[int]], count: int) -> list[Side]:
     sides: list[Side] = ["train"] * count
     for side, indexes in order.items():
@@ -238,13 +277,17 @@ def _write(
     csv_path: Path,
     fmt: csv_file.CsvFormat,
     stage_dir: Path,
+    side_of: Mapping[int, Side],
     order: dict[Side, list[int]],
     lines: list[int],
     passes: Passes,
+    taken: TakenRows | None,
 ) -> None:
-    """The three CSVs, in the file's order; only a notebook split has another, and needs all rows in memory."""
-    side_of = {lines[i]: side for side, indexes in order.items() for i in indexes}
-    rows = (row for row in csv_file.read(csv_path, fmt, passes) if isinstance(row, Row) and row.line in side_of)
+    """The three CSVs, in the file's order, taken rows last; only a notebook split has another order, and needs all rows
+    in memory.
+    """
+    every = chain(csv_file.read(csv_path, fmt, passes), taken.again() if taken else ())
+    rows = (row for row in every if isinstance(row, Row) and row.line in side_of)
     if any(indexes != sorted(indexes) for indexes in order.values()):
         by_line = {row.line: row for row in rows}
         rows = (by_line[lines[i]] for indexes in order.values() for i in indexes)
@@ -254,11 +297,17 @@ def _write(
             write[side_of[row.line]](row)
 
 
-def _write_ledger(path: Path, side_of: Mapping[int, str], rejected: Mapping[int, str]) -> None:
+def _write_ledger(
+    path: Path,
+    side_of: Mapping[int, str],
+    rejected: Mapping[int, str],
+    origins: Mapping[int, str] = MappingProxyType({}),
+) -> None:
+    """`origins`: of the rows taken from an earlier run, which they were there."""
     with csv_file.ledger_writer(path) as write:
         for line in sorted({*side_of, *rejected}):
             reason = rejected.get(line)
-            write(line, side_of[line] if reason is None else "rejected", reason or "")
+            write(line, side_of[line] if reason is None else "rejected", reason or origins.get(line, ""))
 
 
 def _write_groups(path: Path, groups: list[tuple[int, bytes]]) -> None:
@@ -277,6 +326,10 @@ def summarise(counts: Counts) -> str:
         parts.append(counted(counts.repeated_questions, "row repeats a question", "rows repeat a question"))
     parts.append(counted(counts.shared_questions, "question") + " on two sides")
     parts.append(counts.near_duplicates)
+    if counts.taken:
+        parts.append(", ".join(f"{n} {side}" for side, n in counts.taken.items()) + " from the earlier run")
+    if counts.left_out:
+        parts.append(f"{counted(counts.left_out, 'row')} left out because of what the earlier run uses them for")
     for word, n in counts.side_words.items():
         parts.append(f"side {word!r} is read as {csv_file.SIDE_WORDS[word]} ({counted(n, 'row')})")
     if counts.train_rows_with_turns:

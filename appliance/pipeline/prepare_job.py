@@ -13,8 +13,9 @@ from pathlib import Path
 from appliance.errors import DataError, EnvironmentUnavailable, RecipeError
 from appliance.evaluation import facts
 from appliance.machine import packages
-from appliance.pipeline import prepare, saved_tokenizer
+from appliance.pipeline import earlier, prepare, saved_tokenizer
 from appliance.pipeline.job import Job
+from appliance.pipeline.taken_rows import TakenRows
 from appliance.process import console
 from appliance.prompt import format as prompt_format
 from appliance.prompt import tokenizer
@@ -29,6 +30,8 @@ def run(job: Job, stage_dir: Path) -> str:
     if counts is None:
         counts = _prepared(job, stage_dir, job.prompt)
         saved_tokenizer.refuse_lossy(stage_dir, job.base.dir, job.prompt)
+    if job.earlier:
+        earlier.take(job.earlier, stage_dir)
     for warning in leaks.warnings(stage_dir):
         console.say(str(warning), style="warning")
     return prepare.summarise(counts)
@@ -74,7 +77,18 @@ def _prepared(job: Job, stage_dir: Path, prompt: Prompt) -> prepare.Counts:
         seed=recipe.train.seed,
         stage_dir=stage_dir,
         csv_sha256=job.csv.sha256,
+        taken=_taken(job),
     )
     if recipe.evaluate.primary == "facts_right":  # before hours of training
         facts.refuse_without(row.output for row in csv_file.iter_canonical(stage_dir / "test.csv"))
     return counts
+
+
+def _taken(job: Job) -> TakenRows | None:
+    """Those of the earlier run, if this one continues any."""
+    if job.earlier is None or job.kept_sides is None:
+        return None
+    data, seed = job.resolved.recipe.data, job.resolved.recipe.train.seed
+    return TakenRows(
+        job.earlier.prepare_dir, job.kept_sides, data.replay_fraction, seed, names_sides=data.split == "column"
+    )

@@ -18,13 +18,14 @@ _TRAINED = ("adapter/*", "model/*")  # one of them is there
 _SIDES = ("train.csv", "val.csv", "test.csv")
 _LEAKS = ("leaks.json", "near_duplicates.json")
 _TRAIN_IDS, _VAL_IDS, _TEST_IDS = map(kept_ids.PATTERN.format, ("train", "val", "test"))
+_EARLIER = (f"{results.EARLIER}/*",)  # the adapter that training begins with
 _TO_TRAIN = ("summary.json", "train.csv", "val.csv", validation.GROUPS_FILE)
 # Stage -> earlier stage -> patterns of paths below its folder. Not all of them are there in every run.
 READS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "rehearse": {"prepare": (*_TO_TRAIN, "test.csv", results.TEST_GROUPS, *_LEAKS)},
-    "train": {"prepare": (*_TO_TRAIN, _TRAIN_IDS, _VAL_IDS)},
+    "rehearse": {"prepare": (*_TO_TRAIN, "test.csv", results.TEST_GROUPS, results.TAKEN, *_EARLIER, *_LEAKS)},
+    "train": {"prepare": (*_TO_TRAIN, *_EARLIER, _TRAIN_IDS, _VAL_IDS)},
     "evaluate": {
-        "prepare": (*_SIDES, _VAL_IDS, _TEST_IDS, results.TEST_GROUPS),
+        "prepare": (*_SIDES, *_EARLIER, _VAL_IDS, _TEST_IDS, results.TEST_GROUPS, results.TAKEN),
         "train": (*_TRAINED, "fit.json", "metrics.jsonl"),
     },
     "merge": {"train": _TRAINED, "evaluate": ("proof_rows.json",)},

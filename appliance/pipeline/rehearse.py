@@ -218,7 +218,11 @@ def _prepare(scratch: RunDir, prepare_dir: Path, rows: dict[str, list[Row]]) -> 
     left_out |= {kept_ids.PATTERN.format(side) for side in rows}
     folder = scratch.begin("prepare", {})
     for path in prepare_dir.iterdir():
-        if path.name not in left_out:
+        if path.is_dir():  # the earlier run's adapter
+            (folder / path.name).mkdir()
+            for file in path.iterdir():
+                files.link_or_copy(file, folder / path.name / file.name)
+        elif path.name not in left_out:
             shutil.copyfile(path, folder / path.name)
     for side, chosen in rows.items():
         with csv_file.row_writer(folder / f"{side}.csv") as write:

@@ -178,6 +178,7 @@ def _check(job: Job, stage_dir: Path) -> str:
             stage_dir=stage_dir,
             into_existing=job.into_existing,
             notify=recipe.notify,
+            kept_sides=job.kept_sides if job.csv.to_check else None,
         )
     finally:
         # Also shown if a finding refuses the run; the command `check` prints the table on stdout itself.

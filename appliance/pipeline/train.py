@@ -29,6 +29,7 @@ from appliance.prompt.encoding import Encoding
 from appliance.recipe.fields import EvaluateSection, ModelSection, TrainSection, TuningSection
 from appliance.release import gates
 from appliance.report import loss_plot
+from appliance.rundir import results
 from appliance.rundir.token_choice import TokenChoice
 from appliance.tasks import causal
 from appliance.tasks.task import Task
@@ -123,6 +124,7 @@ class _Training:
             self.encoding.max_seq_length,
             self.train.seed,
             self.token_rows,
+            results.earlier_adapter(self.prepare_dir),
         )
         if self.tuning.method == "full":
             master_weights.refuse_others(loaded[0])

@@ -65,6 +65,11 @@ class DataSection(Section):
     val_fraction: Fraction = Field(
         0.1, description="Share of all rows that steers early stopping (`split: notebook`: of the rows without test)."
     )
+    replay_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.0,
+        description="With start_from: the share of the earlier run's train and val rows that are mixed in, a random "
+        "choice by train.seed, so that less is forgotten.",
+    )
     group_by: str | None = Field(None, description="Column whose equal values must stay on one side of the split.")
     split: Literal["group", "notebook", "column"] = Field(
         "group",

@@ -34,6 +34,8 @@ BEFORE: dict[str, Any] = {
     "train.batch_size": None,
     "train.sample_answers": 0,
     "notify": [],
+    "start_from": None,
+    "data.replay_fraction": 0.0,
 }
 ORIGIN = "as before this field"  # of such a value, in recipe.yaml
 

@@ -8,7 +8,7 @@ addresses of `notify` are the only secrets that a recipe may hold (recipe/notify
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
@@ -46,6 +46,11 @@ class Recipe(Section):
         description="Try a few steps of everything that follows before training. auto: only before a long training or "
         "on an untested architecture.",
     )
+    start_from: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Run directory whose adapter is trained on, with its base and its test rows; "
+        "`appliance run --from RUN CSV` sets it. null: a new adapter.",
+    )
     tuning: TuningSection = TuningSection()
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
@@ -71,6 +76,16 @@ class Recipe(Section):
             raise ValueError("tuning.method: full trains the weights themselves: set model.load_in_4bit to false")
         if self.tuning.method == "full" and not self.publish.merged:
             raise ValueError("publish.merged: false leaves nothing to release: method: full makes no adapter")
+        return self
+
+    @model_validator(mode="after")
+    def _continues_as_it_can(self) -> Recipe:
+        if self.start_from is None and self.data.replay_fraction:
+            raise ValueError("data.replay_fraction: no effect without start_from: there is no earlier run")
+        if self.start_from is not None and self.tuning.method == "full":
+            raise ValueError("start_from: trains an adapter on; tuning.method: full has none")
+        if self.start_from is not None and self.data.split == "notebook":
+            raise ValueError("start_from: data.split: notebook might test on trained questions; use group or column")
         return self
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Literal, TextIO
@@ -55,6 +55,9 @@ class Row:
     output: str
     group: str | None = None
     side: str | None = None  # one of SIDE_WORDS, if the `side` column was asked for
+    key: bytes | None = field(
+        default=None, kw_only=True
+    )  # of a row that has been prepared before: what `split.question_key` said of it then
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,10 @@ class FirstPass:
         key = question = split.question_key(row)
         self.keys.append(key)
         if self.fmt.group is not None:
-            question = split.question_key(replace(row, group=None))
+            question = split.question_key(replace(row, group=None, key=None))
             self.questions.append(question)
-        self._remarks.see(row, question)
+        if row.key is None:  # a row of an earlier run is nothing that its user could correct in this file
+            self._remarks.see(row, question)
         if row.side is not None:
             side = csv_file.SIDE_WORDS[row.side]
             self._sides.append(get_args(Side).index(side))

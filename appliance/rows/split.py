@@ -48,8 +48,10 @@ def question_key(row: Row) -> bytes:
     """16 bytes that are equal for rows which must stay on the same side of the split.
 
     Those are rows with the same group value or, without one, rows that ask the same question: equal (instruction,
-    input), ignoring what `folded` ignores.
+    input), ignoring what `folded` ignores. A row that has been prepared before keeps the key it was given then.
     """
+    if row.key is not None:
+        return row.key
     parts = ("question", row.instruction, row.input) if row.group is None else ("group", row.group)
     # Cells contain no NUL (`read` rejects them), so different parts never join to the same bytes.
     return blake2b("\0".join(map(folded, parts)).encode(), digest_size=16).digest()

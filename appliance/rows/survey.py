@@ -16,10 +16,11 @@ from appliance.errors import DataError
 from appliance.findings import Finding
 from appliance.prompt import format as prompt_format
 from appliance.recipe.fields import DataSection
-from appliance.rows import csv_file, few_groups, split, wrong_width
+from appliance.rows import csv_file, few_groups, kept_sides, split, wrong_width
 from appliance.rows.cell_text import CellText
 from appliance.rows.csv_file import CsvFormat, Rejected, Row
 from appliance.rows.first_pass import FirstPass
+from appliance.rows.kept_sides import KeptSides
 from appliance.rows.oddities import Remark
 from appliance.rows.one_version import Passes, one_version
 from appliance.rows.split import Side
@@ -82,13 +83,15 @@ def csv_format(csv_path: Path, data: DataSection) -> CsvFormat:
     )
 
 
-def of_csv(csv_path: Path, data: DataSection, seed: int) -> Survey:
-    """Reads the whole file once. Raises DataError: it cannot be read, has no usable row, or was changed meanwhile."""
+def of_csv(csv_path: Path, data: DataSection, seed: int, kept: KeptSides | None = None) -> Survey:
+    """Reads the whole file once. `kept`: the sides that its questions have in a run that is continued.
+
+    Raises DataError: it cannot be read, has no usable row, or was changed meanwhile."""
     with one_version(csv_path) as passes:
-        return _of_passes(csv_path, data, seed, passes)
+        return _of_passes(csv_path, data, seed, kept, passes)
 
 
-def _of_passes(csv_path: Path, data: DataSection, seed: int, passes: Passes) -> Survey:
+def _of_passes(csv_path: Path, data: DataSection, seed: int, kept: KeptSides | None, passes: Passes) -> Survey:
     fmt = csv_format(csv_path, data)
     seen = FirstPass(csv_path, fmt, passes)
     reasons: Counter[str] = Counter()
@@ -112,7 +115,7 @@ def _of_passes(csv_path: Path, data: DataSection, seed: int, passes: Passes) -> 
         )
     too_few, counts, few = None, {}, []
     try:
-        order = _order(seen, data, seed)
+        order = _order(seen, data, seed, kept)
         counts = {side: len(rows) for side, rows in order.items()}
         few = few_groups.findings(counts, few_groups.count(seen.keys, order), data)
     except DataError as error:
@@ -185,6 +188,8 @@ def findings(seen: Survey) -> list[Finding]:
     if seen.too_few:
         return [*found, Finding("split", str(seen.too_few), "", "fails", seen.too_few.hint)]
     counts = ", ".join(f"{rows} {side}" for side, rows in seen.sides.items())
+    if left_out := seen.usable - sum(seen.sides.values()):
+        counts += f"; {counted(left_out, 'row')} left out because of what the earlier run uses them for"
     return [*found, Finding("split", counts, "", "ok"), *seen.few]
 
 
@@ -208,8 +213,14 @@ def previews(seen: Survey, prompt_name: str) -> list[tuple[int, str]]:
     return found
 
 
-def _order(seen: FirstPass, data: DataSection, seed: int) -> Mapping[Side, Sequence[int]]:
-    """Side -> positions of the usable rows."""
+def _order(seen: FirstPass, data: DataSection, seed: int, kept: KeptSides | None) -> Mapping[Side, Sequence[int]]:
+    """Side -> positions of the usable rows; without those that `kept` leaves out."""
+    if kept is not None:
+        placed = kept_sides.place(seen.keys, seen.questions, seen.sides, len(seen.keys), kept)
+        stay = [i for i in range(len(seen.keys)) if i not in placed.left_out]
+        sides: Sequence[Side | None] = seen.sides or placed.sides
+        found = kept_sides.order(seen.keys.at(stay), [sides[i] for i in stay], data, seed, kept.supplied)
+        return {side: [stay[i] for i in positions] for side, positions in found.items()}
     fractions = {"test_fraction": data.test_fraction, "val_fraction": data.val_fraction}
     if data.split == "column":
         return split.column_split(seen.sides)

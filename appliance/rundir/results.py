@@ -31,11 +31,19 @@ STEPS = "steps.json"  # of the stage train: `steps`, how many there will be at m
 EXPORT = "export.json"  # of the stage export: the GGUF files, and what was found about each
 ROW_LEDGER = "rows.csv"  # of the stage prepare: what became of every row
 SAMPLES = "samples.jsonl"  # of the stage train: a few val questions, answered at each evaluation
-TEST_GROUPS = "test_groups.csv"  # of the stage prepare
+TEST_GROUPS = "test_groups.csv"  # of the stage prepare, as the next ones
+VAL_GROUPS = "val_groups.csv"
+TRAIN_GROUPS = "train_groups.csv"  # only if a column groups the rows
+TAKEN = "taken.csv"  # rows of an earlier run that this one continues: which they were there
+TAKEN_COLUMNS = ("row", "side", "run", "row there")
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+EARLIER = "earlier"  # the earlier run's adapter, and the sides of all questions that it and those before it know
 PREDICTION_COLUMNS = ("row", "question", "wanted", "base", "tuned", "verdict")
 OTHER_COLUMN = "other"  # behind those, if another model's answers were scored as well
 # And behind that, the answers of the base asked in another way than the one in `base`: rundir/base_asked.py names them.
 BASE_COLUMN = "base_{}"
+# The answers of the earlier run that this one continues, and whether the row tested it: rundir/earlier_compared.py.
+EARLIER_COLUMN, TEST_COLUMN = "earlier", "test_rows"
 STOPPED_COLUMN = "stopped"  # the last: whether the tuned answer ended by itself; not in runs of earlier versions
 YES, NO = "yes", "no"
 EXTRA_COLUMNS = ("from", "row", "question", "wanted", "base", "tuned")
@@ -148,6 +156,29 @@ def read_groups(path: Path) -> dict[int, str]:
         return {int(line["row"]): line["group"] for line in _table(path, ("row", "group"))}
     except ValueError as error:
         raise _damaged(path, error) from error
+
+
+def read_sides(path: Path) -> list[dict[str, str]]:
+    """key (hex) and side of each question or group that an earlier run knows. Raises RunDirError as `read_groups`."""
+    return _table(path, ("key", "side"))
+
+
+def read_taken(prepare_dir: Path) -> dict[int, dict[str, str]]:
+    """Row -> TAKEN_COLUMNS of each row that was taken from an earlier run; empty if none was.
+
+    Raises RunDirError as `read_groups`.
+    """
+    path = prepare_dir / TAKEN
+    try:
+        return {int(line["row"]): line for line in _table(path, TAKEN_COLUMNS)} if files.is_there(path) else {}
+    except ValueError as error:
+        raise _damaged(path, error) from error
+
+
+def earlier_adapter(prepare_dir: Path) -> Path | None:
+    """The folder of the adapter that training begins with; None if the run continues no other."""
+    folder = prepare_dir / EARLIER
+    return folder if files.is_there(folder / ADAPTER_WEIGHTS) else None
 
 
 def read_row_ledger(path: Path) -> list[dict[str, str]]:

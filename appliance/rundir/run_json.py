@@ -17,8 +17,9 @@ from appliance.rundir import ledger
 FILE = "run.json"
 _HINT = "remove it and redo the run with --redo prepare, or start a new one with --set name=NEW"
 _RESTORED = "`appliance run {}` restores it from its copy"
-_SECTIONS = ("base", "csv", "passport")
+_SECTIONS = ("base", "csv", "earlier", "passport")
 _TEXTS = ("created", "base.id", "base.public_id", "base.identity", "csv.typed", "csv.sha256")
+_OF_EARLIER = ("earlier.typed", "earlier.path", "earlier.name", "earlier.adapter_sha256", "earlier.rows_sha256")
 _TEXTS_OR_NULL = ("base.asked_revision", "base.dir", "base.revision", "base.license", "csv.path", "csv.commit")
 
 
@@ -74,7 +75,7 @@ def _refuse_other_kinds(found: dict[str, Any], needed: tuple[str, ...]) -> None:
     values = found | {f"{name}.{key}": value for name in _SECTIONS for key, value in found.get(name, {}).items()}
     if missing := [name for name in needed if name not in values]:
         raise ValueError(f"it lacks {', '.join(missing)}")
-    for name in (*_TEXTS, *_TEXTS_OR_NULL):
+    for name in (*_TEXTS, *_OF_EARLIER, *_TEXTS_OR_NULL):
         value = values.get(name, "")
         if not (isinstance(value, str) or (value is None and name in _TEXTS_OR_NULL)):
             raise ValueError(f"`{name}` is {files.kind(value)}, expected a text")

@@ -25,6 +25,7 @@ from appliance.process import files as process_files
 from appliance.recipe import stage_fields
 from appliance.recipe.fields import ModelSection, TrainSection, TuningSection
 from appliance.rundir import directory as rundir_directory
+from appliance.rundir import results
 from appliance.training import validation
 
 MANIFEST = "complete.json"
@@ -134,11 +135,14 @@ def inputs_of(
         prompt_name: the recipe's `prompt`.
         max_seq_length: tokens, in place of `model.max_seq_length`, which may be auto.
         cut_long_rows: whether longer rows were cut.
-        prepare_dir: the prepared rows, known by their hashes.
+        prepare_dir: the prepared rows, and the earlier run's adapter if one is continued, known by their hashes.
     """
     files = ["train.csv", "val.csv"]
     if (prepare_dir / validation.GROUPS_FILE).is_file():
         files.append(validation.GROUPS_FILE)
+    start = results.earlier_adapter(prepare_dir)
+    weights = {"adapter it began with (sha256)": start / results.ADAPTER_WEIGHTS} if start else {}
+    began_with = {key: process_files.sha256_of(path) for key, path in weights.items()}
     libraries = ["torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes"]
     libraries += ["unsloth", "unsloth-zoo"] if engine_name == "unsloth" else []
     found = packages.versions()
@@ -154,6 +158,7 @@ def inputs_of(
         "max_seq_length": max_seq_length,
         "long rows are cut": cut_long_rows,
         **{f"{name} (sha256)": process_files.sha256_of(prepare_dir / name) for name in files},
+        **began_with,
         **{f"version of {name}": found.get(name) for name in libraries},
     }
 

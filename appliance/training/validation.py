@@ -24,7 +24,7 @@ from appliance.rows import csv_file
 from appliance.rundir import results
 from appliance.wording import counted
 
-GROUPS_FILE = "val_groups.csv"  # written by prepare: row,group
+GROUPS_FILE = results.VAL_GROUPS  # written by prepare: row,group
 EVALUATIONS = 20  # per run, about, under auto: the best of that many is near enough to the best step
 FEW_EVALUATIONS = 10  # rather than going below it, fewer val rows are evaluated
 LEAST_INTERVAL_STEPS = 20  # under auto: each evaluation also writes a checkpoint

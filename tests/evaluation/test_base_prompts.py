@@ -18,7 +18,7 @@ from appliance.evaluation import base_prompts, compare_runs, generate
 from appliance.evaluation.base_prompts import CHAT, EXAMPLES, PROMPT, Way
 from appliance.evaluation.generate import Answer
 from appliance.machine import device
-from appliance.pipeline import before_evaluate, evaluate
+from appliance.pipeline import before_evaluate, test_rows
 from appliance.process import files
 from appliance.prompt import format as prompt_format
 from appliance.recipe.fields import EvaluateSection, ModelSection
@@ -114,7 +114,7 @@ def test_the_verdict_is_about_the_best_way_and_names_it(
     way: str, named: str, chat_base: Path, prepare_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generate, "answer", a_base_that_is_right(way))
-    monkeypatch.setattr(evaluate, "_room", lambda *_: 5)
+    monkeypatch.setattr(test_rows, "room", lambda *_: 5)
     one_each = "".join(f"{row.line},g{row.line}\n" for row in rows_of(prepare_dir, "test"))
     (prepare_dir / "test_groups.csv").write_text(f"row,group\n{one_each}", encoding="utf-8")
     stage_dir = tmp_path / "run" / "evaluate"

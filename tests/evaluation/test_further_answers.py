@@ -308,7 +308,8 @@ def test_predictions_say_which_tuned_answers_ended_by_themselves(tmp_path: Path)
     tuned = [Answer((), "a", stopped=True), Answer((), "b b b", stopped=False)]
     scored = {"base": [1.0, 1.0], "tuned": [1.0, 0.5]}
     others, path = ["x", "y"], tmp_path / "predictions.csv"
-    predictions.write(path, rows, {"base": base, "tuned": tuned}, scored, "word", others, {"chat": base})
+    more = predictions.columns(others, {"chat": base})
+    predictions.write(path, rows, {"base": base, "tuned": tuned}, scored, "word", more)
     written = read_csv(path)
     assert list(written[0]) == [*results.PREDICTION_COLUMNS, "other", "base_chat", "stopped"]
     assert [(row["row"], row["stopped"], row["other"]) for row in written] == [("2", "yes", "x"), ("5", "no", "y")]
