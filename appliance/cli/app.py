@@ -17,6 +17,7 @@ from appliance.cli.look import doctor, inspect, replay, status
 from appliance.cli.recipe import recipe_app
 from appliance.cli.recipe_command import RecipeCommand
 from appliance.cli.run import check, demo, publish, run, stage_command
+from appliance.cli.serve import serve
 from appliance.cli.talk import ask, chat
 from appliance.cli.watch import watch
 from appliance.errors import ApplianceError, Interrupted
@@ -122,5 +123,6 @@ app.command()(inspect)
 app.command()(replay)
 app.command()(chat)
 app.command()(ask)
+app.command()(serve)
 app.command()(doctor)
 lay_out(app)

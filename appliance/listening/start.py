@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from appliance.errors import EnvironmentUnavailable, RecipeError
 from appliance.listening.door import App
@@ -87,13 +86,15 @@ class Place:
         return f"http://{'127.0.0.1' if published_on_loopback else shown}:{listening.getsockname()[1]}"
 
 
-def run(app: App, listening: socket.socket, *, on_signal: Callable[[int], None] | None = None) -> None:
+def run(app: App, listening: socket.socket, *, on_end: Callable[[int], None] | None = None) -> int:
     """Serves until SIGINT, SIGTERM or SIGHUP ends the process.
 
-    At once, without `on_signal`. With it, the first signal calls it, and then nobody new is let in: this returns when
-    everybody has been answered. A second signal ends the process.
+    At once, without `on_end`. With it, the first signal calls it with its number, in the event loop, and then nobody
+    new is let in: this returns the number when everybody has been answered. A second signal ends the process.
     """
     import uvicorn
+
+    ended_by: list[int] = []
 
     class Server(uvicorn.Server):
         @contextmanager
@@ -101,23 +102,29 @@ def run(app: App, listening: socket.socket, *, on_signal: Callable[[int], None] 
             """They are ours."""
             yield
 
-    config: dict[str, Any] = {
-        "log_config": None,
-        "access_log": False,  # addresses may hold the token
-        "server_header": False,
-        "proxy_headers": False,
-        "lifespan": "off",
-        "limit_concurrency": _MOST_CONNECTIONS,
-    }
-    server = Server(uvicorn.Config(app, **config))
+        def finish(self, number: int) -> None:
+            ended_by.append(number)
+            self.should_exit = True
 
-    def finish(number: int) -> None:
-        assert on_signal
-        on_signal(number)
-        server.should_exit = True
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            if on_end:
+                on_end(ended_by[0])
+            await super().shutdown(sockets)
 
-    if on_signal:
-        signals.first_one_calls(finish)
+    server = Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,  # addresses may hold the token
+            server_header=False,
+            proxy_headers=False,
+            lifespan="off",
+            limit_concurrency=_MOST_CONNECTIONS,
+        )
+    )
+    if on_end:
+        signals.first_one_calls(server.finish)
     else:
         signals.end_at_once()
     server.run(sockets=[listening])
+    return ended_by[0] if ended_by else 0

@@ -116,8 +116,9 @@ def model_card(facts: Facts) -> str:
     code = "\n\n".join(
         (
             usage_snippets.with_transformers(repo, facts.max_new_tokens),
-            f"With vLLM:\n\n{usage_snippets.with_vllm(repo)}",
-            f"With Ollama, for questions without further context:\n\n"
+            f"With vLLM ({usage_snippets.NOT_TRIED}):\n\n{usage_snippets.with_vllm(repo)}",
+            f"With TGI ({usage_snippets.NOT_TRIED}):\n\n{usage_snippets.with_tgi(repo)}",
+            f"With Ollama ({usage_snippets.NOT_TRIED}), for questions without further context:\n\n"
             f"{usage_snippets.with_ollama(repo, _asked(facts, usage_snippets.MARK), stops, facts.max_new_tokens)}",
         )
     )

@@ -1,4 +1,4 @@
-"""Code to copy for users of a release: transformers, vLLM, Ollama. Text only; knows no run."""
+"""Code to copy for users of a release: transformers, `appliance serve`, vLLM, TGI, Ollama. Text only; knows no run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 _CODE = "```"
+NOT_TRIED = "not tried with this release"
 MARK = "\x00"  # in place of the question, where a prompt is split at it
 
 
@@ -45,9 +46,32 @@ def with_vllm(repo: str) -> str:
     """A server that applies the chat template of the release."""
     return f"""{_CODE}shell
 vllm serve {repo}
-curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\
-  -d '{{"model": "{repo}", "messages": [{{"role": "user", "content": "…"}}], "temperature": 0}}'
+{_asked(8000, repo)}
 {_CODE}"""
+
+
+def with_tgi(repo: str) -> str:
+    """As `with_vllm`, by Text Generation Inference."""
+    return f"""{_CODE}shell
+text-generation-launcher --model-id {repo} --port 8080
+{_asked(8080, repo)}
+{_CODE}"""
+
+
+def with_serve(run: str, name: str) -> str:
+    """A server of ours. `run`: the run directory as a shell reads it; `name`: the model's."""
+    return f"""{_CODE}shell
+appliance serve {run}
+{_asked(8322, name)}
+{_CODE}"""
+
+
+def _asked(port: int, model: str) -> str:
+    """A question to a server with OpenAI's API, decoded greedily as evaluation did."""
+    body = {"model": model, "messages": [{"role": "user", "content": "…"}], "temperature": 0}
+    sent = json.dumps(body, ensure_ascii=False).replace("'", "'\\''")
+    return f"""curl localhost:{port}/v1/chat/completions -H 'Content-Type: application/json' \\
+  -d '{sent}'"""
 
 
 def with_ollama(repo: str, prompt: str, stop: Sequence[str], max_new_tokens: int) -> str:

@@ -13,7 +13,7 @@ _DEFAULT_NEW_TOKENS = 256  # of runs whose recipe does not say
 
 
 def of(run_dir: Path, shown: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(title, code): in the terminal, from Python, as a server. Empty without a proven model.
+    """(title, code): in the terminal, from Python, as a server of ours and of others. Empty without a proven model.
 
     The model is named by its repository if it was published, else by its folder.
     """
@@ -30,6 +30,7 @@ def of(run_dir: Path, shown: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("Ask it in the terminal", f"appliance chat {shlex.quote(str(run_dir))}"),
         ("From Python", _code(usage_snippets.with_transformers(where, limit))),
+        ("As a server", _code(usage_snippets.with_serve(shlex.quote(str(run_dir)), run_dir.absolute().name))),
         ("As a server, with vLLM", _code(usage_snippets.with_vllm(where))),
     ]
 

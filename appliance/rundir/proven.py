@@ -41,6 +41,16 @@ def is_proven(run_path: Path) -> bool:
     return all((folder / name).exists() for name in ("stage.json", "model")) and _passed(run_path) is True
 
 
+def served_name(run_path: Path) -> str:
+    """What a server calls the run's model."""
+    return run_path.absolute().name
+
+
+def merged_at(run_path: Path) -> int:
+    """When its model was merged, in seconds since 1970. Raises OSError: it has none."""
+    return int((run_path / "merge" / "stage.json").stat().st_mtime)
+
+
 def _passed(run_path: Path) -> bool | None:
     """What the proof says; None: there is none that can be read."""
     try:

@@ -81,7 +81,7 @@ class Conversation:
                 f"{seen}, which leaves none of the model's {positions} positions for an answer",
                 hint="ask a shorter question",
             )
-        stream = Stream(self._decode, self._model.ends, self._model.stop, write)
+        stream = Stream(self._model.text_of, self._model.ends, self._model.stop, write)
         self._model.generate(prompt, stream, limit, interrupted)
         answer = stream.finish()
         if self.keeps_turns:
@@ -91,7 +91,3 @@ class Conversation:
     def _prompt(self, messages: Sequence[Message]) -> Any:
         """The ids, int64 of shape (1, T). Turns go where training had them: into the question, or else as messages."""
         return self._model.prompt(turns.joined(messages) if self._model.trained_on_turns else messages)
-
-    def _decode(self, ids: list[int]) -> str:
-        tokenizer = self._model.tokenizer
-        return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

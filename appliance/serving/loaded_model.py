@@ -58,10 +58,29 @@ class LoadedModel:
             list(messages), add_generation_prompt=True, return_dict=True, return_tensors="pt"
         )["input_ids"]
 
-    def generate(self, prompt: Any, stream: Stream, limit: int, interrupted: Callable[[], bool]) -> None:
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids the model knows, from 0 on."""
+        return int(self.model.get_input_embeddings().num_embeddings)
+
+    def text_of(self, ids: list[int]) -> str:
+        """The text of generated ids, without special tokens."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def generate(
+        self,
+        prompt: Any,
+        stream: Stream,
+        limit: int,
+        interrupted: Callable[[], bool],
+        *,
+        sampling: Sampling | None = None,
+        seed: int | None = None,
+    ) -> None:
         """Feed `stream` token by token until it ends, has `limit` tokens, or `interrupted()` is true.
 
-        Raises EnvironmentUnavailable: out of GPU memory.
+        `sampling` None: the model's own. A sampled answer with the same `seed` is the same; None goes on with torch's
+        generator as it is. Raises EnvironmentUnavailable: out of GPU memory.
         """
         import torch
 
@@ -71,8 +90,11 @@ class LoadedModel:
             ended = stream.feed(ids[0, begin:].tolist()) or interrupted()
             return torch.full((1,), ended, device=ids.device, dtype=torch.bool)
 
+        sampling = sampling or self.sampling
+        if seed is not None and not sampling.greedy:
+            torch.manual_seed(seed)
         config = decoding.generation_config(
-            self.sampling,
+            sampling,
             max_new_tokens=limit,
             ends=self.ends,
             pad_token_id=self.tokenizer.pad_token_id,

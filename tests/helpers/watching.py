@@ -1,4 +1,4 @@
-"""`appliance watch` as a process of its own, a fork of this one, and a run that grows before its eyes.
+"""`appliance watch` or `serve` as a process of its own, a fork of this one, and a run that grows before its eyes.
 
 >>> with server("--runs-dir", str(runs), cwd=tmp_path) as watching:
 ...     watching.address
@@ -40,12 +40,12 @@ class Watching:
 
 
 @contextmanager
-def server(*arguments: str, cwd: Path) -> Iterator[Watching]:
-    """A server on a free port. It is gone afterwards."""
-    path = cwd / "watch.out"
+def server(*arguments: str, cwd: Path, command: str = "watch") -> Iterator[Watching]:
+    """A server on a free port, its output in `command`.out. It is gone afterwards."""
+    path = cwd / f"{command}.out"
     with path.open("w", encoding="utf-8") as out:
-        command = [sys.executable, "-m", "appliance", "watch", "--port", "0", *arguments]
-        process = warm.Started(command, cwd=cwd, stdout=out)
+        words = [sys.executable, "-m", "appliance", command, "--port", "0", *arguments]
+        process = warm.Started(words, cwd=cwd, stdout=out)
     try:
         yield Watching(_address(path, process), process)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
 import subprocess
@@ -12,14 +13,16 @@ from typing import Any
 import pytest
 import yaml
 
+from appliance.cli import serve as cli_serve
 from appliance.listening import door
 from appliance.recipe import resolve
+from appliance.serving import server as serving_server
 from appliance.web import server
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 ENV_EXAMPLE = (ROOT / ".env.example").read_text(encoding="utf-8")
-SERVICES = {"train", "chat", "publish", "check", "doctor", "dataset", "watch", "appliance"}
+SERVICES = {"train", "chat", "publish", "check", "doctor", "dataset", "watch", "serve", "appliance"}
 
 
 class Reset(str):
@@ -45,7 +48,7 @@ def services() -> dict[str, dict[str, Any]]:
 def test_the_services(services: dict[str, dict[str, Any]]) -> None:
     assert set(services) == SERVICES
     reserved = {name for name, service in services.items() if "deploy" in service}
-    assert reserved == {"train", "chat"}  # doctor starts where the GPU is missing
+    assert reserved == {"train", "chat", "serve"}  # doctor starts where the GPU is missing
     for name in reserved:
         (device,) = services[name]["deploy"]["resources"]["reservations"]["devices"]
         assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
@@ -69,7 +72,7 @@ def test_every_service_is_locked_down(services: dict[str, dict[str, Any]]) -> No
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert service["user"] == "${APP_UID:-1000}:${APP_GID:-1000}"
         assert service["init"] is True
-        if name == "watch":
+        if name in ("watch", "serve"):
             continue
         assert service["environment"]["HF_TOKEN"] is None  # by name only
         mounts = {mount["target"]: mount for mount in service["volumes"]}
@@ -89,6 +92,26 @@ def test_watch_sees_the_runs_and_nothing_else(services: dict[str, dict[str, Any]
     assert watch["profiles"] == ["watch"]
     assert [name for name, service in services.items() if "watch" in service.get("networks", ())] == ["watch"]
     assert f"127.0.0.1:{server.PORT}{door.HEALTH}" in watch["healthcheck"]["test"][-1]
+
+
+def test_serve_sees_the_runs_and_nothing_else(services: dict[str, dict[str, Any]]) -> None:
+    """As watch; it has until the longest answer ends, and its key comes from the shell by name only."""
+    serve = services["serve"]
+    assert serve["ports"] == [f"127.0.0.1:{serving_server.PORT}:{serving_server.PORT}"]
+    assert serve["entrypoint"] == ["appliance", "serve", "--host", "0.0.0.0", "--published-on-loopback"]
+    (mount,) = serve["volumes"]
+    assert (mount["target"], mount["read_only"]) == ("/runs", True)
+    assert {name for name, value in serve["environment"].items() if value is None} == {
+        serving_server.KEY_VARIABLE,
+        "CUDA_VISIBLE_DEVICES",
+    }
+    assert serve["secrets"] == []
+    assert serve["profiles"] == ["serve"]
+    assert [name for name, service in services.items() if "serve" in service.get("networks", ())] == ["serve"]
+    assert f"127.0.0.1:{serving_server.PORT}{door.HEALTH}" in serve["healthcheck"]["test"][-1]
+    minutes, seconds = map(int, re.fullmatch(r"(\d+)m(\d+)s", serve["stop_grace_period"]).groups())  # type: ignore[union-attr]
+    longest = inspect.signature(cli_serve.serve).parameters["seconds"].default
+    assert 60 * minutes + seconds > longest
 
 
 def test_every_variable_is_explained_and_every_explained_one_is_used() -> None:

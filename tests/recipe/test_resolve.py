@@ -77,6 +77,16 @@ def test_variables_of_the_command_line_are_no_recipe_fields(tmp_path: Path) -> N
     _load(tmp_path, APPLIANCE_RUNS_DIR="/runs", APPLIANCE_CACHE_DIR="/cache", PATH="/bin", MY_APPLIANCE_X="1")
 
 
+def test_no_variable_that_the_program_reads_is_taken_for_a_field(tmp_path: Path) -> None:
+    """A key for `serve` that stays set in a shell must not stop `run`."""
+    package = Path(resolve.__file__).parents[1]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in package.rglob("*.py"))
+    read = set(re.findall(r'"(APPLIANCE(?:_[A-Z]+)+)"', code))
+    assert {"APPLIANCE_API_KEY", "APPLIANCE_WATCH_TOKEN", "APPLIANCE_RUNS_DIR"} <= read
+    fields = {"APPLIANCE_" + key.upper().replace(".", "__") for key in resolve._leaves()}
+    _load(tmp_path, **dict.fromkeys(read - fields, "something"))
+
+
 def test_a_run_directory_is_a_source(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(MINIMAL, encoding="utf-8")
     assert load(str(tmp_path), environ={}).origins["name"] == "recipe.yaml"

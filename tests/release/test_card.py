@@ -106,6 +106,9 @@ def test_what_people_copy(run: FinishedRun) -> None:
     assert 'from_pretrained("me/shop")' in text
     assert "max_new_tokens=64" in text
     assert "vllm serve me/shop" in text
+    assert "text-generation-launcher --model-id me/shop" in text
+    assert text.count('{"model": "me/shop", "messages": [{"role": "user", "content": "…"}], "temperature": 0}') == 2
+    assert [f"With {name} (not tried with this release)" in text for name in ("vLLM", "TGI", "Ollama")] == [True] * 3
     assert "FROM ./model" in text
     # the newline behind the marker was trained: without it the prompt is another
     assert '### Instruction:\n{{ .Prompt }}\n\n### Response:\n"""' in text

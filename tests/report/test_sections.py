@@ -219,7 +219,8 @@ def test_how_to_use_it_is_shown_once_the_model_is_proven(tmp_path: Path) -> None
     (use,) = re.findall(r'<section id="use".*?</section>', html_of(run), re.DOTALL)
     assert f"appliance chat &#39;{run}&#39;" in use
     assert f"AutoTokenizer.from_pretrained(&#34;{run}/merge/model&#34;)" in use
-    assert len(re.findall('<pre class="copy"', use)) == 3
+    assert f"appliance serve &#39;{run}&#39;" in use
+    assert len(re.findall('<pre class="copy"', use)) == 4
     put(run, "publish/hub.json", HUB | {"uploaded": True, "repositories": {"model": MODEL}})
     assert "vllm serve shop/bot" in html_of(run)
 
