@@ -1,7 +1,7 @@
 """How many bytes a run reads of its base and of its merged model, stage by stage, on a base of 200 MB.
 
-What is loaded through mappings is counted tensor by tensor, what is hashed by the sizes of the files, and all that goes
-through file descriptors by the kernel, in all processes of the run (tests/helpers/bytes_read.py).
+What is loaded is counted tensor by tensor, what is hashed by the sizes of the files, and all that goes through file
+descriptors by the kernel, in all processes of the run (tests/helpers/bytes_read.py).
 
 `--upload`: to a stand-in of the Hub, on loopback. `--small`: on a base of 10 MB.
 
@@ -88,18 +88,23 @@ def count(folder: Path, *, hidden: int, layers: int, overrides: Sequence[str] = 
     recipe = folder / "shop.yaml"
     recipe.write_text(RECIPE.format(base=base_dir, csv=csv_path), encoding="utf-8")
     descriptors: Counter[str] = Counter()
+    written: Counter[str] = Counter()
     with bytes_read.counted(folder / "reads.log") as read:
         say, read.stage = console.say, "check"
 
+        def end_stage() -> None:
+            descriptors[read.stage] += read.all_through_descriptors - sum(descriptors.values())
+            written[read.stage] += read.all_written - sum(written.values())
+
         def follow(line: str, **style: Any) -> None:  # every stage begins with its name
             if line.endswith(" …"):
-                descriptors[read.stage] += read.all_through_descriptors - sum(descriptors.values())
+                end_stage()
                 read.stage = line.removesuffix(" …")
             say(line, **style)
 
         with mock.patch.object(console, "say", follow):
             pipeline_run.run(resolve.load(str(recipe), overrides=overrides, environ={}), run_dir, folder / "cache")
-        descriptors[read.stage] += read.all_through_descriptors - sum(descriptors.values())
+        end_stage()
 
     def is_of_base(path: Path) -> bool:
         return path.parent == base_dir.resolve() and path.suffix == ".safetensors"
@@ -110,10 +115,11 @@ def count(folder: Path, *, hidden: int, layers: int, overrides: Sequence[str] = 
 
     found = {
         "base hashed": read.by_stage("hashed", is_of_base),
-        "base loaded": read.by_stage("mapped", is_of_base),
+        "base loaded": read.by_stage("loaded", is_of_base),
         "merged hashed": read.by_stage("hashed", is_merged),
-        "merged loaded": read.by_stage("mapped", is_merged),
-        "all through file descriptors": descriptors,
+        "merged loaded": read.by_stage("loaded", is_merged),
+        "all read through file descriptors": descriptors,
+        "all written": written,
     }
     return {what: Counter({stage: read / size for stage, read in stages.items()}) for what, stages in found.items()}
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ from appliance.weights.shards import (
     stored_name,
     write_shard,
 )
+from appliance.weights.stored_rows import StoredRows
 from appliance.weights.token_rows import TokenRows
 
 if TYPE_CHECKING:
@@ -117,19 +119,19 @@ def _write(
     sizes = [math.prod(tensor.shape) for shard in shards.values() for tensor in shard if tensor.name in deltas]
     workspace = torch.empty(max(sizes, default=0))
 
-    def rows_of(tensor: Header) -> Iterator[torch.Tensor]:
-        delta = deltas.get(tensor.name)
+    def rows_of(tensor: Header, base_rows: StoredRows) -> Iterator[torch.Tensor]:
+        runs = base_rows.runs(tensor.name, _RUN_ITEMS)
         if tensor.name in rows_in:
-            stored = _stored_rows(tensors[tensor.name], tensor)
-            return _rounded(tensor, token_rows.replaced(stored, rows_in[tensor.name]))
-        if delta is None:
-            return _rounded(tensor, _stored_rows(tensors[tensor.name], tensor))
-        used[tensor.name] += 1
-        return _rounded(tensor, _merged(tensors[tensor.name], tensor, delta, workspace))
+            runs = token_rows.replaced(runs, rows_in[tensor.name])
+        elif delta := deltas.get(tensor.name):
+            used[tensor.name] += 1
+            runs = _merged(tensors[tensor.name], tensor, delta, runs, workspace)
+        return _rounded(tensor, runs)
 
     with _exact_float32(), atomic_dir(out_dir) as folder:
         for path, shard in shards.items():
-            write_shard(folder / path.name, shard, rows_of)
+            with StoredRows(path) as base_rows:
+                write_shard(folder / path.name, shard, partial(rows_of, base_rows=base_rows))
         assert used == Counter(deltas.keys()), f"LoRA modules not used exactly once: {used.keys() ^ deltas.keys()}"
         write_config(model_dir, folder, config | special_ids(tokenizer_dir, config), dtype, written_bytes)
         settings = generation_config(model_dir)
@@ -185,11 +187,14 @@ def _exact_float32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _merged(path: Path, tensor: Header, delta: Delta, workspace: torch.Tensor) -> Iterator[torch.Tensor]:
+def _merged(
+    path: Path, tensor: Header, delta: Delta, base_runs: Iterator[torch.Tensor], workspace: torch.Tensor
+) -> Iterator[torch.Tensor]:
     """Runs of rows of W + scale * B A in float32, (out, in) or, for Conv1D, (in, out); with DoRA its rows have norm m.
 
-    They lie in `workspace` (float32, as many values as the largest weight), until the next call. The product is made at
-    once, as peft makes it: in parts, a BLAS may sum in another order. All else goes by runs, which the cache holds.
+    `base_runs`: those of W. What is yielded lies in `workspace` (float32, as many values as the largest weight), until
+    the next call. The product is made at once, as peft makes it: in parts, a BLAS may sum in another order. All else
+    goes by runs, which the cache holds.
     """
     import torch
     from safetensors import safe_open
@@ -211,7 +216,7 @@ def _merged(path: Path, tensor: Header, delta: Delta, workspace: torch.Tensor) -
         weight = weight.T.contiguous()
     summed = (
         rows.mul_(delta.scale).add_(stored)  # 16-bit values are widened inside the addition
-        for rows, stored in zip(_runs(weight), _stored_rows(path, tensor), strict=True)
+        for rows, stored in zip(_runs(weight), base_runs, strict=True)
     )
     if magnitude is None:
         yield from summed
@@ -235,18 +240,6 @@ def _refuse_other_base(path: Path, tensor: Header, delta: Delta, base_copy: torc
                 f"the adapter contains its own {delta.module}, which differs from the base's: it was trained too",
                 hint="merge with the base model that the adapter was trained on",
             )
-
-
-def _stored_rows(path: Path, tensor: Header) -> Iterator[torch.Tensor]:
-    """The tensor as the base stores it, in runs of rows."""
-    from safetensors import safe_open
-
-    run_rows = max(1, _RUN_ITEMS // max(1, math.prod(tensor.shape[1:])))
-    for begin in range(0, (tensor.shape or (1,))[0], run_rows):
-        # Reopened for each run: the pages of a mapping stay resident for as long as it lives.
-        with safe_open(path, framework="pt") as handle:
-            rows = handle.get_slice(tensor.name)
-            yield rows[begin : begin + run_rows] if tensor.shape else handle.get_tensor(tensor.name)
 
 
 def _runs(weight: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -32,6 +32,8 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TOKEN_ROWS = "token_adapter.trainable_tokens_delta"  # how peft names rows trained beside an adapter: token_rows.py
 SHORT_NAME = {"bfloat16": "BF16", "float16": "F16"}  # torch's name -> safetensors' name
 LONG_NAME = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # and back, for all of FLOATS
+_INTEGERS = {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
+TORCH_NAME = LONG_NAME | _INTEGERS  # for all of ITEM_BYTES
 
 # Options of peft's LoraConfig that make an adapter more than W + scale * B A (peft/tuners/lora/config.py).
 _UNSUPPORTED = (
@@ -121,12 +123,21 @@ def stored_headers(path: Path) -> list[Header]:
 
     Raises ValueError: not a safetensors file.
     """
+    return [header for header, _ in places(path).values()]
+
+
+def places(path: Path) -> dict[str, tuple[Header, int]]:
+    """Name -> header and first byte in the file, of every tensor in it. Raises ValueError: not a safetensors file."""
     with path.open("rb") as handle:
         size = int.from_bytes(handle.read(8), "little")
         if size > path.stat().st_size:
             raise ValueError(f"{path} is not a safetensors file")
         listed = json.loads(handle.read(size))
-    return [Header(name, t["dtype"], tuple(t["shape"])) for name, t in listed.items() if name != "__metadata__"]
+    listed.pop("__metadata__", None)
+    return {
+        name: (Header(name, told["dtype"], tuple(told["shape"])), 8 + size + told["data_offsets"][0])
+        for name, told in listed.items()
+    }
 
 
 def read_rows(path: Path, name: str, runs: Iterable[tuple[int, int]]) -> np.ndarray:
@@ -136,15 +147,14 @@ def read_rows(path: Path, name: str, runs: Iterable[tuple[int, int]]) -> np.ndar
     """
     import numpy as np
 
+    header, first = places(path)[name]
+    kind, width = np.dtype(ROW_TYPES[header.dtype]), header.shape[1]
+    found = [np.empty((0, width), np.float32)]
     with path.open("rb") as handle:
-        size = int.from_bytes(handle.read(8), "little")
-        told = json.loads(handle.read(size))[name]
-        kind, width = np.dtype(ROW_TYPES[told["dtype"]]), told["shape"][1]
-        found = [np.empty((0, width), np.float32)]
         for begin, end in runs:
-            handle.seek(8 + size + told["data_offsets"][0] + begin * width * kind.itemsize)
+            handle.seek(first + begin * width * kind.itemsize)
             stored = np.frombuffer(handle.read((end - begin) * width * kind.itemsize), kind).reshape(-1, width)
-            if told["dtype"] == "BF16":
+            if header.dtype == "BF16":
                 found.append((stored.astype("<u4") << 16).view("<f4"))
             else:
                 found.append(stored.astype(np.float32))

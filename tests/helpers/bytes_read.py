@@ -1,13 +1,13 @@
 """How many bytes of a file a run reads, and which of its processes: for tests and benchmarks/reads.py.
 
-What is read through file descriptors the kernel counts (/proc/self/io, rchar; it adds those of processes that have
-ended and were waited for to their parent's). What is read through a mapping of a safetensors file it does not: there
-every tensor, or run of rows, that is asked of `safe_open` counts as read. Forks count too, as they inherit what is
-patched; processes started otherwise do not.
+What is read or written through file descriptors the kernel counts (/proc/self/io, rchar and wchar; it adds those of
+processes that have ended and were waited for to their parent's). What is read through a mapping of a safetensors file
+it does not: there every tensor, or run of rows, that is asked of `safe_open` counts as loaded, as does what the merge
+reads (`os.preadv`). Forks count too, as they inherit what is patched; processes started otherwise do not.
 
 >>> with counted(log_path) as read:
 ...     run()
->>> read.by_stage("mapped", lambda path: path.name == "model.safetensors")
+>>> read.by_stage("loaded", lambda path: path.name == "model.safetensors")
 Counter({'train': 28986424, 'evaluate': 28986424})
 """
 
@@ -31,7 +31,8 @@ class Read:
     """What has been read so far. `log_path`: a line for each read, whatever process it was in."""
 
     def __init__(self, log_path: Path) -> None:
-        self._log_path, self._before = log_path, through_descriptors()
+        self._log_path = log_path
+        self._before, self._written_before = through_descriptors("rchar"), through_descriptors("wchar")
         self.stage = ""
         log_path.touch()
 
@@ -41,7 +42,7 @@ class Read:
             log.write(line + "\n")
 
     def by_stage(self, how: str, is_meant: Callable[[Path], bool]) -> Counter[str]:
-        """Bytes of files that were `mapped` or `hashed`, by stage. `is_meant`: which, by their path at the time."""
+        """Bytes of files that were `loaded` or `hashed`, by stage. `is_meant`: which, by their path at the time."""
         found: Counter[str] = Counter()
         for line in self._log_path.read_text(encoding="utf-8").splitlines():
             kind, path, stage, size = json.loads(line)
@@ -52,19 +53,25 @@ class Read:
     @property
     def all_through_descriptors(self) -> int:
         """Of whatever files; in this process and those of its children that have ended."""
-        return through_descriptors() - self._before
+        return through_descriptors("rchar") - self._before
+
+    @property
+    def all_written(self) -> int:
+        """The same of what was written."""
+        return through_descriptors("wchar") - self._written_before
 
 
-def through_descriptors() -> int:
+def through_descriptors(which: str) -> int:
+    """`which`: rchar or wchar."""
     lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
-    return int(dict(line.split(": ") for line in lines)["rchar"])
+    return int(dict(line.split(": ") for line in lines)[which])
 
 
 @contextmanager
 def counted(log_path: Path) -> Iterator[Read]:
     """Counts until the end of the block. The libraries that read safetensors have to be imported before."""
     read = Read(log_path)
-    original, digest = safetensors.safe_open, hashlib.file_digest
+    original, digest, preadv = safetensors.safe_open, hashlib.file_digest, os.preadv
 
     class Slice:
         def __init__(self, path: object, view: Any) -> None:
@@ -72,7 +79,7 @@ def counted(log_path: Path) -> Iterator[Read]:
 
         def __getitem__(self, key: Any) -> Any:
             found = self._view[key]
-            read.add("mapped", self._path, found.nbytes)
+            read.add("loaded", self._path, found.nbytes)
             return found
 
         def __getattr__(self, name: str) -> Any:
@@ -91,7 +98,7 @@ def counted(log_path: Path) -> Iterator[Read]:
 
         def get_tensor(self, name: str) -> Any:
             found = self._handle.get_tensor(name)
-            read.add("mapped", self._path, found.nbytes)
+            read.add("loaded", self._path, found.nbytes)
             return found
 
         def get_slice(self, name: str) -> Slice:
@@ -104,9 +111,15 @@ def counted(log_path: Path) -> Iterator[Read]:
         read.add("hashed", handle.name, os.fstat(handle.fileno()).st_size)
         return digest(handle, *arguments, **named)
 
+    def counted_preadv(file: int, *arguments: Any) -> int:
+        found = preadv(file, *arguments)
+        read.add("loaded", os.readlink(f"/proc/self/fd/{file}"), found)
+        return found
+
     with ExitStack() as patches:
         for module in list(sys.modules.values()):
             if getattr(module, "__dict__", {}).get("safe_open") is original:
                 patches.enter_context(mock.patch.object(module, "safe_open", Opened))
         patches.enter_context(mock.patch.object(hashlib, "file_digest", file_digest))
+        patches.enter_context(mock.patch.object(os, "preadv", counted_preadv))
         yield read
