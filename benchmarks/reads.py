@@ -118,6 +118,7 @@ def count(folder: Path, *, hidden: int, layers: int, overrides: Sequence[str] = 
         "base loaded": read.by_stage("loaded", is_of_base),
         "merged hashed": read.by_stage("hashed", is_merged),
         "merged loaded": read.by_stage("loaded", is_merged),
+        "merged written": read.by_stage("written", is_merged),
         "all read through file descriptors": descriptors,
         "all written": written,
     }

@@ -74,6 +74,15 @@ class Engine(Protocol):
         """
         ...
 
+    def kept_base(self, base_dir: Path) -> Any:
+        """The base in `base_dir` as it was loaded, its weights untouched, if it was kept; otherwise None."""
+        ...
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of the device's memory, what a kept base takes. The next load of it will take no more."""
+        ...
+
 
 def refuse_too_long(base_dir: Path, max_seq_length: int) -> int:
     """The number of positions the base was made for. Raises EnvironmentUnavailable: `max_seq_length` exceeds it."""

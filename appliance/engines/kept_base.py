@@ -37,6 +37,11 @@ class KeptBase:
                 return None
         return _with_the_same_weights(self._model)
 
+    @property
+    def bytes(self) -> int:
+        """Of all weights, as they are held."""
+        return sum(weight.nbytes for weight in self._weights())
+
     def _weights(self) -> Iterator[Any]:
         return iter(self._model.parameters())
 

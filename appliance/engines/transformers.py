@@ -115,6 +115,15 @@ class TransformersEngine:
         if self._device.kind == "cuda":
             torch.cuda.empty_cache()
 
+    def kept_base(self, base_dir: Path) -> Any:
+        """See Engine."""
+        return self._kept_base(self._kept[0]) if self._kept and self._kept[0][0] == base_dir else None
+
+    @property
+    def kept_bytes(self) -> int:
+        """See Engine."""
+        return self._kept[1].bytes if self._kept else 0
+
     def _load_base(self, base_dir: Path, model: ModelSection, weights_dtype: str) -> Loaded:
         """The base, kept or from its files, and its tokenizer."""
         with load_failures(base_dir, model, self._device, weights_dtype):

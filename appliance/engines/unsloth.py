@@ -145,6 +145,15 @@ class UnslothEngine:
         if self._device.kind == "cuda":
             torch.cuda.empty_cache()
 
+    def kept_base(self, base_dir: Path) -> Any:  # noqa: ARG002
+        """See Engine."""
+        return None
+
+    @property
+    def kept_bytes(self) -> int:
+        """See Engine."""
+        return 0
+
     def _load(self, base_dir: Path, model: ModelSection, max_seq_length: int | None, *, full: bool = False) -> Loaded:
         """The base and its own tokenizer. `max_seq_length` None: all positions of the base."""
         import torch

@@ -87,6 +87,12 @@ class Job:
         console.quiet_libraries()
         return engine
 
+    @property
+    def engine_in_use(self) -> Engine | None:
+        """None if no stage of this call has needed one yet."""
+        found: Engine | None = vars(self).get("engine")  # a frozen dataclass keeps its cached properties there
+        return found
+
     @cached_property
     def base(self) -> Base:
         """The base model on this disk; fetched if it is not here yet.
@@ -159,7 +165,7 @@ class Job:
         job = replace(
             self, resolved=resolved, run_dir=RunDir(folder), until="publish", even_if_worse=True, is_rehearsal=True
         )
-        # looked up here so that it happens once; a frozen dataclass keeps its cached properties in vars()
+        # looked up here so that it happens once
         kept = ("device", "base", "engine_choice", "engine", "base_identity", "csv", "tokens", "earlier")
         vars(job).update({name: getattr(self, name) for name in kept})
         job.run_dir.create()

@@ -14,6 +14,7 @@ from typing import Any
 
 from appliance.errors import ApplianceError, GateRefused
 from appliance.machine import device, write_errors
+from appliance.pipeline.base_in_memory import BaseInMemory
 from appliance.process.files import write_json
 from appliance.tasks import causal
 from appliance.weights import merge, proof, proof_place
@@ -33,6 +34,7 @@ def run(
     decoding: Mapping[str, Any] = GREEDY,
     expected_bytes: int | None = None,
     task: str = causal.TASK.name,
+    in_memory: BaseInMemory | None = None,
 ) -> tuple[MergeSummary, proof.Proof]:
     """Merges into `stage_dir/model` and proves it; `stage_dir/proof.json` is written whatever the result.
 
@@ -48,6 +50,7 @@ def run(
         decoding: how evaluation decoded, and the release will, as in a generation_config.json.
         expected_bytes: of the merged model, for the message of a full disk.
         task: the name of the recipe's.
+        in_memory: where the base may be loaded already; the proof loads it by itself. None: nowhere.
 
     Raises GateRefused: a gate did not pass, or the adapter cannot be merged. EnvironmentUnavailable: disk, base files,
     memory for the proof.
@@ -58,9 +61,18 @@ def run(
         proof.refuse_no_rows(rows)
         with write_errors.explaining(unproven, needed=expected_bytes, purpose="the merged model", writes_only=True):
             if is_adapter(trained_dir):
-                summary = merge.merge_adapter(base_dir, trained_dir, unproven, dtype=dtype, decoding=decoding)
+                summary = merge.merge_adapter(
+                    base_dir,
+                    trained_dir,
+                    unproven,
+                    dtype=dtype,
+                    decoding=decoding,
+                    loaded=in_memory.base() if in_memory else None,
+                )
             else:
                 summary = round_model(trained_dir, unproven, dtype=dtype, decoding=decoding)
+        if in_memory:
+            in_memory.make_room()
         result = proof_place.prove(
             base_dir,
             trained_dir,

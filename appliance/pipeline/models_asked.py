@@ -36,4 +36,4 @@ def each_model(
         for who, folder in (("base", base.dir), ("tuned", trained_dir)):
             ask(who, engine.load_for_inference(folder, model, None)[0])
             engine.release()
-    engine.release()
+    engine.release(keep_base=True)  # what training has loaded is merged next

@@ -275,12 +275,13 @@ def _evaluate(job: Job, stage_dir: Path) -> str:
         stage_dir=stage_dir,
         task=job.task,
     )
-    engine.release()
+    engine.release(keep_base=True)
     return (replace(seen, cautions=()) if job.is_rehearsal else seen).summary()
 
 
 def _merge(job: Job, stage_dir: Path) -> str:
     from appliance.pipeline import merge
+    from appliance.pipeline.base_in_memory import BaseInMemory
     from appliance.weights import proof
 
     disk.require(stage_dir, disk_needs.with_margin(job.base.weights_bytes + disk_needs.PROOF_BYTES), "the merged model")
@@ -295,6 +296,7 @@ def _merge(job: Job, stage_dir: Path) -> str:
         decoding=decoding.as_settings(decoding.scored(job.resolved.recipe.evaluate.sampling)),
         expected_bytes=job.base.weights_bytes + job.base.tokenizer_bytes,
         task=job.task.name,
+        in_memory=BaseInMemory(job.engine_in_use, job.base, job.device, wanted_again=job.is_rehearsal),
     )
     changed = f"{merged.merged_tensors} of {counted(merged.tensors, 'tensor')} merged into"
     if not merged.merged_tensors:

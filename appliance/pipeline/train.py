@@ -194,7 +194,7 @@ def run(
     training.checkpoints_dir.mkdir(exist_ok=True)
     checkpoints.newest(training.checkpoints_dir, inputs)  # refuses before the model is loaded
     tokens.write(stage_dir)
-    room = machine_device.room_bytes(device)
+    room = machine_device.room_bytes(device) + engine.kept_bytes  # the load takes what a rehearsal has kept
     tuned, tokenizer = training.load()
     material = training_material.of_rows(train, encoding, prepare_dir, tokens, prompt_name, tokenizer, task)
     material.refuse_untrained_tokens(tuned, prepare_dir, taught=training.token_rows)

@@ -24,7 +24,7 @@ class HashedFile:
     """For this user only. `write` keeps the block: its memory must not change. Raises FileExistsError, OSError."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._handle, self._hash = path, files.open_bytes(path), hashlib.sha256()
+        self.path, self._handle, self._hash = path, files.open_bytes(path), hashlib.sha256()
         # one thread each, so that the blocks stay in order; both calls release the interpreter's lock
         self._writer, self._hasher = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._under_way: deque[Iterable[Future[Any]]] = deque()
@@ -50,7 +50,7 @@ class HashedFile:
             self._hasher.shutdown(cancel_futures=True)
             self._handle.close()
         if error is None:
-            known_hashes.learn_written(self._path, self._hash.hexdigest())
+            known_hashes.learn_written(self.path, self._hash.hexdigest())
 
     def _wait_for_all_but(self, count: int) -> None:
         while len(self._under_way) > count:

@@ -61,11 +61,18 @@ class MergeSummary:
 
 
 def merge_adapter(
-    base_dir: Path, adapter_dir: Path, out_dir: Path, *, dtype: str, decoding: Mapping[str, Any] | None = None
+    base_dir: Path,
+    adapter_dir: Path,
+    out_dir: Path,
+    *,
+    dtype: str,
+    decoding: Mapping[str, Any] | None = None,
+    loaded: Any = None,
 ) -> MergeSummary:
     """Writes base + adapter as 16-bit safetensors, with config and tokenizer files; `out_dir` is complete or absent.
 
-    `decoding`: how the release answers by default, as in a generation_config.json; None: greedily.
+    `decoding`: how the release answers by default, as in a generation_config.json; None: greedily. `loaded`: the base
+    as this process has loaded it, with untouched weights; what it holds exactly is not read again.
 
     W' = W + scale * B A in float32, rounded once to `dtype` ("bfloat16" | "float16"); with DoRA
     W' = m * (W + scale * B A) / ||W + scale * B A|| by output row (Liu et al. 2024, arXiv 2402.09353, eq. 5). Rows that
@@ -75,7 +82,7 @@ def merge_adapter(
     Raises GateRefused: the adapter contains something a merge cannot express, or a result is not finite.
     """
     deltas, rows = changed_by(adapter_dir, base_dir), token_rows.of_adapter(adapter_dir, base_dir)
-    return _write(base_dir, deltas, rows, adapter_dir, out_dir, dtype, decoding or GREEDY)
+    return _write(base_dir, deltas, rows, adapter_dir, out_dir, dtype, decoding or GREEDY, loaded)
 
 
 def round_model(
@@ -104,6 +111,7 @@ def _write(
     out_dir: Path,
     dtype: str,
     decoding: Mapping[str, Any],
+    loaded: Any = None,
 ) -> MergeSummary:
     """The tensors of `model_dir`, each with its delta added and its trained rows put in, rounded to `dtype`."""
     import torch
@@ -130,7 +138,7 @@ def _write(
 
     with _exact_float32(), atomic_dir(out_dir) as folder:
         for path, shard in shards.items():
-            with StoredRows(path) as base_rows:
+            with StoredRows(path, loaded) as base_rows:
                 write_shard(folder / path.name, shard, partial(rows_of, base_rows=base_rows))
         assert used == Counter(deltas.keys()), f"LoRA modules not used exactly once: {used.keys() ^ deltas.keys()}"
         write_config(model_dir, folder, config | special_ids(tokenizer_dir, config), dtype, written_bytes)

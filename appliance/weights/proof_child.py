@@ -27,7 +27,7 @@ from appliance.process.files import read_json, write_json
 from appliance.tasks import causal
 from appliance.tasks import find as tasks_find
 from appliance.tasks.task import Task
-from appliance.weights import child_out_of_memory, proof_files, proof_tensors, proof_wanted, widened
+from appliance.weights import child_out_of_memory, held, proof_files, proof_tensors, widened
 from appliance.weights.proof import TOP_TOKENS, Measures, ProofRequest, ProofRow
 from appliance.weights.shards import files_of, headers, is_adapter, stored_name
 
@@ -287,7 +287,7 @@ def _as_stored(loaded: torch.Tensor, path: Path, name: str) -> torch.Tensor:
     from safetensors import safe_open
 
     (header,) = headers(path, [name])
-    if proof_wanted.is_exactly(loaded, header):
+    if held.is_exactly(loaded, header):
         return loaded
     with safe_open(path, framework="pt") as handle:
         found: torch.Tensor = handle.get_tensor(name)

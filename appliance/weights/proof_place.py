@@ -35,6 +35,7 @@ from appliance.weights.shards import files_of, headers
 # What is kept of a row that is cut to save memory: the first token (BOS), the last ones of the prompt, and the first
 # POSITIONS of the answer.
 CUT_PROMPT_TOKENS = 127
+_AMPLE = 2
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,15 @@ def _place(kind: Literal["cuda", "cpu"], weights_dtype: str, compute_dtype: str,
 def free_bytes(place: Place, device: Device) -> int:
     """Memory that is free there now; on the CPU, within the container's limit."""
     return machine_device.room_bytes(device) if place.kind == device.kind else host_memory.memory_available_bytes()
+
+
+def has_ample_room(model_dir: Path, dtype: str, device: Device) -> bool:
+    """Whether the best place for the proof of a model like this one has _AMPLE times the memory that it needs.
+
+    Then what is held in memory beside it does not decide where it computes. `dtype`: the 16-bit type of the merge.
+    """
+    best = places(Weights.of(model_dir, dtype), device)[0]
+    return free_bytes(best, device) >= _AMPLE * best.needed_bytes
 
 
 def prove(

@@ -8,14 +8,13 @@ Knows no verdict: weights/proof_tensors.py compares.
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance.weights.shards import FLOATS, LONG_NAME, Delta, Header, files_of, headers
+from appliance.weights import held
+from appliance.weights.shards import LONG_NAME, Delta, Header, files_of, headers
 from appliance.weights.token_rows import TokenRows
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 _RUN_ITEMS = 1 << 22  # values that are held at a time
 _UNIT = 2.0**-24  # half the distance from 1 to the next float32
-_WRAPPED = re.compile(r"\.(token_adapter|base_layer)(?=\.)")  # what peft puts into the names of weights it adds to
 
 
 @dataclass(frozen=True)
@@ -77,27 +75,9 @@ def tensors_of(model_dir: Path) -> dict[str, Stored]:
 
 
 def held_by(model: Any, stored: Mapping[str, Stored]) -> dict[str, Held]:
-    """Those of the `stored` tensors that `model`, loaded from their files, holds exactly, each in a memory of its own.
-
-    In a model that peft has wrapped, the base's weights are the same tensors under longer names. If two of the stored
-    tensors are tied in the model, it holds one of them, whatever the files say of the other.
-    """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    loaded = {_WRAPPED.sub("", name): values for name, values in inner.state_dict().items() if values.numel()}
-    named = ((name, loaded.get(name, loaded.get(f"{inner.base_model_prefix}.{name}"))) for name in stored)
-    held = {name: values for name, values in named if values is not None}
-    owners = Counter(values.data_ptr() for values in held.values())
-    return {
-        name: Held(stored[name].path, stored[name].header, values)
-        for name, values in held.items()
-        if owners[values.data_ptr()] == 1 and is_exactly(values, stored[name].header)
-    }
-
-
-def is_exactly(values: torch.Tensor, header: Header) -> bool:
-    """Whether a tensor that was loaded represents every value of the one in the file: float32 does all floats."""
-    kinds = (LONG_NAME.get(header.dtype), "float32") if header.dtype in FLOATS else ()
-    return tuple(values.shape) == header.shape and str(values.dtype).removeprefix("torch.") in kinds
+    """Those of the `stored` tensors that `model`, loaded from their files, holds exactly: see held.of_model."""
+    found = held.of_model(model, {name: one.header for name, one in stored.items()})
+    return {name: Held(stored[name].path, stored[name].header, values) for name, values in found.items()}
 
 
 def copied_runs(source: Stored, base: Stored | None, merged: Stored, trained: TokenRows | None = None) -> Iterator[Run]:

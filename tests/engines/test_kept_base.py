@@ -124,6 +124,20 @@ def test_a_base_that_changed_in_memory_is_loaded_again(
     assert torch.equal(found.model.norm.weight, whole.model.norm.weight)
 
 
+def test_a_kept_base_is_given_out_unless_it_is_another_or_has_changed(loads: list[str], tmp_path: Path) -> None:
+    base_dir, trains = tiny_base(tmp_path / "base"), engine()
+    assert (trains.kept_base(base_dir), trains.kept_bytes) == (None, 0)
+    train(trains, base_dir, PLAIN)
+    trains.release(keep_base=True)
+    assert trains.kept_base(tmp_path / "other") is None
+    found = trains.kept_base(base_dir)
+    assert trains.kept_bytes == sum(weight.nbytes for weight in found.parameters())
+    assert loads == ["base"]
+    found.model.norm.weight.data[3] += 1
+    del found
+    assert trains.kept_base(base_dir) is None
+
+
 def test_another_base_or_another_way_to_load_it_is_loaded(loads: list[str], tmp_path: Path) -> None:
     base_dir, trains = tiny_base(tmp_path / "base"), engine()
     train(trains, base_dir, PLAIN)

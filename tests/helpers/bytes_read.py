@@ -3,7 +3,8 @@
 What is read or written through file descriptors the kernel counts (/proc/self/io, rchar and wchar; it adds those of
 processes that have ended and were waited for to their parent's). What is read through a mapping of a safetensors file
 it does not: there every tensor, or run of rows, that is asked of `safe_open` counts as loaded, as does what the merge
-reads (`os.preadv`). Forks count too, as they inherit what is patched; processes started otherwise do not.
+reads (`os.preadv`). What a `HashedFile` is given counts as written. Forks count too, as they inherit what is patched;
+processes started otherwise do not.
 
 >>> with counted(log_path) as read:
 ...     run()
@@ -26,6 +27,8 @@ from unittest import mock
 
 import safetensors
 
+from appliance.process.hashed_file import HashedFile
+
 
 class Read:
     """What has been read so far. `log_path`: a line for each read, whatever process it was in."""
@@ -42,7 +45,10 @@ class Read:
             log.write(line + "\n")
 
     def by_stage(self, how: str, is_meant: Callable[[Path], bool]) -> Counter[str]:
-        """Bytes of files that were `loaded` or `hashed`, by stage. `is_meant`: which, by their path at the time."""
+        """Bytes of files that were `loaded`, `hashed` or `written`, by stage.
+
+        `is_meant`: which, by their path at the time.
+        """
         found: Counter[str] = Counter()
         for line in self._log_path.read_text(encoding="utf-8").splitlines():
             kind, path, stage, size = json.loads(line)
@@ -71,7 +77,7 @@ def through_descriptors(which: str) -> int:
 def counted(log_path: Path) -> Iterator[Read]:
     """Counts until the end of the block. The libraries that read safetensors have to be imported before."""
     read = Read(log_path)
-    original, digest, preadv = safetensors.safe_open, hashlib.file_digest, os.preadv
+    original, digest, preadv, write = safetensors.safe_open, hashlib.file_digest, os.preadv, HashedFile.write
 
     class Slice:
         def __init__(self, path: object, view: Any) -> None:
@@ -113,8 +119,12 @@ def counted(log_path: Path) -> Iterator[Read]:
 
     def counted_preadv(file: int, *arguments: Any) -> int:
         found = preadv(file, *arguments)
-        read.add("loaded", os.readlink(f"/proc/self/fd/{file}"), found)
+        read.add("loaded", f"/proc/self/fd/{file}", found)
         return found
+
+    def counted_write(file: HashedFile, block: bytes | memoryview) -> None:
+        write(file, block)
+        read.add("written", file.path, memoryview(block).nbytes)
 
     with ExitStack() as patches:
         for module in list(sys.modules.values()):
@@ -122,4 +132,5 @@ def counted(log_path: Path) -> Iterator[Read]:
                 patches.enter_context(mock.patch.object(module, "safe_open", Opened))
         patches.enter_context(mock.patch.object(hashlib, "file_digest", file_digest))
         patches.enter_context(mock.patch.object(os, "preadv", counted_preadv))
+        patches.enter_context(mock.patch.object(HashedFile, "write", counted_write))
         yield read

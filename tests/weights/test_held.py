@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from appliance.errors import GateRefused
-from appliance.weights import proof, proof_child, proof_tensors, proof_wanted
+from appliance.weights import held, proof, proof_child, proof_tensors, proof_wanted
 from appliance.weights.merge import merge_adapter, round_model
 from appliance.weights.shards import Header
 from tests.helpers.models import tiny_adapter, tiny_base
@@ -127,9 +127,9 @@ def test_merged_files_that_cannot_be_read_are_refused(folder: Path, tmp_path: Pa
 
 def test_which_types_hold_a_file_exactly() -> None:
     bfloat16, float32 = torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2)
-    assert proof_wanted.is_exactly(bfloat16, Header("w", "BF16", (2,)))
-    assert proof_wanted.is_exactly(float32, Header("w", "F16", (2,)))
-    assert not proof_wanted.is_exactly(bfloat16, Header("w", "F16", (2,)))
-    assert not proof_wanted.is_exactly(bfloat16, Header("w", "F32", (2,)))
-    assert not proof_wanted.is_exactly(float32, Header("w", "I32", (2,)))
-    assert not proof_wanted.is_exactly(float32, Header("w", "F32", (1, 2)))
+    assert held.is_exactly(bfloat16, Header("w", "BF16", (2,)))
+    assert held.is_exactly(float32, Header("w", "F16", (2,)))
+    assert not held.is_exactly(bfloat16, Header("w", "F16", (2,)))
+    assert not held.is_exactly(bfloat16, Header("w", "F32", (2,)))
+    assert not held.is_exactly(float32, Header("w", "I32", (2,)))
+    assert not held.is_exactly(float32, Header("w", "F32", (1, 2)))

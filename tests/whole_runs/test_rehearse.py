@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +17,11 @@ from appliance.base_model import base as base_model_base
 from appliance.base_model import find as base_model_find
 from appliance.errors import EnvironmentUnavailable, GateRefused, TrainingFailed
 from appliance.findings import Finding
-from appliance.machine import disk
+from appliance.machine import disk, host_memory
 from appliance.machine.device import Device
 from appliance.pipeline import rehearse
 from appliance.pipeline import run as pipeline_run
+from appliance.pipeline.base_in_memory import BaseInMemory
 from appliance.preflight import disk_needs
 from appliance.process import files
 from appliance.prompt import format as prompt_format
@@ -158,6 +160,25 @@ def test_what_was_measured_of_the_disk_is_what_was_estimated(rehearsed: Path, ba
     assert disk_needs.held_bytes(train.parent) == disk.size_of(train)
     copied = disk_needs.of_run(base, TuningSection(r=4), section, has_hard_links=False)
     assert copied.release == base.weights_bytes + demand.trained
+
+
+@pytest.mark.parametrize(("rehearses", "gib_free", "kept"), [(True, 3, 9), (True, 1, 0), (False, 3, 0)])
+def test_the_base_stays_in_memory_beside_the_proof_only_for_a_rehearsal_with_room(
+    rehearses: bool, gib_free: int, kept: int, base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proof of a tiny model needs 1 GiB."""
+
+    class Holding:
+        kept_bytes = 9
+
+        def release(self, *, keep_base: bool = False) -> None:
+            self.kept_bytes *= keep_base
+
+    monkeypatch.setattr(host_memory, "memory_available_bytes", lambda: gib_free << 30)
+    base: Any = SimpleNamespace(dir=base_dir, stored_dtype="bfloat16")
+    engine: Any = Holding()
+    BaseInMemory(engine, base, CPU, wanted_again=rehearses).make_room()
+    assert engine.kept_bytes == kept
 
 
 # --- what goes wrong
