@@ -1,46 +1,48 @@
-"""Talking to a run's model: which run it is, and what passes between the terminal and serving/loaded_model.py.
+"""`chat` and `ask`: which run is asked, what comes from a pipe, and what goes to one.
 
 Knows run directories and the terminal. Must not know how a model is loaded or how it generates.
 
->>> ask(["가격은?"], Path("runs"), input_text="", max_new_tokens=None, temperature=0.0, as_json=False)
+>>> ask(["가격은?"], Path("runs"), Asking(temperature=0.0), input_text="", as_json=False)
 만원입니다.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import re
-import signal
+import gc
+import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 
-from appliance.errors import DataError, Interrupted, RecipeError
-from appliance.process import console, terminal
+from appliance.cli import answering, chat_session, line_editor
+from appliance.cli.options import USUAL_CACHE_DIR
+from appliance.errors import RecipeError
+from appliance.process import console
 from appliance.rundir import find as rundir_find
 from appliance.rundir import proven
-from appliance.serving.conversation import Conversation, Reply
+from appliance.serving import both_models
+from appliance.serving.both_models import BothModels
+from appliance.serving.conversation import Conversation, escaped
 from appliance.serving.loaded_model import LoadedModel, load
-from appliance.wording import counted
 
-PROMPT = "you> "
-COMMANDS = "/new starts over, /quit or Ctrl-D ends the chat, Ctrl-C stops an answer"
 ALONE = "each question is asked alone, as the model was trained; --turns keeps the conversation"
 ALONE_BY_CHOICE = "each question is asked alone, although the model was trained on earlier turns"
 TURNS = "earlier turns are kept, as the model was trained; --no-turns asks each question alone"
 TURNS_BY_CHOICE = "earlier turns are kept, but the model was trained on single questions: expect worse answers"
 
 
-def chat(
-    run_path: Path | None,
-    runs_dir: Path,
-    *,
-    max_new_tokens: int | None,
-    temperature: float | None,
-    keep_turns: bool | None = None,
-) -> None:
+@dataclass(frozen=True)
+class Asking:
+    """How the models are asked. None: as the recipe says. `compares`: base and tuned answer every question."""
+
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    compares: bool = False
+    cache_dir: Path = USUAL_CACHE_DIR
+
+
+def chat(run_path: Path | None, runs_dir: Path, asking: Asking, *, keep_turns: bool | None = None) -> None:
     """Answer the lines of standard input until it ends or a line says /quit.
 
     Each question is asked alone or with the earlier turns, as the model was trained unless `keep_turns` says otherwise.
@@ -48,33 +50,55 @@ def chat(
     that a script notices. Raises what `proven.find`, `load` and `Conversation.say` raise; SystemExit (130): Ctrl-C at
     the prompt, which is no failure.
     """
-    interactive = sys.stdin.isatty()
-    model = load(proven.find(run_path, runs_dir), max_new_tokens=max_new_tokens, temperature=temperature)
-    conversation = Conversation(model, keep_turns=keep_turns)
-    console.say(_how_asked(conversation.keeps_turns, model.trained_on_turns), style="dim")
-    if interactive:
-        console.say(COMMANDS, style="dim")
-    while (line := _read_line(interactive)) is not None:
-        question = line.strip()
-        if question == "/quit":
-            break
+    run_path = proven.find(run_path, runs_dir)
+    both = _both(run_path, asking) if asking.compares else None
+    conversation = Conversation(both.tuned if both else _tuned(run_path, asking), keep_turns=keep_turns)
+    console.say(_how_asked(conversation.keeps_turns, conversation.model.trained_on_turns), style="dim")
+    read = line_editor.reader(run_path, chat_session.COMMANDS)
+    if not sys.stdin.isatty():
+        _answer_lines(read, conversation, both)
+        return
+    console.say(f"{chat_session.BRIEFLY}; {line_editor.KEYS}", style="dim")
+
+    def open_both(drop: Callable[[], None]) -> BothModels:
+        return _both(run_path, asking, drop)
+
+    session = chat_session.Session(run_path, conversation, open_both, both=both)
+    while (line := read()) is not None and session.take(line):
+        pass
+
+
+def _answer_lines(read: Callable[[], str | None], conversation: Conversation, both: BothModels | None) -> None:
+    """A line of answer for each line of a pipe; of base and tuned, if there are both, with a tab between them."""
+    while (line := read()) is not None and (question := line.strip()) != "/quit":
         if question == "/new":
-            conversation = Conversation(model, keep_turns=keep_turns)
-        elif interactive and (mistyped := re.match(r"(/\w+)(?:\s|$)", question)):  # /etc/hosts is a question
-            console.say(f"there is no command {mistyped[1]}; {COMMANDS}", style="dim")
-        elif question and not interactive:
-            conversation.say(question, write=lambda text: _write(text.replace("\n", "\\n")))
-            _write("\n")
+            conversation.messages = []
         elif question:
-            try:
-                with _ctrl_c_stops() as interrupted:
-                    reply = conversation.say(question, write=_write, interrupted=interrupted)
-                    _write("\n")
-                    if not interrupted():
-                        _tell_cut(reply, model)
-            except DataError as error:
-                console.error(str(error), error.hint)
-            _write("\n")
+            if both:
+                base = conversation.say(question, of=both.base, keep=False)
+                answering.write(_in_one_cell(base.answer) + "\t")
+                answering.write(_in_one_cell(conversation.say(question).answer))
+            else:
+                conversation.say(question, write=lambda text: answering.write(text.replace("\n", "\\n")))
+            answering.write("\n")
+
+
+def _in_one_cell(text: str) -> str:
+    return text.replace("\n", "\\n").replace("\t", "\\t")
+
+
+def _tuned(run_path: Path, asking: Asking) -> LoadedModel:
+    return load(run_path, max_new_tokens=asking.max_new_tokens, temperature=asking.temperature)
+
+
+def _both(run_path: Path, asking: Asking, drop: Callable[[], None] = lambda: None) -> BothModels:
+    """`drop` lets go of another model, once the base is known to be there."""
+    base = both_models.base_of(run_path, asking.cache_dir)
+    drop()
+    gc.collect()
+    return both_models.load(
+        run_path, base, asking.cache_dir, max_new_tokens=asking.max_new_tokens, temperature=asking.temperature
+    )
 
 
 def _how_asked(keeps_turns: bool, trained_on_turns: bool) -> str:
@@ -83,23 +107,32 @@ def _how_asked(keeps_turns: bool, trained_on_turns: bool) -> str:
     return ALONE_BY_CHOICE if trained_on_turns else ALONE
 
 
-def ask(
-    words: Sequence[str],
-    runs_dir: Path,
-    *,
-    input_text: str,
-    max_new_tokens: int | None,
-    temperature: float | None,
-    as_json: bool,
-) -> None:
+def ask(words: Sequence[str], runs_dir: Path, asking: Asking, *, input_text: str, as_json: bool) -> None:
     """Answer one question: `words`, the first of which may be a run directory. Raises what `chat` raises."""
     run_path, question = split_words(words)
-    model = load(proven.find(run_path, runs_dir), max_new_tokens=max_new_tokens, temperature=temperature)
-    reply = Conversation(model).say(question, input_text, write=None if as_json else _write)
+    run_path = proven.find(run_path, runs_dir)
+    if asking.compares:
+        _ask_both(_both(run_path, asking), question, input_text, as_json=as_json)
+        return
+    model = _tuned(run_path, asking)
+    reply = Conversation(model).say(question, input_text, write=None if as_json else answering.write)
     if as_json:
         sys.stdout.write(reply.to_json())
-    _write("\n")
-    _tell_cut(reply, model)
+    answering.write("\n")
+    answering.tell_cut(reply, model)
+
+
+def _ask_both(both: BothModels, question: str, input_text: str, *, as_json: bool) -> None:
+    conversation = Conversation(both.tuned)
+    if as_json:
+        base, tuned = (conversation.say(question, input_text, of=model) for model in (both.base, both.tuned))
+        of_base = {**asdict(base), "asked": both.base_asked}
+        sys.stdout.write(escaped(json.dumps({"base": of_base, "tuned": asdict(tuned)}, ensure_ascii=False)) + "\n")
+    else:
+        replies = answering.compare(conversation, both, question, input_text)
+        base, tuned = replies["base"], replies["tuned"]
+    answering.tell_cut(base, both.base, "base: ")
+    answering.tell_cut(tuned, both.tuned, "tuned: ")
 
 
 def split_words(words: Sequence[str]) -> tuple[Path | None, str]:
@@ -114,60 +147,3 @@ def split_words(words: Sequence[str]) -> tuple[Path | None, str]:
     if not question:
         raise RecipeError("no question given", hint='write it in quotes: appliance ask "How much is it?"')
     return (path if is_run else None), question
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(terminal.printable(text))
-    sys.stdout.flush()
-
-
-def _tell_cut(reply: Reply, model: LoadedModel) -> None:
-    """Say why an answer stops midway."""
-    if not reply.stopped:
-        full = reply.tokens >= model.max_new_tokens
-        why = "--max-new-tokens allows more" if full else f"the model has {model.positions} positions"
-        console.say(f"cut off after {counted(reply.tokens, 'token')}: {why}", style="dim")
-
-
-def _read_line(interactive: bool) -> str | None:
-    """The next line, or None at the end of the input. Raises DataError: it is not UTF-8. SystemExit: Ctrl-C."""
-    try:
-        if not interactive:
-            return sys.stdin.readline() or None
-        if sys.stdout.isatty():
-            if importlib.util.find_spec("readline"):
-                import readline  # gives input() editing and history
-
-                readline.parse_and_bind("set enable-bracketed-paste on")  # pasted lines are one question
-            return input(PROMPT)
-        sys.stderr.write(PROMPT)  # answers go to a file: keep the prompt out of it
-        sys.stderr.flush()
-        return input()
-    except EOFError:
-        console.say("")
-        return None
-    except UnicodeDecodeError as error:
-        raise DataError(f"standard input is not UTF-8 text: {error}", hint="convert it: iconv -t UTF-8") from error
-    except Interrupted as error:
-        if interactive and error.exit_code == 128 + signal.SIGINT:
-            console.say("\nCtrl-D or /quit also ends a chat", style="dim")
-            raise SystemExit(error.exit_code) from error
-        raise
-
-
-@contextmanager
-def _ctrl_c_stops() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether Ctrl-C has been pressed; a second Ctrl-C does what it did before."""
-    before = signal.getsignal(signal.SIGINT)
-    pressed: list[int] = []
-
-    def press(number: int, frame: FrameType | None) -> None:
-        if pressed and callable(before):
-            before(number, frame)
-        pressed.append(number)
-
-    signal.signal(signal.SIGINT, press)
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -28,9 +28,13 @@ class Reply:
     seconds: float
 
     def to_json(self) -> str:
-        """One line of JSON. DEL and the C1 controls, which JSON allows, are escaped too: terminals obey them."""
-        text = json.dumps(asdict(self), ensure_ascii=False)
-        return re.sub(r"[\x7f-\x9f]", lambda m: f"\\u{ord(m[0]):04x}", text)
+        """One line of JSON."""
+        return escaped(json.dumps(asdict(self), ensure_ascii=False))
+
+
+def escaped(text: str) -> str:
+    """JSON whose DEL and C1 controls are escaped too: JSON allows them, and terminals obey them."""
+    return re.sub(r"[\x7f-\x9f]", lambda m: f"\\u{ord(m[0]):04x}", text)
 
 
 class Conversation:
@@ -44,32 +48,44 @@ class Conversation:
         """`keep_turns` None: as the model was trained."""
         self.messages: list[Message] = []
         self.keeps_turns = model.trained_on_turns if keep_turns is None else keep_turns
-        self._model = model
+        self.model = model
 
     def say(
         self,
         question: str,
         input_text: str = "",
         *,
+        of: LoadedModel | None = None,
+        alone: bool = False,
+        keep: bool = True,
         write: Callable[[str], None] | None = None,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> Reply:
-        """Answer `question`; `write` gets the answer piece by piece. An interrupted answer is kept as far as it got.
+        """Answer `question`. An interrupted answer is kept as far as it got.
+
+        Args:
+            question, input_text: as in a row.
+            of: the model that answers, if not the conversation's own.
+            alone: whether the question is asked without the turns so far, and becomes no turn itself.
+            keep: whether question and answer become a turn, if turns are kept at all.
+            write: gets the answer piece by piece.
+            interrupted: asked after each token.
 
         Raises DataError: the question is not valid text, or leaves no position for an answer.
         """
+        model = of or self.model
         try:
             (question + input_text).encode()
         except UnicodeEncodeError as error:  # Python turns bytes that it cannot decode into lone surrogates
             raise DataError("the question is not UTF-8 text", hint="set the terminal to UTF-8") from error
         began = time.monotonic()
-        messages = [*self.messages, *user_message(question, input_text)]
-        prompt, limit = self._prompt(messages), self._model.max_new_tokens
-        positions = self._model.positions
+        messages = [*([] if alone else self.messages), *user_message(question, input_text)]
+        prompt, limit = _prompt(model, messages), model.max_new_tokens
+        positions = model.positions
         asked = len(messages)
         while positions and prompt.shape[1] + limit > positions and len(messages) > 1:
             messages = messages[2:]  # a question and its answer
-            prompt = self._prompt(messages)
+            prompt = _prompt(model, messages)
         if dropped := (asked - len(messages)) // 2:
             turns_dropped = "the oldest turn" if dropped == 1 else f"the {dropped} oldest turns"
             console.say(f"dropped {turns_dropped}: the model has {positions} positions", style="dim")
@@ -81,13 +97,15 @@ class Conversation:
                 f"{seen}, which leaves none of the model's {positions} positions for an answer",
                 hint="ask a shorter question",
             )
-        stream = Stream(self._model.text_of, self._model.ends, self._model.stop, write)
-        self._model.generate(prompt, stream, limit, interrupted)
+        stream = Stream(model.text_of, model.ends, model.stop, write)
+        model.generate(prompt, stream, limit, interrupted)
         answer = stream.finish()
-        if self.keeps_turns:
+        if self.keeps_turns and keep and not alone:
             self.messages = [*messages, {"role": "assistant", "content": answer}] if answer else messages[:-1]
         return Reply(question, answer, stream.stopped, stream.tokens, round(time.monotonic() - began, 3))
 
-    def _prompt(self, messages: Sequence[Message]) -> Any:
-        """The ids, int64 of shape (1, T). Turns go where training had them: into the question, or else as messages."""
-        return self._model.prompt(turns.joined(messages) if self._model.trained_on_turns else messages)
+
+
+def _prompt(model: LoadedModel, messages: Sequence[Message]) -> Any:
+    """The ids, int64 of shape (1, T). Turns go where training had them: into the question, or else as messages."""
+    return model.prompt(turns.joined(messages) if model.trained_on_turns else messages)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import shlex
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ class LoadedModel:
     max_new_tokens: int
     sampling: Sampling
     trained_on_turns: bool = False  # whether enough train rows held earlier turns, written into the question
+    without_adapter: bool = False  # whether the model has an adapter that is switched off for its answers
+    more_ends: frozenset[int] = frozenset()  # ids that end an answer beside those that the model names
 
     @property
     def positions(self) -> int | None:
@@ -49,8 +52,8 @@ class LoadedModel:
 
     @property
     def ends(self) -> set[int]:
-        """The ids that end an answer: the tokenizer's EOS and those that the model itself declares."""
-        return decoding.end_ids(self.model, self.tokenizer.eos_token_id)
+        """The ids that end an answer: the tokenizer's EOS, those that the model itself declares, and `more_ends`."""
+        return decoding.end_ids(self.model, self.tokenizer.eos_token_id) | self.more_ends
 
     def prompt(self, messages: Sequence[Message]) -> Any:
         """The ids of the conversation in the chat template, int64 of shape (1, T)."""
@@ -102,7 +105,7 @@ class LoadedModel:
         )
         ids = prompt.to(self.model.device)
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), self.model.disable_adapter() if self.without_adapter else nullcontext():
                 self.model.generate(
                     input_ids=ids,
                     attention_mask=torch.ones_like(ids),
@@ -119,20 +122,21 @@ def _room() -> str:
     return f"nvidia-smi lists other programs on the card; put {typed.cpu_instead()} before the command to use the CPU"
 
 
-def load(run_path: Path, *, max_new_tokens: int | None, temperature: float | None) -> LoadedModel:
+def load(
+    run_path: Path, *, max_new_tokens: int | None, temperature: float | None, read: Callable[[], Any] | None = None
+) -> LoadedModel:
     """The run's merged model, loaded as a user of the release would: in float32 on a CPU, in its stored dtype on a GPU.
 
-    If `max_new_tokens` or `temperature` is None, the recipe's applies (`evaluate`). Raises EnvironmentUnavailable: a
-    package is missing, a file is damaged, or memory is too small.
+    If `max_new_tokens` or `temperature` is None, the recipe's applies (`evaluate`). `read` loads other weights, which
+    the merged model's tokenizer belongs to as well. Raises EnvironmentUnavailable: a package is missing, a file is
+    damaged, or memory is too small.
     """
-    if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
-        hint = "pip install -c constraints.txt '.[train]'"
-        raise EnvironmentUnavailable("torch and transformers, which load the model, are not installed", hint=hint)
+    require_packages()
     wanted = resolve.load(str(run_path.absolute())).recipe.evaluate
     device = machine_device.device()  # first, because it selects the GPU before any library initializes CUDA
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
     console.say(f"loading the model of {run_path} …", style="dim")
@@ -140,14 +144,7 @@ def load(run_path: Path, *, max_new_tokens: int | None, temperature: float | Non
     transformers_logging.set_verbosity_error()  # without a log file, warnings would go to the terminal
     folder = run_path / "merge" / "model"
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            dtype="auto" if device.kind == "cuda" else "float32",
-            device_map=device.kind,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
+        model = read() if read else _merged(folder, device.kind)
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except torch.OutOfMemoryError as error:
         raise EnvironmentUnavailable(
@@ -170,6 +167,26 @@ def load(run_path: Path, *, max_new_tokens: int | None, temperature: float | Non
         max_new_tokens or wanted.max_new_tokens,
         sampling,
         _trained_on_turns(run_path),
+    )
+
+
+def require_packages(*more: str) -> None:
+    """Raises EnvironmentUnavailable: torch, transformers or one of `more` is not installed."""
+    if missing := [name for name in ("torch", "transformers", *more) if not importlib.util.find_spec(name)]:
+        hint = "pip install -c constraints.txt '.[train]'"
+        raise EnvironmentUnavailable(f"to load the model, {' and '.join(missing)} must be installed", hint=hint)
+
+
+def _merged(folder: Path, device_kind: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        str(folder),
+        dtype="auto" if device_kind == "cuda" else "float32",
+        device_map=device_kind,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
     )
 
 

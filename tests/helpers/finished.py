@@ -85,6 +85,7 @@ def finished_run(path: Path, base_dir: Path, *, full: bool = False) -> FinishedR
     recipe.write_text(f"name: shop\nmodel: {{id: {base_dir}, load_in_4bit: false}}\ndata: {{csv: {csv_path}}}\n")
     files.write_text(path / "recipe.yaml", resolve.load(str(recipe), environ={}).to_yaml())
     recorded = {"id": str(base_dir), "public_id": base.public_id, "revision": None, "dir": str(base.dir)}
+    recorded |= {"identity": base.identity, "identity_rule": base_model_base.IDENTITY_RULE}
     sources = {"base": recorded, "csv": {"path": str(csv_path), "sha256": files.sha256_of(csv_path), "commit": None}}
     write_json(
         path / "run.json",

@@ -30,7 +30,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from appliance.cli import chat
+from appliance.cli import answering, chat
+from appliance.cli.chat import Asking
 from appliance.engines.decoding import GREEDY, Sampling
 from appliance.errors import DataError, EnvironmentUnavailable, GateRefused, Interrupted, RecipeError, RunDirError
 from appliance.process import signals
@@ -186,7 +187,7 @@ def test_ask_answers_as_transformers_does(run_path: Path, capsys: pytest.Capture
     expected = tokenizer.decode(ids, skip_special_tokens=True).strip()
     assert expected.rstrip("\ufffd")  # else it shows nothing
 
-    ask = partial(chat.ask, [str(run_path), "가격은?"], Path(), input_text="", max_new_tokens=60, temperature=0.0)
+    ask = partial(chat.ask, [str(run_path), "가격은?"], Path(), Asking(60, 0.0), input_text="")
     ask(as_json=True)
     out, err = capsys.readouterr()
     told = json.loads(out)
@@ -289,7 +290,7 @@ def test_questions_in_a_row_are_answered_as_each_alone(
     alone = []
     monkeypatch.setattr(chat, "load", lambda *_, **__: loaded)
     for question in questions:
-        chat.ask([str(run_path), question], Path(), input_text="", max_new_tokens=None, temperature=0.0, as_json=True)
+        chat.ask([str(run_path), question], Path(), Asking(temperature=0.0), input_text="", as_json=True)
         alone.append(json.loads(capsys.readouterr().out)["answer"])
     assert len(set(alone)) > 1
     _piped(monkeypatch, loaded, run_path, "\n".join(questions))
@@ -368,12 +369,12 @@ def test_ctrl_c_ends_the_answer_and_not_the_chat(loaded: LoadedModel) -> None:
 
     before = signal.signal(signal.SIGINT, signals.handle)
     try:
-        with chat._ctrl_c_stops() as interrupted:
+        with answering.ctrl_c_stops() as interrupted:
             reply = conversation.say(ENDLESS, write=press, interrupted=interrupted)
         assert (reply.answer, reply.stopped, interrupted()) == ("가나다", False, True)
         assert conversation.messages[-1]["content"] == "가나다"
         assert conversation.say("다음").answer == "2번째: 다음"
-        with chat._ctrl_c_stops() as interrupted:  # pressed twice, it is meant
+        with answering.ctrl_c_stops() as interrupted:  # pressed twice, it is meant
             os.kill(os.getpid(), signal.SIGINT)
             assert interrupted()
             with pytest.raises(Interrupted):
@@ -391,7 +392,7 @@ def _piped(
 ) -> None:
     monkeypatch.setattr(chat, "load", lambda *_, **__: model)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8"))
-    chat.chat(run_path, Path(), max_new_tokens=None, temperature=0.0, keep_turns=keep_turns)
+    chat.chat(run_path, Path(), Asking(temperature=0.0), keep_turns=keep_turns)
 
 
 def test_a_pipe_gets_an_answer_a_line(
@@ -411,7 +412,7 @@ def test_a_pipe_that_is_no_text(loaded: LoadedModel, run_path: Path, monkeypatch
     monkeypatch.setattr(chat, "load", lambda *_, **__: loaded)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"))
     with pytest.raises(DataError, match="standard input is not UTF-8"):
-        chat.chat(run_path, Path(), max_new_tokens=None, temperature=0.0)
+        chat.chat(run_path, Path(), Asking(temperature=0.0))
 
 
 _ON_A_TERMINAL = """
@@ -476,7 +477,7 @@ def terminal(run_path: Path) -> Iterator[Callable[..., Terminal]]:
 @pytest.mark.slow
 def test_on_a_terminal(terminal: Callable[..., Terminal]) -> None:
     opened = terminal(_SCRIPTED)
-    assert "/new starts over" in opened.until("you> ")
+    assert "/help lists the commands" in opened.until("you> ")
     opened.type("하나\n")
     assert "1번째: 하나\n\n" in opened.until("you> ")
     opened.type("둘\n")
@@ -489,18 +490,30 @@ def test_on_a_terminal(terminal: Callable[..., Terminal]) -> None:
     rest = opened.until("you> ")
     assert "\ufffd" not in rest
     assert rest.count("가나다라") < 10
-    opened.type("/base hello\n")
-    assert "there is no command /base; /new starts over, /quit or Ctrl-D ends" in opened.until("you> ")
+    opened.type("/bse hello\n")
+    assert "there is no command /bse\nFix: /help lists them" in opened.until("you> ")
     opened.type("가" * 200 + "\n")
     assert "positions" in opened.until("you> ")
     opened.type("셋\n")
     assert "2번째: 셋\n" in opened.until("you> ")  # the stopped answer is a turn
+    time.sleep(0.5)  # before its keys are read one by one, the terminal itself takes Ctrl-D
     opened.type("\x04")
     assert opened.process.wait(30) == 0
 
 
+_REPEATING = """
+class Repeating:
+    keeps_turns, messages = False, ()
+    def __init__(self, model, **_): self.model = model
+    def say(self, question, *_, write, **__):
+        write(f"asked {question!r}")
+        return type("Reply", (), {"stopped": True, "answer": question})
+chat.Conversation, chat.load = Repeating, lambda *a, **k: type("Model", (), {"trained_on_turns": False})
+"""
+
+
 def test_ctrl_c_at_the_prompt_ends(terminal: Callable[..., Terminal]) -> None:
-    opened = terminal("chat.load = lambda *a, **k: type('Model', (), {'trained_on_turns': False})")
+    opened = terminal(_REPEATING)
     opened.until("you> ")
     time.sleep(0.5)  # Python does not wake up for a signal between showing the prompt and waiting for keys
     opened.type("\x03")
@@ -508,22 +521,11 @@ def test_ctrl_c_at_the_prompt_ends(terminal: Callable[..., Terminal]) -> None:
     assert opened.process.wait(30) == 130
 
 
-_REPEATING = """
-class Repeating:
-    keeps_turns = False
-    def __init__(self, *_, **__): pass
-    def say(self, question, *, write, interrupted):
-        write(f"asked {question!r}")
-        return type("Reply", (), {"stopped": True})
-chat.Conversation, chat.load = Repeating, lambda *a, **k: type("Model", (), {"trained_on_turns": False})
-"""
-
-
 def test_pasted_lines_are_one_question(terminal: Callable[..., Terminal]) -> None:
     opened = terminal(_REPEATING, term="xterm")
-    opened.until("you> ")
+    opened.until("you>")
     opened.type("\x1b[200~첫 줄\n둘째 줄\x1b[201~")
-    opened.type("\n")
-    assert r"asked '첫 줄\n둘째 줄'" in opened.until("you> ").replace("\n", "")
-    opened.type("/etc/hosts?\n")
+    opened.type("\r")
+    opened.until(r"asked '첫 줄\n둘째 줄'")
+    opened.type("/etc/hosts?\r")
     opened.until("asked '/etc/hosts?'")
