@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from appliance.cli import answering, chat_session, line_editor
+from appliance.cli import answers_shown, chat_session, line_editor
 from appliance.cli.options import USUAL_CACHE_DIR
 from appliance.errors import RecipeError
 from appliance.process import console
@@ -76,11 +76,11 @@ def _answer_lines(read: Callable[[], str | None], conversation: Conversation, bo
         elif question:
             if both:
                 base = conversation.say(question, of=both.base, keep=False)
-                answering.write(_in_one_cell(base.answer) + "\t")
-                answering.write(_in_one_cell(conversation.say(question).answer))
+                answers_shown.write(_in_one_cell(base.answer) + "\t")
+                answers_shown.write(_in_one_cell(conversation.say(question).answer))
             else:
-                conversation.say(question, write=lambda text: answering.write(text.replace("\n", "\\n")))
-            answering.write("\n")
+                conversation.say(question, write=lambda text: answers_shown.write(text.replace("\n", "\\n")))
+            answers_shown.write("\n")
 
 
 def _in_one_cell(text: str) -> str:
@@ -115,11 +115,11 @@ def ask(words: Sequence[str], runs_dir: Path, asking: Asking, *, input_text: str
         _ask_both(_both(run_path, asking), question, input_text, as_json=as_json)
         return
     model = _tuned(run_path, asking)
-    reply = Conversation(model).say(question, input_text, write=None if as_json else answering.write)
+    reply = Conversation(model).say(question, input_text, write=None if as_json else answers_shown.write)
     if as_json:
         sys.stdout.write(reply.to_json())
-    answering.write("\n")
-    answering.tell_cut(reply, model)
+    answers_shown.write("\n")
+    answers_shown.tell_cut(reply, model)
 
 
 def _ask_both(both: BothModels, question: str, input_text: str, *, as_json: bool) -> None:
@@ -129,10 +129,10 @@ def _ask_both(both: BothModels, question: str, input_text: str, *, as_json: bool
         of_base = {**asdict(base), "asked": both.base_asked}
         sys.stdout.write(escaped(json.dumps({"base": of_base, "tuned": asdict(tuned)}, ensure_ascii=False)) + "\n")
     else:
-        replies = answering.compare(conversation, both, question, input_text)
+        replies = answers_shown.compare(conversation, both, question, input_text)
         base, tuned = replies["base"], replies["tuned"]
-    answering.tell_cut(base, both.base, "base: ")
-    answering.tell_cut(tuned, both.tuned, "tuned: ")
+    answers_shown.tell_cut(base, both.base, "base: ")
+    answers_shown.tell_cut(tuned, both.tuned, "tuned: ")
 
 
 def split_words(words: Sequence[str]) -> tuple[Path | None, str]:

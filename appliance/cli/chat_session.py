@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from appliance.cli import answering
+from appliance.cli import answers_shown
 from appliance.errors import ApplianceError, DataError, EnvironmentUnavailable, RunDirError
 from appliance.machine import write_errors
 from appliance.process import console, files
@@ -83,7 +83,7 @@ class Session:
                 raise
             console.error(str(error), error.hint)
         if line:
-            answering.write("\n")
+            answers_shown.write("\n")
         return True
 
     def _command(self, name: str, given: str) -> None:
@@ -126,7 +126,7 @@ class Session:
         if one.row is None:
             self._conversation.messages = list(one.earlier)
         try:
-            with answering.ctrl_c_stops() as interrupted:
+            with answers_shown.ctrl_c_stops() as interrupted:
                 replies = self._replies(one, who, both, interrupted)
                 if not interrupted():
                     self._tell_cut(replies, both)
@@ -145,27 +145,27 @@ class Session:
     ) -> dict[str, Reply]:
         alone = one.row is not None
         if both is not None and TUNED in who:
-            return answering.compare(
+            return answers_shown.compare(
                 self._conversation, both, one.question, one.input, alone=alone, interrupted=interrupted
             )
         if both is not None:
-            console.say(f"{answering.titles(both)[0]}:", style="dim")
+            console.say(f"{answers_shown.titles(both)[0]}:", style="dim")
         reply = self._conversation.say(
             one.question,
             one.input,
             of=both.base if both else None,
             alone=alone,
             keep=both is None,
-            write=answering.write,
+            write=answers_shown.write,
             interrupted=interrupted,
         )
-        answering.write("\n")
+        answers_shown.write("\n")
         return {who[0]: reply}
 
     def _tell_cut(self, replies: dict[str, Reply], both: BothModels | None) -> None:
         for who, reply in replies.items():
             model = both.base if both and who == BASE else self._conversation.model
-            answering.tell_cut(reply, model, f"{who}: " if len(replies) > 1 else "")
+            answers_shown.tell_cut(reply, model, f"{who}: " if len(replies) > 1 else "")
 
     def _with_base(self) -> BothModels:
         """Both models; the merged one leaves the memory before they are loaded."""

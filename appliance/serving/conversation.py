@@ -105,7 +105,6 @@ class Conversation:
         return Reply(question, answer, stream.stopped, stream.tokens, round(time.monotonic() - began, 3))
 
 
-
 def _prompt(model: LoadedModel, messages: Sequence[Message]) -> Any:
     """The ids, int64 of shape (1, T). Turns go where training had them: into the question, or else as messages."""
     return model.prompt(turns.joined(messages) if model.trained_on_turns else messages)

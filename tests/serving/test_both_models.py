@@ -125,5 +125,5 @@ def test_ask_compares(appliance: Appliance, run_path: Path, both: BothModels) ->
     assert told["base"]["asked"] == "with the same prompt"
     assert set(told["tuned"]) == {"question", "answer", "stopped", "tokens", "seconds"}
     code, out, _ = appliance(*words)
-    shown = [chat.answering.terminal.printable(text) for text in wanted]
+    shown = [chat.answers_shown.terminal.printable(text) for text in wanted]
     assert (code, out) == (0, f"base with the same prompt:\n{shown[0]}\n\ntuned:\n{shown[1]}\n")

@@ -30,7 +30,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from appliance.cli import answering, chat
+from appliance.cli import answers_shown, chat
 from appliance.cli.chat import Asking
 from appliance.engines.decoding import GREEDY, Sampling
 from appliance.errors import DataError, EnvironmentUnavailable, GateRefused, Interrupted, RecipeError, RunDirError
@@ -369,12 +369,12 @@ def test_ctrl_c_ends_the_answer_and_not_the_chat(loaded: LoadedModel) -> None:
 
     before = signal.signal(signal.SIGINT, signals.handle)
     try:
-        with answering.ctrl_c_stops() as interrupted:
+        with answers_shown.ctrl_c_stops() as interrupted:
             reply = conversation.say(ENDLESS, write=press, interrupted=interrupted)
         assert (reply.answer, reply.stopped, interrupted()) == ("가나다", False, True)
         assert conversation.messages[-1]["content"] == "가나다"
         assert conversation.say("다음").answer == "2번째: 다음"
-        with answering.ctrl_c_stops() as interrupted:  # pressed twice, it is meant
+        with answers_shown.ctrl_c_stops() as interrupted:  # pressed twice, it is meant
             os.kill(os.getpid(), signal.SIGINT)
             assert interrupted()
             with pytest.raises(Interrupted):
