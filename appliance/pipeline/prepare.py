@@ -99,9 +99,7 @@ def run(
         _refuse_unusable(judged, too_long, data, longest_possible, csv_path, stage_dir)
         named, left_out = _placed(judged, taken) if taken else (list[Side | None](judged.rows.sides), dict[int, str]())
         out = too_long | left_out
-        kept: Sequence[int] = range(len(judged.lines))
-        if out:
-            kept = [i for i, line in enumerate(judged.lines) if line not in out]
+        kept = [i for i, line in enumerate(judged.lines) if line not in out] if out else range(len(judged.lines))
         lines = array("q", (judged.lines[i] for i in kept))
         keys, of_kept = judged.rows.keys.at(kept), [named[i] for i in kept] if named else []
         order = (
@@ -125,10 +123,7 @@ def run(
             _log.warning("%s: %s", csv_path, warning)
         prepared_rows.write_sides(csv_path, fmt, stage_dir, order, lines, sides, passes, taken)
         if spool:
-            for side, indexes in order.items():
-                of_side = [kept[i] for i in indexes]
-                path = stage_dir / f"{side}.csv"
-                spool.write(path, of_side, judged.lines, judged.prompt_lengths, prompt.fingerprint)
+            _write_ids(spool, stage_dir, order, kept, judged, prompt.fingerprint)
     prepared_rows.write_ledger(
         stage_dir / "rows.csv", lines, sides, judged.rejected | out, taken.origins if taken else {}
     )
@@ -150,6 +145,20 @@ def run(
 def _spool(stage_dir: Path) -> AbstractContextManager[Spool | None]:
     """Where the ids wait until the rows are split; None without pyarrow, and later stages encode the rows again."""
     return closing(Spool(stage_dir)) if kept_ids.can_be_kept() else nullcontext()
+
+
+def _write_ids(
+    spool: Spool,
+    stage_dir: Path,
+    order: Mapping[Side, Sequence[int]],
+    kept: Sequence[int],
+    judged: Judged,
+    fingerprint: str,
+) -> None:
+    """Beside the CSV of each side. `order`: positions in `kept`, which are those of usable rows."""
+    for side, indexes in order.items():
+        rows = [kept[i] for i in indexes]
+        spool.write(stage_dir / f"{side}.csv", rows, judged.lines, judged.prompt_lengths, fingerprint)
 
 
 def _refuse_unusable(
