@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from appliance.cli.options import RunDirArgument
-
-GgufOption = Annotated[
-    list[str],
-    typer.Option("--gguf", metavar="TYPE", help="f16, bf16, q8_0, q6_k, q5_k_m or q4_k_m; may be repeated."),
-]
+from appliance.cli.options import GgufOption, RunDirArgument
 
 
 def export(run_dir: RunDirArgument, gguf: GgufOption) -> None:

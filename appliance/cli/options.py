@@ -60,6 +60,9 @@ VisibilityOption = Annotated[
     Literal["private", "public"] | None,
     typer.Option("--visibility", metavar="private|public", help="Who may see a new repository."),
 ]
+_GGUF = typer.Option("--gguf", metavar="TYPE", help="f16, bf16, q8_0, q6_k, q5_k_m or q4_k_m; may be repeated.")
+GgufOption = Annotated[list[str], _GGUF]
+GgufTooOption = Annotated[list[str] | None, _GGUF]
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", help="Also show the fields that are as by default, and the checks that are ok.")
 ]

@@ -14,6 +14,7 @@ from appliance.cli.options import (
     CacheOption,
     EvenIfWorseOption,
     FromOption,
+    GgufTooOption,
     IntoExistingOption,
     JsonOption,
     RecipeArgument,
@@ -150,6 +151,7 @@ def publish(
     run_dir: RunDirOrNewest = None,
     repo_id: RepoOption = None,
     visibility: VisibilityOption = None,
+    gguf: GgufTooOption = None,
     set_: SetOption = None,
     redo: RedoOption = None,
     even_if_worse: EvenIfWorseOption = False,
@@ -165,10 +167,13 @@ def publish(
     appliance publish runs/demo
 
     appliance publish runs/demo --repo-id me/my-model
+
+    appliance publish runs/demo --gguf q8_0
     """
-    named = {"publish.repo_id": repo_id, "publish.visibility": visibility}
+    types = f"[{', '.join(gguf)}]" if gguf else None
+    named = {"publish.repo_id": repo_id, "publish.visibility": visibility, "publish.gguf": types}
     set_ = [*(set_ or []), *(f"{key}={value}" for key, value in named.items() if value)]
-    allowed = {"even_if_worse": even_if_worse, "into_existing": into_existing, "elsewhere": bool(repo_id or visibility)}
+    allowed = {"even_if_worse": even_if_worse, "into_existing": into_existing, "elsewhere": any(named.values())}
     _run_until("publish", run_dir, set_, redo, runs_dir, cache_dir, verbose=verbose, **allowed)
 
 

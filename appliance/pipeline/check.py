@@ -31,7 +31,7 @@ from appliance.rows.kept_sides import KeptSides
 from appliance.rundir.directory import STAGES
 from appliance.rundir.token_choice import TokenChoice
 from appliance.training import learning_rate, validation
-from appliance.weights import intact
+from appliance.weights import gguf_convert, intact
 from appliance.weights.proof_place import Weights, memory_finding
 from appliance.wording import counted
 
@@ -58,19 +58,19 @@ def run(
     into_existing: bool = False,
     notify: Sequence[str] = (),
     kept_sides: KeptSides | None = None,
+    gguf: Sequence[str] = (),
 ) -> list[Finding]:
     """All findings; writes table.json. Cheap checks come first: a bad CSV is reported before any model is fetched.
 
     Args:
         data, model, tuning, train, publish: sections of the recipe.
         csv_path: None if the CSV is gone and its rows are in the run directory; kept_sides: of a run that is continued.
-        cache_dir: where kernels are compiled to and the demo's base is.
+        cache_dir: where kernels are compiled to and the demo's base is; get_device: looks at the GPU, or the CPU.
         get_base: finds the base model, and tries its tokenizer with rows of the CSV; asked once the machine has passed.
-        get_device: looks at the GPU, or the CPU.
         get_tokens: what was found out about EOS and the template's tokens; None while the weights are not here.
         engine, rehearse: of the recipe; `rehearse` is always if the stage was asked for by name.
         todo: the stages that this call will run, the only ones judged. None: it runs none, and all are judged.
-        stage_dir: where table.json goes; its parent is the run directory.
+        stage_dir: where table.json goes, in the run directory; gguf: types of GGUF files that this call is to make.
         again: the stages that are redone; their old results stay until the new ones are done.
         into_existing, notify: whether a repository on the Hub may hold something else; addresses of notifications.
 
@@ -85,7 +85,7 @@ def run(
         findings.append(validation.finding(validation.schedule(train, seen.sides["train"], seen.sides["val"]), train))
     findings += learning_rate.findings(train.learning_rate) if "train" in ahead else []
     place = machine_place.place()
-    findings += [*doctor.pins(place), _cache(cache_dir, place), *deliver.findings(notify)]
+    findings += [*doctor.pins(place), _cache(cache_dir, place), *deliver.findings(notify), *gguf_convert.findings(gguf)]
     table_path = stage_dir / "table.json"
     device = get_device() if packages.can_train() else None
     if device:
@@ -106,7 +106,7 @@ def run(
     if "publish" in ahead and publish.repo_id and base.is_folder and not base.is_on_hub:
         findings.append(release_base.unnamed(base))
     kept = set(STAGES if todo is None else todo).difference(again)  # their present files will be overwritten
-    findings += disk_needs.of_stages(base, tuning, train, stage_dir, ahead, kept)
+    findings += disk_needs.of_stages(base, tuning, train, stage_dir, ahead, kept, gguf)
     if device:
         findings += _engine_findings(engine, base, model, device, full_with, loads)
     if device and "train" in ahead:

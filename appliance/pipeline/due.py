@@ -11,6 +11,7 @@ from appliance.pipeline.job import Job
 from appliance.process import console, files, typed
 from appliance.recipe import stage_fields
 from appliance.recipe.fields import Recipe
+from appliance.rundir import directory, exported
 from appliance.rundir.directory import STAGES, RunDir
 
 
@@ -22,6 +23,8 @@ def done(job: Job, again: Sequence[str]) -> set[str]:
     """
     run_dir = job.run_dir
     judged = [stage for stage in STAGES[1:] if stage != "rehearse" and stage not in again]
+    if is_exported_otherwise(job.resolved.recipe, run_dir):
+        judged = [stage for stage in judged if stage != "publish"]
     found = {stage for stage in judged if run_dir.has_begun(stage) and run_dir.is_done(stage, job.inputs(stage))}
     if "rehearse" not in again and _is_rehearsed(job, again):
         found.add("rehearse")
@@ -56,6 +59,22 @@ def is_published_otherwise(recipe: Recipe, run_dir: RunDir) -> bool:
     record = run_dir.record("publish")
     wanted = stage_fields.of_stage(recipe, "publish")
     return record is not None and {key: record.inputs.get(key) for key in wanted} != wanted
+
+
+def made_from(job: Job) -> str:
+    """Fingerprint of what the whole run depends on. Without the GGUF files, which a run makes on its way."""
+    inputs = job.inputs("publish")
+    return directory.fingerprint({key: inputs[key] for key in inputs if key != exported.HASHES})
+
+
+def is_exported_otherwise(recipe: Recipe, run_dir: RunDir) -> bool:
+    """Whether the run was published by this recipe, and the GGUF files released with it have been made again since."""
+    record = run_dir.record("publish")
+    if record is None or not recipe.publish.gguf or is_published_otherwise(recipe, run_dir):
+        return False
+    released = record.inputs.get(exported.HASHES) or {}
+    now = exported.hashes(run_dir, recipe.name, recipe.publish.gguf)
+    return any(released.get(name) != sha256 for name, sha256 in now.items())
 
 
 def tell_what_goes(run_dir: RunDir, again: Sequence[str], until: str) -> None:

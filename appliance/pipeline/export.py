@@ -17,9 +17,10 @@ from transformers import AutoTokenizer
 from appliance.errors import GateRefused, RecipeError, RunDirError
 from appliance.evaluation import generate, other_model, scores
 from appliance.findings import NAMED_ROWS, Caution, Gate
-from appliance.machine import packages, write_errors
+from appliance.machine import disk, packages, write_errors
 from appliance.machine.disk import human
 from appliance.pipeline import repair
+from appliance.preflight import disk_needs
 from appliance.process import console, files
 from appliance.prompt import format as prompt_format
 from appliance.recipe import resolve
@@ -27,8 +28,7 @@ from appliance.recipe.fields import Recipe
 from appliance.release import usage_snippets
 from appliance.report import ending
 from appliance.rows import csv_file
-from appliance.rundir import directory as rundir_directory
-from appliance.rundir import outcome, results
+from appliance.rundir import exported, outcome, results
 from appliance.rundir.directory import RunDir
 from appliance.training import encoded_rows
 from appliance.weights import gguf_convert, gguf_tensors, llama_cpp_child
@@ -88,27 +88,31 @@ def by_name(run_path: Path, wanted: Sequence[str]) -> list[Path]:
     return [folder / one["file"] for one in files.read_object(folder / results.EXPORT)["files"].values()]
 
 
-def of_run(run_dir: RunDir, recipe: Recipe, wanted: Sequence[str]) -> str:
+def of_run(run_dir: RunDir, recipe: Recipe, wanted: Sequence[str], label: str = "") -> str:
     """The stage, from its folder to its stage.json, in a run whose lock is held. Returns the summary.
 
-    Files of types that an earlier call made are kept beside those wanted now. Raises RunDirError: the run is not merged
-    yet, or its merged model was changed. EnvironmentUnavailable, GateRefused: as `run`.
+    Files of types that an earlier call made are kept beside those wanted now. `label`: goes in front of the summary.
+    Raises RunDirError: the run is not merged yet, or its merged model was changed. EnvironmentUnavailable, GateRefused:
+    as `run`.
     """
     gguf_convert.refuse_missing(wanted)
     merged = run_dir.record("merge")
     if merged is None:
         raise RunDirError(f"{run_dir.path} has no proven model yet", hint=f"run `appliance run {run_dir.path}` first")
     run_dir.refuse_changed("merge", ["model/*"])
-    model = {name: output["sha256"] for name, output in merged.outputs.items() if name.startswith("model/")}
-    source = {"merged model": rundir_directory.fingerprint(model), "prompt": recipe.prompt}
+    source = exported.made_from(merged)
     folder, before = run_dir.stage_dir("export"), run_dir.record("export")
     made = _done(folder, source)
     types = [kind for kind in gguf_convert.TYPES if kind in {*wanted, *made}]
     inputs = {**source, "types": types}
-    if before is not None and before.inputs == inputs and run_dir.is_done("export", inputs):
+    is_whole = made.keys() >= set(types)
+    if is_whole and before is not None and before.inputs == inputs and run_dir.is_done("export", inputs):
         return before.summary
     kept = [path.name for kind in made for path in folder.glob(f"{recipe.name}-{kind}.*")]
     stage_dir = run_dir.begin("export", inputs, keep=[*kept, results.EXPORT] if made else [])
+    weights = disk.size_of(run_dir.stage_dir("merge") / "model") // 2  # each has two bytes
+    wanted_bytes = gguf_convert.bytes_of(weights, (kind for kind in types if kind not in made))
+    disk.require(stage_dir, disk_needs.with_margin(wanted_bytes), "the GGUF files")
     tokenizer = AutoTokenizer.from_pretrained(
         str(run_dir.stage_dir("merge") / "model"), local_files_only=True, trust_remote_code=False
     )
@@ -116,7 +120,7 @@ def of_run(run_dir: RunDir, recipe: Recipe, wanted: Sequence[str]) -> str:
     asked = Source(run_dir.path, recipe.name, prompt, evaluate.stop, evaluate.max_new_tokens, evaluate.primary)
     summary = run(asked, types, stage_dir, source)
     record = run_dir.finish("export", inputs, summary)
-    console.say(f"export    {summary} ({console.duration(record.seconds)})")
+    console.say(f"{label or 'export   '} {summary} ({console.duration(record.seconds)})")
     return summary
 
 
@@ -157,8 +161,12 @@ def _done(stage_dir: Path, made_from: Mapping[str, Any]) -> dict[str, dict[str, 
     return {
         kind: one
         for kind, one in record["files"].items()
-        if (stage_dir / one["file"]).is_file() and files.sha256_of(stage_dir / one["file"]) == one["sha256"]
+        if all(_has(stage_dir / name, sha256) for name, sha256 in exported.recorded_hashes(one).items())
     }
+
+
+def _has(path: Path, sha256: str) -> bool:
+    return path.is_file() and files.sha256_of(path) == sha256
 
 
 def _write_record(stage_dir: Path, done: Mapping[str, Mapping[str, Any]], made_from: Mapping[str, Any]) -> None:
@@ -197,7 +205,10 @@ def _export(source: Source, kind: str, stage_dir: Path, asked: _Asked) -> dict[s
     stops = (source.prompt.eos_token, *source.stop)
     modelfile = usage_snippets.modelfile(f"./{path.name}", prompt, stops, source.max_new_tokens)
     files.write_text(path.with_suffix(".Modelfile"), modelfile)
-    return record | {"sha256": files.sha256_of(path)}
+    return record | {
+        "sha256": files.sha256_of(path),
+        "modelfile_sha256": files.sha256_of(path.with_suffix(".Modelfile")),
+    }
 
 
 def _gates_of_tensors(seen: gguf_tensors.Compared) -> list[Gate]:

@@ -24,7 +24,7 @@ from appliance.process import files as process_files
 from appliance.recipe import stage_fields
 from appliance.recipe.resolve import Resolved
 from appliance.rundir import directory as rundir_directory
-from appliance.rundir import results, run_json, token_choice
+from appliance.rundir import exported, results, run_json, token_choice
 from appliance.rundir.directory import STAGES, RunDir
 from appliance.rundir.token_choice import TokenChoice
 
@@ -102,7 +102,7 @@ class Job:
         from appliance.base_model import find as base_model_find
         from appliance.weights import intact
 
-        base = base_model_find.fetch(self.found_base, self._sample)
+        base = base_model_find.fetch(self.found_base, self.sample)
         intact.refuse(base.dir, base.config)
         return base
 
@@ -138,13 +138,13 @@ class Job:
         """
         from appliance.base_model import tokenizer_trial
 
-        self._sample.extend(sample)
+        self.sample.extend(sample)
         if not self.found_base.coming:
             tokenizer_trial.refuse_unusable(self.found_base.dir, sample)
         return self.found_base
 
     @cached_property
-    def _sample(self) -> list[Row]:
+    def sample(self) -> list[Row]:
         """Rows of the CSV, from the stage check; empty if it did not read it."""
         return []
 
@@ -294,6 +294,8 @@ class Job:
             named = {f"evaluate.{key}": getattr(recipe.evaluate, key) for key in ("extra_prompts", "other_answers")}
             files = {f"{key} (sha256)": path for key, path in named.items() if isinstance(path, str)}
             values |= {key: self._sha256_before(stage, key, Path(path)) for key, path in files.items()}
+        if stage == "publish" and recipe.publish.gguf:
+            values[exported.HASHES] = exported.to_release(self.run_dir, recipe.name, recipe.publish.gguf)
         # no stage depends on a rehearsal: training depends on the rows, rehearsed or not
         before = "prepare" if stage == "train" else STAGES[STAGES.index(stage) - 1]
         if stage == "rehearse":

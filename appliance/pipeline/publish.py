@@ -24,7 +24,7 @@ from appliance.hub.upload_child import Pushed
 from appliance.process import files as process_files
 from appliance.process import redact
 from appliance.recipe.fields import EvaluateSection, PublishSection
-from appliance.release import card, dataset, gates, leak_scan, passport, reload, tokenizer_files
+from appliance.release import card, dataset, gates, gguf_files, leak_scan, passport, reload, tokenizer_files
 from appliance.release.base import Base
 from appliance.weights import model_files
 
@@ -110,11 +110,17 @@ def _release(order: _Order, found: list[Gate], overridden: Sequence[str]) -> dic
         repos={part: repo_id for part, (repo_id, _) in order.repositories.items()},
         stop=order.evaluate.stop,
         max_new_tokens=order.evaluate.max_new_tokens,
+        gguf=publish.gguf,
     )
     with process_files.atomic_dir(stage_dir / "release") as release:
         _build(release, facts, publish, run_path)
         found += gates.of_files(
-            release, run_path, public_id=base.public_id, revision=base.revision, dataset=publish.dataset
+            release,
+            run_path,
+            public_id=base.public_id,
+            revision=base.revision,
+            dataset=publish.dataset,
+            gguf=publish.gguf,
         )
         refuse_failed(found, order.overridable, stage_dir)  # before a process loads what is there
         try:
@@ -221,6 +227,7 @@ def write_record(stage_dir: Path, found: Sequence[Gate], message: str, **more: A
 def _build(release: Path, facts: card.Facts, publish: PublishSection, run_path: Path) -> None:
     if publish.merged:
         _link_tree(run_path / "merge" / "model", release / "model")
+        gguf_files.link(run_path, facts.name, publish.gguf, release / "model")
         _copy_license(facts.base, release / "model")
         process_files.write_text(release / "model" / "README.md", card.model_card(facts))
     if publish.adapter and (run_path / "train" / "adapter").is_dir():

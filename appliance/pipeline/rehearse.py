@@ -11,7 +11,7 @@ import heapq
 import math
 import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from appliance.recipe.fields import TrainSection, TuningSection
 from appliance.rows import csv_file
 from appliance.rows.csv_file import Row
 from appliance.rundir import directory as rundir_directory
-from appliance.rundir import results
+from appliance.rundir import exported, results
 from appliance.rundir.directory import RunDir
 from appliance.training import kept_ids, validation
 from appliance.training.validation import Schedule
@@ -120,6 +120,7 @@ def run(
     train: TrainSection,
     prepare_dir: Path,
     cut_long_rows: bool,
+    gguf: Sequence[str] = (),
     scratch: RunDir,
     run_stage: Callable[[str], None],
     stage_dir: Path,
@@ -133,6 +134,7 @@ def run(
         tuning, train: sections of the recipe of the real run.
         prepare_dir: the prepared rows of the real run.
         cut_long_rows: whether rows over max_seq_length are cut.
+        gguf: types of GGUF files that the run releases.
         scratch: the run directory of the rehearsal, removed at the end.
         run_stage: runs one stage of it.
         stage_dir: where table.json goes.
@@ -152,7 +154,7 @@ def run(
     try:
         disk.require(
             scratch.path,
-            disk_needs.of_run(base, tuning, train, has_hard_links=hard_links).total,
+            disk_needs.of_run(base, tuning, train, has_hard_links=hard_links, gguf=gguf).total,
             "a run",
         )
         _prepare(scratch, prepare_dir, rows)
@@ -284,12 +286,14 @@ def _disk(scratch: RunDir, tuning: TuningSection, checkpoint_bytes: int, *, has_
     trained = scratch.stage_dir("train") / ("adapter" if tuning.method == "lora" else "model")
     trained_bytes = 0 if tuning.method == "full" and has_hard_links else disk.size_of(trained)
     merged = disk.size_of(scratch.stage_dir("merge") / "model")
+    exported_bytes = disk.size_of(scratch.stage_dir(exported.STAGE))
     demand = disk_needs.Demand(
         checkpoints=(rundir_directory.CHECKPOINTS_KEPT + 1) * checkpoint_bytes,
         trained=trained_bytes,
         merged=merged,
-        release=0 if has_hard_links else merged + trained_bytes,
+        release=0 if has_hard_links else merged + trained_bytes + exported_bytes,
         proof=disk_needs.PROOF_BYTES,
+        gguf=exported_bytes,
     )
     freed = disk.size_of(scratch.path)
     return disk_needs.finding(demand, scratch.path, freed=freed, fix=f"free space in {scratch.path.parent}")

@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING
 
 from appliance.engines import decoding, memory
 from appliance.errors import EnvironmentUnavailable
-from appliance.machine import device, disk, write_errors
+from appliance.machine import device, disk, packages, write_errors
 from appliance.notify import ending as notify_ending
-from appliance.pipeline import before_evaluate, due, head, reads, repair
+from appliance.pipeline import before_evaluate, before_publish, due, head, reads, repair
 from appliance.pipeline.job import Job
 from appliance.preflight import disk_needs
 from appliance.process import console, files, known_secrets, signals
 from appliance.recipe import earlier_runs
 from appliance.recipe.resolve import Resolved
 from appliance.report import ending
-from appliance.rundir import directory as rundir_directory
 from appliance.rundir import outcome, results
 from appliance.rundir.directory import STAGES, RunDir
 from appliance.training import validation
@@ -70,13 +69,16 @@ def run(
         repair.restore_records(run_dir)
         if elsewhere and redo is None and due.is_published_otherwise(resolved.recipe, run_dir):
             redo = "publish"
+        if redo is None and until == "publish" and due.is_exported_otherwise(resolved.recipe, run_dir):
+            console.say("the GGUF files were made again since they were published: they are published again")
+            redo = "publish"
         again: Sequence[str] = STAGES[STAGES.index(redo) :] if redo else ()
         if redo == "rehearse":  # no later stage depends on it
             again = ("rehearse",)
         takes_new_base = redo in ("check", "prepare")
         resolved = earlier_runs.as_begun(resolved, run_dir.path / "recipe.yaml")
         job = Job(resolved, run_dir, cache_dir, until, takes_new_base, even_if_worse, into_existing, tuple(again))
-        made_from = rundir_directory.fingerprint(job.inputs("publish")) if redo else ""
+        made_from = due.made_from(job) if redo else ""
         if redo and run_dir.redo_under_way == (redo, made_from):
             console.say(f"continuing the redo of {redo} that was interrupted")
             again = ()
@@ -113,6 +115,8 @@ def run(
 
 
 def _run_stage(job: Job, stage: str, label: str = "") -> None:
+    if stage == "publish":
+        before_publish.export(job, label.replace(stage, "export"))
     label = label or f"{stage:<9}"
     console.say(f"{label.rstrip()} …", style="bold")
     signals.check()
@@ -159,6 +163,7 @@ def _check(job: Job, stage_dir: Path) -> str:
         todo = [stage for stage in STAGES[1 : STAGES.index(job.until) + 1] if stage not in done]
     if todo is None or "evaluate" in todo:
         before_evaluate.refuse_unreadable(recipe.evaluate)
+    gguf = before_publish.due_types(job, todo)
     try:
         findings = check.run(
             data=recipe.data,
@@ -179,6 +184,7 @@ def _check(job: Job, stage_dir: Path) -> str:
             into_existing=job.into_existing,
             notify=recipe.notify,
             kept_sides=job.kept_sides if job.csv.to_check else None,
+            gguf=gguf,
         )
     finally:
         # Also shown if a finding refuses the run; the command `check` prints the table on stdout itself.
@@ -189,6 +195,9 @@ def _check(job: Job, stage_dir: Path) -> str:
         job.base  # noqa: B018  fetched only now that every check has passed: the weights may be tens of GB
         if todo is not None and "evaluate" in todo:
             before_evaluate.refuse_unaskable(recipe.evaluate, recipe.prompt, job.base.dir)
+    is_here = job.until != "check" or not job.found_base.coming
+    if is_here and packages.can_train() and (todo is None or "merge" in todo):  # else the export itself comes now
+        before_publish.refuse_unexportable(job, gguf, stage_dir)
     warnings = sum(finding.verdict == "warning" for finding in findings)
     return f"{counted(len(findings), 'finding')}, {counted(warnings, 'warning')}"
 
@@ -219,6 +228,7 @@ def _rehearse(job: Job, stage_dir: Path) -> str:
         train=recipe.train,
         prepare_dir=prepare_dir,
         cut_long_rows=recipe.data.on_too_long == "cut",
+        gguf=recipe.publish.gguf,
         scratch=small.run_dir,
         run_stage=lambda stage: _run_stage(small, stage, f"rehearsal: {stage}"),
         stage_dir=stage_dir,

@@ -5,7 +5,7 @@ Bytes throughout.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from appliance.findings import Finding
 from appliance.machine import device, disk
 from appliance.recipe.fields import TrainSection, TuningSection
 from appliance.rundir import directory as rundir_directory
+from appliance.weights import gguf_convert
 
 MARGIN = 1.1
 FILES = 500  # of a run and its release, with temporary ones; a base of 100 shards is merged into as many
@@ -50,13 +51,14 @@ class Demand:
     merged: int
     release: int  # nothing if the file system has hard links
     proof: int
+    gguf: int = 0  # of the types that are released, and the 16 bits that K types are made from
     download: int = 0  # of the base, if the Hub client's cache is on the same volume
 
     def of(self, stages: Collection[str]) -> Demand:
         """What is left of it if only these stages are still to run."""
         rest = self if "train" in stages else replace(self, checkpoints=0, trained=0)
         rest = rest if "merge" in stages else replace(rest, merged=0, proof=0)
-        return rest if "publish" in stages else replace(rest, release=0)
+        return rest if "publish" in stages else replace(rest, release=0, gguf=0)
 
     @property
     def net(self) -> int:
@@ -73,8 +75,10 @@ class Demand:
         return ", ".join(f"{name} {disk.human(size)}" for name, size in asdict(self).items() if size >= 1 << 20)
 
 
-def of_run(base: Base, tuning: TuningSection, train: TrainSection, *, has_hard_links: bool) -> Demand:
-    """A whole run from training to the release.
+def of_run(
+    base: Base, tuning: TuningSection, train: TrainSection, *, has_hard_links: bool, gguf: Sequence[str] = ()
+) -> Demand:
+    """A whole run from training to the release. `gguf`: types of GGUF files that are still to be made for it.
 
     One checkpoint more than are kept: the next is complete before the oldest is removed. If the base's shape is
     unknown, its adapters count as nothing, and the reserve has to cover them.
@@ -95,8 +99,9 @@ def of_run(base: Base, tuning: TuningSection, train: TrainSection, *, has_hard_l
         checkpoints=(rundir_directory.CHECKPOINTS_KEPT + 1) * checkpoint,
         trained=trained,
         merged=weights + tokenizer,
-        release=0 if has_hard_links else weights + trained,
+        release=0 if has_hard_links else weights + trained + gguf_convert.bytes_of(parameters, gguf),
         proof=PROOF_BYTES,
+        gguf=gguf_convert.bytes_of(parameters, gguf),
     )
 
 
@@ -107,9 +112,12 @@ def of_stages(
     stage_dir: Path,
     ahead: Collection[str],
     kept: Collection[str],
+    gguf: Sequence[str] = (),
 ) -> list[Finding]:
-    """`findings` for the stages `ahead`; `kept`: those whose present files will be overwritten, and count as free."""
-    demand = of_run(base, tuning, train, has_hard_links=disk.has_hard_links(stage_dir)).of(ahead)
+    """`findings` for the stages `ahead`; `kept`: those whose present files will be overwritten, and count as free.
+    `gguf`: as `of_run`.
+    """
+    demand = of_run(base, tuning, train, has_hard_links=disk.has_hard_links(stage_dir), gguf=gguf).of(ahead)
     held, coming = held_bytes(stage_dir.parent, kept), sum(base.coming.values())
     return findings(demand, stage_dir, held=held, base_dir=base.dir, coming=coming)
 

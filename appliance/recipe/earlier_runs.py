@@ -36,6 +36,7 @@ BEFORE: dict[str, Any] = {
     "notify": [],
     "start_from": None,
     "data.replay_fraction": 0.0,
+    "publish.gguf": [],
 }
 ORIGIN = "as before this field"  # of such a value, in recipe.yaml
 

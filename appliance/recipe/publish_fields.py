@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from appliance.recipe import hub_names
 from appliance.recipe.data_fields import Section
+
+GgufType = Literal["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]
 
 
 class PublishSection(Section):
@@ -22,6 +24,11 @@ class PublishSection(Section):
     examples: bool | None = Field(
         False,
         description="Show rows in the model card: answers to test rows side by side. null: if it is private.",
+    )
+    gguf: list[GgufType] = Field(
+        [],
+        description="Release the merged model in these GGUF types too, for llama.cpp and Ollama: any of "
+        f"{', '.join(get_args(GgufType))}. Each file is proven; the K types need llama.cpp.",
     )
     dataset: bool = Field(
         False, description="Release the rows too: train, val and test as CSV. Only if they are yours to give."
@@ -52,6 +59,20 @@ class PublishSection(Section):
     @classmethod
     def _id_of_its_page(cls, value: str | None) -> str | None:
         return None if value is None else hub_names.repo_id(value)
+
+    @field_validator("gguf")
+    @classmethod
+    def _each_once(cls, value: list[GgufType]) -> list[GgufType]:
+        """In one order, so that the same types are the same recipe."""
+        return [kind for kind in get_args(GgufType) if kind in value]
+
+    @model_validator(mode="after")
+    def _gguf_goes_beside_the_model(self) -> PublishSection:
+        if self.gguf and not self.merged:
+            raise ValueError(
+                "publish.gguf: its files are the merged model's and go beside it; set publish.merged: true"
+            )
+        return self
 
     @model_validator(mode="after")
     def _something_is_released(self) -> PublishSection:

@@ -14,10 +14,11 @@ from appliance.findings import Caution, qualified
 from appliance.process import files
 from appliance.prompt import format as prompt_format
 from appliance.prompt import turns
-from appliance.release import languages, usage_snippets
+from appliance.release import gguf_files, languages, usage_snippets
 from appliance.release.base import Base
 from appliance.rows import csv_file, leaks
-from appliance.rundir import base_asked, results
+from appliance.rundir import base_asked, exported, results
+from appliance.rundir.directory import RunDir
 from appliance.weights import rope
 from appliance.wording import counted
 
@@ -56,6 +57,7 @@ class Facts:
     stop: tuple[str, ...] = ()  # texts other than EOS that ended the scored answers
     max_new_tokens: int = 256
     hashes: Mapping[str, str] = field(default_factory=dict)  # side -> sha256 of its CSV
+    gguf: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # type -> its entry in export.json
 
     def repo(self, part: str) -> str:
         return self.repos.get(part, "FOLDER_OR_REPO")
@@ -72,6 +74,7 @@ def gather(
     repos: Mapping[str, str] | None = None,
     stop: Sequence[str] = (),
     max_new_tokens: int = 256,
+    gguf: Sequence[str] = (),
 ) -> Facts:
     """Reads the finished stages of a run.
 
@@ -85,6 +88,7 @@ def gather(
         repos: part of the release -> its repository on the Hub.
         stop: texts that ended the scored answers, besides EOS.
         max_new_tokens: tokens after which a scored answer was cut.
+        gguf: types that are released too.
     """
     adapter_config = run_path / "train" / "adapter" / "adapter_config.json"
     trained_dir = adapter_config.parent if adapter_config.is_file() else run_path / "train" / "model"
@@ -105,6 +109,7 @@ def gather(
         ),
         stop=tuple(stop),
         max_new_tokens=max_new_tokens,
+        gguf=exported.read(RunDir(run_path), gguf) if gguf else {},
         hashes={side: files.sha256_of(path) for side, path in sides.items()},
         warnings=tuple(w if examples else replace(w, examples=()) for w in leaks.warnings(run_path / "prepare")),
     )
@@ -126,7 +131,10 @@ def model_card(facts: Facts) -> str:
     if facts.tuning is None:
         kind = f"{facts.base.public_id}, all of its weights fine-tuned, in 16 bits."
     front = {"library_name": "transformers", "base_model_relation": "finetune"}
-    return _card(facts, kind, f"{_loads_with(SEEN_TO_LOAD)}\n\n{code}", front)
+    code = f"{_loads_with(SEEN_TO_LOAD)}\n\n{code}"
+    if facts.gguf:
+        code += f"\n\n## GGUF files\n\n{gguf_files.section(facts.gguf, facts.metrics['tuned'], repo)}"
+    return _card(facts, kind, code, front)
 
 
 def adapter_card(facts: Facts) -> str:

@@ -17,8 +17,8 @@ from typing import Any
 from appliance.findings import NAMED_ROWS, Gate
 from appliance.process import files
 from appliance.release import dataset as release_dataset
-from appliance.release import leak_scan
-from appliance.rundir import results
+from appliance.release import gguf_files, leak_scan
+from appliance.rundir import exported, results
 from appliance.weights import model_files
 from appliance.weights.shards import FLOATS, SHORT_NAME, stored_headers
 from appliance.wording import counted
@@ -106,8 +106,10 @@ def not_worse(verdict: str, require_improvement: bool, reason: str = "") -> Gate
     return Gate("not_worse", verdict in wanted, verdict, " or ".join(wanted), meaning)
 
 
-def of_files(release_dir: Path, run_path: Path, *, public_id: str, revision: str | None, dataset: bool) -> list[Gate]:
-    """The gates on the files of a release, without loading anything: replay can check them again."""
+def of_files(
+    release_dir: Path, run_path: Path, *, public_id: str, revision: str | None, dataset: bool, gguf: Sequence[str] = ()
+) -> list[Gate]:
+    """The gates on the files of a release, without loading anything: replay can check them again. `gguf`: its types."""
     fit = results.read(run_path, "train", "fit.json")
     trained = next(path for name in ("adapter", "model") if (path := run_path / "train" / name).is_dir())
     best = fit["best_files"]
@@ -133,6 +135,8 @@ def of_files(release_dir: Path, run_path: Path, *, public_id: str, revision: str
             )
         )
         gates.append(_sixteen_bits(parts["model"]))
+        if gguf or any(path.suffix in exported.SUFFIXES for path in parts["model"].iterdir()):
+            gates.append(gguf_files.gate(parts["model"], run_path, gguf))
     return [*gates, _only_known(release_dir, dataset=dataset), _no_remote_code(release_dir)]
 
 

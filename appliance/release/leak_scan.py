@@ -6,8 +6,8 @@ files. The caller passes the secrets; a hit names the file, the line and the kin
 Two kinds of things are searched for:
 
 - secrets: what the caller passes, in every spelling that process/known_secrets.py knows, and anything shaped like a
-  Hub token (`hf_` and 30 characters). In every text file, in the header of every safetensors file, in the
-  vocabularies of tokenizers.
+  Hub token (`hf_` and 30 characters). In every text file, in the header of every safetensors and GGUF file, in
+  the vocabularies of tokenizers.
 - traces: Authorization headers, signed URLs, home folders, the paths of this run, the names of host and user. In every
   text file except vocabularies and licence texts, which come from the base (a vocabulary may well contain "root").
 
@@ -25,8 +25,9 @@ from pathlib import Path
 
 from appliance.process import known_secrets
 from appliance.process.redact import HOME_FOLDER, whole_word
-from appliance.weights import model_files
+from appliance.weights import gguf_header, model_files
 
+_VOCABULARY_KEYS = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges")  # of a GGUF file
 _BINARY = (".png", ".pt", ".pth", ".bin", ".model")  # searched only for the bytes of secrets
 
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")  # huggingface.co/docs/hub/security-tokens; currently 34 characters
@@ -97,6 +98,8 @@ def as_cell(text: str) -> str:
 def _scan_file(path: Path, name: str, secrets: Sequence[str], private: Private) -> Iterator[Hit]:
     if path.suffix == ".safetensors":
         yield from _scan_text(_safetensors_header(path), name, secrets, private)
+    elif path.suffix == ".gguf":
+        yield from _scan_gguf(path, name, secrets, private)
     elif path.suffix in _BINARY:
         content = path.read_bytes()
         if known_secrets.holds(content, secrets) or re.search(_TOKEN.pattern.encode(), content):
@@ -136,6 +139,19 @@ def _scan_text(text: str, name: str, secrets: Sequence[str], private: Private | 
         yield Hit(name, 0, "a path of this machine", is_secret=False)
     if any(whole_word(word).search(plain) and not whole_word(word).search(private.public) for word in private.names):
         yield Hit(name, 0, "the name of this host or user", is_secret=False)
+
+
+def _scan_gguf(path: Path, name: str, secrets: Sequence[str], private: Private) -> Iterator[Hit]:
+    """Its metadata and the names of its tensors; the tokenizer's words are the base's, as in tokenizer.json."""
+    ours: list[str] = []
+    words: list[str] = []
+    try:
+        for key, text in gguf_header.texts(path):
+            (words if key in _VOCABULARY_KEYS and text != key else ours).append(text)
+    except ValueError as error:
+        yield Hit(name, 0, f"what it holds cannot be read: {error}", is_secret=False)
+    found = dict.fromkeys(_scan_text("\n".join(ours), name, secrets, private))
+    yield from found | dict.fromkeys(_scan_text("\n".join(words), name, secrets, None))
 
 
 def _safetensors_header(path: Path) -> str:

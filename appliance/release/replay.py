@@ -161,7 +161,12 @@ def _gates(run_path: Path, record: dict[str, Any], recipe: Recipe) -> Iterator[G
         again += _stops(run_path)  # in place of the recorded one
     release = run_path / "publish" / "release"
     again += gates.of_files(
-        release, run_path, public_id=base["public_id"], revision=base["revision"], dataset=publish.dataset
+        release,
+        run_path,
+        public_id=base["public_id"],
+        revision=base["revision"],
+        dataset=publish.dataset,
+        gguf=publish.gguf,
     )
     names = [recipe.name, base["public_id"], publish.repo_id or ""]
     cards = [path.read_text(encoding="utf-8") for path in release.rglob("README.md")]  # public by now

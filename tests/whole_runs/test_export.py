@@ -175,6 +175,9 @@ class _Llama:
         assert add_special  # this tokenizer adds none
         return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], *([0] * self.wrong_ids)]
 
+    def others(self, texts: Sequence[tuple[str, Sequence[int]]]) -> list[str]:
+        return [text for text, ids in texts if self.ids_of(text, add_special=True) != list(ids)]
+
     def forget(self) -> None: ...
 
     def read(self, ids: Sequence[int], start: int, wanted: Sequence[int]) -> Iterator[np.ndarray]:
