@@ -48,6 +48,7 @@ def main() -> None:
     # slower, sleeping no slower than a single thread; on a quiet machine both are equal. OpenMP reads this when torch
     # loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # trl reports to the Hub that it is used, from any training
     os.umask(os.umask(0o077) & 0o077)  # one that takes rights from the user would leave files that nobody can read
     std_streams.make_usable()
     terminal.replace_what_cannot_be_shown()

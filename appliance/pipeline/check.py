@@ -30,7 +30,7 @@ from appliance.rows.csv_file import Row
 from appliance.rows.kept_sides import KeptSides
 from appliance.rundir.directory import STAGES
 from appliance.rundir.token_choice import TokenChoice
-from appliance.training import learning_rate, validation
+from appliance.training import learning_rate, trackers, validation
 from appliance.weights import gguf_convert, intact
 from appliance.weights.proof_place import Weights, memory_finding
 from appliance.wording import counted
@@ -83,7 +83,7 @@ def run(
     findings = survey.findings(seen) if seen else []
     if seen and "train" in ahead:
         findings.append(validation.finding(validation.schedule(train, seen.sides["train"], seen.sides["val"]), train))
-    findings += learning_rate.findings(train.learning_rate) if "train" in ahead else []
+    findings += [*learning_rate.findings(train.learning_rate), *trackers.findings(train)] if "train" in ahead else []
     place = machine_place.place()
     findings += [*doctor.pins(place), _cache(cache_dir, place), *deliver.findings(notify), *gguf_convert.findings(gguf)]
     table_path = stage_dir / "table.json"

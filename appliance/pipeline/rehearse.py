@@ -47,6 +47,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "patience": STEPS,
         "warmup_steps": 0,
         "sample_answers": 0,
+        "report_to": "none",
     },
     # the other model may not have answered the rows that a rehearsal picks, nor need they hold facts
     "evaluate": {"max_rows": TEST_ROWS, "max_new_tokens": 8, "other_answers": None, "primary": "f1"},

@@ -27,14 +27,16 @@ from appliance.recipe.resolve import Resolved
 from appliance.report import ending
 from appliance.rundir import outcome, results
 from appliance.rundir.directory import STAGES, RunDir
-from appliance.training import validation
+from appliance.training import trackers, validation
 from appliance.weights import moved
 from appliance.wording import counted
 
 if TYPE_CHECKING:
     from appliance.weights.proof import Proof
 
-RESUMABLE = {"train": ("checkpoints", "metrics.jsonl", results.SAMPLES, "tokens.json")}  # to go on from after a kill
+# To go on from after a kill; and what of it is no output of the stage: it may change, or go, when the stage is done.
+RESUMABLE = {"train": ("checkpoints", trackers.FOLDER, "metrics.jsonl", results.SAMPLES, "tokens.json")}
+UNLISTED = {"train": ("checkpoints", trackers.FOLDER)}
 
 
 def run(
@@ -144,7 +146,7 @@ def _run_stage(job: Job, stage: str, label: str = "") -> None:
             f"{memory.what_fits(job.device.memory_bytes)}; the same command continues",
         ) from error
     signals.check()
-    record = job.run_dir.finish(stage, inputs, summary, unlisted=RESUMABLE.get(stage, ())[:1])
+    record = job.run_dir.finish(stage, inputs, summary, unlisted=UNLISTED.get(stage, ()))
     console.say(f"{label} {summary} ({console.duration(record.seconds)})")
 
 

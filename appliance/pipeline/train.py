@@ -33,7 +33,7 @@ from appliance.rundir import results
 from appliance.rundir.token_choice import TokenChoice
 from appliance.tasks import causal
 from appliance.tasks.task import Task
-from appliance.training import answer_loss, checkpoints, micro_batch, trained_folder
+from appliance.training import answer_loss, checkpoints, micro_batch, trackers, trained_folder
 from appliance.training import material as training_material
 from appliance.training.arguments import trainer_arguments
 from appliance.training.callbacks import EarlyStoppingCallback, FinishWithEvaluation, StopOnSignal
@@ -41,6 +41,7 @@ from appliance.training.fit import Fit
 from appliance.training.material import Material
 from appliance.training.metrics import Metrics
 from appliance.training.micro_batch import BatchSize, OutOfMemory
+from appliance.training.report_to import ReportTo
 from appliance.training.samples import SampleAnswers
 from appliance.training.trainer import EvaluationStopped, Ordered, OrderedTrainer, TrainingEnded
 from appliance.weights import moved
@@ -236,7 +237,11 @@ def _train_to_the_end(training: _Training, material: Material, tuned: Any, first
     stop, size = StopOnSignal(), first.remembered(training.checkpoints_dir)
     asking = _asking(training, material, step)
     # asked first: metrics then counts the time of the next step from the last answer
-    trainer = _trainer(training, material, tuned, size, [stopping, *filter(None, [asking]), metrics, stop])
+    facts = {"base_model": training.base.public_id, "parameters": training.base.parameters, "dtype": training.dtype}
+    facts |= {"engine": training.engine.name, **training.tuning.model_dump()}
+    report_to = ReportTo(trackers.named(training.train), training.stage_dir, facts)
+    watching = [stopping, *filter(None, [asking]), metrics, stop, *report_to.callbacks]
+    trainer = _trainer(training, material, tuned, size, watching)
     trainer.use(
         train_rows=material.train_rows,
         val_rows=material.val_rows,
@@ -253,7 +258,7 @@ def _train_to_the_end(training: _Training, material: Material, tuned: Any, first
         asking.trainer = trainer
     if resume_from:
         console.say(f"continuing from step {step} ({resume_from.name})")
-    with stop, metrics:
+    with stop, metrics, report_to:
         _train(trainer, resume_from)
     if stop.signal_number is not None:
         raise stop.interrupted(trainer.state.global_step)

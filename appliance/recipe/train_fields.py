@@ -56,7 +56,10 @@ class TrainSection(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         123, description="Seed of the split, the adapter weights, the row order and the dropout."
     )
-    report_to: Literal["none"] = Field("none", description="Metrics stay in the run directory.")
+    report_to: (
+        Literal["none", "tensorboard", "trackio", "wandb", "mlflow"]
+        | list[Literal["tensorboard", "trackio", "wandb", "mlflow"]]
+    ) = Field("none", description="A tracker, or a list of them, that gets the metrics too; never rows or weights.")
 
     @property
     def effective_batch_size(self) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -218,7 +217,9 @@ def _batch(rows: list[Row], texts: list[str]) -> _Batch:
 def _sampled(prepare_dir: Path, side: Side, share: float, seed: int) -> Iterator[Row]:
     """The rows of a side, or a seeded share of them if `share` is below 1."""
     generator = Random(f"{seed}:{side}")
-    yield from csv_file.iter_canonical(prepare_dir / f"{side}.csv", (generator.random() < share for _ in count()))
+    for row in csv_file.iter_canonical(prepare_dir / f"{side}.csv"):
+        if generator.random() < share:
+            yield row
 
 
 def _mean_letters(prepare_dir: Path) -> float:

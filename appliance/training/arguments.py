@@ -49,7 +49,7 @@ def trainer_arguments(
         weight_decay=train.weight_decay,
         optim=master_weights.trainer_optimizer(method, train.optimizer, on_cuda=on_cuda),
         seed=train.seed,
-        report_to=train.report_to,
+        report_to="none",  # training/report_to.py passes on what train.report_to names
         # evaluation and checkpoints: everything follows from eval_every
         eval_strategy="steps",
         eval_steps=eval_every,
