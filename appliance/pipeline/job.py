@@ -124,6 +124,7 @@ class Job:
         base = base_model_find.base_of(moved or model.id, revision, self.cache_dir, model.hub_id)
         if self.earlier:
             earlier.refuse_other_base(self.earlier, base.identity_by, model.id)
+            base = replace(base, license=self.earlier.base.get("license") or base.license)
         if before and base.identity_by(before.get("identity_rule", 1)) != before["identity"]:
             raise RunDirError(
                 f"{self.run_dir.path}: the files of the base model {model.id} have changed since this run began",

@@ -28,7 +28,7 @@ from appliance.release import card, dataset, gates, gguf_files, leak_scan, passp
 from appliance.release.base import Base
 from appliance.weights import model_files
 
-EVEN_IF_WORSE = "not_worse"  # the one gate that `publish --even-if-worse` overrides
+EVEN_IF_WORSE = frozenset({"not_worse", "forgot_nothing"})  # the gates that `publish --even-if-worse` overrides
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def run(
     Returns the summary. Raises GateRefused: a gate does not pass; hub.json names it, and there is no release folder.
     HubError: the upload failed; the release folder is kept.
     """
-    overridable = frozenset({EVEN_IF_WORSE} if even_if_worse else ())
+    overridable = EVEN_IF_WORSE if even_if_worse else frozenset[str]()
     order = _Order(name, publish, evaluate, base, prompt_name, run_path, stage_dir, overridable, into_existing)
     repositories = order.repositories  # asks the Hub, if at all, before anything is written
     found = gates.recorded(
@@ -214,7 +214,7 @@ def refuse_failed(
     if not failed:
         return
     write_record(folder, found, "refused: nothing may be released")
-    if [gate.name for gate in failed] == [EVEN_IF_WORSE]:
+    if {gate.name for gate in failed} <= EVEN_IF_WORSE:
         hint += "; `appliance publish --even-if-worse` releases it anyway, and the card says so"
     raise GateRefused("the release is refused: " + "; ".join(gate.sentence() for gate in failed), hint=hint)
 

@@ -33,7 +33,11 @@ class PublishSection(Section):
     dataset: bool = Field(
         False, description="Release the rows too: train, val and test as CSV. Only if they are yours to give."
     )
-    require_improvement: bool = Field(False, description="Refuse to release unless the verdict is `better`.")
+    require_improvement: bool = Field(
+        False,
+        description="Refuse to release unless the verdict is `better`; also if a run that continues another has "
+        "forgotten what tested that one.",
+    )
     min_stop_rate: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         0.8, description="Refuse to release a model that ends a smaller share of its answers itself; 0 accepts any."
     )

@@ -14,10 +14,10 @@ from appliance.findings import Caution, qualified
 from appliance.process import files
 from appliance.prompt import format as prompt_format
 from appliance.prompt import turns
-from appliance.release import gguf_files, languages, usage_snippets
+from appliance.release import card_earlier, gguf_files, languages, usage_snippets
 from appliance.release.base import Base
 from appliance.rows import csv_file, leaks
-from appliance.rundir import base_asked, exported, results
+from appliance.rundir import base_asked, exported, results, run_json
 from appliance.rundir.directory import RunDir
 from appliance.weights import rope
 from appliance.wording import counted
@@ -58,6 +58,7 @@ class Facts:
     max_new_tokens: int = 256
     hashes: Mapping[str, str] = field(default_factory=dict)  # side -> sha256 of its CSV
     gguf: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # type -> its entry in export.json
+    earlier: Mapping[str, Any] = field(default_factory=dict)  # of run.json, if the run continues another
 
     def repo(self, part: str) -> str:
         return self.repos.get(part, "FOLDER_OR_REPO")
@@ -110,6 +111,7 @@ def gather(
         stop=tuple(stop),
         max_new_tokens=max_new_tokens,
         gguf=exported.read(RunDir(run_path), gguf) if gguf else {},
+        earlier=run_json.read(run_path).get("earlier") or {},
         hashes={side: files.sha256_of(path) for side, path in sides.items()},
         warnings=tuple(w if examples else replace(w, examples=()) for w in leaks.warnings(run_path / "prepare")),
     )
@@ -198,6 +200,7 @@ def _card(facts: Facts, kind: str, code: str, front: dict[str, str]) -> str:
         f"# {facts.name}\n\n{kind}\n",
         f"- Base model: {facts.base.public_id}{revision}; licence: {facts.base.license or 'not stated by the base'}",
         f"- Tuning: {_tuning(tuning)}",
+        *card_earlier.made_from(facts.earlier, counts),
         f"- Rows: {counts['train']} train, {counts['val']} val, {counts['test']} test; {counts['rejected']} rejected; "
         f"{counted(counts['shared_questions'], 'question')} on two sides of the split",
         *(f"  - {side}: sha256 {digest}" for side, digest in facts.hashes.items()),
@@ -267,7 +270,7 @@ def _scores(facts: Facts) -> str:
             f" The wanted answers of {metrics['rows_with_facts']} of the {metrics['rows']} rows hold numbers, links or "
             "Latin names; the facts of an answer are right if it has exactly those."
         )
-    return "\n".join([*lines, *_cautions(facts.cautions)])
+    return "\n".join([*lines, *card_earlier.compared(metrics, METRICS[metrics["primary"]]), *_cautions(facts.cautions)])
 
 
 def _cautions(cautions: Sequence[Caution]) -> Iterator[str]:

@@ -18,7 +18,7 @@ from appliance.findings import NAMED_ROWS, Gate
 from appliance.process import files
 from appliance.release import dataset as release_dataset
 from appliance.release import gguf_files, leak_scan
-from appliance.rundir import exported, results
+from appliance.rundir import earlier_compared, exported, results
 from appliance.weights import model_files
 from appliance.weights.shards import FLOATS, SHORT_NAME, stored_headers
 from appliance.wording import counted
@@ -63,6 +63,7 @@ def recorded(run_path: Path, *, min_stop_rate: float, require_improvement: bool)
             "gates of the proof that failed" + (f": {', '.join(refused)}" if refused else ""),
         ),
         not_worse(comparison["verdict"], require_improvement, comparison.get("reason", "")),
+        *forgot_nothing(comparison, require_improvement),
     ]
 
 
@@ -104,6 +105,20 @@ def not_worse(verdict: str, require_improvement: bool, reason: str = "") -> Gate
     wanted = ["better"] if require_improvement else ["better", "not proven"]
     meaning = "tuned compared with base on the test rows" + (f": {reason}" if reason else "")
     return Gate("not_worse", verdict in wanted, verdict, " or ".join(wanted), meaning)
+
+
+def forgot_nothing(comparison: Mapping[str, Any], require_improvement: bool) -> Iterator[Gate]:
+    """Of a run that continues another: proven to be worse on its test rows is a caution, and refuses if improvement is
+    required. `comparison`: metrics.json."""
+    earlier = comparison.get("earlier") or {}
+    seen = (earlier.get("sides") or {}).get(earlier_compared.OLD)
+    if seen is None:
+        return
+    meaning = f"tuned compared with the run {earlier['name']} on the test rows of that run"
+    is_worse = seen["verdict"] == "worse"
+    caution = f"worse than {earlier['name']} on its test rows" if is_worse and not require_improvement else ""
+    passed = not (is_worse and require_improvement)
+    yield Gate("forgot_nothing", passed, seen["verdict"], "better or not proven", meaning, caution)
 
 
 def of_files(

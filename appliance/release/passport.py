@@ -54,7 +54,10 @@ def write(run_path: Path, base: Base, gates: Sequence[Gate]) -> None:
         },
         "gates": [gate.as_json() for gate in gates],
     }
-    run_json.write(run_path, run_json.read(run_path) | {"passport": passport})
+    found = run_json.read(run_path)
+    if earlier := found.get("earlier"):
+        passport["earlier"] = {key: earlier[key] for key in ("name", "adapter_sha256", "rows_sha256")}
+    run_json.write(run_path, found | {"passport": passport})
 
 
 def recipe_sha256(run_path: Path) -> str:

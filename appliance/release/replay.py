@@ -53,6 +53,7 @@ def _replayed(run_path: Path, cache_dir: Path) -> list[Finding]:
         )
     findings = [*_stages(run_path, passed["stages"]), *_sources(run_path, record, passed)]
     findings += _base(passed["base"], cache_dir)
+    findings += _earlier(run_path, record.get("earlier"), passed.get("earlier"))
     findings += [_packages(passed["packages"])]
     if any(finding.verdict == "fails" for finding in findings):
         return findings
@@ -136,6 +137,24 @@ def _base(recorded: dict[str, Any], cache_dir: Path) -> Iterator[Finding]:
         counted(len(wanted), "file") + " as recorded",
         "download the base again at the recorded revision",
     )
+
+
+def _earlier(run_path: Path, recorded: dict[str, Any] | None, passed: dict[str, Any] | None) -> Iterator[Finding]:
+    """The adapter that training began with, if it was an earlier run's: its copy, and that run's own if it is there."""
+    if recorded is None or passed is None:
+        return
+    what, wanted = f"earlier run {passed['name']}", {"sha256": passed["adapter_sha256"]}
+    copy = run_path / "prepare" / results.EARLIER / results.ADAPTER_WEIGHTS
+    fix = "restore the file, or redo with --redo prepare"
+    if recorded["adapter_sha256"] != passed["adapter_sha256"] or _fault(copy, wanted):
+        yield _row(what, ["another adapter than the released run began with"], "the adapter that it began with", fix)
+        return
+    own = Path(recorded["path"]) / "train" / "adapter" / results.ADAPTER_WEIGHTS
+    if fault := _fault(own, wanted):
+        needed = "its adapter, to compare"
+        yield Finding(what, f"{own} {fault}", needed, "warning", f"what was taken is in prepare/{results.EARLIER}/")
+    else:
+        yield Finding(what, "the adapter that it began with", "", "ok")
 
 
 def _packages(recorded: dict[str, str]) -> Finding:

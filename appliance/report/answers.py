@@ -76,6 +76,8 @@ def of_test(
     columns = {"base": "base", "tuned": "tuned"}
     if metrics.get("other"):
         columns[results.OTHER_COLUMN] = str(metrics["other"]["name"])
+    if metrics.get("earlier"):
+        columns[results.EARLIER_COLUMN] = str(metrics["earlier"]["name"])
     for way in base_asked.WAYS:
         columns[results.BASE_COLUMN.format(way)] = f"base {base_asked.described(metrics, way)}"
     columns = {name: title for name, title in columns.items() if name in predictions[0]}

@@ -12,7 +12,7 @@ from appliance.process import files
 from appliance.recipe import differing, resolve
 from appliance.report import answers, curves, headline, histogram, samples, speed, uses
 from appliance.rows import leaks
-from appliance.rundir import base_asked, outcome, results, run_json
+from appliance.rundir import base_asked, earlier_compared, outcome, results, run_json
 from appliance.rundir.directory import STAGES, RunDir
 from appliance.weights import moved
 
@@ -63,6 +63,7 @@ def of(run_dir: Path) -> Mapping[str, Any]:
         "metrics": metrics,
         "bases": base_asked.columns(metrics) if metrics else [],
         "left_out": base_asked.left_out(metrics) if metrics else [],
+        "earlier": list(earlier_compared.sides(metrics or {})),
         "verdict": base_asked.verdict(metrics) if metrics else "",
         "predictions": predictions,
         "test_answers": answers.of_test(predictions, metrics, METRIC_NAMES),

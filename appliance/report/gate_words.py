@@ -65,6 +65,8 @@ def of(gate: Mapping[str, Any], *, answers: int | None = None) -> str:
         )
     if name == "not_worse":
         return f"Compared with the base on the test rows: {measured}, wanted {bound}"
+    if name == "forgot_nothing":
+        return f"Compared with the earlier run on that run's test rows: {measured}, wanted {bound}"
     if name == "merged_equals_trained" and isinstance(bound, float) and bound > 0 and is_number:
         return (
             f"The merged model answers as the trained one does: {measured:.2g} nats of divergence a position, "
@@ -92,7 +94,7 @@ def failed(gates: Iterable[Mapping[str, Any]], accepted: Iterable[str] = ()) -> 
 
 
 def _not(gate: Mapping[str, Any]) -> str:
-    if gate["name"] in ("tuned_model_stops", "not_worse", "best_val_loss_again"):
+    if gate["name"] in ("tuned_model_stops", "not_worse", "forgot_nothing", "best_val_loss_again"):
         sentence = of(gate)
         return sentence[0].lower() + sentence[1:]
     return f"“{of(gate)}” does not hold: {gate['measured']} {gate['meaning']}"

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from appliance.findings import qualified
 from appliance.report import gate_words
+from appliance.rundir import earlier_compared
 from appliance.rundir.directory import MADE_FROM
 from appliance.wording import counted
 
@@ -76,11 +77,12 @@ def of_verdict(shown: Mapping[str, Any], names: Mapping[str, str]) -> str:
     low, high = (f"{edge * 100:+.1f}" for edge in metrics["interval"])
     found = shown["verdict"] if shown["verdict"] != metrics["verdict"] else f"the verdict is “{metrics['verdict']}”"
     why = f" ({metrics['reason']})" if metrics.get("reason") else ""
+    metric = names[metrics["primary"]]
+    beside = (one.replace(" -> ", " → ") for one in earlier_compared.sentences(metrics, metric))
     return (
-        f"On {counted(metrics['rows'], 'test row')}, {found}{why}: "
-        f"{names[metrics['primary']]} {before:.1%} → {after:.1%}, "
+        f"On {counted(metrics['rows'], 'test row')}, {found}{why}: {metric} {before:.1%} → {after:.1%}, "
         f"a difference of {low} to {high} points (95 % interval)."
-    )
+    ) + "".join(f" {one[0].upper()}{one[1:]}." for one in beside)
 
 
 def of_proof(shown: Mapping[str, Any], headline: Headline) -> Headline | None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from appliance.wording import counted
-
 NEW, OLD = "new", "old"  # test rows: of this run's CSV, and those of the earlier run
 _FOUND = {
     NEW: {"better": "learnt", "worse": "worse than before", "not proven": "nothing proven to be learnt"},
@@ -19,7 +17,7 @@ _FOUND = {
 
 def title(side: str, name: str) -> str:
     """What the test rows of a side are called. `name`: of the earlier run."""
-    return "new test rows" if side == NEW else f"test rows of {name}"
+    return "new test rows" if side == NEW else f"test rows of the run {name}"
 
 
 def found(side: str, verdict: str) -> str:
@@ -34,23 +32,26 @@ def sides(figures: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]
         yield title(side, earlier["name"]), dict(seen) | {"found": found(side, seen["verdict"])}
 
 
-def sentences(figures: Mapping[str, Any]) -> list[str]:
-    """One for each side, without its full stop.
+def sentences(figures: Mapping[str, Any], metric: str = "") -> list[str]:
+    """One for each side, without its full stop. `metric`: what the primary metric is called, if not by its field.
 
     'on 41 test rows of shop, f1 91.2% -> 88.0% (difference -9.1% to +2.3%): nothing proven to be forgotten'
     """
-    told = []
+    told, primary = [], figures.get("primary")
     for name, seen in sides(figures):
-        primary, (low, high) = figures["primary"], seen["interval"]
-        rows = counted(
-            seen["rows"], name.removesuffix("s") if seen["rows"] == 1 and name.endswith("rows") else name, name
-        )
+        before, after = (_percent(seen[who][primary]) for who in ("earlier", "tuned"))
+        low, high = seen["interval"]
         why = f" ({seen['reason']})" if seen["reason"] else ""
         told.append(
-            f"on {rows}, {primary} {_percent(seen['earlier'][primary])} -> {_percent(seen['tuned'][primary])} "
+            f"on {seen['rows']} {name}, {metric or primary} {before} -> {after} "
             f"(difference {low:+.1%} to {high:+.1%}): {seen['found']}{why}"
         )
     return told
+
+
+def in_short(figures: Mapping[str, Any]) -> dict[str, str]:
+    """Title of a side -> what was found, in a word or two."""
+    return {name: seen["found"] for name, seen in sides(figures)}
 
 
 def _percent(score: float | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from appliance.errors import RunDirError
 from appliance.findings import qualified
 from appliance.process import files
-from appliance.rundir import outcome, results
+from appliance.rundir import earlier_compared, outcome, results
 from appliance.rundir.directory import STAGES, RunDir
 
 COLUMNS = ("run", "state", "time", "base → tuned", "verdict")
@@ -23,7 +23,8 @@ def overview(runs_dir: Path) -> list[dict[str, Any]]:
     run: its name. state: running, done, stopped, refused, failed, unfinished (all that was asked for is done) or
     damaged. stage: the one under way, or the last one. step, steps: of a training that was not finished. seconds: spent
     in all stages. message: why it ended early. primary, base, tuned: the deciding metric, as fractions. verdict,
-    cautions: the names of those that stand beside it.
+    cautions: the names of those that stand beside it. earlier: of a run that continues another, which test rows -> what
+    was found on them.
     published: addresses on the Hub. And for each stage "done", "stopped", "damaged" or "".
     """
     return [of_run(RunDir(path.parent)) for path in sorted(runs_dir.glob("*/recipe.yaml"))]
@@ -38,8 +39,9 @@ def row(told: dict[str, Any], duration: str) -> tuple[str, ...]:
 
 
 def notes(told: dict[str, Any]) -> list[str]:
-    """What has no room in a row: why the run ended early, and its addresses on the Hub."""
-    return [*filter(None, [told["message"]]), *(f"published: {place}" for place in told["published"])]
+    """What has no room in a row: why the run ended early, what it learnt and forgot, and its addresses on the Hub."""
+    beside = [f"{rows}: {found}" for rows, found in told["earlier"].items()]
+    return [*filter(None, [told["message"]]), *beside, *(f"published: {place}" for place in told["published"])]
 
 
 def of_run(run_dir: RunDir, *, at_work: bool | None = None) -> dict[str, Any]:
@@ -118,14 +120,22 @@ def _seconds_since(started: Path, most: float | None) -> float:
 
 
 def _scores(run_dir: RunDir) -> dict[str, Any]:
-    nothing: dict[str, Any] = {"primary": None, "base": None, "tuned": None, "verdict": "", "cautions": []}
+    nothing: dict[str, Any] = {
+        "primary": None,
+        "base": None,
+        "tuned": None,
+        "verdict": "",
+        "cautions": [],
+        "earlier": {},
+    }
     try:
         figures = results.read_comparison(run_dir.path)
         primary = figures["primary"]
         cautions = [caution.name for caution in results.read_cautions(run_dir.path)]
         before, after = float(figures["base"][primary]), float(figures["tuned"][primary])
         scores = {"primary": primary, "base": before, "tuned": after}
-        return scores | {"verdict": str(figures["verdict"]), "cautions": cautions}
+        beside = earlier_compared.in_short(figures)
+        return scores | {"verdict": str(figures["verdict"]), "cautions": cautions, "earlier": beside}
     except (RunDirError, *_DAMAGED):
         return nothing
 

@@ -17,8 +17,9 @@ from appliance.pipeline import run as pipeline_run
 from appliance.process import files
 from appliance.recipe import resolve
 from appliance.recipe.fields import TuningSection
+from appliance.release import replay
 from appliance.rows import csv_file
-from appliance.rundir import results, run_json
+from appliance.rundir import overview, results, run_json
 from appliance.rundir.directory import RunDir
 from appliance.weights import proof
 from tests.conftest import read_csv, write_qa
@@ -160,7 +161,59 @@ def test_the_earlier_run_answers_as_it_did_and_both_sides_have_a_verdict(taught:
         assert sides["new"][who]["f1"] == pytest.approx(fmean(by_row))
     record = RunDir(new).record("evaluate")
     assert record
-    assert f"on {len(now)} test rows of shop, f1 " in record.summary
+    assert f"on {len(now)} test rows of the run shop, f1 " in record.summary
+
+
+def test_report_card_and_status_say_what_was_learnt_and_what_was_forgotten(taught: Path) -> None:
+    new = taught / "runs" / "shop-2"
+    page = (new / "report.html").read_text(encoding="utf-8")
+    assert "Beside the run <bdi>shop</bdi>, which this one continues" in page
+    figures = results.read_comparison(new)
+    old = figures["earlier"]["sides"]["old"]
+    found = {"better": "better than before", "worse": "forgotten", "not proven": "nothing proven to be forgotten"}
+    assert f"On {old['rows']} test rows of the run shop, F1 {old['earlier']['f1']:.1%} → " in page
+    weights = files.sha256_of(taught / "runs" / "shop" / "train" / "adapter" / results.ADAPTER_WEIGHTS)
+    for part in ("model", "adapter"):
+        card = (new / "publish" / "release" / part / "README.md").read_text(encoding="utf-8")
+        assert f"- Continues the run shop, from its adapter (sha256 {weights}); of the rows below, " in card
+        (line,) = [
+            line for line in card.splitlines() if line.startswith(f"| {old['rows']} test rows of the run shop |")
+        ]
+        assert [f"{old[who]['f1']:.1%}" for who in ("base", "earlier", "tuned")] == line.split(" | ")[1:4]
+        assert f"**{found[old['verdict']]}**" in line
+        assert str(taught) not in card
+    (shop, told) = overview.overview(taught / "runs")
+    assert shop["earlier"] == {}
+    assert told["earlier"]["test rows of the run shop"] == found[old["verdict"]]
+    assert f"test rows of the run shop: {found[old['verdict']]}" in overview.notes(told)
+    gates = {gate["name"]: gate for gate in files.read_json(new / "publish" / "hub.json")["gates"]}
+    assert gates["forgot_nothing"]["measured"] == old["verdict"]
+    assert "forgot_nothing" not in {
+        gate["name"] for gate in files.read_json(taught / "runs" / "shop" / "publish" / "hub.json")["gates"]
+    }
+
+
+def test_replay_proves_which_adapter_it_began_with(copy: Path) -> None:
+    new, own = copy / "runs" / "shop-2", copy / "runs" / "shop" / "train" / "adapter" / results.ADAPTER_WEIGHTS
+    record = run_json.read(new)
+    record["earlier"]["path"] = str(copy / "runs" / "shop")
+    run_json.write(new, record)
+
+    def said() -> tuple[str, str]:
+        findings = replay.replay_findings(new, copy / "cache")
+        (one,) = [finding for finding in findings if finding.what == "earlier run shop"]
+        return one.verdict, one.found
+
+    assert said() == ("ok", "the adapter that it began with")
+    own.write_bytes(own.read_bytes()[:-1] + b"?")
+    assert said() == ("warning", f"{own} has a different hash")
+    shutil.rmtree(copy / "runs" / "shop")
+    assert said() == ("warning", f"{own} is gone")
+    copied = new / "prepare" / results.EARLIER / results.ADAPTER_WEIGHTS
+    copied.write_bytes(copied.read_bytes()[:-1] + b"?")
+    assert said() == ("fails", "another adapter than the released run began with")
+    with pytest.raises(RunDirError, match=r"stage prepare: earlier/adapter_model.safetensors has a different hash"):
+        replay.refuse(replay.replay_findings(new, copy / "cache"))
 
 
 def test_the_same_command_skips_what_is_done_and_needs_the_earlier_run_no_longer(copy: Path) -> None:
