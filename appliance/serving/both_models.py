@@ -76,7 +76,8 @@ def load(
         tuned = loaded_model.load(run_path, max_new_tokens=max_new_tokens, temperature=temperature)
         console.say(f"loading the base {base.public_id} …", style="dim")
         of_base = replace(tuned, model=engine.load_for_inference(base.dir, section, None)[0])
-    way = _way(run_path)
+    with results.damage_named(run_path):
+        way = _way(run_path)
     if way == OWN_TEMPLATE:
         of_base = _in_own_template(of_base, base)
     return BothModels(tuned, of_base, base_asked.described({}, way))
