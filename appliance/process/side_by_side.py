@@ -22,7 +22,7 @@ from rich.text import Text
 from appliance.process import live_view, redact
 from appliance.process.terminal import printable
 
-LEAST_COLUMNS = 80  # of a terminal: each of two texts has 38 then, 19 letters of Korean
+LEAST_COLUMNS = 80  # of a terminal: each of two texts has 36 then, 18 letters of Korean
 _SECONDS = 0.1  # between two drawings
 
 
@@ -83,7 +83,8 @@ class SideBySide:
             self._console.print(self._table(), soft_wrap=False)
 
     def _table(self) -> Table:
-        table = Table(box=box.MINIMAL, header_style="bold", expand=True, padding=(0, 1), pad_edge=False)
+        width = self._console.width - len("^C")  # which a terminal writes where the cursor is: no line may become two
+        table = Table(box=box.MINIMAL, header_style="bold", width=width, padding=(0, 1), pad_edge=False)
         for title in self._titles:
             table.add_column(Text(title), ratio=1, overflow="fold")
         # masked as a whole: a table folds a long token over two lines
