@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -71,18 +73,19 @@ def test_a_file_cut_off_at_any_byte_keeps_its_whole_records(tmp_path: Path, monk
         assert feedback.read(tmp_path) == [*kept, second], cut
 
 
-def test_two_chats_write_at_a_time(tmp_path: Path) -> None:
-    children = []
-    for name in "ab":
+def test_two_chats_write_one_after_the_other(tmp_path: Path) -> None:
+    feedback.append(tmp_path, Feedback("하나\n", "답", GOOD))
+    with (tmp_path / FILE).open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
         if (pid := os.fork()) == 0:
-            for number in range(30):
-                feedback.append(tmp_path, Feedback(f"{name}{number}\n", "답", GOOD))
+            feedback.append(tmp_path, Feedback("둘\n", "답", GOOD))
             os._exit(0)
-        children.append(pid)
-    assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0]
-    found = [one.question for one in feedback.read(tmp_path)]
-    assert sorted(found) == sorted(f"{name}{number}\n" for name in "ab" for number in range(30))
-    assert [one for one in found if one[0] == "a"] == [f"a{number}\n" for number in range(30)]
+        time.sleep(0.3)
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+        assert len(feedback.read(tmp_path)) == 1
+        fcntl.flock(other, fcntl.LOCK_UN)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert [one.question for one in feedback.read(tmp_path)] == ["하나\n", "둘\n"]
 
 
 def test_a_file_that_a_spreadsheet_saved_is_read(tmp_path: Path) -> None:
