@@ -10,6 +10,7 @@ import typer
 from appliance.cli.options import RunsOption
 
 _PORT = 8321
+_KEY_VARIABLE = "APPLIANCE_API_KEY"  # of `appliance serve`
 
 
 def watch(
@@ -37,6 +38,15 @@ def watch(
             help="In a container: its port is published on the host's 127.0.0.1 only. No token is asked for then.",
         ),
     ] = False,
+    chat_server: Annotated[
+        str,
+        typer.Option(
+            "--chat-server",
+            metavar="ADDRESS",
+            envvar="APPLIANCE_CHAT_SERVER",
+            help="Where `appliance serve` runs, for the chat on a run's page. Its key, if any: APPLIANCE_API_KEY.",
+        ),
+    ] = "http://127.0.0.1:8322",
     runs_dir: RunsOption = Path("runs"),
 ) -> None:
     """Watch runs in a browser. The page of report.html, live: progress, curves, sample answers and the log.
@@ -60,4 +70,5 @@ def watch(
         port=port,
         token=start.token_of(token_file, option=server.TOKEN_OPTION, variable=server.TOKEN_VARIABLE),
         published_on_loopback=published_on_loopback,
+        chat_server=(chat_server, start.token_of(None, option="", variable=_KEY_VARIABLE)),
     )

@@ -7,6 +7,8 @@ import re
 
 # compose.yaml's service for each of our commands; the service `appliance` takes all others.
 _SERVICES = {"run": "train", "demo": "train demo"} | {name: name for name in ("doctor", "chat", "publish", "dataset")}
+# with its port, and by its name for `watch`
+_SERVICES["serve"] = "--service-ports --use-aliases serve"
 
 
 def is_in_compose() -> bool:

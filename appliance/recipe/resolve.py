@@ -222,7 +222,7 @@ def _from_environment(environ: Mapping[str, str], problems: list[str]) -> Iterat
 
 
 # APPLIANCE_ variables that belong to the command line, not to the recipe
-NOT_RECIPE = {"recipe", "runs_dir", "cache_dir", "host_runs_dir", "image", "watch_token", "api_key"}
+NOT_RECIPE = {"recipe", "runs_dir", "cache_dir", "host_runs_dir", "image", "watch_token", "api_key", "chat_server"}
 
 
 def _from_set(overrides: Sequence[str], problems: list[str]) -> Iterator[tuple[str, str, str]]:

@@ -30,6 +30,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from appliance.errors import ApplianceError
+from appliance.listening import body
 from appliance.listening.door import HEALTH, App, Guarded
 from appliance.serving import requests
 from appliance.serving.answering import Answer, Answered, Answering, NoPrompt, Question
@@ -39,7 +40,6 @@ from appliance.serving.requests import Asked, AskedInChat, AskedToComplete, BadR
 from appliance.wording import counted
 
 MOST_BYTES = 1 << 20  # of a request: several times the text that any model's positions hold
-_BODY_SECONDS = 30.0  # for a request to arrive
 _SEND_SECONDS = 30.0  # for one piece; a reader that takes longer is let go
 _PING_SECONDS = 15
 _TRY_AGAIN = {"retry-after": "5"}
@@ -104,15 +104,17 @@ def _routes(served: Served) -> list[Route]:
 
 async def _answered(served: Served, request: Request, kind: type[Asked]) -> Response:
     try:
-        asked = requests.read(kind, await _body(request))
+        asked = requests.read(kind, await body.of(request, MOST_BYTES))
         if asked.model not in (None, served.name):
             return _no_model(served, str(asked.model))
         question, left_out = _question(served, asked)
         answer = await _unless_gone(request, served.answering.begin(question))
         answers = _Answers(served, asked, answer, {LEFT_OUT: str(left_out)} if left_out else {})
         return answers.stream() if asked.stream else await answers.whole(request)
+    except body.Refused as fault:
+        return _error(fault.status, fault.said, code=fault.code)
     except BadRequest as fault:
-        return _error(fault.status, fault.message, param=fault.param, code=fault.code)
+        return _error(400, fault.message, param=fault.param, code=fault.code)
     except NoPrompt as fault:
         return _error(400, str(fault), param="messages" if kind is AskedInChat else "prompt", code=fault.code)
     except Full:
@@ -126,27 +128,6 @@ async def _answered(served: Served, request: Request, kind: type[Asked]) -> Resp
         return Response(status_code=499)  # as nginx logs it; nobody reads this
     except ApplianceError as error:  # the GPU ran out of memory, for one
         return _error(503, str(error))
-
-
-async def _body(request: Request) -> bytes:
-    """Raises BadRequest: it is too large or too slow, or says that it is no JSON."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":  # a page of another site can send anything else without asking first
-        raise BadRequest(f"content-type is {kind or 'missing'}, expected application/json", status=415)
-    too_large = BadRequest(f"the request is larger than {MOST_BYTES:,} bytes", code="request_too_large", status=413)
-    declared = request.headers.get("content-length", "0")
-    if not declared.isdecimal() or int(declared) > MOST_BYTES:
-        raise too_large
-    body = bytearray()
-    try:
-        async with asyncio.timeout(_BODY_SECONDS):
-            async for part in request.stream():
-                body += part
-                if len(body) > MOST_BYTES:
-                    raise too_large
-    except TimeoutError as error:
-        raise BadRequest(f"the request did not arrive within {_BODY_SECONDS:.0f} s", status=408) from error
-    return bytes(body)
 
 
 def _question(served: Served, asked: Asked) -> tuple[Question, int]:
@@ -199,8 +180,8 @@ class _Answers:
         finally:
             self._answer.let_go()
         said = {"message": {"role": "assistant", "content": done.text}} if self._is_chat else {"text": done.text}
-        body = self._object("chat.completion" if self._is_chat else "text_completion", said, _reason(done))
-        return JSONResponse(body | {"usage": _usage(done)}, headers=self._headers)
+        found = self._object("chat.completion" if self._is_chat else "text_completion", said, _reason(done))
+        return JSONResponse(found | {"usage": _usage(done)}, headers=self._headers)
 
     def stream(self) -> Response:
         return _Streamed(self._events(), self._answer, self._headers)

@@ -44,9 +44,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 class BadRequest(Exception):
     """A request that is not answered. `param`: the field; `code`: OpenAI's word for the fault, if it has one."""
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> None:
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
-        self.message, self.param, self.code, self.status = message, param, code, status
+        self.message, self.param, self.code = message, param, code
 
 
 def _listed(make: Callable[[str], Any]) -> BeforeValidator:

@@ -1,6 +1,6 @@
 """The pages: a list of runs, a page a run, and a stream of events for each. Reads only; starts nothing.
 
-Needs the extra `web`. Another part of the program that serves a run, such as a chat, adds its routes to `routes`.
+Needs the extra `web`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -18,19 +19,23 @@ from urllib.parse import quote
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from appliance.listening import body
 from appliance.listening.door import HEALTH, App, Door, Guarded
 from appliance.report import page
-from appliance.web import views, watched
+from appliance.web import chat, views, watched
+from appliance.web.chat import SERVER, ChatServer
 from appliance.web.views import PACKAGE, View
 from appliance.web.watched import Watched
 
 MOST_STREAMS = 16  # at a time; each may hold one event in memory
 SEND_SECONDS = 30.0  # for one event; a reader that takes longer is let go
+MOST_CHATS = 8  # at a time; the server that answers has a queue of its own
 _PING_SECONDS = 15
+_MOST_CHAT_BYTES = 1 << 18
 
 
 @dataclass
@@ -39,7 +44,9 @@ class Site:
 
     runs_dir: Path | None
     run: Path | None = None
+    chat: ChatServer = field(default_factory=lambda: ChatServer(SERVER, None))
     streams: int = 0
+    chats: int = 0
     _watched: dict[str, Watched] = field(default_factory=dict)
 
     def found(self, name: str) -> Path:
@@ -87,6 +94,12 @@ def routes(site: Site) -> list[Route]:
     async def events_of_run(request: Request) -> Response:
         return _stream(site, site.of_run(request.path_params["name"]), request)
 
+    async def can_chat(request: Request) -> Response:
+        return JSONResponse(asdict(await site.chat.state(site.found(request.path_params["name"]))))
+
+    async def ask(request: Request) -> Response:
+        return await _chat(site, request)
+
     async def health(_: Request) -> Response:
         return PlainTextResponse("ok\n")
 
@@ -94,6 +107,7 @@ def routes(site: Site) -> list[Route]:
         return Response(status_code=204)
 
     found = [Route("/", home), Route("/runs/{name}", run), Route("/runs/{name}/events", events_of_run)]
+    found += [Route("/runs/{name}/chat", can_chat), Route("/runs/{name}/chat", ask, methods=["POST"])]
     found += [Route(HEALTH, health), Route("/favicon.ico", no_icon)]
     return found if site.run else [*found, Route("/events", events_of_runs)]
 
@@ -116,7 +130,7 @@ def policy() -> str:
 
 async def _page(it: Watched, *, events: str, home: str = "", name: str = "") -> Response:
     view = await it.view()
-    state = {"events": events, "parts": view.hashes}
+    state = {"events": events, "parts": view.hashes, "chat": f"{_path_of(name)}/chat" if name else ""}
     lead = page.rendered_by("lead.html.j2", {"lead": view.lead, "home": home, "state": state}, PACKAGE)
     html = page.whole(name or view.name, view.parts, lead=lead, title=view.title, css=_style(), script=_script())
     return HTMLResponse(html)
@@ -128,6 +142,31 @@ def _stream(site: Site, it: Watched, request: Request) -> Response:
         return PlainTextResponse(text, 503, {"retry-after": "10"})
     have = frozenset(request.query_params.get("have", "").split(","))
     return EventSourceResponse(_events(site, it, have), ping=_PING_SECONDS, send_timeout=SEND_SECONDS)
+
+
+async def _chat(site: Site, request: Request) -> Response:
+    run = site.found(request.path_params["name"])
+    if site.chats >= MOST_CHATS:
+        return PlainTextResponse(f"{MOST_CHATS} questions are being answered already.\n", 429, {"retry-after": "5"})
+    try:
+        messages = chat.messages_of(await body.of(request, _MOST_CHAT_BYTES))
+    except body.Refused as fault:
+        return PlainTextResponse(f"{fault.said}\n", fault.status)
+    except ValueError as error:
+        return PlainTextResponse(f"{error}\n", 400)
+    except ClientDisconnect:
+        return Response(status_code=499)  # nobody reads this
+    return EventSourceResponse(_answer(site, run, messages), ping=_PING_SECONDS, send_timeout=SEND_SECONDS, sep="\n")
+
+
+async def _answer(site: Site, run: Path, messages: list[dict[str, str]]) -> AsyncIterator[ServerSentEvent]:
+    site.chats += 1
+    try:
+        async with aclosing(site.chat.answer(run, messages)) as events:
+            async for event in events:
+                yield event
+    finally:
+        site.chats -= 1
 
 
 async def _events(site: Site, it: Watched, have: frozenset[str]) -> AsyncIterator[ServerSentEvent]:
@@ -166,11 +205,11 @@ def _path_of(name: str) -> str:
 
 
 def _style() -> str:
-    return page.asset("watch.css", PACKAGE)
+    return "".join(page.asset(name, PACKAGE) for name in ("watch.css", "chat.css"))
 
 
 def _script() -> str:
-    return page.asset("watch.js", PACKAGE)
+    return "".join(page.asset(name, PACKAGE) for name in ("chat.js", "watch.js"))
 
 
 def _hash(text: str) -> str:

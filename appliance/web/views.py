@@ -6,6 +6,7 @@ named in place of what it would have shown.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +22,7 @@ from appliance.findings import qualified
 from appliance.process import console
 from appliance.report import facts, page
 from appliance.report.page import Section
-from appliance.rundir import overview, results
+from appliance.rundir import overview, proven, results
 from appliance.rundir.directory import STAGES
 from appliance.web import progress
 from appliance.web.progress import Progress
@@ -60,12 +61,20 @@ def report_of(run_path: Path) -> tuple[Markup, tuple[Section, ...]]:
     try:
         with results.damage_named(run_path):
             shown = facts.of(run_path)
-            return page.lead(shown), tuple(page.sections(shown))
+            return page.lead(shown), tuple(_with_chat(page.sections(shown), run_path))
     except FAULTS as error:
         hint = getattr(error, "hint", "")
         said = str(error) if isinstance(error, ApplianceError | OSError) else f"{type(error).__name__}: {error}"
         html = _rendered("problem", {"said": f"{said:.2000}", "hint": hint})
         return Markup(""), (Section("problem", "", html, "Problem"),)
+
+
+def _with_chat(sections: list[Section], run_path: Path) -> list[Section]:
+    """The sections, and behind the first one the chat, if there is a proven model to ask."""
+    if not proven.is_proven(run_path):
+        return sections
+    chat = Section("chat", "Chat", _rendered("chat", {"command": f"appliance serve {shlex.quote(str(run_path))}"}))
+    return [*sections[:1], chat, *sections[1:]]
 
 
 def of_run(run_path: Path, report: tuple[Markup, tuple[Section, ...]]) -> View:

@@ -87,7 +87,11 @@ def test_watch_sees_the_runs_and_nothing_else(services: dict[str, dict[str, Any]
     assert watch["entrypoint"] == ["appliance", "watch", "--host", "0.0.0.0", "--published-on-loopback"]
     (mount,) = watch["volumes"]
     assert (mount["target"], mount["read_only"]) == ("/runs", True)
-    assert watch["environment"] == {"APPLIANCE_HOST_RUNS_DIR": "./runs"}
+    assert watch["environment"] == {
+        "APPLIANCE_HOST_RUNS_DIR": "./runs",
+        "APPLIANCE_CHAT_SERVER": f"http://serve:{serving_server.PORT}",
+        serving_server.KEY_VARIABLE: None,
+    }
     assert watch["secrets"] == []
     assert watch["profiles"] == ["watch"]
     assert [name for name, service in services.items() if "watch" in service.get("networks", ())] == ["watch"]
@@ -107,7 +111,10 @@ def test_serve_sees_the_runs_and_nothing_else(services: dict[str, dict[str, Any]
     }
     assert serve["secrets"] == []
     assert serve["profiles"] == ["serve"]
-    assert [name for name, service in services.items() if "serve" in service.get("networks", ())] == ["serve"]
+    assert [name for name, service in services.items() if "serve" in service.get("networks", ())] == [
+        "watch",
+        "serve",
+    ]
     assert f"127.0.0.1:{serving_server.PORT}{door.HEALTH}" in serve["healthcheck"]["test"][-1]
     minutes, seconds = map(int, re.fullmatch(r"(\d+)m(\d+)s", serve["stop_grace_period"]).groups())  # type: ignore[union-attr]
     longest = inspect.signature(cli_serve.serve).parameters["seconds"].default

@@ -20,6 +20,7 @@ import pytest
 
 from appliance.engines.decoding import GREEDY, Sampling
 from appliance.errors import EnvironmentUnavailable
+from appliance.listening import body
 from appliance.prompt import format as prompt_format
 from appliance.prompt import turns
 from appliance.prompt.templates import INPUT_MARKER
@@ -301,7 +302,7 @@ def test_a_request_that_is_too_large_is_refused_before_it_is_read(declared: bool
 
 
 def test_a_request_that_does_not_arrive_is_let_go(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "_BODY_SECONDS", 0.2)
+    monkeypatch.setattr(body, "SECONDS", 0.2)
     host, port = urlsplit(server[0]).netloc.split(":")
     with closing(socket.create_connection((host, int(port)))) as lazy:
         lazy.sendall(

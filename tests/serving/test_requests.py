@@ -48,7 +48,7 @@ def test_what_would_change_it_and_is_not_done_is_refused(name: str, nothing: Any
     chat(**{name: nothing})
     with pytest.raises(BadRequest, match=f"{name} = .* is not supported") as caught:
         chat(**{name: something})
-    assert (caught.value.param, caught.value.code, caught.value.status) == (name, "unsupported_parameter", 400)
+    assert (caught.value.param, caught.value.code) == (name, "unsupported_parameter")
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,8 @@ def test_a_fault_names_its_field_and_what_was_seen(fields: dict[str, Any], param
     ],
 )  # fmt: skip
 def test_a_body_that_is_no_request(body: bytes, said: str) -> None:
-    with pytest.raises(BadRequest, match=said) as caught:
+    with pytest.raises(BadRequest, match=said):
         requests.read(AskedInChat, body)
-    assert caught.value.status == 400
 
 
 @pytest.mark.parametrize(("prompt", "read"), [("안녕", "안녕"), (["안녕"], "안녕"), ([3, 4], [3, 4]), ("", "")])

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from appliance.errors import EnvironmentUnavailable, GateRefused, RecipeError
 from appliance.process import signals
 from appliance.rundir import proven
 from appliance.serving import server as serving_server
+from appliance.serving.stream import Stream
 from tests.helpers import warm
 from tests.helpers.served import until
 from tests.helpers.talking import make_run
@@ -66,8 +68,12 @@ def events(answer: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_a_signal_lets_the_answer_end_and_nobody_else_in(runs_dir: Path, tmp_path: Path) -> None:
+def test_a_signal_lets_the_answer_end_and_nobody_else_in(
+    runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     warm.load()
+    feed = Stream.feed
+    monkeypatch.setattr(Stream, "feed", lambda self, ids: (time.sleep(0.006), feed(self, ids))[1])  # for the fork
     body = {"messages": [{"role": "user", "content": "안녕하세요?"}], "max_tokens": 350, "temperature": 2, "seed": 5}
     path = "/v1/chat/completions"
     with server("--runs-dir", str(runs_dir), cwd=tmp_path, command="serve") as found:

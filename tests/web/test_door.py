@@ -18,6 +18,7 @@ from tests.helpers.shown_run import shown_run
 
 TOKEN = "a token of the tests, long enough"
 HERE = "http://127.0.0.1:8321"
+CHAT = ("http://127.0.0.1:8322", None)
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +138,15 @@ def test_without_the_extra_the_install_line_is_given(tmp_path: Path, monkeypatch
     import sys
 
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    settings: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "token": None, "published_on_loopback": False}
+    settings: dict[str, Any] = {
+        "host": "127.0.0.1",
+        "port": 0,
+        "token": None,
+        "published_on_loopback": False,
+        "chat_server": CHAT,
+    }
     with pytest.raises(EnvironmentUnavailable, match="watch needs uvicorn, which is not installed") as caught:
-        server.serve(tmp_path, None, **settings)
+        server.serve(tmp_path, None, host="127.0.0.1", **settings)
     assert (caught.value.exit_code, caught.value.hint) == (4, "uv pip install -c constraints.txt '.[web]'")
 
 
@@ -148,8 +155,15 @@ def test_an_address_that_is_taken_or_is_none(tmp_path: Path) -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        settings: dict[str, Any] = {"port": port, "token": None, "published_on_loopback": False}
+        settings: dict[str, Any] = {"port": port, "token": None, "published_on_loopback": False, "chat_server": CHAT}
         with pytest.raises(EnvironmentUnavailable, match=f"cannot listen on 127.0.0.1 port {port}: Address already"):
             server.serve(tmp_path, None, host="127.0.0.1", **settings)
     with pytest.raises(RecipeError, match="--host no such host: not an address"):
         server.serve(tmp_path, None, host="no such host", **settings)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8322", "ftp://x", "http://x/path", "http://user@x", "", "http://a b"])
+def test_a_chat_server_has_a_plain_address(address: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "token": None, "published_on_loopback": False}
+    with pytest.raises(RecipeError, match="expected http://HOST:PORT"):
+        server.serve(tmp_path, None, **settings, chat_server=(address, None))
