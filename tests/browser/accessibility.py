@@ -13,11 +13,11 @@ _ALL_LAID_OUT = "* { content-visibility: visible !important }"
 _ADOPTED = "(css) => { const s = new CSSStyleSheet(); s.replaceSync(css); document.adoptedStyleSheets = [s]; }"
 
 
-def violations(opened: Any) -> list[str]:
-    """Each rule that is broken, with the first elements that break it and why."""
+def violations(opened: Any, within: str = "html") -> list[str]:
+    """Each rule that is broken, with the first elements that break it and why. `within`: a selector."""
     opened.evaluate(_ADOPTED, _ALL_LAID_OUT)  # as a style element it would break the policy of a served page
     opened.evaluate(_AXE.read_text(encoding="utf-8"))
-    found = opened.evaluate("axe.run({resultTypes: ['violations']})")["violations"]
+    found = opened.evaluate("(within) => axe.run(within, {resultTypes: ['violations']})", within)["violations"]
     return [
         f"{one['id']}: {[(node['html'][:200], node['failureSummary']) for node in one['nodes'][:3]]}" for one in found
     ]

@@ -82,7 +82,7 @@ def test_it_is_asked_by_keyboard_and_answers_with_text(
     assert answered(opened) == "x" * 100
     assert opened.get_by_text("asked alone: this model was trained on single questions").count() == 1
     assert opened.evaluate("document.documentElement.scrollWidth") <= width
-    assert accessibility.violations(opened) == []
+    assert accessibility.violations(opened, "#chat") == []
 
 
 def test_an_answer_grows_and_can_be_stopped(watching: Watching, visit: Visit) -> None:
@@ -110,7 +110,7 @@ def test_without_a_server_the_command_is_there(run: Path, visit: Visit, tmp_path
         opened.get_by_text("No server answers at http://127.0.0.1:9").wait_for()
         assert opened.locator("#chat pre").inner_text() == f"appliance serve '{run}'"
         assert not opened.get_by_label("Your question").is_visible()
-        assert accessibility.violations(opened) == []
+        assert accessibility.violations(opened, "#chat") == []
         quiet = visit(f"{watching.address}/runs/가게", scripts=False)
         assert quiet.get_by_text("Without scripts nothing can be asked here").is_visible()
         opened.close()  # before the server ends, which a page takes for an error

@@ -138,7 +138,8 @@ def test_what_the_server_refuses_is_told(run: Path, loaded: LoadedModel) -> None
 @pytest.mark.parametrize(
     ("body", "status", "said"),
     [
-        (b"{", 400, "Expecting property name"), (b"[]", 400, "expected messages"), (b'{"messages": []}', 400, "expected messages"),
+        (b"{", 400, "Expecting property name"), (b"[]", 400, "expected messages"),
+        (b'{"messages": []}', 400, "expected messages"),
         (b'{"messages": [{"role": "user"}]}', 400, "role and content"), (b"{}" * (1 << 18), 413, "larger than"),
         (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', 400, "surrogates"),
     ],

@@ -138,13 +138,7 @@ def test_without_the_extra_the_install_line_is_given(tmp_path: Path, monkeypatch
     import sys
 
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    settings: dict[str, Any] = {
-        "host": "127.0.0.1",
-        "port": 0,
-        "token": None,
-        "published_on_loopback": False,
-        "chat_server": CHAT,
-    }
+    settings: dict[str, Any] = {"port": 0, "token": None, "published_on_loopback": False, "chat_server": CHAT}
     with pytest.raises(EnvironmentUnavailable, match="watch needs uvicorn, which is not installed") as caught:
         server.serve(tmp_path, None, host="127.0.0.1", **settings)
     assert (caught.value.exit_code, caught.value.hint) == (4, "uv pip install -c constraints.txt '.[web]'")
