@@ -31,7 +31,7 @@ from appliance.rows import csv_file
 from appliance.rundir import exported, outcome, results
 from appliance.rundir.directory import RunDir
 from appliance.training import encoded_rows
-from appliance.weights import gguf_convert, gguf_tensors, llama_cpp_child
+from appliance.weights import gguf_convert, gguf_ids, gguf_tensors, llama_cpp_child
 from appliance.weights.proof import ProofRow
 from appliance.wording import counted
 
@@ -201,7 +201,9 @@ def _export(source: Source, kind: str, stage_dir: Path, asked: _Asked) -> dict[s
             hint=f"the merged model is untouched; the file is kept as {refused}, and must not be used",
         )
     unproven.rename(path)
-    prompt = source.prompt.text_without_bos(prompt_format.user_message(usage_snippets.MARK))
+    asked_of_ollama = prompt_format.user_message(usage_snippets.MARK)
+    render = source.prompt.text_without_bos if gguf_ids.adds_bos(path) else source.prompt.text
+    prompt = render(asked_of_ollama)
     stops = (source.prompt.eos_token, *source.stop)
     modelfile = usage_snippets.modelfile(f"./{path.name}", prompt, stops, source.max_new_tokens)
     files.write_text(path.with_suffix(".Modelfile"), modelfile)

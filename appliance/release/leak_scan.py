@@ -146,8 +146,8 @@ def _scan_gguf(path: Path, name: str, secrets: Sequence[str], private: Private) 
     ours: list[str] = []
     words: list[str] = []
     try:
-        for key, text in gguf_header.texts(path):
-            (words if key in _VOCABULARY_KEYS and text != key else ours).append(text)
+        for key, text in gguf_header.read(path).texts():
+            (words if key in _VOCABULARY_KEYS else ours).append(text)
     except ValueError as error:
         yield Hit(name, 0, f"what it holds cannot be read: {error}", is_secret=False)
     found = dict.fromkeys(_scan_text("\n".join(ours), name, secrets, private))

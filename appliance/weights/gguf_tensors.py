@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from appliance.errors import ApplianceError, GateRefused
 from appliance.process import child
 from appliance.process.files import read_json, write_json
-from appliance.weights import child_out_of_memory
+from appliance.weights import child_out_of_memory, gguf_ids
 from appliance.weights.proof import run_module
 from appliance.weights.shards import files_of
 
@@ -104,22 +104,15 @@ def compare(gguf_path: Path, model_dir: Path, config: Mapping[str, Any], tokeniz
     return found
 
 
-def compare_ids(gguf_path: Path, tokenizer: Any, texts: Sequence[tuple[str, Sequence[int]]], found: Compared) -> None:
-    """What transformers, reading the vocabulary from the file alone, makes of the prompts.
+def compare_ids(gguf_path: Path, texts: Sequence[tuple[str, Sequence[int]]], found: Compared) -> None:
+    """What llama.cpp's rules make of the prompts, with the vocabulary that the file holds: weights/gguf_ids.py.
 
-    It knows what llama.cpp is given: type, tokens and merges. BOS is added here, if the trained prompt has it.
+    `texts`: without BOS, which is added here, and the ids that were trained.
     """
-    from transformers import AutoTokenizer
-
     try:
-        theirs = AutoTokenizer.from_pretrained(str(gguf_path.parent), gguf_file=gguf_path.name, local_files_only=True)
-    except (ValueError, NotImplementedError, KeyError, TypeError, OSError) as error:
-        found.ids_unknown = f"transformers does not read the file's vocabulary: {str(error)[:200]}"
-        return
-    for text, ids in texts:
-        begins = [tokenizer.bos_token_id] if list(ids)[:1] == [tokenizer.bos_token_id] else []
-        if [*begins, *theirs(text, add_special_tokens=False)["input_ids"]] != list(ids):
-            found.other_ids.append(text[-60:])
+        found.other_ids = gguf_ids.opened(gguf_path).others(texts)
+    except ValueError as error:
+        found.ids_unknown = str(error)
 
 
 def _names(reader: Any, model_dir: Path, config: Mapping[str, Any], found: Compared) -> Iterator[tuple[str, str]]:
@@ -282,7 +275,7 @@ def main(arguments: Sequence[str]) -> int:
             config = read_json(model_dir / "config.json")
             texts = read_json(result)
             found = compare(gguf_path, model_dir, config, tokenizer)
-            compare_ids(gguf_path, tokenizer, texts, found)
+            compare_ids(gguf_path, texts, found)
             write_json(result, asdict(found))
     except (ApplianceError, ValueError) as error:
         sys.stderr.write(f"{error}\n")

@@ -49,8 +49,6 @@ def carried(folder: Path, texts: Sequence[tuple[str, Sequence[int]]], log_path: 
 
 def main(arguments: Sequence[str]) -> int:
     """The child process."""
-    from transformers import AutoTokenizer
-
     child.die_with_parent()
     folder, result = map(Path, arguments)
     with child_out_of_memory.ends_the_process():
@@ -61,8 +59,7 @@ def main(arguments: Sequence[str]) -> int:
             with llama_cpp_model.vocabulary(path) as words:
                 found.other_ids = words.others(texts)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-            gguf_tensors.compare_ids(path, tokenizer, texts, found)
+            gguf_tensors.compare_ids(path, texts, found)
         write_json(result, {"other_ids": found.other_ids, "ids_unknown": found.ids_unknown})
     return 0
 

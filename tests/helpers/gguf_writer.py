@@ -44,6 +44,7 @@ def write(model_dir: Path, path: Path, kind: str, change: Change | None = None) 
         "bos": tokenizer.bos_token_id,
         "eos": tokenizer.eos_token_id,
         "pad": tokenizer.pad_token_id,
+        "special": set(tokenizer.all_special_ids),
     }
     if change:
         change(tensors, said)
@@ -52,7 +53,10 @@ def write(model_dir: Path, path: Path, kind: str, change: Change | None = None) 
         writer.add_name(name)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(said["tokens"])
+    control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
+    writer.add_token_types([control if i in said["special"] else normal for i in range(len(said["tokens"]))])
     if merges := json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]:
         writer.add_token_merges([" ".join(pair) for pair in merges])
     writer.add_bos_token_id(said["bos"])

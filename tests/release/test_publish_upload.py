@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
 
 from appliance.errors import GateRefused, HubError
 from appliance.pipeline import export
@@ -18,7 +17,7 @@ from tests.conftest import write_qa
 from tests.helpers import gguf_writer, loopback_hub, warm
 from tests.helpers.finished import FinishedRun, edit_json, finished_run
 from tests.helpers.loopback_hub import LoopbackHub
-from tests.whole_runs.test_export import read_from_files
+from tests.whole_runs.test_export import encoder, read_from_files
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
 
@@ -78,7 +77,7 @@ def test_gguf_files_arrive_in_the_same_commit(
 ) -> None:
     monkeypatch.setitem(sys.modules, "convert_hf_to_gguf", gguf_writer.as_converter())
     monkeypatch.setattr(gguf_convert, "has_llama_cpp", lambda: False)
-    read_from_files(monkeypatch, lambda *_, **__: AutoTokenizer.from_pretrained(run.path / "merge" / "model"))
+    read_from_files(monkeypatch, encoder(run.path / "merge" / "model"))
     export.by_name(run.path, ["q8_0"])
     run.publish(repo_id="alice/gguf", adapter=False, gguf=["q8_0"])
     (commit,) = (one for one in hub.repo("alice/gguf", "model")["commits"] if "README.md" in one["files"])

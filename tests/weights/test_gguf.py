@@ -181,7 +181,7 @@ def test_prompts_are_read_back_from_the_file_alone(tmp_path: Path) -> None:
     assert len(ids) < len(text.encode())
     found = gguf_tensors.Compared()
     texts = [(text, ids), (text, [words.bos_token_id, *ids]), (text, [*ids, 7])]
-    gguf_tensors.compare_ids(tmp_path / "a.gguf", words, texts, found)
+    gguf_tensors.compare_ids(tmp_path / "a.gguf", texts, found)
     assert found.ids_unknown == ""
     assert found.other_ids == [text]  # the last alone
 

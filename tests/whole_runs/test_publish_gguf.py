@@ -24,7 +24,7 @@ from appliance.rundir.directory import RunDir
 from appliance.weights import gguf_convert, gguf_vocabulary
 from tests.helpers import gguf_writer
 from tests.helpers.finished import FinishedRun, finished_run
-from tests.whole_runs.test_export import read_from_files
+from tests.whole_runs.test_export import encoder, read_from_files
 
 NAMES = {"shop-q8_0.gguf", "shop-q8_0.Modelfile"}
 DONE = ("prepare", "train", "evaluate", "merge")
@@ -55,7 +55,7 @@ def run(made: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> F
     monkeypatch.setattr(gguf_convert, "has_llama_cpp", lambda: False)
     monkeypatch.setattr(redact, "names_here", lambda: ())
     path = Path(shutil.copytree(made.path, tmp_path / "shop"))
-    read_from_files(monkeypatch, lambda *_, **__: AutoTokenizer.from_pretrained(path / "merge" / "model"))
+    read_from_files(monkeypatch, encoder(path / "merge" / "model"))
     return FinishedRun(path, made.base)
 
 
@@ -168,8 +168,8 @@ def test_a_file_changed_after_its_export_is_made_again(run: FinishedRun, monkeyp
 def test_a_refused_export_refuses_the_release_and_says_how_to_go_on(
     run: FinishedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(run.path / "merge" / "model")
-    read_from_files(monkeypatch, lambda *_, **__: lambda text, **given: tokenizer(f" {text}", **given))
+    encode = encoder(run.path / "merge" / "model")
+    read_from_files(monkeypatch, lambda text: encode(f" {text}"))
     with pytest.raises(GateRefused, match="the q8_0 file is refused: gguf_prompt_ids") as refused:
         goes_on(run, WANTED)
     assert "`--set publish.gguf=[]` releases the model without GGUF files" in refused.value.hint
