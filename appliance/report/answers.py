@@ -12,11 +12,13 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from appliance.evaluation import scores
 from appliance.report import differences
 from appliance.rundir import base_asked, results
+
+if TYPE_CHECKING:
+    from appliance.evaluation import scores
 
 # Worst first. `wrong`: as near to the wanted answer as the base's, and not right.
 KINDS = ("lost", "wrong", "not judged", "closer", "right")
@@ -172,6 +174,8 @@ class _Scores:
 
 def _scores(predictions: Sequence[Mapping[str, str]], metrics: Mapping[str, Any]) -> _Scores:
     """The primary metric of each row; F1 in place of one whose library is not installed beside the light core."""
+    from appliance.evaluation import scores
+
     wanted, base, tuned = ([row[name] for row in predictions] for name in ("wanted", "base", "tuned"))
     unit = scores.f1_unit(wanted)
 
@@ -187,6 +191,8 @@ def _scores(predictions: Sequence[Mapping[str, str]], metrics: Mapping[str, Any]
 
 def _kind(row: Mapping[str, str], unit: scores.Unit) -> tuple[str, str]:
     """One of KINDS, and what else is to be said. Earlier versions called every nearer answer a win."""
+    from appliance.evaluation import scores
+
     is_right = scores.is_right(row["wanted"], row["tuned"], unit)
     verdict = row["verdict"]
     if verdict == "loss":

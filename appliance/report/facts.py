@@ -7,7 +7,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from appliance.evaluation import scores
 from appliance.process import files
 from appliance.recipe import differing, resolve
 from appliance.report import answers, curves, headline, histogram, samples, speed, uses
@@ -105,6 +104,8 @@ def _score_rows(
     """F1 of each row, or the primary metric if it has degrees as well."""
     if not metrics or not predictions:
         return None
+    from appliance.evaluation import scores
+
     metric: scores.Metric = next((m for m in ("rouge_l", "chrf") if m == metrics["primary"]), "f1")
     wanted = [row["wanted"] for row in predictions]
     both = {

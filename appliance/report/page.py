@@ -42,6 +42,19 @@ TITLES = {
     "stages": "Stages",
     "recipe": "Recipe",
 }
+# Facts without which a template writes nothing, one of which is enough: of a run that has only been checked, most are
+# missing, and to compile their templates takes longer than the check.
+_SHOWS = {
+    "scores": ("metrics",),
+    "export": ("exports",),
+    "answers": ("test_answers",),
+    "extra": ("extra_answers",),
+    "training": ("curves", "samples"),
+    "rows": ("prepare",),
+    "proof": ("proof",),
+    "release": ("hub",),
+    "use": ("uses",),
+}
 OURS = "appliance.report"
 STYLES = ("page.css", "answers.css", "charts.css")
 SCRIPTS = ("copy.js", "answers.js", "charts.js")
@@ -75,7 +88,8 @@ def write_shown(run_dir: Path, shown: Mapping[str, Any]) -> Path:
 
 def sections(shown: Mapping[str, Any], titles: Mapping[str, str] = TITLES) -> list[Section]:
     """The sections that have something to show. `shown`: facts.of(run_dir), or what the templates of `titles` need."""
-    rendered = ((name, title, rendered_by(f"{name}.html.j2", shown)) for name, title in titles.items())
+    some = [(name, title) for name, title in titles.items() if name not in _SHOWS or any(map(shown.get, _SHOWS[name]))]
+    rendered = ((name, title, rendered_by(f"{name}.html.j2", shown)) for name, title in some)
     return [Section(name, title, html) for name, title, html in rendered if html.strip()]
 
 

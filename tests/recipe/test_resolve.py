@@ -260,6 +260,35 @@ def test_unreadable_yaml_is_refused(tmp_path: Path, text: str) -> None:
     assert "not a readable YAML file" in _refused(tmp_path, text)
 
 
+READ_TWICE = [
+    *("a: 2e-4", "a: 1_0e3", "a: 2e-4x", "a: 0x1F", "a: on", "a: 1:30", "a: 2026-01-02", "a: ~", "a: [1, {b: '2'}]"),
+    *(
+        "a: |\n  텍스트\n  둘",
+        'a: "\\u0001"',
+        "a: &x {b: 1}\nc: {<<: *x, d: 2}",
+        "%YAML 1.2\n---\na: 1",
+        "a:\tb",
+        "- 1",
+    ),
+    *("a: 1\na: 2", "a: {b", "{{ x }}: 1", "a: !!python/name:os.system x", "a: !!timestamp x", "a: b: c", "a: %b"),
+]
+
+
+@pytest.mark.parametrize("text", READ_TWICE)
+def test_libyaml_reads_what_the_slower_loader_reads(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found() -> Any:
+        try:
+            return resolve._read_yaml(path)
+        except RecipeError as error:
+            return str(error), error.hint
+
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    fast = found()
+    monkeypatch.setattr(resolve, "_FastLoader", resolve._Loader)
+    assert fast == found()
+
+
 def test_a_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
     path.write_bytes(MINIMAL.replace("shop", "가게").encode("cp949"))

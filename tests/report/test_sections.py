@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import Markup
 
 from appliance.recipe import differing, resolve
 from appliance.report import gate_words, headline, page
@@ -256,3 +257,18 @@ def test_exported_files_are_listed_with_what_they_cost(tmp_path: Path) -> None:
     assert re.search(r"shop-q4_k_m\.gguf\s+1\.0 MiB\s+25\.0%\s+–\s+50\.0%\s+0\.012 nats", text)
     assert re.search(r"shop-f16\.gguf\s+3\.0 MiB\s+–\s+–\s+–\s+–", text)
     assert "q4_k_m answers worse than what was proven" in text
+
+
+@pytest.mark.parametrize("name", page._SHOWS)
+def test_a_section_is_left_out_unrendered_only_if_it_would_be_empty(name: str) -> None:
+    assert not page.rendered_by(f"{name}.html.j2", {}).strip()
+    assert page._SHOWS.keys() <= page.TITLES.keys()
+
+
+def test_each_fact_that_a_section_can_show_is_enough_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "rendered_by", lambda template, _: Markup(template))
+    for name, needed in page._SHOWS.items():
+        assert page.sections({}, {name: ""}) == []
+        for fact in needed:
+            (section,) = page.sections({fact: {"any": 1}}, {name: ""})
+            assert section.id == name
