@@ -17,6 +17,8 @@ from appliance.process import console
 from appliance.process.files import read_object
 from appliance.recipe import hub_names
 from appliance.rows.csv_file import Row
+from appliance.tasks import causal
+from appliance.tasks.task import Task
 from appliance.weights import model_files
 
 DEMO_ID = "demo"
@@ -29,13 +31,15 @@ def resolve(model_id: str, revision: str | None, cache_dir: Path) -> Base:
     return fetch(base_of(model_id, revision, cache_dir))
 
 
-def base_of(model_id: str, revision: str | None, cache_dir: Path, hub_id: str | None = None) -> Base:
+def base_of(
+    model_id: str, revision: str | None, cache_dir: Path, hub_id: str | None = None, task: Task = causal.TASK
+) -> Base:
     """The base model `model_id` with everything it is judged by: for one on the Hub, the config and card.
 
     `hub_id`: what a local folder is on the Hub, at `revision`. A snapshot in the Hub client's cache tells by its path.
 
     Raises RecipeError: no such folder or name. HubError: the Hub refuses or cannot be reached.
-    EnvironmentUnavailable: it cannot be tuned (see `tunable`), or it has no safetensors.
+    EnvironmentUnavailable: it cannot be tuned for `task` (see `tunable`), or it has no safetensors.
     """
     if model_id == DEMO_ID:
         from appliance.base_model import demo
@@ -55,7 +59,7 @@ def base_of(model_id: str, revision: str | None, cache_dir: Path, hub_id: str | 
         )
     names, where = (base.snapshot.files, model_id) if base.snapshot else (_names(base.dir), str(base.dir))
     _refuse_large(base, where)
-    _refuse_untunable(base, where, names)
+    _refuse_untunable(base, where, names, task)
     if not any(map(model_files.is_weights, names)):
         raise EnvironmentUnavailable(
             f"{where} has no safetensors weights",
@@ -142,7 +146,7 @@ def _refuse_large(base: Base, where: str) -> None:
             raise EnvironmentUnavailable(f"{where}/{name}: {error}", hint="choose another base model") from error
 
 
-def _refuse_untunable(base: Base, where: str, files: Collection[str]) -> None:
+def _refuse_untunable(base: Base, where: str, files: Collection[str], task: Task) -> None:
     """Needs only config.json and the card on disk. `files`: the names of all the model's files, on Hub or disk."""
     card = _front_matter(base.dir)
     if not (base.dir / "config.json").is_file():
@@ -155,7 +159,7 @@ def _refuse_untunable(base: Base, where: str, files: Collection[str]) -> None:
         ) from error
     config_values.refuse_odd(config, f"{where}/config.json")
     _refuse_odd_generation(base.dir)
-    tunable.refuse_config(config, where, card)
+    tunable.refuse_config(config, where, card, task)
 
 
 def _refuse_odd_generation(folder: Path) -> None:

@@ -14,6 +14,8 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from appliance.errors import EnvironmentUnavailable
+from appliance.tasks import causal, find
+from appliance.tasks.task import Task
 
 EXAMPLE = "Qwen/Qwen3-4B-Instruct-2507"  # an ungated dense text model, for families without one of their own
 
@@ -56,7 +58,11 @@ TEXT_INSTEAD = {
 }
 
 # model_type of the architectures that the appliance is built for; any other is rehearsed before it is trained.
-TESTED_TYPES = frozenset({"llama", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "mistral", "gpt2"})
+TESTED_TYPES = frozenset({"llama", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "mistral", "gpt2"}) | {
+    "t5",
+    "mt5",
+    "bart",
+}
 
 _QUANTISED_KEYS = ("quantization_config", "compression_config", "quantization")  # the last one is MLX's
 _INNER_CONFIGS = ("text_config", "llm_config", "language_config", "ffn_config")  # of wrappers; ffn_config is DBRX's
@@ -75,11 +81,11 @@ _QUANTISED_SUFFIX = re.compile(
 )
 
 
-def refuse_config(config: Mapping[str, Any], name: str, card: Mapping[str, Any]) -> None:
-    """Raise EnvironmentUnavailable if the model `name` with this config.json cannot be tuned, merged and proven.
+def refuse_config(config: Mapping[str, Any], name: str, card: Mapping[str, Any], task: Task = causal.TASK) -> None:
+    """Raise EnvironmentUnavailable if the model `name` with this config.json cannot be tuned for `task`.
 
     `name`: the public id or the folder's path, as the user knows it. `card`: the front matter of the model card.
-    The first reason is reported, in the order quantised, mixture of experts, multimodal, not causal, custom code.
+    The first reason is reported, in the order quantised, mixture of experts, multimodal, of another kind, custom code.
     """
     where = f"the base model {name}"
     family = str(config.get("model_type") or "")
@@ -101,10 +107,12 @@ def refuse_config(config: Mapping[str, Any], name: str, card: Mapping[str, Any])
             f"{where} is multimodal: {seen} in config.json; expected a text-only model",
             hint=f"choose a text model, for example {instead}",
         )
-    if seen := _not_causal(config):
+    if seen := task.unlike(config):
+        fitting = next((other.name for other in map(find.named, find.NAMES) if not other.unlike(config)), None)
         raise EnvironmentUnavailable(
-            f"{where} is not a causal language model: {seen} in config.json; expected an architecture ...ForCausalLM",
-            hint=f"choose a model that continues text, for example {EXAMPLE}",
+            f"{where} is not {task.kind}: {seen} in config.json; expected an architecture ...{task.architectures[0]}",
+            hint=f"choose a model that {task.does}, for example {task.example}"
+            + (f"; or set task={fitting} for this one" if fitting else ""),
         )
     if "auto_map" in config:
         raise EnvironmentUnavailable(
@@ -180,15 +188,6 @@ def _senses(config: Mapping[str, Any]) -> str:
     if config.get("is_encoder_decoder"):  # T5 and BART end in ForConditionalGeneration too
         return ""
     return next((name for name in _architectures(config) if name.endswith("ForConditionalGeneration")), "")
-
-
-def _not_causal(config: Mapping[str, Any]) -> str:
-    names = _architectures(config)
-    if config.get("is_encoder_decoder"):
-        return f"is_encoder_decoder, {', '.join(names) or 'no architectures'}"
-    if names and not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
-        return f"architectures = {', '.join(names)}"
-    return ""
 
 
 def _architectures(config: Mapping[str, Any]) -> list[str]:

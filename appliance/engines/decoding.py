@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from appliance.recipe.fields import SamplingSection
 
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 _GREEDY_BELOW = 0.01  # logits divided by a smaller temperature come close to float32's maximum
 
 
@@ -80,7 +81,7 @@ def keep_only_ids(model: Any) -> None:
 
     own = getattr(model, "generation_config", None)
     if own is not None:
-        ids = {name: getattr(own, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        ids = {name: getattr(own, name, None) for name in IDS}
         model.generation_config = GenerationConfig(**ids)
 
 

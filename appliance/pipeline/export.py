@@ -30,6 +30,7 @@ from appliance.report import ending
 from appliance.rows import csv_file
 from appliance.rundir import exported, outcome, results
 from appliance.rundir.directory import RunDir
+from appliance.tasks import find as tasks_find
 from appliance.training import encoded_rows
 from appliance.weights import gguf_convert, gguf_ids, gguf_tensors, llama_cpp_child
 from appliance.weights.proof import ProofRow
@@ -92,9 +93,14 @@ def of_run(run_dir: RunDir, recipe: Recipe, wanted: Sequence[str], label: str = 
     """The stage, from its folder to its stage.json, in a run whose lock is held. Returns the summary.
 
     Files of types that an earlier call made are kept beside those wanted now. `label`: goes in front of the summary.
-    Raises RunDirError: the run is not merged yet, or its merged model was changed. EnvironmentUnavailable, GateRefused:
-    as `run`.
+    Raises RecipeError: there are none for models of its task. RunDirError: the run is not merged yet, or its merged
+    model was changed. EnvironmentUnavailable, GateRefused: as `run`.
     """
+    if why := tasks_find.named(recipe.task).only_transformers:
+        raise RecipeError(
+            f"{run_dir.path}: its model is {why}; GGUF files are made of models that continue text",
+            hint="load the merged model with transformers: its card and report.html have the code",
+        )
     gguf_convert.refuse_missing(wanted)
     merged = run_dir.record("merge")
     if merged is None:

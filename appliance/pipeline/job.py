@@ -121,7 +121,7 @@ class Job:
             before.get("dir") if not typed.is_dir() and before.get("dir") else None
         )  # typed relative to another folder
         revision = before.get("revision") or model.revision
-        base = base_model_find.base_of(moved or model.id, revision, self.cache_dir, model.hub_id)
+        base = base_model_find.base_of(moved or model.id, revision, self.cache_dir, model.hub_id, self.task)
         if self.earlier:
             earlier.refuse_other_base(self.earlier, base.identity_by, model.id)
             base = replace(base, license=self.earlier.base.get("license") or base.license)

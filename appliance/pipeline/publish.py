@@ -26,6 +26,8 @@ from appliance.process import redact
 from appliance.recipe.fields import EvaluateSection, PublishSection
 from appliance.release import card, dataset, gates, gguf_files, leak_scan, passport, reload, tokenizer_files
 from appliance.release.base import Base
+from appliance.tasks import causal
+from appliance.tasks.task import Task
 from appliance.weights import model_files
 
 EVEN_IF_WORSE = frozenset({"not_worse", "forgot_nothing"})  # the gates that `publish --even-if-worse` overrides
@@ -44,6 +46,7 @@ class _Order:
     stage_dir: Path
     overridable: frozenset[str]  # names of gates
     into_existing: bool
+    task: Task
 
     @cached_property
     def repositories(self) -> dict[str, tuple[str, Literal["model", "dataset"]]]:
@@ -66,6 +69,7 @@ def run(
     stage_dir: Path,
     even_if_worse: bool = False,
     into_existing: bool = False,
+    task: Task = causal.TASK,
 ) -> str:
     """Writes release/model, release/adapter, release/dataset and hub.json, the passport into run.json; uploads.
 
@@ -78,12 +82,13 @@ def run(
         stage_dir: what is written.
         even_if_worse: release a model that the verdict speaks against; the card says so. Overrides no other gate.
         into_existing: upload to a repository that holds something else.
+        task: the kind of model.
 
     Returns the summary. Raises GateRefused: a gate does not pass; hub.json names it, and there is no release folder.
     HubError: the upload failed; the release folder is kept.
     """
     overridable = EVEN_IF_WORSE if even_if_worse else frozenset[str]()
-    order = _Order(name, publish, evaluate, base, prompt_name, run_path, stage_dir, overridable, into_existing)
+    order = _Order(name, publish, evaluate, base, prompt_name, run_path, stage_dir, overridable, into_existing, task)
     repositories = order.repositories  # asks the Hub, if at all, before anything is written
     found = gates.recorded(
         run_path, min_stop_rate=publish.min_stop_rate, require_improvement=publish.require_improvement
@@ -111,6 +116,7 @@ def _release(order: _Order, found: list[Gate], overridden: Sequence[str]) -> dic
         stop=order.evaluate.stop,
         max_new_tokens=order.evaluate.max_new_tokens,
         gguf=publish.gguf,
+        task=order.task,
     )
     with process_files.atomic_dir(stage_dir / "release") as release:
         _build(release, facts, publish, run_path)

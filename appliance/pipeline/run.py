@@ -80,6 +80,7 @@ def run(
         takes_new_base = redo in ("check", "prepare")
         resolved = earlier_runs.as_begun(resolved, run_dir.path / "recipe.yaml")
         job = Job(resolved, run_dir, cache_dir, until, takes_new_base, even_if_worse, into_existing, tuple(again))
+        job.task.refuse(resolved.recipe)
         made_from = due.made_from(job) if redo else ""
         if redo and run_dir.redo_under_way == (redo, made_from):
             console.say(f"continuing the redo of {redo} that was interrupted")
@@ -342,4 +343,5 @@ def _publish(job: Job, stage_dir: Path) -> str:
         stage_dir=stage_dir,
         even_if_worse=job.even_if_worse,
         into_existing=job.into_existing,
+        task=job.task,
     )

@@ -33,7 +33,7 @@ from appliance.rundir import results
 from appliance.rundir.token_choice import TokenChoice
 from appliance.tasks import causal
 from appliance.tasks.task import Task
-from appliance.training import answer_loss, checkpoints, micro_batch, trackers, trained_folder
+from appliance.training import checkpoints, micro_batch, task_trainer, trackers, trained_folder
 from appliance.training import material as training_material
 from appliance.training.arguments import trainer_arguments
 from appliance.training.callbacks import EarlyStoppingCallback, FinishWithEvaluation, StopOnSignal
@@ -43,7 +43,7 @@ from appliance.training.metrics import Metrics
 from appliance.training.micro_batch import BatchSize, OutOfMemory
 from appliance.training.report_to import ReportTo
 from appliance.training.samples import SampleAnswers
-from appliance.training.trainer import EvaluationStopped, Ordered, OrderedTrainer, TrainingEnded
+from appliance.training.trainer import EvaluationStopped, Ordered, TrainingEnded
 from appliance.weights import moved
 from appliance.weights.shards import is_adapter
 from appliance.wording import counted
@@ -215,7 +215,7 @@ def run(
 
 def _refuse_rows_that_do_not_stop(training: _Training, material: Material, dataset: Dataset, collate: Any) -> None:
     """Writes gates.json: whether every row of `dataset`, collated, trains EOS. Raises GateRefused if one does not."""
-    found, broken = stop_check.stops(dataset, collate, material.prompt)
+    found, broken = stop_check.stops(dataset, collate, material.prompt, continues=training.task.continues)
     files.write_json(training.stage_dir / gates.RECORD, {"gates": [gate.as_json() for gate in found]})
     stop_check.refuse_rows(found, broken, lambda: list(material.train_rows.lines), training.prepare_dir / "train.csv")
 
@@ -273,7 +273,7 @@ def _trainer(
     Raises GateRefused: a library replaced the rows or the collator, and EOS got lost.
     """
     train, dataset, collate = training.train, material.dataset, material.collate
-    loss = answer_loss.choose(tuned, training.dtype) if training.engine.trainer_computes_loss else answer_loss.LIBRARYS
+    kind, loss = task_trainer.chosen(training.task, training.engine, tuned, training.dtype)
     arguments = trainer_arguments(
         train,
         material.evaluation.every,
@@ -286,7 +286,7 @@ def _trainer(
         loss_type=loss.trl_type,
         task=training.task,
     )
-    trainer = OrderedTrainer(
+    trainer = kind(
         model=tuned,
         processing_class=material.tokenizer,
         args=one_gpu.keep_to_one(arguments),

@@ -34,13 +34,14 @@ from appliance.prompt.batch import IGNORED
 from appliance.prompt.special_tokens import (
     BRACKETED,
     adds_bos,
+    adds_eos,
     default_template,
     find_end_token,
     find_lead,
     find_padding,
     required_template,
 )
-from appliance.prompt.templates import INPUT_MARKER, MARKERS, frame, pinned
+from appliance.prompt.templates import FOR_ENCODERS, INPUT_MARKER, MARKERS, adapted, frame, pinned
 from appliance.prompt.templates import Message as Message
 from appliance.prompt.templates import chat_template as chat_template
 from appliance.prompt.templates import render as render
@@ -89,11 +90,6 @@ class Prompt:
     pad_token_id: int
     chat_template: str
     answer_lead: str
-
-    @cached_property
-    def adds_bos(self) -> bool:
-        """Whether this tokenizer puts BOS before plain text. If so, and only then, our prompts have it too."""
-        return adds_bos(self.backend, self.bos_token)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -167,7 +163,7 @@ class Prompt:
     def refuse_commands(self, question: Sequence[int], answer: Sequence[int], has_input: bool) -> None:
         """Raises DataError: a cell contains a special token of this tokenizer."""
         self._refuse_commands(question, self._own_commands[has_input])
-        self._refuse_commands(answer, {})
+        self._refuse_commands(answer, self._lead_commands)
 
     @cached_property
     def _frames(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -219,6 +215,11 @@ class Prompt:
             Counter(i for i in self.prompt_ids(user_message("x", text)) if i in self._commands) for text in ("", "x")
         )
         return without - of_cell, with_input - of_cell - of_cell
+
+    @cached_property
+    def _lead_commands(self) -> Counter[int]:
+        """How often the template writes each command in front of an answer: BOS, if a decoder begins with it."""
+        return Counter(i for i in self._ids(self.answer_lead) if i in self._commands)
 
     @cached_property
     def control_ids(self) -> list[int]:
@@ -328,11 +329,11 @@ def bind(
     backend.no_truncation()
     if name == "chat":
         template = pinned(required_template(own_template))
-    elif adds_bos(backend, bos_token):
-        template = chat_template(name)
     else:
-        template = chat_template(name).replace("{{- bos_token -}}\n", "")
-    around = frame(template, bos_token=bos_token, eos_token=eos_token)
+        begins, ends = adds_bos(backend, bos_token), adds_eos(backend, eos_token)
+        template = adapted(chat_template(name), begins=begins, ends=ends)
+    leads = ("", bos_token) if name in FOR_ENCODERS else ("",)
+    around = frame(template, bos_token=bos_token, eos_token=eos_token, leads=leads)
     end_token = find_end_token(backend, around.tail, eos_token)
     pad_token, pad_token_id = find_padding(backend, pad_token, {bos_token, eos_token, end_token}, template)
     return Prompt(

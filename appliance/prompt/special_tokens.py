@@ -23,7 +23,13 @@ def required_template(own_template: str | None) -> str:
 
 
 def adds_bos(backend: Tokenizer, bos_token: str | None) -> bool:
+    """Whether this tokenizer puts BOS before plain text. If so, and only then, our prompts have it too."""
     return bos_token is not None and backend.encode("a").ids[:1] == [backend.token_to_id(bos_token)]
+
+
+def adds_eos(backend: Tokenizer, eos_token: str) -> bool:
+    """Whether this tokenizer ends a plain text with EOS, as an encoder's does."""
+    return backend.encode("a").ids[-1:] == [backend.token_to_id(eos_token)]
 
 
 def find_end_token(backend: Tokenizer, tail: str, eos_token: str) -> str:

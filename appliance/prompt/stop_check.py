@@ -22,18 +22,23 @@ ROWS_PER_BATCH = 64  # collated at a time
 
 
 def stops(
-    rows: Iterable[Mapping[str, Any]], collate: Callable[[list[Any]], Mapping[str, Any]], prompt: prompt_format.Prompt
+    rows: Iterable[Mapping[str, Any]],
+    collate: Callable[[list[Any]], Mapping[str, Any]],
+    prompt: prompt_format.Prompt,
+    *,
+    continues: bool = True,
 ) -> tuple[list[Gate], list[int]]:
     """Whether the collated train rows teach a model to stop: the gates, and the indexes of rows that fail one.
 
-    `rows` and `collate` are those that the trainer gets. One pass, ROWS_PER_BATCH rows in memory.
+    `rows` and `collate` are those that the trainer gets. One pass, ROWS_PER_BATCH rows in memory. `continues`: whether
+    the labels are those of the same text, or of one that a decoder writes.
     """
     faults: Counter[str] = Counter()
     broken: list[int] = []
     begins_with = _bos_count(prompt, prompt.prompt_ids(prompt_format.user_message("a")))
-    iterator, count = iter(rows), 0
+    iterator, count, find = iter(rows), 0, _faults if continues else _faults_of_two_texts
     while batch := list(islice(iterator, ROWS_PER_BATCH)):
-        by_fault = _faults({k: v.numpy() for k, v in collate(batch).items()}, prompt, begins_with)
+        by_fault = find({k: v.numpy() for k, v in collate(batch).items()}, prompt, begins_with)
         for name, wrong in by_fault.items():
             faults[name] += int(wrong.sum())
         at_fault = [rows_at_fault.nonzero()[0] for rows_at_fault in by_fault.values()]
@@ -98,6 +103,28 @@ def _faults(
         "padding_is_not_trained": (trained & ~seen).any(1)
         | ((ids != prompt.pad_token_id) & ~seen).any(1)
         | ((labels != ids) & trained).any(1),
+        "bos_as_at_inference": bos_seen != begins_with,
+    }
+
+
+def _faults_of_two_texts(
+    batch: Mapping[str, np.ndarray[Any, Any]], prompt: prompt_format.Prompt, begins_with: int
+) -> dict[str, np.ndarray[Any, Any]]:
+    """The same for a text that an encoder reads (B, T) and labels that a decoder writes (B, L)."""
+    import numpy as np
+
+    ids, labels, seen = batch["input_ids"], batch["labels"], batch["attention_mask"] == 1
+    eos, row, trained = prompt.eos_token_id, np.arange(len(ids)), labels != prompt_batch.IGNORED
+    last = labels.shape[1] - 1 - np.argmax(trained[:, ::-1], axis=1)
+    bos = prompt.backend.token_to_id(prompt.bos_token) if prompt.bos_token else None
+    bos_seen = ((ids == bos) & seen).sum(1) if bos is not None else np.zeros(len(ids))
+    holes = (~trained & (np.arange(labels.shape[1]) < last[:, None])).any(1)  # before the last label
+    return {
+        "eos_is_the_last_label": ~(trained.any(1) & (labels[row, last] == eos)) | holes,
+        "eos_is_trained_once": (labels == eos).sum(1) != 1,
+        "padding_is_not_trained": (labels == prompt.pad_token_id).any(1)
+        | ((ids == prompt.pad_token_id) & seen).any(1)
+        | ((ids != prompt.pad_token_id) & ~seen).any(1),
         "bos_as_at_inference": bos_seen != begins_with,
     }
 

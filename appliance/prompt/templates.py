@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
@@ -31,7 +31,7 @@ Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content":
 # a server that passes on only the message's content still sends the trained prompt.
 INPUT_MARKER = "\n\n### Input:\n"
 
-# What all our formats share. System text is put before the question it belongs to.
+# What all our formats but `source` share. System text is put before the question it belongs to.
 _SKELETON = r"""
 {%- set state = namespace(lead='', first=true) -%}
 {{- bos_token -}}
@@ -75,9 +75,31 @@ def _filled(text: str, **parts: str) -> str:
     return text
 
 
+# For an encoder: the question alone, begun and ended as the base's tokenizer itself begins and ends a text (`adapted`).
+# The answer is a text of its own, for the decoder; so there is no place for earlier turns.
+_SOURCE = r"""
+{%- set state = namespace(lead='', asked=false) -%}
+{{- bos_token -}}
+{%- for message in messages -%}
+{%- if message['role'] == 'system' -%}
+{%- set state.lead = message['content'] + '\n' -%}
+{%- elif message['role'] == 'user' and not state.asked -%}
+{%- set state.asked = true -%}
+{{- (state.lead + message['content']).replace('\n\n### Input:\n', '\n') -}}
+{{- eos_token -}}
+{%- elif message['role'] == 'assistant' and loop.last -%}
+{{- bos_token -}}
+{{- message['content'] + eos_token -}}
+{%- else -%}
+{{- raise_exception('an encoder reads one question, without earlier turns') -}}
+{%- endif -%}
+{%- endfor -%}
+""".strip()
+
 # In `alpaca_oneline` and `korean_qa` the space between marker and answer belongs to the answer: a prompt that ended in
 # a space would end in a token that words, which bring their own space, never follow in ordinary text.
 _TEMPLATES = {
+    "source": _SOURCE,
     "alpaca": _filled(
         _SKELETON,
         after_system=r"\n\n",
@@ -112,6 +134,10 @@ _TEMPLATES = {
 MARKERS = {"qa_tokens": ("<|question|>", "<|answer|>")}
 
 
+# The formats whose answers are texts of their own, which begin as the base's tokenizer begins a text.
+FOR_ENCODERS = frozenset({"source"})
+
+
 def chat_template(name: str) -> str:
     """The Jinja chat template of the format `name`; it writes BOS by the line `{{- bos_token -}}`.
 
@@ -122,6 +148,13 @@ def chat_template(name: str) -> str:
             "prompt: chat has no template of its own: it uses the base's", hint="bind it to the base's tokenizer first"
         )
     return _TEMPLATES[name]
+
+
+def adapted(template: str, *, begins: bool, ends: bool) -> str:
+    """One of our templates for a tokenizer that `begins` a text with BOS, and `ends` it with EOS, or does not."""
+    for line, is_kept in (("{{- bos_token -}}\n", begins), ("{{- eos_token -}}\n", ends)):
+        template = template if is_kept else template.replace(line, "")
+    return template
 
 
 def user_message(instruction: str, input_text: str = "") -> list[Message]:
@@ -179,8 +212,10 @@ _CHOOSE = "set prompt: alpaca, which any base can learn (or alpaca_oneline, kore
 _QUESTION, _ANSWER = "\x00", "\x01"  # no template writes these
 
 
-def frame(template: str, *, bos_token: str | None, eos_token: str) -> Frame:
+def frame(template: str, *, bos_token: str | None, eos_token: str, leads: Collection[str | None] = ("",)) -> Frame:
     """What the template puts around an answer, found by rendering a question without and with its answer.
+
+    `leads`: what it may write between the two, besides white space.
 
     Raises RecipeError: the answer does not simply continue the prompt, so training could not match inference.
     """
@@ -194,7 +229,7 @@ def frame(template: str, *, bos_token: str | None, eos_token: str) -> Frame:
             f"prompt: chat: the base's chat template does not accept a question as text: {error}", hint=_CHOOSE
         ) from error
     lead, found, tail = whole.removeprefix(prompt).partition(_ANSWER)
-    if _QUESTION not in prompt or not whole.startswith(prompt) or not found or lead.strip():
+    if _QUESTION not in prompt or not whole.startswith(prompt) or not found or lead.strip() not in leads:
         raise RecipeError(
             f"prompt: chat: in the base's chat template a prompt ends in {prompt[-40:]!r}, but an answer follows "
             f"{whole.partition(_ANSWER)[0][-40:]!r}; expected the answer right after the prompt",

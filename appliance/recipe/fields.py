@@ -31,15 +31,20 @@ class Recipe(Section):
     """Everything a run depends on."""
 
     name: str = Field(pattern=r"^[\w][\w.-]*$", description="Name of the run: its folder under the runs directory.")
-    task: Literal["causal"] = Field("causal", description="What is learnt. causal: a model that continues text.")
+    task: Literal["causal", "seq2seq"] = Field(
+        "causal",
+        description="What kind of model learns. causal: one that continues text. seq2seq: encoder-decoders like T5.",
+    )
     engine: Literal["auto", "unsloth", "transformers"] = Field(
         "auto",
         description="Library that loads the model; auto takes Unsloth if there is CUDA and it knows the base.",
     )
     model: ModelSection
     data: DataSection
-    prompt: Literal["alpaca", "alpaca_oneline", "korean_qa", "qa_tokens", "chat"] = Field(
-        "alpaca", description="Prompt format; chat is the base's own chat template (instruct models)."
+    prompt: Literal["alpaca", "alpaca_oneline", "korean_qa", "qa_tokens", "chat", "source"] = Field(
+        "alpaca",
+        description="Prompt format; chat is the base's own chat template (instruct models), source the question alone, "
+        "for task: seq2seq.",
     )
     rehearse: Literal["auto", "always", "never"] = Field(
         "auto",

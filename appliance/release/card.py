@@ -19,6 +19,8 @@ from appliance.release.base import Base
 from appliance.rows import csv_file, leaks
 from appliance.rundir import base_asked, exported, results, run_json
 from appliance.rundir.directory import RunDir
+from appliance.tasks import causal
+from appliance.tasks.task import Task
 from appliance.weights import rope
 from appliance.wording import counted
 
@@ -59,6 +61,7 @@ class Facts:
     hashes: Mapping[str, str] = field(default_factory=dict)  # side -> sha256 of its CSV
     gguf: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # type -> its entry in export.json
     earlier: Mapping[str, Any] = field(default_factory=dict)  # of run.json, if the run continues another
+    task: Task = causal.TASK
 
     def repo(self, part: str) -> str:
         return self.repos.get(part, "FOLDER_OR_REPO")
@@ -76,6 +79,7 @@ def gather(
     stop: Sequence[str] = (),
     max_new_tokens: int = 256,
     gguf: Sequence[str] = (),
+    task: Task = causal.TASK,
 ) -> Facts:
     """Reads the finished stages of a run.
 
@@ -90,6 +94,7 @@ def gather(
         stop: texts that ended the scored answers, besides EOS.
         max_new_tokens: tokens after which a scored answer was cut.
         gguf: types that are released too.
+        task: the kind of model.
     """
     adapter_config = run_path / "train" / "adapter" / "adapter_config.json"
     trained_dir = adapter_config.parent if adapter_config.is_file() else run_path / "train" / "model"
@@ -114,40 +119,45 @@ def gather(
         earlier=run_json.read(run_path).get("earlier") or {},
         hashes={side: files.sha256_of(path) for side, path in sides.items()},
         warnings=tuple(w if examples else replace(w, examples=()) for w in leaks.warnings(run_path / "prepare")),
+        task=task,
     )
 
 
 def model_card(facts: Facts) -> str:
     """README.md of the merged model."""
     repo, stops = facts.repo("model"), (facts.prompt.eos_token, *facts.stop)
-    code = "\n\n".join(
-        (
-            usage_snippets.with_transformers(repo, facts.max_new_tokens),
+    code = [usage_snippets.with_transformers(repo, facts.max_new_tokens, facts.task)]
+    if not facts.task.only_transformers:
+        asked = _asked(facts, usage_snippets.MARK)
+        code += [
             f"With vLLM ({usage_snippets.NOT_TRIED}):\n\n{usage_snippets.with_vllm(repo)}",
             f"With TGI ({usage_snippets.NOT_TRIED}):\n\n{usage_snippets.with_tgi(repo)}",
             f"With Ollama ({usage_snippets.NOT_TRIED}), for questions without further context:\n\n"
-            f"{usage_snippets.with_ollama(repo, _asked(facts, usage_snippets.MARK), stops, facts.max_new_tokens)}",
-        )
-    )
+            f"{usage_snippets.with_ollama(repo, asked, stops, facts.max_new_tokens)}",
+        ]
     kind = f"{facts.base.public_id} with a fine-tuned LoRA adapter merged into its 16-bit weights."
     if facts.tuning is None:
         kind = f"{facts.base.public_id}, all of its weights fine-tuned, in 16 bits."
     front = {"library_name": "transformers", "base_model_relation": "finetune"}
-    code = f"{_loads_with(SEEN_TO_LOAD)}\n\n{code}"
     if facts.gguf:
-        code += f"\n\n## GGUF files\n\n{gguf_files.section(facts.gguf, facts.metrics['tuned'], repo)}"
-    return _card(facts, kind, code, front)
+        code.append(f"## GGUF files\n\n{gguf_files.section(facts.gguf, facts.metrics['tuned'], repo)}")
+    return _card(facts, kind, "\n\n".join((_loads_with(_versions(facts)), *code)), front)
 
 
 def adapter_card(facts: Facts) -> str:
     """README.md of the adapter."""
     base_id = facts.base.public_id if facts.base.is_on_hub else None
-    code = usage_snippets.with_peft(base_id, facts.base.revision, facts.repo("adapter"), facts.prompt.eos_token)
+    repo, eos = facts.repo("adapter"), facts.prompt.eos_token
+    code = usage_snippets.with_peft(base_id, facts.base.revision, repo, eos, facts.task)
     kind = f"A LoRA adapter for {facts.base.public_id}."
     # 4 would silently read other rotary embeddings from such a base's own config.json; a merged model says both
-    versions = SEEN_TO_LOAD[1:] if rope.is_newer_only(facts.base.config) else SEEN_TO_LOAD
+    versions = SEEN_TO_LOAD[1:] if rope.is_newer_only(facts.base.config) else _versions(facts)
     front = {"library_name": "peft", "base_model_relation": "adapter"}
     return _card(facts, kind, f"{_loads_with(versions)}\n\n{code}", front)
+
+
+def _versions(facts: Facts) -> Sequence[tuple[str, str]]:
+    return SEEN_TO_LOAD if facts.task.tried_with_transformers_4 else SEEN_TO_LOAD[1:]
 
 
 def _loads_with(versions: Sequence[tuple[str, str]]) -> str:
@@ -188,7 +198,7 @@ def _card(facts: Facts, kind: str, code: str, front: dict[str, str]) -> str:
         "license": facts.base.license or "unknown",
         **({"base_model": facts.base.public_id} if facts.base.is_on_hub else {}),
         **({"language": list(facts.languages)} if facts.languages else {}),
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": facts.task.pipeline_tag,
         "tags": ["lora" if tuning else "full-fine-tuning", "sft", facts.prompt.name],
         **front,
         "model-index": [_index(facts)],
@@ -303,7 +313,7 @@ def _index(facts: Facts) -> dict[str, Any]:
     rows = {"type": "csv", "name": f"{facts.name}, {counted(facts.metrics['rows'], 'held-out row')}", "split": "test"}
     return {
         "name": facts.name,
-        "results": [{"task": {"type": "text-generation"}, "dataset": rows, "metrics": scored}],
+        "results": [{"task": {"type": facts.task.pipeline_tag}, "dataset": rows, "metrics": scored}],
     }
 
 

@@ -29,6 +29,8 @@ from appliance.release import gates, leak_scan, passport
 from appliance.rows import csv_file
 from appliance.rundir import directory as rundir_directory
 from appliance.rundir import results, run_json
+from appliance.tasks import find as tasks_find
+from appliance.tasks.task import Task
 from appliance.wording import counted
 
 _NAMED = 3
@@ -177,7 +179,7 @@ def _gates(run_path: Path, record: dict[str, Any], recipe: Recipe) -> Iterator[G
         run_path, min_stop_rate=publish.min_stop_rate, require_improvement=publish.require_improvement
     )
     if packages.can_train():
-        again += _stops(run_path)  # in place of the recorded one
+        again += _stops(run_path, tasks_find.named(recipe.task))  # in place of the recorded one
     release = run_path / "publish" / "release"
     again += gates.of_files(
         release,
@@ -201,10 +203,8 @@ def _gates(run_path: Path, record: dict[str, Any], recipe: Recipe) -> Iterator[G
         yield asked.get(entry["name"], Gate(**entry))
 
 
-def _stops(run_path: Path) -> list[Gate]:
+def _stops(run_path: Path, task: Task) -> list[Gate]:
     """The train rows encoded and collated again, with the tokenizer that training saved."""
-    from appliance.prompt import batch as prompt_batch
-
     trained = next(path for name in ("adapter", "model") if (path := run_path / "train" / name).is_dir())
     encoding = Encoding(**_json(run_path / "train" / "fit.json")["encoding"])
     prompt = prompt_format.from_folder(_json(trained / "prompt.json")["prompt"], trained)
@@ -212,9 +212,10 @@ def _stops(run_path: Path) -> list[Gate]:
     def rows() -> Iterator[dict[str, list[int]]]:
         for row in csv_file.read_canonical(run_path / "prepare" / "train.csv"):
             one = encoding.encode(prompt, row.instruction, row.input, row.output)
-            yield {"input_ids": one.input_ids, "labels": one.labels}
+            yield task.features(one)
 
-    found, _ = stop_check.stops(rows(), partial(prompt_batch.collate, pad_token_id=prompt.pad_token_id), prompt)
+    collate = partial(task.collate, pad_token_id=prompt.pad_token_id)
+    found, _ = stop_check.stops(rows(), collate, prompt, continues=task.continues)
     return found
 
 

@@ -5,40 +5,46 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from appliance.tasks import causal
+from appliance.tasks.task import Task
+
 _CODE = "```"
 NOT_TRIED = "not tried with this release"
 MARK = "\x00"  # in place of the question, where a prompt is split at it
 
 
-def with_transformers(repo: str, max_new_tokens: int) -> str:
+def with_transformers(repo: str, max_new_tokens: int, task: Task = causal.TASK) -> str:
     """The merged model, prompted with its own chat template."""
+    answer = 'answer[0, inputs["input_ids"].shape[1]:]' if task.continues else "answer[0]"
     return f"""{_CODE}python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {task.auto_class}, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{repo}")
-model = AutoModelForCausalLM.from_pretrained("{repo}", dtype="auto", device_map="auto")
+model = {task.auto_class}.from_pretrained("{repo}", dtype="auto", device_map="auto")
 messages = [{{"role": "user", "content": "…"}}]  # one question; further context: "…\\n\\n### Input:\\n…"
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 answer = model.generate(**inputs.to(model.device), max_new_tokens={max_new_tokens})
-print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+print(tokenizer.decode({answer}, skip_special_tokens=True))
 {_CODE}"""
 
 
-def with_peft(base: str | None, revision: str | None, repo: str, eos: str) -> str:
+def with_peft(base: str | None, revision: str | None, repo: str, eos: str, task: Task = causal.TASK) -> str:
     """The adapter on the base it was trained on, greedily. `base`: its id on the Hub; None if it is not there.
 
     The base's own generation_config.json may sample, penalise or suppress EOS: evaluation did not use it.
     """
     at = f', revision="{revision}"' if revision else ""
+    begins = "" if task.continues else ", decoder_start_token_id=base.generation_config.decoder_start_token_id"
     return f"""{_CODE}python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import {task.auto_class}, AutoTokenizer, GenerationConfig
 
-base = AutoModelForCausalLM.from_pretrained("{base or "FOLDER_OF_THE_BASE_MODEL"}"{at}, dtype="auto", device_map="auto")
+base = {task.auto_class}.from_pretrained("{base or "FOLDER_OF_THE_BASE_MODEL"}"{at}, dtype="auto", device_map="auto")
 model = PeftModel.from_pretrained(base, "{repo}")
 tokenizer = AutoTokenizer.from_pretrained("{repo}")
 eos = tokenizer.convert_tokens_to_ids({json.dumps(eos, ensure_ascii=False)})
-model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=tokenizer.pad_token_id)  # not the base's own
+ids = {{"eos_token_id": eos, "pad_token_id": tokenizer.pad_token_id}}
+model.generation_config = GenerationConfig(**ids{begins})  # not the base's own
 {_CODE}"""
 
 

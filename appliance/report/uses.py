@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from appliance.release import usage_snippets
+from appliance.tasks import causal
+from appliance.tasks import find as tasks_find
 
 _DEFAULT_NEW_TOKENS = 256  # of runs whose recipe does not say
 
@@ -27,12 +29,15 @@ def of(run_dir: Path, shown: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not where:  # the weights were removed, or are another machine's
         return []
     limit, _ = shown["recipe_values"].get("evaluate.max_new_tokens", (_DEFAULT_NEW_TOKENS, ""))
-    return [
+    task = tasks_find.named(str(shown["recipe_values"].get("task", (causal.TASK.name, ""))[0]))
+    code = [
         ("Ask it in the terminal", f"appliance chat {shlex.quote(str(run_dir))}"),
-        ("From Python", _code(usage_snippets.with_transformers(where, limit))),
+        ("From Python", _code(usage_snippets.with_transformers(where, limit, task))),
         ("As a server", _code(usage_snippets.with_serve(shlex.quote(str(run_dir)), run_dir.absolute().name))),
-        ("As a server, with vLLM", _code(usage_snippets.with_vllm(where))),
     ]
+    if not task.only_transformers:
+        code.append(("As a server, with vLLM", _code(usage_snippets.with_vllm(where))))
+    return code
 
 
 def _code(fenced: str) -> str:

@@ -32,6 +32,7 @@ from appliance.rundir import base_asked, results, run_json
 from appliance.rundir.directory import RunDir
 from appliance.serving import loaded_model
 from appliance.serving.loaded_model import LoadedModel
+from appliance.tasks import find as tasks_find
 from appliance.weights.shards import is_adapter
 
 SAME_PROMPT, OWN_TEMPLATE = "prompt", "chat"  # of base_asked.WAYS
@@ -58,7 +59,8 @@ def load(
     """
     # Without a log file, warnings would go to the terminal; it has one about a CPU kernel of 4 bits, unused here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    engine = choose.load_engine("transformers", machine_device.device(), cache_dir)
+    task = tasks_find.named(resolve.load(str(run_path.absolute())).recipe.task)
+    engine = choose.load_engine("transformers", machine_device.device(), cache_dir, task)
     section = ModelSection(id=str(base.dir), load_in_4bit=False)
     trained = run_path / "train" / "adapter"
     if is_adapter(trained):
@@ -90,10 +92,11 @@ def base_of(run_path: Path, cache_dir: Path) -> Base:
     it cannot be fetched. RecipeError: its folder is gone. EnvironmentUnavailable: a package is missing.
     """
     loaded_model.require_packages("peft")
-    model = resolve.load(str(run_path.absolute())).recipe.model
+    recipe = resolve.load(str(run_path.absolute())).recipe
+    model, task = recipe.model, tasks_find.named(recipe.task)
     recorded = run_json.read(run_path, "base.identity")["base"]
     revision = recorded.get("revision") or model.revision
-    base = base_model_find.base_of(recorded.get("dir") or model.id, revision, cache_dir, model.hub_id)
+    base = base_model_find.base_of(recorded.get("dir") or model.id, revision, cache_dir, model.hub_id, task)
     if base.identity_by(recorded.get("identity_rule", 1)) != recorded["identity"]:
         raise RunDirError(
             f"{run_path}: the files of the base model {model.id} have changed since this run was made",

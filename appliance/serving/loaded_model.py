@@ -29,6 +29,9 @@ from appliance.prompt.format import Message
 from appliance.recipe import resolve
 from appliance.rundir import results
 from appliance.serving.stream import Stream
+from appliance.tasks import causal
+from appliance.tasks import find as tasks_find
+from appliance.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class LoadedModel:
     stop: tuple[str, ...]
     max_new_tokens: int
     sampling: Sampling
+    task: Task = causal.TASK
     trained_on_turns: bool = False  # whether enough train rows held earlier turns, written into the question
     without_adapter: bool = False  # whether the model has an adapter that is switched off for its answers
     more_ends: frozenset[int] = frozenset()  # ids that end an answer beside those that the model names
@@ -87,7 +91,7 @@ class LoadedModel:
         """
         import torch
 
-        begin = prompt.shape[1]
+        begin = self.task.answer_begins(prompt.shape[1])
 
         def feed(ids: Any, *_: Any, **__: Any) -> Any:  # a stopping criterion is called after every token
             ended = stream.feed(ids[0, begin:].tolist()) or interrupted()
@@ -132,7 +136,8 @@ def load(
     damaged, or memory is too small.
     """
     require_packages()
-    wanted = resolve.load(str(run_path.absolute())).recipe.evaluate
+    recipe = resolve.load(str(run_path.absolute())).recipe
+    wanted, task = recipe.evaluate, tasks_find.named(recipe.task)
     device = machine_device.device()  # first, because it selects the GPU before any library initializes CUDA
     import torch
     from safetensors import SafetensorError
@@ -144,7 +149,7 @@ def load(
     transformers_logging.set_verbosity_error()  # without a log file, warnings would go to the terminal
     folder = run_path / "merge" / "model"
     try:
-        model = read() if read else _merged(folder, device.kind)
+        model = read() if read else _merged(folder, device.kind, task)
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except torch.OutOfMemoryError as error:
         raise EnvironmentUnavailable(
@@ -166,7 +171,8 @@ def load(
         tuple(wanted.stop),
         max_new_tokens or wanted.max_new_tokens,
         sampling,
-        _trained_on_turns(run_path),
+        task=task,
+        trained_on_turns=_trained_on_turns(run_path),
     )
 
 
@@ -177,10 +183,8 @@ def require_packages(*more: str) -> None:
         raise EnvironmentUnavailable(f"to load the model, {' and '.join(missing)} must be installed", hint=hint)
 
 
-def _merged(folder: Path, device_kind: str) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(
+def _merged(folder: Path, device_kind: str, task: Task) -> Any:
+    return task.load(
         str(folder),
         dtype="auto" if device_kind == "cuda" else "float32",
         device_map=device_kind,

@@ -23,6 +23,14 @@ class Causal(Task):
     peft_type = "CAUSAL_LM"
     continues = True
     columns = ("input_ids", "labels")
+    kind = "a causal language model"
+    does = "continues text"
+    architectures = ("ForCausalLM", "LMHeadModel")
+    has_encoder = False
+    example = "Qwen/Qwen3-4B-Instruct-2507"
+    formats = frozenset({"alpaca", "alpaca_oneline", "korean_qa", "qa_tokens", "chat"})
+    pipeline_tag = "text-generation"
+    tried_with_transformers_4 = True
     arguments = ("trl", "SFTConfig")
     # rows arrive encoded and in our order; our collator pads them
     own_arguments: Mapping[str, Any] = MappingProxyType(

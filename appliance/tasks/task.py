@@ -10,11 +10,13 @@ Shapes: B rows, T tokens of the input, L of the labels, V vocabulary, P position
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from appliance.errors import RecipeError
 from appliance.prompt import batch as prompt_batch
 
 if TYPE_CHECKING:
@@ -23,8 +25,18 @@ if TYPE_CHECKING:
     import torch
 
     from appliance.prompt.format import Encoded
+    from appliance.recipe.fields import Recipe
 
 Features = dict[str, list[int]]  # a row of the dataset that a trainer gets: the names of its columns and their ids
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """A field of the recipe whose value the task cannot have, why, and what it can be instead."""
+
+    field: str
+    why: str
+    instead: str
 
 
 class Task(ABC):
@@ -33,6 +45,15 @@ class Task(ABC):
     name: str
     auto_class: str  # of transformers: loads its models
     peft_type: str  # of peft: its `task_type`
+    kind: str  # of model, for people
+    does: str  # what such a model does
+    architectures: tuple[str, ...]  # how they end in the config.json of such a model
+    has_encoder: bool
+    example: str  # a base on the Hub
+    formats: frozenset[str]  # the recipe's `prompt`
+    pipeline_tag: str  # the Hub's
+    only_transformers: str = ""  # what it is that llama.cpp, Ollama and vLLM do not load; "" if they do
+    tried_with_transformers_4: bool = False  # whether releases were loaded with it (tests/transformers4)
     arguments: tuple[str, str]  # library and class: the arguments of the trainer
     columns: tuple[str, ...]  # of the dataset that the trainer gets
     continues: bool  # whether what is generated goes on behind the prompt, as one text
@@ -41,6 +62,34 @@ class Task(ABC):
     def load(self, folder: str | Path, **options: Any) -> Any:
         """What `from_pretrained` of its class returns."""
         return _of("transformers", self.auto_class).from_pretrained(folder, **options)
+
+    def misfits(self, recipe: Recipe) -> Iterator[Misfit]:
+        """What of a recipe does not fit."""
+        if recipe.prompt not in self.formats:
+            fitting = sorted(self.formats)
+            yield Misfit("prompt", f"{recipe.prompt} is not a format for {self.kind}", " or ".join(fitting))
+        if recipe.publish.gguf and self.only_transformers:
+            yield Misfit("publish.gguf", "GGUF files are made of models that continue text", "[]")
+
+    def refuse(self, recipe: Recipe) -> None:
+        """Raises RecipeError: something does not fit; names all of it."""
+        found = list(self.misfits(recipe))
+        if found:
+            raise RecipeError(
+                f"task: {self.name}: " + "; ".join(f"{one.field}: {one.why}" for one in found),
+                hint=", ".join(f"--set {one.field}={one.instead}" for one in found),
+            )
+
+    def unlike(self, config: Mapping[str, Any]) -> str:
+        """What of a base's config.json is not of this kind of model, in words; "" if nothing is."""
+        given = config.get("architectures") or []
+        names = [str(name) for name in given] if isinstance(given, list) else [str(given)]
+        if bool(config.get("is_encoder_decoder")) != self.has_encoder:
+            encoder = "is_encoder_decoder" if config.get("is_encoder_decoder") else "no is_encoder_decoder"
+            return f"{encoder}, {', '.join(names) or 'no architectures'}"
+        if names and not any(name.endswith(self.architectures) for name in names):
+            return f"architectures = {', '.join(names)}"
+        return ""
 
     def trainer_arguments(self, **values: Any) -> Any:
         """The trainer's arguments; import it only after the engine, which may rewrite the library."""

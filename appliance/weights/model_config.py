@@ -12,7 +12,8 @@ from appliance.weights import rope
 from appliance.weights.shards import INDEX
 
 SHORTEST = 256  # tokens: a max_length below it would cut answers
-IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# With the last one a decoder begins: without it, an encoder-decoder generates nothing.
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 GREEDY: Mapping[str, Any] = {"do_sample": False}  # of a generation_config.json
 _HARMLESS = ("transformers_version", "use_cache", "cache_implementation")
 

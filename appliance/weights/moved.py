@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TRAINED_AT_LEAST = 0.5
 RELEASED_AT_LEAST = 0.05
 # The rows of tokens that no training row contains get no gradient.
-_EMBEDDINGS = frozenset({"embed_tokens", "embed_in", "wte", "wpe"})
+_EMBEDDINGS = frozenset({"embed_tokens", "embed_in", "wte", "wpe", "shared"})
 _ITEMS_AT_ONCE = 1 << 24
 
 

@@ -23,6 +23,7 @@ from appliance.pipeline import run as pipeline_run
 from appliance.pipeline.csv_source import sample_csv
 from appliance.process import files
 from appliance.prompt import format as prompt_format
+from appliance.prompt.special_tokens import adds_bos
 from appliance.recipe import resolve
 from appliance.rundir import directory as rundir_directory
 from appliance.rundir.directory import RunDir
@@ -73,7 +74,7 @@ def test_awkward_texts_come_back_exactly(text: str) -> None:
 def test_a_syllable_is_one_token_and_the_format_costs_three() -> None:
     assert TOKENIZER.encode("아이스크림", add_special_tokens=False).tokens == list("아이스크림")
     prompt = prompt_format.bind("alpaca", TOKENIZER, demo.BOS, demo.EOS, demo.PAD)
-    assert prompt.adds_bos
+    assert adds_bos(prompt.backend, prompt.bos_token)
     assert len(prompt.prompt_ids(prompt_format.user_message("빵"))) == len([demo.BOS, "preamble", "빵", "marker"])
     assert len({TOKENIZER.token_to_id(token) for token in (demo.PAD, demo.BOS, demo.EOS)} - {None}) == 3
 

@@ -18,6 +18,7 @@ from appliance.prompt import format as prompt_format
 from appliance.prompt import templates
 from appliance.prompt.batch import IGNORED, collate
 from appliance.prompt.format import from_folder, from_transformers, render, user_message
+from appliance.prompt.special_tokens import adds_bos
 from appliance.recipe.fields import Recipe
 from tests.helpers.tokenizer_kinds import CASES, CORPUS, KINDS, OURS, byte_level, case_of, ids_of
 
@@ -79,7 +80,7 @@ def test_golden_text_of_a_conversation(name: str, wanted: str) -> None:
 
 
 def test_the_recipe_knows_every_format() -> None:
-    assert get_args(Recipe.model_fields["prompt"].annotation) == (*OURS, "chat")
+    assert get_args(Recipe.model_fields["prompt"].annotation) == (*OURS, "chat", "source")
 
 
 def test_doctests_of_the_templates() -> None:
@@ -155,7 +156,11 @@ def test_release_reloads_to_the_same_ids_and_vocabulary(name: str, kind: str, tm
 def test_bos_stands_once_or_never(name: str, kind: str) -> None:
     tokenizer, prompt, _ = case_of(name, kind)
     ids = prompt.prompt_ids(user_message("가격은?", "머그컵"))
-    wanted = 1 if prompt.adds_bos and not kind.startswith(("chatml", "thinking", "two ends")) else 0
+    wanted = (
+        1
+        if adds_bos(prompt.backend, prompt.bos_token) and not kind.startswith(("chatml", "thinking", "two ends"))
+        else 0
+    )
     assert ids.count(tokenizer.bos_token_id) == wanted
     assert ids[:1].count(tokenizer.bos_token_id) == wanted
     text = prompt.text(user_message("가격은?", "머그컵"))

@@ -18,6 +18,7 @@ from appliance.errors import DataError, EnvironmentUnavailable
 from appliance.prompt import format as prompt_format
 from appliance.prompt.batch import IGNORED
 from appliance.prompt.format import Encoded, Prompt, from_folder, from_transformers, render, user_message
+from appliance.prompt.special_tokens import adds_bos
 from tests.helpers.tokenizer_kinds import ADD_BOS, KINDS, as_released, byte_level, wrap
 
 GOLDEN = """Below is an instruction that describes a task. Write a response that appropriately completes the request.
@@ -137,15 +138,15 @@ def test_prompt_ids_are_those_of_the_released_chat_template(tokenizer: Any, prom
 def test_prompt_ids_are_those_of_plain_tokenization(tokenizer: Any, prompt: Prompt, kind: str, name: str) -> None:
     """What a server computes that is sent the text, and adds the special tokens of the tokenizer itself."""
     text = prompt.text(CONVERSATIONS[name])
-    assert prompt.adds_bos is (kind in ADD_BOS)
-    if prompt.adds_bos:
+    assert adds_bos(prompt.backend, prompt.bos_token) is (kind in ADD_BOS)
+    if adds_bos(prompt.backend, prompt.bos_token):
         assert text.startswith(tokenizer.bos_token)
         text = text.removeprefix(tokenizer.bos_token)
     assert "<s>" not in text
     assert prompt.prompt_ids(CONVERSATIONS[name]) == tokenizer(text)["input_ids"]
     turns = sum(message["role"] == "assistant" for message in CONVERSATIONS[name])
     count = prompt.prompt_ids(CONVERSATIONS[name]).count(tokenizer.bos_token_id)
-    assert count == prompt.adds_bos + turns * (tokenizer.bos_token == tokenizer.eos_token)
+    assert count == adds_bos(prompt.backend, prompt.bos_token) + turns * (tokenizer.bos_token == tokenizer.eos_token)
 
 
 @pytest.mark.parametrize(("instruction", "input_text", "output"), ROWS)
