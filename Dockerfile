@@ -4,8 +4,9 @@
 #   cpu     no GPU, less than half the size; no Unsloth
 # The last two come from one of PyTorch's own indexes: TORCH_INDEX, which PyTorch's install page names.
 # Pins first, code last: a change in the code rebuilds only the last layer.
+# LLAMA_CPP=1 adds llama.cpp (the 4, 5 and 6 bits of `appliance export`), which is compiled in a stage of its own.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
-FROM ${BASE_IMAGE}
+FROM ${BASE_IMAGE} AS compiler
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 
@@ -17,6 +18,19 @@ RUN apt-get update \
  && find / -xdev -perm /6000 -type f -exec chmod a-s {} +
 
 WORKDIR /app
+
+# One wheel, or none. For any x86-64 processor with AVX2, or any ARM one, not for the one it is built on; it is
+# compiled again only if constraints.txt changes.
+FROM compiler AS llama-cpp
+ARG LLAMA_CPP=
+COPY constraints.txt ./
+RUN mkdir /wheels \
+ && if [ -n "${LLAMA_CPP}" ]; then \
+      CMAKE_ARGS="-DGGML_NATIVE=OFF" pip wheel --quiet --no-cache-dir --no-deps --wheel-dir /wheels \
+        "$(grep '^llama-cpp-python==' constraints.txt)"; \
+    fi
+
+FROM compiler
 ARG TORCH=cuda
 ARG TORCH_INDEX=
 COPY pyproject.toml constraints*.txt ./
@@ -42,6 +56,15 @@ RUN --mount=type=cache,target=/root/.cache,sharing=locked \
  && find "${site}/bitsandbytes" -name 'libbitsandbytes_*.so' \
       ! -name '*_cpu.so' ! -name '*_cuda128.so' ! -name '*_cuda130.so' -delete \
  && python -c "import torch; built = torch.version.cuda or 'cpu'; assert (built == 'cpu') == ('${TORCH}' == 'cpu'), built"
+
+# The wheel, and the little that it needs besides what is there.
+ARG LLAMA_CPP=
+# hadolint ignore=DL3042
+RUN --mount=type=cache,target=/root/.cache,sharing=locked --mount=type=bind,from=llama-cpp,source=/wheels,target=/wheels \
+    if [ -n "${LLAMA_CPP}" ]; then \
+      uv pip install --system --quiet --compile-bytecode --constraint constraints.txt /wheels/*.whl \
+      && python -c "import llama_cpp; llama_cpp.llama_backend_init()"; \
+    fi
 
 # Any uid can write these: a new volume takes its mode from here.
 RUN mkdir /data /runs /cache && chmod 1777 /data /runs /cache

@@ -42,8 +42,8 @@ def missing(types: Iterable[str]) -> tuple[str, str] | None:
     if of_llama_cpp and not has_llama_cpp():
         return (
             f"{of_llama_cpp[0]} is written by llama.cpp's quantizer, and llama-cpp-python is not installed",
-            "pip install -c constraints.txt '.[llama-cpp]', which compiles it (needs a C++ compiler and CMake); "
-            f"{', '.join(CONVERTED)} need nothing more",
+            "pip install -c constraints.txt '.[llama-cpp]', which compiles it (needs a C++ compiler and CMake); for "
+            f"the image LLAMA_CPP=1 in .env and `docker compose build`; {', '.join(CONVERTED)} need nothing more",
         )
     return None
 

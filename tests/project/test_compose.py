@@ -154,6 +154,20 @@ def test_the_dockerfile_keeps_its_promises() -> None:
     assert "USER 1000:1000" in DOCKERFILE
 
 
+def test_llama_cpp_is_compiled_in_a_stage_of_its_own_and_only_if_asked_for() -> None:
+    before, compiled, image = re.split(r"^FROM compiler.*\n", DOCKERFILE, flags=re.MULTILINE)
+    assert "install --yes --no-install-recommends gcc g++" in before  # for both stages
+    for stage in (compiled, image):
+        assert "\nARG LLAMA_CPP=\n" in f"\n{stage}"
+        assert 'if [ -n "${LLAMA_CPP}" ]' in stage
+    assert "GGML_NATIVE=OFF" in compiled  # the image may run on another processor
+    assert "--mount=type=bind,from=llama-cpp,source=/wheels" in image
+    assert compose("compose.yaml")["x-appliance"]["build"]["args"]["LLAMA_CPP"] == "${LLAMA_CPP:-}"
+    pin = re.search(r"grep '(\^llama-cpp-python==)'", compiled)
+    assert pin
+    assert re.search(pin[1], (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+
+
 def test_the_build_sees_no_data_and_no_secret() -> None:
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     allowed = {line[1:] for line in lines if line.startswith("!")}
