@@ -13,9 +13,11 @@ from appliance.cli import answers_shown
 from appliance.errors import ApplianceError, DataError, EnvironmentUnavailable, RunDirError
 from appliance.machine import write_errors
 from appliance.process import console, files
+from appliance.process.typed import is_in_compose
 from appliance.rows import csv_file
 from appliance.rows.csv_file import Row
 from appliance.rundir import feedback
+from appliance.rundir import find as rundir_find
 from appliance.rundir.feedback import BAD, GOOD, RIGHT, Feedback, Verdict
 from appliance.serving import transcript
 from appliance.serving.both_models import BothModels
@@ -227,7 +229,7 @@ class Session:
             raise RunDirError(f"not noted: {told or error}", hint=told.hint if told else "") from error
         last.verdict, last.right = verdict, right
         of_base = " (of the base)" if last.judged == BASE else ""
-        console.say(f"{verdict}{of_base}: noted in {path}", style="dim")
+        console.say(f"{verdict}{of_base}: noted in {self._shown(path)}", style="dim")
 
     def _save(self, text: str) -> None:
         """Raises DataError: no name, nothing to save, a file of that name, or it cannot be written."""
@@ -235,8 +237,10 @@ class Session:
             raise DataError("/save needs the name of a file", hint="for example: /save chat.md")
         self._last()
         path = Path(text).expanduser()
+        if is_in_compose():  # nothing else there can be written and is still there afterwards
+            path = self._run_path.parent / path
         if files.is_there(path):
-            raise DataError(f"{path} already exists", hint="name another file")
+            raise DataError(f"{self._shown(path)} already exists", hint="name another file")
         is_lines = path.suffix == ".jsonl"
         lines = transcript.as_lines(self._exchanges)
         content = lines if is_lines else transcript.as_markdown(self._exchanges, f"Chat with {self._run_path.name}")
@@ -245,7 +249,10 @@ class Session:
         except OSError as error:
             told = write_errors.explained(error, path)
             raise DataError(f"not saved: {told or error}", hint=told.hint if told else "") from error
-        console.say(f"{counted(len(self._exchanges), 'question')} saved to {path}", style="dim")
+        console.say(f"{counted(len(self._exchanges), 'question')} saved to {self._shown(path)}", style="dim")
+
+    def _shown(self, path: Path) -> Path:
+        return rundir_find.shown_path(path, self._run_path.parent)
 
 
 def _help() -> None:

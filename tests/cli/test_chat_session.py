@@ -203,6 +203,10 @@ def test_a_chat_is_saved(chat: Callable[..., Chat], tmp_path: Path, monkeypatch:
     assert "chat.md already exists" in begun("/save chat.md")
     assert (tmp_path / "chat.md").read_bytes() == before
     assert "not saved: " in begun("/save nowhere/chat.md")
+    monkeypatch.setenv("APPLIANCE_HOST_RUNS_DIR", "./runs")  # as compose.yaml sets it
+    assert begun("/save here.md") == "\n|3 questions saved to runs/here.md"
+    assert (begun.run_path.parent / "here.md").is_file()
+    assert begun("/good") == "\n|good: noted in runs/shop/feedback.csv"
 
 
 @pytest.mark.parametrize(

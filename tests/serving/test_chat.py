@@ -40,6 +40,7 @@ from appliance.process.terminal import printable
 from appliance.prompt import format as prompt_format
 from appliance.rundir import proven
 from appliance.serving import conversation, loaded_model
+from appliance.serving.both_models import BothModels
 from appliance.serving.conversation import Conversation
 from appliance.serving.loaded_model import LoadedModel
 from appliance.serving.stream import Stream
@@ -406,6 +407,18 @@ def test_a_pipe_gets_an_answer_a_line(
     assert capsys.readouterr().out == "a\\nb\\x1b[2J\\x9bc\n" * 2
     with pytest.raises(DataError, match="the question has"):
         _piped(monkeypatch, loaded, run_path, "가" * 200)
+
+
+def test_a_pipe_gets_the_answers_of_base_and_tuned(
+    loaded: LoadedModel, run_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = BothModels(scripted(loaded, echo), scripted(loaded, lambda _: "a\tb\nc"), "with the same prompt")
+    monkeypatch.setattr(chat, "_both", lambda *_: both)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("하나\n둘\n/new\n셋\n".encode()), encoding="utf-8"))
+    chat.chat(run_path, Path(), Asking(compares=True), keep_turns=True)
+    assert capsys.readouterr().out.splitlines() == [
+        f"a\\tb\\nc\t{tuned}" for tuned in ("1번째: 하나", "2번째: 둘", "1번째: 셋")
+    ]
 
 
 def test_a_pipe_that_is_no_text(loaded: LoadedModel, run_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
