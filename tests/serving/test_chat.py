@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -472,6 +473,14 @@ class Terminal:
             seen += os.read(self._screen, 1)
         return seen.decode(errors="replace").replace("\r", "")
 
+    def until_keys_are_read(self) -> None:
+        """Until keys are read one by one: before that, the terminal itself takes Ctrl-D for the end of a line."""
+        for _ in range(900):
+            if not termios.tcgetattr(self._far)[3] & termios.ICANON:
+                return
+            time.sleep(0.1)
+        raise AssertionError("the terminal still reads whole lines")
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -509,7 +518,7 @@ def test_on_a_terminal(terminal: Callable[..., Terminal]) -> None:
     assert "positions" in opened.until("you> ")
     opened.type("셋\n")
     assert "2번째: 셋\n" in opened.until("you> ")  # the stopped answer is a turn
-    time.sleep(0.5)  # before its keys are read one by one, the terminal itself takes Ctrl-D
+    opened.until_keys_are_read()
     opened.type("\x04")
     assert opened.process.wait(30) == 0
 
