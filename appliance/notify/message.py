@@ -52,9 +52,9 @@ def of_run(run_dir: RunDir, until: str, error: BaseException | None) -> Message:
 
 
 def _told(error: BaseException) -> str:
-    """An error's first line; of one that is a bug, which may quote anything, only its class."""
+    """An error's own words; of one that is a bug, which may quote anything, only its class."""
     if isinstance(error, ApplianceError | Interrupted):
-        return quoted_rows.masked(str(error)).partition("\n")[0]
+        return str(error)
     return f"{type(error).__name__}; what happened is in appliance.log"
 
 

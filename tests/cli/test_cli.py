@@ -26,7 +26,7 @@ from appliance.training import kept_ids
 from tests.conftest import write_qa
 
 HEAVY = ["torch", "transformers", "trl", "peft", "unsloth", "datasets", "pandas", "sklearn", "huggingface_hub"]
-HEAVY += ["ray", "starlette"]
+HEAVY += ["ray", "starlette", "apprise"]
 
 # The whole surface. Whoever changes it writes it there, and says in the review whom that serves.
 FROZEN = Path(__file__).parents[1] / "fixtures" / "cli.json"
@@ -158,6 +158,21 @@ def test_the_stage_check_loads_neither_torch_nor_transformers() -> None:
 def test_python_dash_m_appliance_shows_the_version() -> None:
     done = subprocess.run([sys.executable, "-m", "appliance", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"{__version__}\n"
+
+
+def test_no_library_reports_to_the_hub_that_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY")
+    code = """
+import sys
+from appliance.cli.app import main
+sys.argv = ["appliance", "--version"]
+try:
+    main()
+except SystemExit:
+    from huggingface_hub import constants
+    print(constants.HF_HUB_DISABLE_TELEMETRY)
+"""
+    assert _python(code).stdout.splitlines()[-1] == "True"
 
 
 # --- what it offers

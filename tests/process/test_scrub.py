@@ -77,6 +77,16 @@ def test_a_known_secret_is_masked_in_every_spelling(
     assert not any(parts(piece, 8) for piece in left.split("…")), clean
 
 
+def test_a_webhook_is_masked_by_its_tokens_and_its_host_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a variable such as SLACK_WEBHOOK and of APPLIANCE_NOTIFY, which child processes do not get."""
+    for name in ("SLACK_WEBHOOK", "APPLIANCE_NOTIFY"):
+        monkeypatch.setenv(name, f"https://hooks.example.com/services/T1JJ3T3L2/{TOKEN}")
+        text = f"POST /services/T1JJ3T3L2/{TOKEN[:20]} to hooks.example.com, https://hooks.example.org"
+        assert redact.without_tokens(text) == "POST /services/…/… to hooks.example.com, https://hooks.example.org"
+        assert name not in known_secrets.without(os.environ)
+        monkeypatch.delenv(name)
+
+
 def test_texts_without_a_secret_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_PASSWORD", TOKEN)
     for text in (

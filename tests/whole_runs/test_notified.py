@@ -47,7 +47,7 @@ def test_a_refusal_is_told_once_and_the_address_is_found_nowhere(
     assert code == 3
     (message,) = mail.messages
     assert message["title"] == "shop: refused at prepare"
-    assert "1 row cannot be used" in message["message"]
+    assert "1 row cannot be used: line 32" in message["message"]
     assert ROW not in message["message"]
     assert "notification 2 of 2 (json) was not sent: the service cannot be reached" in err
     texts = [("stdout", out.encode()), ("stderr", err.encode()), *canary.files_in(tmp_path / "runs")]
