@@ -19,9 +19,11 @@ from tests.helpers.models import tiny_adapter, tiny_base
 IDS = torch.tensor([[1, 40, 70, 100, 130, 2]])
 PLAIN = ModelSection(id="x", load_in_4bit=False)
 ENGINE = TransformersEngine(Device("cpu", "a CPU", 8 << 30, "float32"))
+IN_4BIT = ModelSection(id="x", load_in_4bit=True)
 # Base, adapter, recipe's section, ids whose rows are trained.
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], TuningSection, list[int]]] = {
     "lora": ({}, {}, TuningSection(r=8, alpha=16, dropout=0.0), []),
+    "lora, 4 bits": ({}, {}, TuningSection(r=8, alpha=16, dropout=0.0), []),
     "dora": ({}, {"dora": True}, TuningSection(r=8, alpha=16, dropout=0.0, dora=True), []),
     "rows, tied": (
         {"family": "qwen3", "tied": True},
@@ -43,13 +45,14 @@ def test_training_begins_with_what_the_earlier_adapter_predicts(tmp_path: Path, 
     made, adapter, tuning, rows = KINDS[kind]
     base = tiny_base(tmp_path / "base", **made)
     before = tiny_adapter(tmp_path / "adapter", base, strength=0.3, **adapter)
-    tuned, _ = ENGINE.load_for_training(base, PLAIN, tuning, 64, 1, rows, before)
-    asked, _ = ENGINE.load_for_inference(base, PLAIN, before)
+    model = IN_4BIT if "4 bits" in kind else PLAIN
+    tuned, _ = ENGINE.load_for_training(base, model, tuning, 64, 1, rows, before)
+    asked, _ = ENGINE.load_for_inference(base, model, before)
     with torch.no_grad():
         wanted = asked(IDS).logits
         assert torch.equal(tuned.eval()(IDS).logits, wanted)
         ENGINE.release()
-        new, _ = ENGINE.load_for_training(base, PLAIN, tuning, 64, 1, rows)
+        new, _ = ENGINE.load_for_training(base, model, tuning, 64, 1, rows)
         assert (new.eval()(IDS).logits - wanted).abs().max() > 0.1
     ENGINE.release()
 

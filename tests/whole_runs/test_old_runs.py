@@ -18,10 +18,13 @@ import yaml
 
 from appliance.hub import token as hub_token
 from appliance.machine import packages
+from appliance.pipeline import next_run
+from appliance.pipeline import run as pipeline_run
 from appliance.recipe import earlier_runs, resolve
 from appliance.recipe.fields import Recipe, fields
 from appliance.recipe.resolve import Resolved
-from tests.conftest import read_csv
+from appliance.rundir.directory import RunDir
+from tests.conftest import read_csv, write_qa
 from tests.fixtures import hollow, make
 from tests.helpers.in_process import Appliance, command_line
 
@@ -242,6 +245,26 @@ def test_an_interrupted_training_goes_on_where_it_was_stopped(appliance: Applian
     assert [json.loads(line)["step"] for line in after.splitlines() if '"loss"' in line] == list(range(1, 41))
     assert json.loads((run / "train" / "fit.json").read_text(encoding="utf-8"))["steps"] == 40
     assert _done_before(appliance("train", run)[2]) == STAGES[:4]
+
+
+@pytest.mark.slow
+def test_a_run_from_it_trains_its_adapter_on(folder: Path, tmp_path: Path) -> None:
+    """Its base was typed relative to another folder, and its identity follows an earlier rule."""
+    old = folder / "finished"
+    _record_weights(old)
+    rows = [(f"{i}월 행사는 무엇인가요?", f"{i}% 할인입니다.") for i in range(1, 31)]
+    asked = read_csv(old / "prepare" / "test.csv")[0]
+    more = write_qa(tmp_path / "more.csv", [*rows, (asked["instruction"], "다름")])
+    source, values = next_run.of_run(old, str(more))
+    resolved = resolve.load(source, overrides=[*values, "rehearse=never"], environ={})
+    new = RunDir(folder / "finished-2")
+    pipeline_run.run(resolved, new, tmp_path / "cache", until="train")
+    counts = json.loads((new.path / "prepare" / "summary.json").read_text(encoding="utf-8"))
+    assert (counts["taken"], counts["left_out"]) == ({"test": 8}, 1)
+    started = json.loads((new.path / "prepare" / "stage.json").read_text(encoding="utf-8"))["inputs"]
+    assert started["earlier adapter (sha256)"] == _sha256(old / WEIGHTS[0])
+    bases = [json.loads((run / "run.json").read_text(encoding="utf-8"))["base"] for run in (old, new.path)]
+    assert bases[1] == bases[0] | {"identity_rule": 1, "dir": bases[1]["dir"]}
 
 
 def test_an_interrupted_training_refuses_another_recipe(appliance: Appliance, folder: Path) -> None:
