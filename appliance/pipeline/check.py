@@ -82,7 +82,7 @@ def run(
     seen = _survey(csv_path, data, train.seed, kept_sides) if csv_path else None
     findings = survey.findings(seen) if seen else []
     if seen and "train" in ahead:
-        findings.append(validation.finding(validation.schedule(train, seen.sides["train"], seen.sides["val"]), train))
+        findings.append(validation.finding(validation.schedule(train, *_train_and_val(seen)), train))
     findings += [*learning_rate.findings(train.learning_rate), *trackers.findings(train)] if "train" in ahead else []
     place = machine_place.place()
     findings += [*doctor.pins(place), _cache(cache_dir, place), *deliver.findings(notify), *gguf_convert.findings(gguf)]
@@ -118,6 +118,11 @@ def run(
         findings += _merging_memory(base, device)
     _judge(findings, table_path)
     return findings
+
+
+def _train_and_val(seen: survey.Survey) -> tuple[int, int]:
+    """Rows of the CSV on these sides; if a side has only rows of the earlier run, which are not counted here, one."""
+    return max(1, seen.sides["train"]), max(1, seen.sides["val"])
 
 
 def _no_torch(todo: Collection[str] | None) -> Finding:

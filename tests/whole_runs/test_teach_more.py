@@ -319,6 +319,7 @@ def test_rows_that_all_ask_again_are_trained_on_beside_replayed_ones(copy: Path)
     with pytest.raises(DataError, match="no usable row is val") as caught:
         teach(copy, "name=few", until="prepare")
     assert "data.replay_fraction" in str(caught.value.hint)
+    teach(copy, "name=few", "data.replay_fraction=0.5", until="check")
     few = teach(copy, "name=few", "data.replay_fraction=0.5", until="prepare")
     assert cells(few, "test") == cells(copy / "runs" / "shop", "test")
     assert [row for row in cells(few, "train") if row[1] == "다름"] == [
