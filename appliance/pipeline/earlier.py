@@ -30,7 +30,16 @@ _NEEDED = ("prepare", "train", "evaluate", "merge")  # merge proves the adapter
 _ROWS = ("train.csv", "val.csv", "test.csv", results.TEST_GROUPS, results.VAL_GROUPS, results.TRAIN_GROUPS)
 _SIDES = f"{results.EARLIER}/{SIDES}"
 # What an adapter is made of: trained on with another value, it would be another adapter, or mean something else.
-_KEPT = ("tuning.method", "tuning.r", "tuning.alpha", "tuning.target_modules", "tuning.rslora", "tuning.dora", "prompt")
+_KEPT = (
+    "task",
+    "tuning.method",
+    "tuning.r",
+    "tuning.alpha",
+    "tuning.target_modules",
+    "tuning.rslora",
+    "tuning.dora",
+    "prompt",
+)
 
 
 @dataclass(frozen=True)
