@@ -54,9 +54,20 @@ def test_a_refusal_is_told_once_and_the_address_is_found_nowhere(
     assert canary.found(texts, TOKEN) == []
     assert (tmp_path / "runs/shop/appliance.log").read_text(encoding="utf-8").count("was not sent") == 1
 
-    monkeypatch.delenv("APPLIANCE_NOTIFY")
-    code, _, err = appliance("train", "runs/shop")
-    assert (code, len(mail.messages)) == (3, 1)
+
+def test_a_success_is_told_once_and_not_again_when_there_is_nothing_to_do(
+    appliance: in_process.Appliance, mail: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APPLIANCE_NOTIFY", mail.address())
+    assert appliance("check", "shop.yaml", "--set", "data.on_bad_row=drop")[0] == 0
+    assert mail.messages == []
+    for _ in range(2):
+        assert appliance("prepare", "runs/shop")[0] == 0
+        assert [message["title"] for message in mail.messages] == ["shop: prepare done"]
+
+    monkeypatch.delenv("APPLIANCE_NOTIFY")  # the run directory does not have it
+    code, _, err = appliance("prepare", "runs/shop", "--redo", "prepare")
+    assert (code, len(mail.messages)) == (0, 1)
     assert "set APPLIANCE_NOTIFY" in err
 
 
