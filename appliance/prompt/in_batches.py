@@ -119,10 +119,13 @@ def _refuse_commands(prompt: Prompt, packed: Packed, starts: Sequence[Start], ro
         return
     is_command = np.zeros(max(commands) + 2, np.bool_)
     is_command[list(commands)] = True
-    at = np.cumsum([0, *packed.lengths])
-    before = np.cumsum(np.append(0, is_command.take(np.frombuffer(packed.ids, np.int32), mode="clip")))  # each id
+    found = is_command.take(np.frombuffer(packed.ids, np.int32), mode="clip")
     usual = {start: sum(token in commands for token in (*start.ids, prompt.eos_token_id)) for start in set(starts)}
-    more = np.diff(before[at]) > [usual[start] for start in starts]
+    fewest = [usual[start] if length else 0 for start, length in zip(starts, packed.lengths, strict=True)]
+    if np.count_nonzero(found) == sum(fewest):  # no row has fewer, so none has more
+        return
+    at = np.cumsum([0, *packed.lengths])
+    more = np.diff(np.append(0, np.cumsum(found))[at]) > fewest
     for number in np.flatnonzero(more)[::-1].tolist():
         ids = packed.ids[at[number] : at[number + 1]].tolist()
         question, answer = ids[: packed.prompt_lengths[number]], ids[packed.prompt_lengths[number] : -1]
