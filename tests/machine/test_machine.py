@@ -79,6 +79,7 @@ def test_findings_name_what_mends_them() -> None:
         ("gemma3", "float16", True),
         ("gemma3", "bfloat16", False),
         ("gemma2", "float32", False),
+        ("mt5", "float16", True),
         ("llama", "float16", False),
     ],
 )
