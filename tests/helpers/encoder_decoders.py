@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSeq2SeqLM, BartConfig, MT5Config, PreTrainedTokenizerFast, T5Config
 
+from appliance.process.files import write_json
 from tests.helpers.models import HEAD_STD, VOCAB, tiny_tokenizer
 
 Kind = Literal["t5", "mt5", "bart"]
@@ -45,6 +47,33 @@ def closing_tokenizer(*, begins: bool = False) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=words.backend_tokenizer, eos_token="</s>", pad_token="<pad>", **names
     )
+
+
+def t5_files(folder: Path) -> Path:
+    """A folder with the tokenizer and config.json of a T5 as it was published: SentencePiece's unigrams, sentinels."""
+    backend = Tokenizer(models.Unigram())
+    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+    space = {"replacement": "▁", "prepend_scheme": "always"}
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**space)]
+    )
+    backend.decoder = decoders.Metaspace(**space)
+    special = ["<pad>", "</s>", "<unk>"]
+    learner = trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False)
+    backend.train_from_iterator(
+        ["가격은 얼마예요? 만 원입니다. What is it? A shop in Seoul, 서울 12345."] * 20, learner
+    )
+    sentinels = [f"<extra_id_{i}>" for i in range(100)]
+    backend.add_special_tokens(sentinels)
+    backend.post_processor = TemplateProcessing(single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)])
+    folder.mkdir(parents=True)
+    backend.save(str(folder / "tokenizer.json"))
+    named = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", "additional_special_tokens": sentinels}
+    write_json(folder / "special_tokens_map.json", named)
+    own = {"extra_ids": 100, "model_max_length": 512, "tokenizer_class": "T5Tokenizer"}
+    write_json(folder / "tokenizer_config.json", named | own)
+    T5Config(vocab_size=512, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2).save_pretrained(folder)
+    return folder
 
 
 def _config(kind: Kind) -> Any:

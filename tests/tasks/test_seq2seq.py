@@ -15,13 +15,14 @@ from appliance.errors import DataError, EnvironmentUnavailable, RecipeError
 from appliance.evaluation import generate
 from appliance.pipeline import run as pipeline_run
 from appliance.prompt import format as prompt_format
-from appliance.prompt import stop_check
+from appliance.prompt import stop_check, tokenizer
 from appliance.prompt.batch import IGNORED
 from appliance.prompt.format import Prompt, user_message
 from appliance.recipe import resolve
 from appliance.rundir.directory import RunDir
 from appliance.tasks import causal, seq2seq
-from tests.helpers.encoder_decoders import Kind, tiny_encoder_decoder
+from appliance.training import tokenizer_files
+from tests.helpers.encoder_decoders import Kind, t5_files, tiny_encoder_decoder
 
 KINDS: tuple[Kind, ...] = ("t5", "mt5", "bart")
 ROWS = [("가격은?", "", "만 원"), ("Where?", "a shop in 서울", "3층"), ("?", "", "a longer answer than the others")]
@@ -57,6 +58,21 @@ def test_question_and_answer_are_what_the_tokenizer_makes_of_their_texts(kind: K
     assert features["labels"] == words("만 원")["input_ids"]
     assert features["labels"][-1] == words.eos_token_id
     assert prompt.answer_text(features["labels"]) == "만 원"
+
+
+def test_a_tokenizer_of_t5s_own_class_is_saved_as_it_was_read(tmp_path: Path) -> None:
+    """transformers rebuilds that class by rules of its own, not by the file; what is released does not name it."""
+    base, saved = t5_files(tmp_path / "t5"), tmp_path / "saved"
+    prompt = prompt_format.from_transformers("source", tokenizer.load(base))
+    saved.mkdir()
+    tokenizer_files.write(saved, base, prompt)
+    words = AutoTokenizer.from_pretrained(saved)
+    asked = words.apply_chat_template(user_message("가격은?"), add_generation_prompt=True, return_dict=True)
+    assert asked["input_ids"] == words("가격은?")["input_ids"] == prompt.prompt_ids(user_message("가격은?"))
+    assert asked["input_ids"][-1] == words.eos_token_id == 1
+    assert prompt_format.from_folder("source", base).prompt_ids(user_message("가격은?")) == asked["input_ids"]
+    with pytest.raises(DataError, match="'<extra_id_0>', which would be read as a command"):
+        prompt.encode("What is <extra_id_0>?", "", "a shop")
 
 
 @pytest.mark.parametrize("kind", KINDS)
