@@ -21,7 +21,7 @@ _SIZES = (
     *("intermediate_size", "head_dim", "max_position_embeddings"),
     *("n_layer", "n_embd", "n_head", "n_inner", "n_positions"),  # GPT-2's names
 )
-_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 _TEXTS = ("model_type", "dtype", "torch_dtype")
 # That a forward pass computes with, by the names of the families above: NaN there is NaN in every loss.
 _NUMBERS = (
