@@ -18,8 +18,8 @@ CardDType = Literal["bfloat16", "float16"]
 # compatibility): 13.x needs 580, 12.x needs 525, 11.x needs 450.
 OLDEST_DRIVER = {13: 580, 12: 525, 11: 450}
 # Model types whose activations are known to leave float16's range (65504): their authors trained in bfloat16 only, and
-# transformers' and Unsloth's own code computes them in bfloat16 or float32; of T5 it keeps a layer in float32 and clamps
-# what overflows (models/t5/modeling_t5.py, T5Block.forward).
+# transformers' and Unsloth's own code computes them in bfloat16 or float32. In T5, transformers clamps what overflows
+# (models/t5/modeling_t5.py, T5Block.forward).
 OVERFLOW_IN_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text", "t5", "mt5"})
 
 
