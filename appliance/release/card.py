@@ -129,11 +129,12 @@ def model_card(facts: Facts) -> str:
     code = [usage_snippets.with_transformers(repo, facts.max_new_tokens, facts.task)]
     if not facts.task.only_transformers:
         asked = _asked(facts, usage_snippets.MARK)
+        ggufs = "*.gguf" if facts.gguf else ""
         code += [
             f"With vLLM ({usage_snippets.NOT_TRIED}):\n\n{usage_snippets.with_vllm(repo)}",
             f"With TGI ({usage_snippets.NOT_TRIED}):\n\n{usage_snippets.with_tgi(repo)}",
             f"With Ollama ({usage_snippets.NOT_TRIED}), for questions without further context:\n\n"
-            f"{usage_snippets.with_ollama(repo, asked, stops, facts.max_new_tokens)}",
+            f"{usage_snippets.with_ollama(repo, asked, stops, facts.max_new_tokens, leave_out=ggufs)}",
         ]
     kind = f"{facts.base.public_id} with a fine-tuned LoRA adapter merged into its 16-bit weights."
     if facts.tuning is None:

@@ -13,6 +13,7 @@ from appliance.errors import RunDirError
 from appliance.findings import NAMED_ROWS, Caution, Gate
 from appliance.machine.disk import human
 from appliance.process import files
+from appliance.release import usage_snippets
 from appliance.rundir import exported
 from appliance.rundir.directory import RunDir
 
@@ -64,7 +65,8 @@ def section(made: Mapping[str, Mapping[str, Any]], tuned: Mapping[str, Any], rep
         "Every tensor was read back and compared with the merged model's within the bound of its type, and every test "
         f"prompt gets the trained ids from the file.\n\n{table}",
         *_remarks(made),
-        f"With llama.cpp, and with Ollama for questions without further context:\n\n{_commands(made, repo)}",
+        f"With llama.cpp, and with Ollama for questions without further context ({usage_snippets.NOT_TRIED}):\n\n"
+        f"{_commands(made, repo)}",
     ]
     return "\n\n".join(parts)
 

@@ -80,13 +80,14 @@ def _asked(port: int, model: str) -> str:
   -d '{sent}'"""
 
 
-def with_ollama(repo: str, prompt: str, stop: Sequence[str], max_new_tokens: int) -> str:
+def with_ollama(repo: str, prompt: str, stop: Sequence[str], max_new_tokens: int, *, leave_out: str = "") -> str:
     """A Modelfile. `prompt`: a rendered prompt with MARK in place of the question.
 
-    Ollama's templates cannot inspect a message: this one writes the prompt of rows without input.
+    Ollama's templates cannot inspect a message: this one writes the prompt of rows without input. `leave_out`: files of
+    the repository that it does not need.
     """
     return f"""{_CODE}shell
-hf download {repo} --local-dir model
+hf download {repo}{f" --exclude '{leave_out}'" if leave_out else ""} --local-dir model
 cat > Modelfile <<'END'
 {modelfile("./model", prompt, stop, max_new_tokens)}END
 ollama create my-model -f Modelfile && ollama run my-model "…"

@@ -104,6 +104,7 @@ def test_a_run_exports_releases_and_does_not_do_it_twice(run: FinishedRun, monke
     assert "was not run: llama.cpp was not installed" in card
     assert "llama-cli --hf-repo FOLDER_OR_REPO --hf-file shop-q8_0.gguf --jinja" in card
     assert "ollama create my-model -f shop-q8_0.Modelfile" in card
+    assert "hf download FOLDER_OR_REPO --exclude '*.gguf' --local-dir model" in card  # for its own Modelfile
 
 
 def test_an_export_made_again_otherwise_is_published_again(run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
