@@ -35,6 +35,8 @@ def compare(
 
     Raises what `Conversation.say` raises.
     """
+    if not alone:
+        conversation.tell_dropped(question, input_text)  # now: it would be in the way of what is redrawn
     with SideBySide(screen.on_stdout(), titles(both)) as view:
         base = conversation.say(
             question,
@@ -42,11 +44,17 @@ def compare(
             of=both.base,
             alone=alone,
             keep=False,
+            tells=False,
             write=lambda text: view.write(0, text),
             interrupted=interrupted,
         )
         tuned = conversation.say(
-            question, input_text, alone=alone, write=lambda text: view.write(1, text), interrupted=interrupted
+            question,
+            input_text,
+            alone=alone,
+            tells=False,
+            write=lambda text: view.write(1, text),
+            interrupted=interrupted,
         )
     return {BASE: base, TUNED: tuned}
 

@@ -58,6 +58,7 @@ class Conversation:
         of: LoadedModel | None = None,
         alone: bool = False,
         keep: bool = True,
+        tells: bool = True,
         write: Callable[[str], None] | None = None,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> Reply:
@@ -68,27 +69,16 @@ class Conversation:
             of: the model that answers, if not the conversation's own.
             alone: whether the question is asked without the turns so far, and becomes no turn itself.
             keep: whether question and answer become a turn, if turns are kept at all.
+            tells: whether a message says that the oldest turns no longer fit, as `tell_dropped` does.
             write: gets the answer piece by piece.
             interrupted: asked after each token.
 
         Raises DataError: the question is not valid text, or leaves no position for an answer.
         """
         model = of or self.model
-        try:
-            (question + input_text).encode()
-        except UnicodeEncodeError as error:  # Python turns bytes that it cannot decode into lone surrogates
-            raise DataError("the question is not UTF-8 text", hint="set the terminal to UTF-8") from error
         began = time.monotonic()
-        messages = [*([] if alone else self.messages), *user_message(question, input_text)]
-        prompt, limit = _prompt(model, messages), model.max_new_tokens
-        positions = model.positions
-        asked = len(messages)
-        while positions and prompt.shape[1] + limit > positions and len(messages) > 1:
-            messages = messages[2:]  # a question and its answer
-            prompt = _prompt(model, messages)
-        if dropped := (asked - len(messages)) // 2:
-            turns_dropped = "the oldest turn" if dropped == 1 else f"the {dropped} oldest turns"
-            console.say(f"dropped {turns_dropped}: the model has {positions} positions", style="dim")
+        messages, prompt = self._fitting(model, question, input_text, alone=alone, tells=tells)
+        positions, limit = model.positions, model.max_new_tokens
         if positions:
             limit = min(limit, positions - prompt.shape[1])
         if limit < 1:
@@ -103,6 +93,35 @@ class Conversation:
         if self.keeps_turns and keep and not alone:
             self.messages = [*messages, {"role": "assistant", "content": answer}] if answer else messages[:-1]
         return Reply(question, answer, stream.stopped, stream.tokens, round(time.monotonic() - began, 3))
+
+    def tell_dropped(self, question: str, input_text: str = "") -> None:
+        """Says how many of the oldest turns no longer fit before this question, if any: before its answer is drawn.
+
+        Raises DataError: the question is not valid text.
+        """
+        self._fitting(self.model, question, input_text, alone=False, tells=True)
+
+    def _fitting(
+        self, model: LoadedModel, question: str, input_text: str, *, alone: bool, tells: bool
+    ) -> tuple[list[Message], Any]:
+        """The question behind as many turns as leave room for an answer, and its ids: int64 of shape (1, T).
+
+        Raises DataError: the question is not valid text.
+        """
+        try:
+            (question + input_text).encode()
+        except UnicodeEncodeError as error:  # Python turns bytes that it cannot decode into lone surrogates
+            raise DataError("the question is not UTF-8 text", hint="set the terminal to UTF-8") from error
+        messages = [*([] if alone else self.messages), *user_message(question, input_text)]
+        prompt, asked = _prompt(model, messages), len(messages)
+        positions = model.positions
+        while positions and prompt.shape[1] + model.max_new_tokens > positions and len(messages) > 1:
+            messages = messages[2:]  # a question and its answer
+            prompt = _prompt(model, messages)
+        if (dropped := (asked - len(messages)) // 2) and tells:
+            turns_dropped = "the oldest turn" if dropped == 1 else f"the {dropped} oldest turns"
+            console.say(f"dropped {turns_dropped}: the model has {positions} positions", style="dim")
+        return messages, prompt
 
 
 def _prompt(model: LoadedModel, messages: Sequence[Message]) -> Any:

@@ -113,6 +113,13 @@ def test_both_answer_beside_each_other(chat: Callable[..., Chat]) -> None:
     assert always("/row 9") == shown.format("1번째: 환불?") + "row 9: 환불? wanted (the same): 1번째: 환불?"
 
 
+def test_turns_that_no_longer_fit_are_named_once(chat: Callable[..., Chat], both: BothModels) -> None:
+    begun = chat(keep_turns=True)
+    begun("하나")
+    room = 512 - both.tuned.max_new_tokens - both.tuned.prompt(prompt_format.user_message("")).shape[1]
+    assert begun("/compare " + "a" * (room - 5)).count("dropped the oldest turn: the model has 512 positions") == 1
+
+
 def test_the_last_question_is_asked_again(chat: Callable[..., Chat]) -> None:
     begun = chat(keep_turns=True)
     begun("하나")
@@ -221,6 +228,7 @@ def test_a_chat_is_saved(chat: Callable[..., Chat], tmp_path: Path, monkeypatch:
         ("/right", "/right needs the right answer"),
         ("/right 정답", "nothing was asked yet"),
         ("/save", "/save needs the name of a file"),
+        ("/compare \udcff", "the question is not UTF-8 text"),
         ("/save x.md", "nothing was asked yet"),
     ],
 )
