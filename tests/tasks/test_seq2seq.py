@@ -15,7 +15,7 @@ from appliance.errors import DataError, EnvironmentUnavailable, RecipeError
 from appliance.evaluation import generate
 from appliance.pipeline import run as pipeline_run
 from appliance.prompt import format as prompt_format
-from appliance.prompt import stop_check, tokenizer
+from appliance.prompt import in_batches, stop_check, tokenizer
 from appliance.prompt.batch import IGNORED
 from appliance.prompt.format import Prompt, user_message
 from appliance.recipe import resolve
@@ -58,6 +58,17 @@ def test_question_and_answer_are_what_the_tokenizer_makes_of_their_texts(kind: K
     assert features["labels"] == words("만 원")["input_ids"]
     assert features["labels"][-1] == words.eos_token_id
     assert prompt.answer_text(features["labels"]) == "만 원"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_are_encoded_together_are_those_encoded_alone(kind: Kind, bases: dict[str, Path]) -> None:
+    """Their own BOS and EOS are no commands, those in a cell are."""
+    prompt = prompt_of(bases[kind])
+    bad = [("a</s>", "", "b"), ("a", "", "b</s>")] + ([("a", "", "<s>b")] if kind == "bart" else [])
+    found = list(in_batches.encode(prompt, [*ROWS, *bad]))
+    alone = [prompt.encode(*row) for row in ROWS]
+    assert found[: len(ROWS)] == [(row.input_ids, row.prompt_tokens) for row in alone]
+    assert all(isinstance(one, DataError) for one in found[len(ROWS) :])
 
 
 def test_a_tokenizer_of_t5s_own_class_is_saved_as_it_was_read(tmp_path: Path) -> None:
