@@ -115,6 +115,13 @@ def test_what_is_missing_is_said_with_the_command(
             assert f"serves {other.get('name', run.name)}. Instead of it" in found["said"]
 
 
+def test_a_server_in_another_container_is_found_by_its_name_there(run: Path, loaded: LoadedModel) -> None:
+    """Without a key it answers to names of loopback only, for the sake of browsers: 0.0.0.0 stands for another one."""
+    with answering(loaded, run) as url, page(run, url.replace("127.0.0.1", "0.0.0.0")) as client:
+        assert client.get("/runs/가게 1/chat").json()["is_ready"]
+        assert asked(client, "우유는?")[-1][0] == "end"
+
+
 def test_its_key_is_given_and_not_shown(run: Path, loaded: LoadedModel) -> None:
     with answering(loaded, run, key=KEY) as url:
         with page(run, url, KEY) as client:
