@@ -59,10 +59,9 @@ class Answered:
 
 
 class Answer:
-    """One that is being generated, for at most `seconds`. Let it go, and generation ends with the next token."""
+    """One that is being generated. Let it go, and generation ends with the next token."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self) -> None:
         self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
         self._let_go = threading.Event()
         self.result: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
@@ -96,7 +95,7 @@ class Answering:
         Raises what `Line.turn` raises, and NoPrompt.
         """
         await self.line.turn(self._seconds)
-        loop, answer = asyncio.get_running_loop(), Answer(self._seconds)
+        loop, answer = asyncio.get_running_loop(), Answer()
         work = loop.run_in_executor(self._thread, self._prompt, question)
         try:
             prompt = await asyncio.shield(work)

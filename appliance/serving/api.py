@@ -20,7 +20,6 @@ from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import anyio
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -222,15 +221,7 @@ class _Streamed(EventSourceResponse):
     """Lets its answer go however it ends, begun or not."""
 
     def __init__(self, events: AsyncIterator[ServerSentEvent], answer: Answer, headers: Mapping[str, str]) -> None:
-        super().__init__(
-            events,
-            headers=headers,
-            ping=_PING_SECONDS,
-            send_timeout=_SEND_SECONDS,
-            sep="\n",
-            shutdown_event=anyio.Event(),
-            shutdown_grace_period=answer.seconds,  # a server that ends lets it come to its own end
-        )
+        super().__init__(events, headers=headers, ping=_PING_SECONDS, send_timeout=_SEND_SECONDS, sep="\n")
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from appliance.listening import door as listening_door
 from appliance.listening import start
 from appliance.listening.start import Place
-from appliance.process import console
+from appliance.process import console, signals
 from appliance.rundir import proven
 from appliance.serving import loaded_model
 
@@ -72,7 +72,9 @@ def serve(
                 console.say(_ENDING.format(signal.Signals(number).name))
 
         ended_by = start.run(api.create(served, api_door.Door(key)), listening, on_end=end)
-    sys.exit(128 + ended_by)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    signals.end_process(ended_by)  # everybody is answered: taking torch apart would take seconds on a busy machine
 
 
 def _how_asked(keeps_turns: bool) -> str:
