@@ -99,7 +99,7 @@ def run(app: App, listening: socket.socket, *, on_end: Callable[[int], None] | N
     class Server(uvicorn.Server):
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
-            """They are ours."""
+            """They are ours. By uvicorn's own handler sse-starlette would notice the end, and cut the streams."""
             yield
 
         def finish(self, number: int) -> None:

@@ -98,8 +98,10 @@ def test_an_answer_grows_and_can_be_stopped(watching: Watching, visit: Visit) ->
     assert opened.get_by_text("stopped", exact=True).is_visible()
     opened.get_by_role("button", name="New conversation").click()
     assert opened.locator("#chat .turn").count() == 0
+    field(opened).fill("우유")
     field(opened).press("Shift+Enter")
-    assert opened.locator("#chat .turn").count() == 0  # a line, not a question
+    assert field(opened).input_value() == "우유\n"  # a line, not a question
+    assert opened.locator("#chat .turn").count() == 0
     ask(opened, "우유")
     assert answered(opened).startswith("우유는 1층입니다.")
 
