@@ -86,8 +86,9 @@ def recorded(found: Mapping[str, Any], typed: str) -> Earlier | None:
         raise RunDirError(f"{run_json.FILE}: its section {SECTION} is damaged: {error}", hint=hint) from error
 
 
-def look(typed: str, recipe: Recipe, found: Mapping[str, Any]) -> Earlier:
-    """The run `typed`, as it is now. `found`: run.json of the run that continues it; empty before it has begun.
+def look(typed: str, recipe: Recipe, found: Mapping[str, Any], run_path: Path) -> Earlier:
+    """The run `typed`, as it is now. `run_path`: of the run that continues it; `found`: its run.json, empty before it
+    has begun.
 
     Raises RunDirError: there is no such run, it is at work, not finished, damaged, or holds too little. RecipeError:
     `recipe` would make another kind of adapter of it.
@@ -96,6 +97,8 @@ def look(typed: str, recipe: Recipe, found: Mapping[str, Any]) -> Earlier:
     if not path.exists() and before_now:  # typed relative to another folder
         path = Path(before_now.path)
     find.require_run(path)
+    if path.resolve() == run_path.resolve():
+        raise RecipeError(f"start_from: {path} is this run itself", hint="give the new run a name: --set name=NEW")
     run_dir = RunDir(path)
     if run_dir.is_locked:
         raise RunDirError(f"{path} is in use by another process", hint="wait until that run ends")

@@ -257,7 +257,7 @@ class Job:
         if typed is None:
             return None
         found = earlier.recorded(self._run_json, typed) if self._taken_to else None
-        return found or earlier.look(typed, self.resolved.recipe, self._run_json)
+        return found or earlier.look(typed, self.resolved.recipe, self._run_json, self.run_dir.path)
 
     @property
     def _taken_to(self) -> Path | None:

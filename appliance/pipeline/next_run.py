@@ -44,5 +44,6 @@ def of_run(run_path: Path, source: str | None) -> tuple[str, list[str]]:
 
 def next_name(name: str) -> str:
     """shop -> shop-2, shop-2 -> shop-3: the same for each call, so that the same command continues."""
+    name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
     found = re.fullmatch(r"(.+)-(\d{1,6})", name)
     return f"{found[1]}-{int(found[2]) + 1}" if found else f"{name}-2"

@@ -291,6 +291,8 @@ def test_an_earlier_run_that_cannot_be_continued_is_refused(copy: Path, tmp_path
     (old / "merge" / "stage.json").unlink()
     with pytest.raises(RunDirError, match="cannot be continued by another run: its merge is not done"):
         teach(copy, "name=w", until="check")
+    with pytest.raises(RecipeError, match="shop is this run itself"):
+        teach(copy, "name=shop", until="check")
     with pytest.raises(RunDirError, match="is not a run directory"):
         next_run.of_run(copy / "runs" / "nothing", "more.csv")
     with pytest.raises(RecipeError, match="expected the CSV with the rows to teach"):
@@ -298,6 +300,14 @@ def test_an_earlier_run_that_cannot_be_continued_is_refused(copy: Path, tmp_path
     _tuned_in_full(old / "recipe.yaml")
     with pytest.raises(RecipeError, match="trained every weight, so that it has no adapter to continue from"):
         next_run.of_run(old, "more.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "following"),
+    [("shop", "shop-2"), ("shop-2", "shop-3"), ("v1.0-9", "v1.0-10"), ("가게 (새것)", "가게-새것-2"), ("-", "run-2")],
+)
+def test_a_continued_run_has_the_next_number(name: str, following: str) -> None:
+    assert next_run.next_name(name) == following
 
 
 def _tuned_in_full(path: Path) -> None:
