@@ -22,7 +22,7 @@ def test_no_other_module_names_these_files() -> None:
 
 
 def test_nobody_else_reads_a_csv_by_column_names() -> None:
-    """The CSVs of a user are read in rows/, each cell as typed; those of a run's stages here, what people judge beside."""
+    """The CSVs of a user are read in rows/, each cell as typed; of a run's stages here, judged ones beside it."""
     sources = [path for path in (ROOT / "appliance").rglob("*.py") if "DictReader" in path.read_text(encoding="utf-8")]
     assert {str(path.relative_to(ROOT)) for path in sources} == {HOME, "appliance/rundir/feedback.py"}
 
