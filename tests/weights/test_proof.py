@@ -360,7 +360,7 @@ def test_a_disk_that_fills_up_under_the_merge_is_named_and_nothing_is_left(
     def full(path: Path, *_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr(HashedFile, "write", lambda self, _: next(free) or full(self._path))
+    monkeypatch.setattr(HashedFile, "write", lambda self, _: next(free) or full(self.path))
     monkeypatch.setattr(pipeline_merge, "write_json", full)
     monkeypatch.setattr(disk, "require", lambda *_, **__: None)  # there was room when it began
     monkeypatch.setattr(disk, "free_disk_bytes", lambda _: 1000)
