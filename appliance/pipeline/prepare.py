@@ -6,23 +6,21 @@ Two passes over the file: the first reads, encodes and judges every row and keep
 from __future__ import annotations
 
 import logging
+from array import array
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain
 from pathlib import Path
-from types import MappingProxyType
 
 from appliance.errors import DataError
-from appliance.pipeline import judge_rows, taken_rows
+from appliance.pipeline import judge_rows, prepared_rows, taken_rows
 from appliance.pipeline.judge_rows import ROUND_UP_TO, Judged
 from appliance.pipeline.taken_rows import TakenRows
 from appliance.process import files
 from appliance.prompt import format as prompt_format
 from appliance.recipe.fields import DataSection
 from appliance.rows import csv_file, few_groups, kept_sides, leaks, near_duplicates, split, survey
-from appliance.rows.csv_file import Row
-from appliance.rows.one_version import Passes, one_version
+from appliance.rows.one_version import one_version
 from appliance.rows.split import Side
 from appliance.rows.survey import Words
 from appliance.rundir import results
@@ -101,37 +99,38 @@ def run(
         _refuse_unusable(judged, too_long, data, longest_possible, csv_path, stage_dir)
         named, left_out = _placed(judged, taken) if taken else (list[Side | None](judged.rows.sides), dict[int, str]())
         out = too_long | left_out
-        kept = [i for i, line in enumerate(judged.lines) if line not in out]
+        kept = [i for i, line in enumerate(judged.lines) if line not in out] if out else range(len(judged.lines))
+        lines = array("q", (judged.lines[i] for i in kept))
         keys, of_kept = judged.rows.keys.at(kept), [named[i] for i in kept] if named else []
         order = (
             kept_sides.order(keys, of_kept, data, seed)
             if taken
             else _sides(keys, [side for side in of_kept if side], data, seed)
         )
+        sides = _by_index(order, len(keys))
         found = leaks.shared(
             csv_path,
             fmt,
-            lines=[judged.lines[i] for i in kept],
+            lines=lines,
             keys=keys,
             questions=judged.rows.questions.at(kept) if fmt.group is not None else None,
-            sides=_by_index(order, len(keys)),
+            sides=sides,
         )
         if data.split == "column" and found.count:
             _refuse_shared(found, judged, out, csv_path, stage_dir)
         groups = few_groups.count(keys, order)
         for warning in few_groups.warnings({side: len(indexes) for side, indexes in order.items()}, groups, data):
             _log.warning("%s: %s", csv_path, warning)
-        side_of = {judged.lines[kept[i]]: side for side, indexes in order.items() for i in indexes}
-        _write(csv_path, fmt, stage_dir, side_of, order, [judged.lines[i] for i in kept], passes, taken)
+        prepared_rows.write_sides(csv_path, fmt, stage_dir, order, lines, sides, passes, taken)
         if spool:
-            for side, indexes in order.items():
-                of_side = [kept[i] for i in indexes]
-                path = stage_dir / f"{side}.csv"
-                spool.write(path, of_side, judged.lines, judged.prompt_lengths, prompt.fingerprint)
-    _write_ledger(stage_dir / "rows.csv", side_of, judged.rejected | out, taken.origins if taken else {})
+            _write_ids(spool, stage_dir, order, kept, judged, prompt.fingerprint)
+    prepared_rows.write_ledger(
+        stage_dir / "rows.csv", lines, sides, judged.rejected | out, taken.origins if taken else {}
+    )
     for side, indexes in order.items():
         if side != "train" or fmt.group is not None:
-            _write_groups(stage_dir / taken_rows.GROUPS[side], [(judged.lines[kept[i]], keys[i]) for i in indexes])
+            prepared_rows.write_groups(stage_dir / taken_rows.GROUPS[side], [(lines[i], keys[i]) for i in indexes])
+    side_of = dict(zip(lines, sides, strict=True)) if taken else {}
     if taken:
         taken.write(stage_dir / results.TAKEN, side_of)
     twins = near_duplicates.near_pairs(stage_dir, {side: len(indexes) for side, indexes in order.items()}, seed)
@@ -146,6 +145,20 @@ def run(
 def _spool(stage_dir: Path) -> AbstractContextManager[Spool | None]:
     """Where the ids wait until the rows are split; None without pyarrow, and later stages encode the rows again."""
     return closing(Spool(stage_dir)) if kept_ids.can_be_kept() else nullcontext()
+
+
+def _write_ids(
+    spool: Spool,
+    stage_dir: Path,
+    order: Mapping[Side, Sequence[int]],
+    kept: Sequence[int],
+    judged: Judged,
+    fingerprint: str,
+) -> None:
+    """Beside the CSV of each side. `order`: positions in `kept`, which are those of usable rows."""
+    for side, indexes in order.items():
+        rows = indexes if isinstance(kept, range) else [kept[i] for i in indexes]  # a range holds all
+        spool.write(stage_dir / f"{side}.csv", rows, judged.lines, judged.prompt_lengths, fingerprint)
 
 
 def _refuse_unusable(
@@ -171,7 +184,7 @@ def _refuse_shared(
     found: leaks.Shared, judged: Judged, too_long: dict[int, str], csv_path: Path, stage_dir: Path
 ) -> None:
     """Raises DataError: the column `side` puts equal questions on two sides. The ledger still has every row."""
-    _write_ledger(stage_dir / "rows.csv", dict.fromkeys(judged.lines, "not split"), judged.rejected | too_long)
+    prepared_rows.write_unsplit(stage_dir / "rows.csv", judged, too_long)
     raise DataError(
         f"{csv_path}: the column `side` puts {counted(found.count, found.what.removesuffix('s'))} on two sides:\n  "
         + "\n  ".join(map(str, found.examples)),
@@ -182,7 +195,7 @@ def _refuse_shared(
 def _count(
     fmt: csv_file.CsvFormat,
     judged: Judged,
-    kept: list[int],
+    kept: Sequence[int],
     keys: split.Keys,
     order: dict[Side, list[int]],
     groups: Mapping[Side, int],
@@ -212,7 +225,7 @@ def _count(
         rejected=len(judged.rejected) + len(judged.lines) - len(kept),
         val_groups=groups["val"],
         test_groups=groups["test"],
-        repeated_questions=len(keys) - len(set(keys)),
+        repeated_questions=len(keys) - keys.distinct(),
         shared_questions=found.count,
         leaked_test_rows=found.test_rows,
         near_test_rows=twins.with_twin["test"],
@@ -233,9 +246,7 @@ def _count(
 def _refuse(bad: dict[int, str], judged: Judged, csv_path: Path, stage_dir: Path, what: Words, fix: str = "") -> None:
     if not bad:
         return
-    # nothing was split, but the ledger has every row
-    sides = dict.fromkeys(judged.lines, "not split")
-    _write_ledger(stage_dir / "rows.csv", sides, judged.rejected | bad)
+    prepared_rows.write_unsplit(stage_dir / "rows.csv", judged, bad)
     first = tuple(sorted(bad.items())[: survey.SHOWN])
     where = f"all are listed in {stage_dir / 'rows.csv'}"
     raise survey.bad_rows_error(csv_path, judged.rows.fmt, len(bad), first, where, what=what, fix=fix)
@@ -271,50 +282,6 @@ def _by_index(order: dict[Side, list[int]], count: int) -> list[Side]:
         for i in indexes:
             sides[i] = side
     return sides
-
-
-def _write(
-    csv_path: Path,
-    fmt: csv_file.CsvFormat,
-    stage_dir: Path,
-    side_of: Mapping[int, Side],
-    order: dict[Side, list[int]],
-    lines: list[int],
-    passes: Passes,
-    taken: TakenRows | None,
-) -> None:
-    """The three CSVs, in the file's order, taken rows last; only a notebook split has another order, and needs all rows
-    in memory.
-    """
-    every = chain(csv_file.read(csv_path, fmt, passes), taken.again() if taken else ())
-    rows = (row for row in every if isinstance(row, Row) and row.line in side_of)
-    if any(indexes != sorted(indexes) for indexes in order.values()):
-        by_line = {row.line: row for row in rows}
-        rows = (by_line[lines[i]] for indexes in order.values() for i in indexes)
-    with ExitStack() as stack:
-        write = {side: stack.enter_context(csv_file.row_writer(stage_dir / f"{side}.csv")) for side in order}
-        for row in rows:
-            write[side_of[row.line]](row)
-
-
-def _write_ledger(
-    path: Path,
-    side_of: Mapping[int, str],
-    rejected: Mapping[int, str],
-    origins: Mapping[int, str] = MappingProxyType({}),
-) -> None:
-    """`origins`: of the rows taken from an earlier run, which they were there."""
-    with csv_file.ledger_writer(path) as write:
-        for line in sorted({*side_of, *rejected}):
-            reason = rejected.get(line)
-            write(line, side_of[line] if reason is None else "rejected", reason or origins.get(line, ""))
-
-
-def _write_groups(path: Path, groups: list[tuple[int, bytes]]) -> None:
-    """Row -> group of one side: evaluate resamples whole groups of test rows, training draws whole groups of val."""
-    with files.atomic_file(path) as temporary, csv_file.csv_writer(temporary, ("row", "group")) as write:
-        for line, key in groups:
-            write((line, key.hex()))
 
 
 def summarise(counts: Counts) -> str:

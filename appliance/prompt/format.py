@@ -139,7 +139,8 @@ class Prompt:
         NotTokenized.
         """
         question, answer = map(self._ids, self.texts(instruction, input_text, output))
-        return self.labelled(self.joined(question, answer, bool(input_text)), len(question), loss_on=loss_on)
+        self.refuse_commands(question, answer, bool(input_text))
+        return self.labelled([*question, *answer, self.eos_token_id], len(question), loss_on=loss_on)
 
     def texts(self, instruction: str, input_text: str, output: str) -> tuple[str, str]:
         """Prompt and answer of one row, to be tokenized separately.
@@ -154,11 +155,6 @@ class Prompt:
         if input_text:
             parts += [input_text, around[2]]
         return "".join(parts), self.answer_lead + output
-
-    def joined(self, question: Sequence[int], answer: Sequence[int], has_input: bool) -> list[int]:
-        """All ids of one row, from those of its `texts`. Raises DataError: a cell contains a special token."""
-        self.refuse_commands(question, answer, has_input)
-        return [*question, *answer, self.eos_token_id]
 
     def refuse_commands(self, question: Sequence[int], answer: Sequence[int], has_input: bool) -> None:
         """Raises DataError: a cell contains a special token of this tokenizer."""

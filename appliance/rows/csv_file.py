@@ -11,7 +11,7 @@ import csv
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import Literal, TextIO
 
@@ -27,6 +27,7 @@ from appliance.rows.in_messages import quoted, shown
 from appliance.rows.one_version import Passes
 from appliance.rows.records import records
 
+_Write = Callable[[Sequence[object]], object]
 BLANK_LINE = "blank line"
 WRONG_WIDTH = "fields; the header has"  # part of a reason
 NO_TURNS = 'not earlier turns, JSON such as [["question", "answer"]]; to ignore them: --set data.columns.history=null'
@@ -87,8 +88,14 @@ def read(path: Path, fmt: CsvFormat, passes: Passes | None = None) -> Iterator[R
 @contextmanager
 def row_writer(path: Path) -> Iterator[Callable[[Row], object]]:
     """A canonical CSV (CANONICAL_COLUMNS; row = physical line): call the yielded function once per row."""
-    with csv_writer(path, CANONICAL_COLUMNS) as write:
-        yield lambda row: write((row.line, row.instruction, row.input, row.output))
+    with _writers(path, CANONICAL_COLUMNS) as (plain, careful):
+
+        def write(row: Row) -> None:
+            instruction, input_text, output = row.instruction, row.input, row.output
+            is_plain = "\r" not in instruction and "\r" not in input_text and "\r" not in output
+            (plain if is_plain else careful)((row.line, instruction, input_text, output))
+
+        yield write
 
 
 @contextmanager
@@ -98,13 +105,16 @@ def ledger_writer(path: Path) -> Iterator[Callable[[int, str, str], object]]:
         yield lambda line, side, reason: write((line, side, reason))
 
 
-def iter_canonical(path: Path) -> Iterator[Row]:
-    """The rows of a canonical CSV, one at a time. Raises DataError: missing, or not as `row_writer` left it."""
+def iter_canonical(path: Path, wanted: Iterator[bool] | None = None) -> Iterator[Row]:
+    """The rows of a canonical CSV, one at a time; `wanted`: one for each row, those that are not are not looked at.
+
+    Raises DataError: missing, or not as `row_writer` left it.
+    """
     with open_lines(path, "utf-8") as lines:
         found = records(path, lines, ",")
         if tuple(next(found, (0, []))[1]) != CANONICAL_COLUMNS:
             raise DataError(f"{path} does not begin with the columns {','.join(CANONICAL_COLUMNS)}")
-        for line, cells in found:
+        for line, cells in found if wanted is None else compress(found, wanted):
             if len(cells) != len(CANONICAL_COLUMNS) or not cells[0].isdecimal():
                 raise DataError(f"{path}, line {line}: not a row of {','.join(CANONICAL_COLUMNS)}")
             if wrong := wrong_byte("".join(cells), "utf-8"):
@@ -162,12 +172,20 @@ def _row(line: int, cells: list[str], fmt: CsvFormat, used: Sequence[int]) -> Ro
 @contextmanager
 def csv_writer(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Sequence[object]], object]]:
     """A CSV of ours (UTF-8, LF, with its header); yields the function that writes a row. On disk at the end."""
+    with _writers(path, columns) as (_, careful):
+        yield careful
+
+
+@contextmanager
+def _writers(path: Path, columns: Sequence[str]) -> Iterator[tuple[_Write, _Write]]:
+    """What writes a row to one file of ours: quickly, if no cell holds a carriage return, and in any case."""
     with files.naming(path), path.open("w", encoding="utf-8", newline="") as stream:
+        plain = csv.writer(stream, lineterminator="\n").writerow
         # csv quotes the characters of its own line terminator and, before Python 3.13, no others: with LF as the
         # terminator, a lone CR in a cell would stay unquoted and end the row for every reader.
-        write = csv.writer(_LineFeeds(stream), lineterminator="\r\n").writerow
-        write(columns)
-        yield write
+        careful = csv.writer(_LineFeeds(stream), lineterminator="\r\n").writerow
+        careful(columns)
+        yield plain, careful
     files.fsync(path)
 
 

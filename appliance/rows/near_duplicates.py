@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -217,9 +218,7 @@ def _batch(rows: list[Row], texts: list[str]) -> _Batch:
 def _sampled(prepare_dir: Path, side: Side, share: float, seed: int) -> Iterator[Row]:
     """The rows of a side, or a seeded share of them if `share` is below 1."""
     generator = Random(f"{seed}:{side}")
-    for row in csv_file.iter_canonical(prepare_dir / f"{side}.csv"):
-        if generator.random() < share:
-            yield row
+    yield from csv_file.iter_canonical(prepare_dir / f"{side}.csv", (generator.random() < share for _ in count()))
 
 
 def _mean_letters(prepare_dir: Path) -> float:

@@ -93,8 +93,9 @@ class Remarks:
             self._look(row, _BREAKS, ESCAPES["newlines"], text)
         if "&" in text:
             self._look(row, _ENTITIES, ESCAPES["entities"], text)
-        for role, placeholders in self._placeholders.items():
-            placeholders.see(row.line, getattr(row, role))
+        for role, cell in (("instruction", row.instruction), ("input", row.input), ("output", row.output)):
+            if 0 < len(cell) <= _LONGEST_PLACEHOLDER:
+                self._placeholders[role].see(row.line, cell)
         if not text.isascii():
             if "“" in text or "„" in text:
                 self._look_for_quoted(row)
@@ -191,8 +192,8 @@ class _Placeholders:
         self._places: tuple[str, ...] = ()
 
     def see(self, line: int, cell: str) -> None:
-        """Count the cell if it is one."""
-        if not cell or len(cell) > _LONGEST_PLACEHOLDER or plain_name(cell) not in PLACEHOLDERS:
+        """Count the cell, which has 1 to _LONGEST_PLACEHOLDER characters, if it is one."""
+        if plain_name(cell) not in PLACEHOLDERS:
             return
         self._texts[cell.strip()] += 1
         self._places = _added(self._places, f"line {line}, column {self._fmt.column(self._role)}", cell, 40)

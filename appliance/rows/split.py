@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import count
@@ -84,8 +84,10 @@ class Keys(Sequence[bytes]):
     def __len__(self) -> int:
         return len(self._data) // 16
 
-    def at(self, positions: Iterable[int]) -> Keys:
+    def at(self, positions: Sequence[int]) -> Keys:
         """The keys at these positions, in that order."""
+        if positions == range(len(self)):
+            return self
         keys = Keys()
         for position in positions:
             keys.append(self[position])
@@ -94,6 +96,14 @@ class Keys(Sequence[bytes]):
     def __getitem__(self, index: int) -> bytes:  # type: ignore[override]  # one key, no slices
         start = range(len(self))[index] * 16
         return bytes(self._data[start : start + 16])
+
+    def __iter__(self) -> Iterator[bytes]:
+        data = bytes(self._data)
+        return (data[start : start + 16] for start in range(0, len(data), 16))
+
+    def distinct(self) -> int:
+        """How many different ones there are."""
+        return len(_groups(self)[1])
 
 
 def question_split(keys: Sequence[bytes], *, test_fraction: float, val_fraction: float, seed: int) -> list[Side]:
@@ -166,8 +176,9 @@ def leaks(keys: Sequence[bytes], sides: Sequence[Side], *, examples: int = 5) ->
 
     if len(keys) == 0:
         return Leaks(0, 0, ())
-    order, starts = _grouped(keys, seed=0)
-    codes = np.fromiter((_SIDES.index(side) for side in sides), np.uint8, len(keys))[order]
+    order, starts = _groups(keys)
+    code = {side: number for number, side in enumerate(_SIDES)}
+    codes = np.fromiter(map(code.__getitem__, sides), np.uint8, len(keys))[order]
     torn = np.minimum.reduceat(codes, starts) != np.maximum.reduceat(codes, starts)
     in_train = np.logical_or.reduceat(codes == _SIDES.index("train"), starts)
     sizes = np.diff(starts, append=len(order))
@@ -203,12 +214,24 @@ def _grouped(keys: Sequence[bytes], seed: int) -> tuple[np.ndarray, np.ndarray]:
     """
     import numpy as np
 
-    salt = f"{seed}:".encode()
-    hashes = (int.from_bytes(blake2b(salt + key, digest_size=8).digest()) for key in keys)
-    numbers = np.fromiter(hashes, np.uint64, len(keys))
+    salt, digests = f"{seed}:".encode(), bytearray()
+    for key in keys:
+        digests += blake2b(salt + key, digest_size=8).digest()
+    numbers = np.frombuffer(digests, ">u8").astype(np.uint64)
     order = np.argsort(numbers, kind="stable")
     numbers = numbers[order]
     return order, np.flatnonzero(np.concatenate(([True], numbers[1:] != numbers[:-1]))[: len(keys)])
+
+
+def _groups(keys: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """As `_grouped`, by the keys themselves, 16 bytes each: in no order that means anything, except within a group."""
+    import numpy as np
+
+    data = bytes(keys._data) if isinstance(keys, Keys) else b"".join(keys)
+    words = np.frombuffer(data, np.uint64).reshape(-1, 2)
+    order = np.lexsort(words.T)
+    words = words[order]
+    return order, np.flatnonzero(np.concatenate(([True], (words[1:] != words[:-1]).any(axis=1)))[: len(keys)])
 
 
 def _shared_out(sizes: np.ndarray, targets: list[int]) -> list[int]:

@@ -81,35 +81,47 @@ class Spool:
     ) -> None:
         """The ids beside a prepared CSV. `rows`: which of the appended ones it holds, in its order; `lines` and
         `prompt_tokens` are by the number of the appended row."""
-        import numpy as np
         import pyarrow as pa
 
         path = beside(csv_path)
         schema = _schema().with_metadata({_CSV: files.sha256_of(csv_path), _FINGERPRINT: fingerprint})
-        of_rows = np.asarray(rows, np.int64)
-        begins = np.asarray(self._begins)[of_rows]
-        ends = np.asarray(self._begins)[of_rows + 1]
-        of_lines, of_prompts = np.asarray(lines, np.int64)[of_rows], np.asarray(prompt_tokens, np.int32)[of_rows]
         with files.naming(path), pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for part in _parts(ends - begins):
-                ids = self._lists(begins[part], ends[part])
-                columns = [_column(of_lines[part], pa.int64()), _column(of_prompts[part], pa.int32()), ids]
+            for batch in self._batches(rows):
+                columns = [
+                    _column(array("q", [lines[i] for i in batch]), pa.int64()),
+                    _column(array("i", [prompt_tokens[i] for i in batch]), pa.int32()),
+                    self._lists(batch),
+                ]
                 writer.write_batch(pa.record_batch(columns, schema=schema))
         files.fsync(path)
 
-    def _lists(self, begins: np.ndarray, ends: np.ndarray) -> pa.ListArray:
-        """Of R rows, where they begin and end in the file, in ids: (R,) both."""
+    def _batches(self, rows: Sequence[int]) -> Iterator[list[int]]:
+        batch: list[int] = []
+        tokens, begins = 0, self._begins
+        for row in rows:
+            length = begins[row + 1] - begins[row]
+            if batch and (len(batch) == _BATCH_ROWS or tokens + length > _BATCH_TOKENS):
+                yield batch
+                batch, tokens = [], 0
+            batch.append(row)
+            tokens += length
+        if batch:
+            yield batch
+
+    def _lists(self, batch: list[int]) -> pa.ListArray:
         import numpy as np
         import pyarrow as pa
 
+        rows, of_all = np.asarray(batch), np.asarray(self._begins)
+        begins, ends = of_all[rows], of_all[rows + 1]
         first, last = int(begins.min()), int(ends.max())
         offsets = np.append(0, np.cumsum(ends - begins))
         if (last - first) * _ID_BYTES <= _SPAN:
             span = np.frombuffer(self._read(first, last), np.int32)
             values = span[np.repeat(begins - first - offsets[:-1], ends - begins) + np.arange(offsets[-1])]
         else:
-            rows = (self._read(*row) for row in zip(begins.tolist(), ends.tolist(), strict=True))
-            values = np.frombuffer(b"".join(rows), np.int32)
+            parts = (self._read(*row) for row in zip(begins.tolist(), ends.tolist(), strict=True))
+            values = np.frombuffer(b"".join(parts), np.int32)
         return pa.ListArray.from_arrays(_column(offsets.astype(np.int32), pa.int32()), _column(values, pa.int32()))
 
     def _read(self, first: int, last: int) -> bytes:
@@ -183,18 +195,6 @@ def _rows(batch: Any, only: Collection[int] | None) -> Iterator[Kept]:
     for i, (line, prompt_tokens) in enumerate(zip(lines.to_pylist(), prompts.to_pylist(), strict=True)):
         if only is None or line in only:
             yield Kept(line, values[offsets[i] : offsets[i + 1]].tolist(), prompt_tokens)
-
-
-def _parts(lengths: np.ndarray) -> Iterator[slice]:
-    """The batches in which rows of these lengths are written."""
-    import numpy as np
-
-    ends, begin = np.cumsum(lengths), 0
-    while begin < len(lengths):
-        tokens = (ends[begin - 1] if begin else 0) + _BATCH_TOKENS
-        end = min(begin + _BATCH_ROWS, max(begin + 1, int(np.searchsorted(ends, tokens, side="right"))))
-        yield slice(begin, end)
-        begin = end
 
 
 def _column(numbers: array[int] | np.ndarray, kind: pa.DataType) -> pa.Array:

@@ -13,6 +13,7 @@ import pytest
 from appliance.errors import DataError
 from appliance.pipeline import prepare
 from appliance.process import files
+from appliance.prompt import fixed_start
 from appliance.recipe.fields import DataSection
 from appliance.rows import csv_file, leaks, survey
 from tests.conftest import write_qa
@@ -74,12 +75,12 @@ class Bytes:
     """A tokenizer of bytes, as far as prepare asks for one."""
 
     fingerprint = "bytes"
+    starts = (fixed_start.NONE, fixed_start.NONE)
+    command_ids = frozenset[int]()
+    eos_token_id = 256
 
     def texts(self, instruction: str, input_text: str, output: str) -> tuple[str, str]:
         return instruction + input_text, output
-
-    def joined(self, question: list[int], answer: list[int], _has_input: bool) -> list[int]:
-        return [*question, *answer]
 
     @property
     def backend(self) -> Bytes:
