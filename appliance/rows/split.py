@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Side = Literal["train", "val", "test"]
 _SIDES: tuple[Side, ...] = ("test", "val", "train")  # in the order in which they are filled
+_QUESTIONS = ("different question (or group)", "different questions (or groups)")
 
 # What a reader does not see: format characters (Unicode category Cf), and what Unicode's toNFKC_Casefold removes
 # (Default_Ignorable_Code_Point in unicode.org/Public/UNIDATA/DerivedCoreProperties.txt): zero-width characters, BOM,
@@ -117,19 +118,43 @@ def question_split(keys: Sequence[bytes], *, test_fraction: float, val_fraction:
     import numpy as np
 
     order, starts = _grouped(keys, seed)
-    if len(starts) < 3:
-        groups = counted(len(starts), "different question (or group)", "different questions (or groups)")
-        raise DataError(
-            f"{counted(len(keys), 'row')} with {groups} cannot be split: "
-            "train, val and test need at least one each, 3 in all",
-            hint="add rows with other questions, or choose another column with --set data.group_by=NAME",
-        )
+    _refuse_few(len(keys), len(starts))
     sizes = np.diff(starts, append=len(order))
-    targets = [max(1, round(len(keys) * fraction)) for fraction in (test_fraction, val_fraction)]
-    group_sides = _fill(sizes, _shared_out(sizes, targets))
-    row_sides = np.empty(len(order), np.uint8)
-    row_sides[order] = np.repeat(group_sides, sizes)
-    return [_SIDES[side] for side in row_sides]
+    return _row_sides(order, sizes, _fill_shared(sizes, test_fraction, val_fraction))
+
+
+def stratified_split(
+    keys: Sequence[bytes], labels: Sequence[str], *, test_fraction: float, val_fraction: float, seed: int
+) -> list[Side]:
+    """The side of each row, as `question_split` class by class: each side holds the classes in the file's proportions.
+
+    A class of three groups or more is on every side, one of two in train and test, one of a single group in train: what
+    is not trained cannot be tested. A group belongs to the class of its first row. Raises DataError: fewer than three
+    groups, or no class has enough of them for all sides.
+    """
+    import numpy as np
+
+    order, starts = _grouped(keys, seed)
+    _refuse_few(len(keys), len(starts))
+    sizes = np.diff(starts, append=len(order))
+    groups_of: dict[str, list[int]] = {}
+    for group, row in enumerate(order[starts]):
+        groups_of.setdefault(labels[row], []).append(group)
+    test, train = _SIDES.index("test"), _SIDES.index("train")
+    sides = np.full(len(sizes), train, np.uint8)
+    for groups in groups_of.values():
+        if len(groups) >= 3:
+            sides[groups] = _fill_shared(sizes[groups], test_fraction, val_fraction)
+        elif len(groups) == 2:
+            sides[groups[0]] = test
+    if missing := [side for i, side in enumerate(_SIDES) if i not in sides]:
+        most = counted(max(map(len, groups_of.values())), *_QUESTIONS)
+        raise DataError(
+            f"{counted(len(groups_of), 'class', 'classes')}, the largest with {most}, leave no row for "
+            f"{' and '.join(missing)}; one class needs at least 3",
+            hint="add rows: a class that is to be learnt and tested needs ten or more",
+        )
+    return _row_sides(order, sizes, sides)
 
 
 def notebook_split(rows: int, *, test_fraction: float, val_fraction: float, seed: int) -> dict[Side, list[int]]:
@@ -232,6 +257,32 @@ def _groups(keys: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     order = np.lexsort(words.T)
     words = words[order]
     return order, np.flatnonzero(np.concatenate(([True], (words[1:] != words[:-1]).any(axis=1)))[: len(keys)])
+
+
+def _refuse_few(rows: int, groups: int) -> None:
+    """Raises DataError: fewer than three groups."""
+    if groups < 3:
+        raise DataError(
+            f"{counted(rows, 'row')} with {counted(groups, *_QUESTIONS)} cannot be split: "
+            "train, val and test need at least one each, 3 in all",
+            hint="add rows with other questions, or choose another column with --set data.group_by=NAME",
+        )
+
+
+def _fill_shared(sizes: np.ndarray, test_fraction: float, val_fraction: float) -> np.ndarray:
+    """The side of each of at least three groups (index in _SIDES), test and val by their share of the rows."""
+    rows = int(sizes.sum())
+    targets = [max(1, round(rows * fraction)) for fraction in (test_fraction, val_fraction)]
+    return _fill(sizes, _shared_out(sizes, targets))
+
+
+def _row_sides(order: np.ndarray, sizes: np.ndarray, group_sides: np.ndarray) -> list[Side]:
+    """The side of each row, in the order of the file, from the side of each group."""
+    import numpy as np
+
+    row_sides = np.empty(len(order), np.uint8)
+    row_sides[order] = np.repeat(group_sides, sizes)
+    return [_SIDES[side] for side in row_sides]
 
 
 def _shared_out(sizes: np.ndarray, targets: list[int]) -> list[int]:
