@@ -62,6 +62,7 @@ TESTED_TYPES = frozenset({"llama", "qwen3", "gemma", "gemma2", "gemma3_text", "p
     "t5",
     "mt5",
     "bart",
+    "bert",
 }
 
 _QUANTISED_KEYS = ("quantization_config", "compression_config", "quantization")  # the last one is MLX's

@@ -115,9 +115,9 @@ _SEEN: WeakKeyDictionary[Any, AfterHead | None] = WeakKeyDictionary()
 
 
 def _look(causal: Any) -> AfterHead | None:
-    if causal.config.is_encoder_decoder:
-        return None
     config, head = causal.config.get_text_config(), causal.get_output_embeddings()
+    if causal.config.is_encoder_decoder or head is None:  # of another task
+        return None
     values = [getattr(config, name, None) for name in ("logit_scale", "logits_scaling", "lm_head_multiplier")]
     scales = [scale for value in values if value for scale in (float(value), 1 / float(value))]
     cap = getattr(config, "final_logit_softcapping", None)

@@ -165,7 +165,7 @@ class TransformersEngine:
             trust_remote_code=False,
             output_loading_info=True,
         )
-        engines_loaded.judge(base_dir, info)
+        engines_loaded.judge(base_dir, self._task.found_in(base_dir, info))
         decoding.keep_only_ids(loaded)
         if model.load_in_4bit:
             _keep_4bit_layout(loaded)

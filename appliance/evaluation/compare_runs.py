@@ -25,7 +25,8 @@ COLUMNS = ("answers of", "exact match", "facts right", "F1", "ROUGE-L", "chrF", 
 
 @dataclass(frozen=True)
 class Line:
-    """Scores of one model's answers, as fractions; `facts_right` is None if no wanted answer holds a fact.
+    """Scores of one model's answers, as fractions; `facts_right` is None if no wanted answer holds a fact. Of a
+    classifier only `exact_match` is there, its accuracy: how alike the names of two classes are says nothing.
 
     `difference`: 95 % interval of the difference from the first run's tuned model in that run's primary metric; None
     for that model itself. `reason`: why nothing is proven, if the interval alone does not say so.
@@ -34,9 +35,9 @@ class Line:
     name: str
     exact_match: float
     facts_right: float | None
-    f1: float
-    rouge_l: float
-    chrf: float
+    f1: float | None
+    rouge_l: float | None
+    chrf: float | None
     difference: tuple[float, float] | None
     verdict: str
     reason: str = ""
@@ -99,12 +100,17 @@ def _across(run_dirs: Sequence[Path]) -> list[Line]:
     wanted = [answer for _, answer, _ in keys]
     unit, primary = scores.f1_unit(wanted), first.figures["primary"]
     groups = _groups(first)
-    names: tuple[scores.Metric, ...] = ("exact_match", "f1", "rouge_l", "chrf")  # these judge every row
+    names: tuple[scores.Metric | None, ...] = ("exact_match", "f1", "rouge_l", "chrf")  # these judge every row
+    if first.figures.get("classes"):
+        names = ("accuracy", None, None, None)
 
     def line(name: str, run: _Run, column: str) -> Line:
         answers = [run.rows[key][column] for key in keys]
-        exact, f1, rouge, chrf = (fmean(scores.per_row(metric, wanted, answers, unit)) for metric in names)
-        right = scores.mean_of_judged(scores.per_row("facts_right", wanted, answers, unit))
+        exact, f1, rouge, chrf = (
+            fmean(scores.per_row(metric, wanted, answers, unit)) if metric else None for metric in names
+        )
+        right = scores.mean_of_judged(scores.per_row("facts_right", wanted, answers, unit)) if names[1] else None
+        assert exact is not None
         if run is first and column == "tuned":
             return Line(name, exact, right, f1, rouge, chrf, None, "")
         reference = [first.rows[key]["tuned"] for key in keys]
@@ -123,6 +129,7 @@ def _across(run_dirs: Sequence[Path]) -> list[Line]:
                 seen.add((column, *answers))
                 asked = base_asked.described(run.figures)
                 base = f"{title} {run.base}" + (f" {asked}" if asked else "")
+                base = asked if run.figures.get("classes") else base
                 name = base if column == "base" else str(run.figures["other"]["name"])
                 lines.append(line(name, run, column))
     return lines

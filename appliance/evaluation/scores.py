@@ -24,7 +24,7 @@ from typing import Any, Literal
 from appliance.evaluation import facts
 
 Unit = Literal["character", "word"]
-Metric = Literal["exact_match", "facts_right", "f1", "rouge_l", "chrf"]
+Metric = Literal["exact_match", "facts_right", "f1", "rouge_l", "chrf", "accuracy"]  # the last: of classes only
 METRICS: tuple[Metric, ...] = ("exact_match", "facts_right", "f1", "rouge_l", "chrf")
 
 # The characters that KorQuAD's evaluate-v1.0.py (korquad.github.io) replaces with a space before anything else.
@@ -85,6 +85,7 @@ def per_row(metric: Metric, wanted: Sequence[str], got: Sequence[str], unit: Uni
         "f1": lambda w, g: f1(w, g, unit),
         "rouge_l": rouge_l,
         "chrf": chrf,
+        "accuracy": lambda w, g: w == g,
     }
     return [float(functions[metric](w, g)) for w, g in zip(wanted, got, strict=True)]
 

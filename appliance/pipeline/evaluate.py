@@ -32,13 +32,14 @@ from appliance.evaluation import (
     predictions,
     scores,
 )
+from appliance.evaluation.class_verdict import ClassComparison
 from appliance.evaluation.generate import Answer
 from appliance.evaluation.loss import LOSS_ROWS_AT_ONCE, mean_loss
 from appliance.evaluation.verdict import Comparison, compare, stop_rates
 from appliance.findings import Caution
 from appliance.machine import device as machine_device
 from appliance.machine.device import Device
-from appliance.pipeline import test_rows
+from appliance.pipeline import evaluate_classes, test_rows
 from appliance.pipeline.models_asked import each_model
 from appliance.process import console, files
 from appliance.prompt import format as prompt_format
@@ -108,7 +109,7 @@ def run(
     trained_dir: Path,
     stage_dir: Path,
     task: Task = causal.TASK,
-) -> Comparison:
+) -> Comparison | ClassComparison:
     """Writes metrics.json, measures.json (for the gates), predictions.csv, proof_rows.json and extra_answers.csv.
 
     Args:
@@ -124,6 +125,9 @@ def run(
 
     Raises DataError: the user's questions or the other model's answers cannot be read, before anything is loaded.
     """
+    if not task.writes:
+        dirs = (prepare_dir, trained_dir, stage_dir)
+        return evaluate_classes.run(engine, model, evaluate, prompt_name, seed, *dirs, task)
     fit = files.read_json(trained_dir.parent / "fit.json")
     asked = _questions(evaluate, base, fit, prompt_name, seed, prepare_dir, trained_dir, task)
     seen = _Seen()

@@ -67,7 +67,9 @@ class Job:
     def task(self) -> Task:
         from appliance.tasks import find
 
-        return find.named(self.resolved.recipe.task)
+        recipe = self.resolved.recipe
+        weighs = recipe.train.class_weights == "balanced"
+        return find.named(recipe.task).bound(self.run_dir.stage_dir("prepare"), weighs=weighs)
 
     @cached_property
     def device(self) -> Device:

@@ -15,6 +15,7 @@ from pathlib import Path
 from appliance.errors import DataError
 from appliance.pipeline import judge_rows, prepared_rows, taken_rows
 from appliance.pipeline.judge_rows import ROUND_UP_TO, Judged
+from appliance.pipeline.sides import labels_of, sides_of
 from appliance.pipeline.taken_rows import TakenRows
 from appliance.process import files
 from appliance.prompt import format as prompt_format
@@ -71,6 +72,7 @@ def run(
     stage_dir: Path,
     csv_sha256: str | None = None,
     taken: TakenRows | None = None,
+    by_class: bool = False,
 ) -> Counts:
     """Writes the three CSVs with their ids, groups and ledger, leaks.json, near_duplicates.json and summary.json.
 
@@ -84,6 +86,7 @@ def run(
         stage_dir: what is written.
         csv_sha256: of the CSV, as the run depends on it.
         taken: rows of the earlier run that this one continues.
+        by_class: whether outputs are classes, each of which has to be on every side.
 
     Raises DataError: bad or too long rows under `refuse` (all named, the ledger written), too few rows to split, a
     column `side` that puts equal questions on two sides, or a CSV that is not the same file from beginning to end, with
@@ -102,11 +105,9 @@ def run(
         kept = [i for i, line in enumerate(judged.lines) if line not in out] if out else range(len(judged.lines))
         lines = array("q", (judged.lines[i] for i in kept))
         keys, of_kept = judged.rows.keys.at(kept), [named[i] for i in kept] if named else []
-        order = (
-            kept_sides.order(keys, of_kept, data, seed)
-            if taken
-            else _sides(keys, [side for side in of_kept if side], data, seed)
-        )
+        labels = labels_of(csv_path, fmt, passes, set(lines)) if by_class else None
+        own = [side for side in of_kept if side]
+        order = kept_sides.order(keys, of_kept, data, seed) if taken else sides_of(keys, own, data, seed, labels)
         sides = _by_index(order, len(keys))
         found = leaks.shared(
             csv_path,
@@ -250,19 +251,6 @@ def _refuse(bad: dict[int, str], judged: Judged, csv_path: Path, stage_dir: Path
     first = tuple(sorted(bad.items())[: survey.SHOWN])
     where = f"all are listed in {stage_dir / 'rows.csv'}"
     raise survey.bad_rows_error(csv_path, judged.rows.fmt, len(bad), first, where, what=what, fix=fix)
-
-
-def _sides(keys: split.Keys, named: list[Side], data: DataSection, seed: int) -> dict[Side, list[int]]:
-    """Side -> positions of the kept rows, in the order in which they are written. `named`: under `split: column`."""
-    if data.split == "column":
-        return split.column_split(named)
-    fractions = {"test_fraction": data.test_fraction, "val_fraction": data.val_fraction}
-    if data.split == "notebook":
-        return split.notebook_split(len(keys), **fractions, seed=seed)
-    order: dict[Side, list[int]] = {"train": [], "val": [], "test": []}
-    for i, side in enumerate(split.question_split(keys, **fractions, seed=seed)):
-        order[side].append(i)
-    return order
 
 
 def _placed(judged: Judged, taken: TakenRows) -> tuple[list[Side | None], dict[int, str]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from appliance.errors import DataError, EnvironmentUnavailable, RecipeError
 from appliance.evaluation import facts
 from appliance.machine import packages
-from appliance.pipeline import earlier, prepare, saved_tokenizer
+from appliance.pipeline import classes, earlier, prepare, saved_tokenizer
 from appliance.pipeline.job import Job
 from appliance.pipeline.taken_rows import TakenRows
 from appliance.process import console
@@ -78,7 +78,10 @@ def _prepared(job: Job, stage_dir: Path, prompt: Prompt) -> prepare.Counts:
         stage_dir=stage_dir,
         csv_sha256=job.csv.sha256,
         taken=_taken(job),
+        by_class=not job.task.writes,
     )
+    if not job.task.writes:
+        classes.write(stage_dir, prompt)
     if recipe.evaluate.primary == "facts_right":  # before hours of training
         facts.refuse_without(row.output for row in csv_file.iter_canonical(stage_dir / "test.csv"))
     return counts

@@ -24,7 +24,17 @@ from appliance.hub.upload_child import Pushed
 from appliance.process import files as process_files
 from appliance.process import redact
 from appliance.recipe.fields import EvaluateSection, PublishSection
-from appliance.release import card, dataset, gates, gguf_files, leak_scan, passport, reload, tokenizer_files
+from appliance.release import (
+    card,
+    dataset,
+    gates,
+    gguf_files,
+    leak_scan,
+    passport,
+    reload,
+    reload_classes,
+    tokenizer_files,
+)
 from appliance.release.base import Base
 from appliance.tasks import causal
 from appliance.tasks.task import Task
@@ -133,6 +143,8 @@ def _release(order: _Order, found: list[Gate], overridden: Sequence[str]) -> dic
             found += reload.reload_gates(
                 release, run_path, base_dir=base.dir, prompt_name=order.prompt_name, stage_dir=stage_dir
             )
+            if not order.task.writes and publish.merged:
+                found.append(reload_classes.gate(release / "model", run_path, stage_dir))
         except GateRefused as error:
             write_record(stage_dir, found, f"refused: {error}")
             raise

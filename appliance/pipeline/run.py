@@ -18,7 +18,7 @@ from appliance.engines import decoding, memory
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine import device, disk, packages, write_errors
 from appliance.notify import ending as notify_ending
-from appliance.pipeline import before_evaluate, before_publish, due, head, reads, repair
+from appliance.pipeline import before_evaluate, before_publish, classes, due, head, reads, repair
 from appliance.pipeline.job import Job
 from appliance.preflight import disk_needs
 from appliance.process import console, files, known_secrets, signals
@@ -167,6 +167,8 @@ def _check(job: Job, stage_dir: Path) -> str:
     if todo is None or "evaluate" in todo:
         before_evaluate.refuse_unreadable(recipe.evaluate)
     gguf = before_publish.due_types(job, todo)
+    if job.csv.to_check:
+        classes.refuse_unfit(job.task, job.csv.to_check, recipe.data)
     try:
         findings = check.run(
             data=recipe.data,

@@ -215,7 +215,8 @@ def run(
 
 def _refuse_rows_that_do_not_stop(training: _Training, material: Material, dataset: Dataset, collate: Any) -> None:
     """Writes gates.json: whether every row of `dataset`, collated, trains EOS. Raises GateRefused if one does not."""
-    found, broken = stop_check.stops(dataset, collate, material.prompt, continues=training.task.continues)
+    how: dict[str, Any] = {"continues": training.task.continues, "classes": len(training.task.classes)}
+    found, broken = stop_check.stops(dataset, collate, material.prompt, **how)
     files.write_json(training.stage_dir / gates.RECORD, {"gates": [gate.as_json() for gate in found]})
     stop_check.refuse_rows(found, broken, lambda: list(material.train_rows.lines), training.prepare_dir / "train.csv")
 
@@ -304,7 +305,7 @@ def _trainer(
 
 def _asking(training: _Training, material: Material, step: int) -> SampleAnswers | None:
     """`step`: of the checkpoint that training continues from, or -1."""
-    if training.evaluate is None:
+    if training.evaluate is None or not training.task.writes:
         return None
     length, folders = training.encoding.max_seq_length, (training.prepare_dir, training.stage_dir)
     made_of = training.engine, material.prompt, training.train, training.evaluate
@@ -327,7 +328,7 @@ def _keep_best(training: _Training, material: Material, state: TrainerState, siz
     """Writes what was trained, loss.png and fit.json of a training that ended; returns the summary."""
     fit, base, evaluation = Fit.of(state), training.base, material.evaluation
     checkpoint = training.checkpoints_dir / f"checkpoint-{fit.best_step}"
-    trained_folder.write(checkpoint, trained_dir, base, material.prompt)
+    trained_folder.write(checkpoint, trained_dir, base, material.prompt, training.task.config(base.config))
     on = "" if evaluation.lines is None else f" on {evaluation.rows} of {counted(evaluation.of, 'val row')}"
     loss_plot.plot_loss(
         training.stage_dir / "metrics.jsonl", training.stage_dir / "loss.png", best_step=fit.best_step, val=f"val{on}"

@@ -33,6 +33,7 @@ from appliance.prompt import fixed_start, tokenizer
 from appliance.prompt.batch import IGNORED
 from appliance.prompt.special_tokens import (
     BRACKETED,
+    added_tokens,
     adds_bos,
     adds_eos,
     default_template,
@@ -193,7 +194,7 @@ class Prompt:
     @cached_property
     def _commands(self) -> dict[int, str]:
         """Tokens that no cell may contain: special ones, and other added ones that the template itself writes."""
-        added = dict(self.backend.get_added_tokens_decoder())
+        added = added_tokens(self.backend)
         fixed = {i for i in self.prompt_ids(user_message("x", "x")) if i in added}
         written = {i for i in fixed if BRACKETED.fullmatch(added[i].content)} | {self.eos_token_id}
         return {i: token.content for i, token in added.items() if token.special or i in written}

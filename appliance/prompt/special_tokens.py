@@ -119,3 +119,13 @@ def default_template(templates: Any) -> str | None:
     if isinstance(templates, list):
         templates = {one["name"]: one["template"] for one in templates}
     return templates.get("default") if isinstance(templates, dict) else templates
+
+
+def added_tokens(backend: Tokenizer) -> dict[int, Any]:
+    """Its added tokens by id, except for the one that WordPiece writes for a word that it cannot spell.
+
+    Encoders with WordPiece (BERT, ELECTRA) met it in every rare word of their pre-training: to them it is a word. In
+    another tokenizer an unknown token is a hole in the text.
+    """
+    unknown = getattr(backend.model, "unk_token", None) if type(backend.model).__name__ == "WordPiece" else None
+    return {i: token for i, token in backend.get_added_tokens_decoder().items() if token.content != unknown}

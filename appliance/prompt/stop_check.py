@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,16 +28,20 @@ def stops(
     prompt: prompt_format.Prompt,
     *,
     continues: bool = True,
+    classes: int = 0,
 ) -> tuple[list[Gate], list[int]]:
     """Whether the collated train rows teach a model to stop: the gates, and the indexes of rows that fail one.
 
     `rows` and `collate` are those that the trainer gets. One pass, ROWS_PER_BATCH rows in memory. `continues`: whether
-    the labels are those of the same text, or of one that a decoder writes.
+    the labels are those of the same text, or of one that a decoder writes. `classes`: how many there are if a label is
+    the index of one: then nothing is written, no EOS is trained, and the gates are about the class.
     """
     faults: Counter[str] = Counter()
     broken: list[int] = []
     begins_with = _bos_count(prompt, prompt.prompt_ids(prompt_format.user_message("a")))
     iterator, count, find = iter(rows), 0, _faults if continues else _faults_of_two_texts
+    if classes:
+        find = partial(_faults_of_classes, classes=classes)
     while batch := list(islice(iterator, ROWS_PER_BATCH)):
         by_fault = find({k: v.numpy() for k, v in collate(batch).items()}, prompt, begins_with)
         for name, wrong in by_fault.items():
@@ -50,6 +55,8 @@ def stops(
         "padding_is_not_trained": "train rows whose padding is seen or trained, or whose labels differ from the tokens",
         "bos_as_at_inference": f"train rows without exactly the {begins_with} BOS tokens of an inference prompt",
     }
+    if classes:
+        meanings = _OF_CLASSES | {"bos_as_at_inference": meanings["bos_as_at_inference"]}
     gates = [
         Gate(name, faults[name] == 0, faults[name], 0, f"{of} ({counted(count, 'row')})")
         for name, of in meanings.items()
@@ -125,6 +132,29 @@ def _faults_of_two_texts(
         "padding_is_not_trained": (labels == prompt.pad_token_id).any(1)
         | ((ids == prompt.pad_token_id) & seen).any(1)
         | ((ids != prompt.pad_token_id) & ~seen).any(1),
+        "bos_as_at_inference": bos_seen != begins_with,
+    }
+
+
+_OF_CLASSES = {
+    "one_class_is_trained": "train rows without exactly one label, or with one that is no index of a class",
+    "padding_is_not_seen": "train rows whose padding is seen, or whose text is not",
+}
+
+
+def _faults_of_classes(
+    batch: Mapping[str, np.ndarray[Any, Any]], prompt: prompt_format.Prompt, begins_with: int, *, classes: int
+) -> dict[str, np.ndarray[Any, Any]]:
+    """The same for a text that an encoder reads (B, T) and the index of its class (B, 1)."""
+    import numpy as np
+
+    ids, labels, seen = batch["input_ids"], batch["labels"], batch["attention_mask"] == 1
+    bos = prompt.backend.token_to_id(prompt.bos_token) if prompt.bos_token else None
+    bos_seen = ((ids == bos) & seen).sum(1) if bos is not None else np.zeros(len(ids))
+    is_pad = ids == prompt.pad_token_id
+    return {
+        "one_class_is_trained": ((labels < 0) | (labels >= classes)).any(1) | (labels.shape[1] != 1),
+        "padding_is_not_seen": (is_pad == seen).any(1),
         "bos_as_at_inference": bos_seen != begins_with,
     }
 

@@ -28,6 +28,8 @@ FILE, CONFIG, SPECIAL_TOKENS, TEMPLATE = (
     *("special_tokens_map.json", "chat_template.jinja"),
 )
 NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+# An encoder's tokenizer (BERT's, ELECTRA's) names what begins and ends a text only by these.
+_OF_ENCODERS = {"bos_token": "cls_token", "eos_token": "sep_token"}
 DOWNLOAD = "download the model again"
 # Classes that take tokenizer.json as it is, in transformers 4 and 5. The name that 5 saves is unknown to 4.
 PLAIN_CLASS = "PreTrainedTokenizerFast"
@@ -42,6 +44,9 @@ def load(base_dir: Path) -> Any:
     """
     with loading(base_dir):
         tokenizer = _loaded(base_dir)
+    for name, of_encoder in _OF_ENCODERS.items():
+        if getattr(tokenizer, name) is None and getattr(tokenizer, of_encoder) is not None:
+            setattr(tokenizer, name, getattr(tokenizer, of_encoder))
     embeddings = read(base_dir / "config.json").get("vocab_size")
     if tokenizer.eos_token_id is not None and embeddings and tokenizer.eos_token_id >= embeddings:
         raise EnvironmentUnavailable(
@@ -63,7 +68,24 @@ def loading(base_dir: Path) -> Iterator[None]:
         if not (isinstance(error, Exception) or is_panic(error)):
             raise
         said = " ".join(str(error).split()) or repr(error)
-        raise EnvironmentUnavailable(f"{base_dir}: its tokenizer does not load: {said}", hint=DOWNLOAD) from error
+        hint = _class_of_others(base_dir) or DOWNLOAD
+        raise EnvironmentUnavailable(f"{base_dir}: its tokenizer does not load: {said}", hint=hint) from error
+
+
+def _class_of_others(base_dir: Path) -> str:
+    """What to do about a tokenizer of a class that transformers lacks, as KoBERT's; "" if that is not the fault."""
+    import transformers
+
+    try:
+        named = str(read(base_dir / CONFIG).get("tokenizer_class") or "")
+    except EnvironmentUnavailable:
+        return ""
+    if not named or hasattr(transformers, named) or hasattr(transformers, named.removesuffix("Fast")):
+        return ""
+    return (
+        f"{named} is no class of transformers: only a package of its own loads it, and users of the release would need "
+        "that, too. Choose a base with a tokenizer.json; for Korean, for example, klue/bert-base or beomi/kcbert-base"
+    )
 
 
 def _loaded(base_dir: Path) -> Any:
@@ -127,7 +149,7 @@ def settings(folder: Path) -> dict[str, Any]:
 def named_tokens(folder: Path) -> dict[str, str | None]:
     """The texts of the special tokens that the files in `folder` name."""
     found = settings(folder)
-    return {name: token_text(found.get(name)) for name in NAMES}
+    return {name: token_text(found.get(name)) or token_text(found.get(_OF_ENCODERS.get(name, name))) for name in NAMES}
 
 
 def read(path: Path) -> dict[str, Any]:

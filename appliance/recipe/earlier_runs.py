@@ -37,6 +37,7 @@ BEFORE: dict[str, Any] = {
     "start_from": None,
     "data.replay_fraction": 0.0,
     "publish.gguf": [],
+    "train.class_weights": "none",
 }
 ORIGIN = "as before this field"  # of such a value, in recipe.yaml
 

@@ -31,9 +31,10 @@ class Recipe(Section):
     """Everything a run depends on."""
 
     name: str = Field(pattern=r"^[\w][\w.-]*$", description="Name of the run: its folder under the runs directory.")
-    task: Literal["causal", "seq2seq"] = Field(
+    task: Literal["causal", "seq2seq", "classify"] = Field(
         "causal",
-        description="What kind of model learns. causal: one that continues text. seq2seq: encoder-decoders like T5.",
+        description="What kind of model learns. causal: one that continues text. seq2seq: encoder-decoders like T5. "
+        "classify: an encoder like BERT that chooses among the labels of the CSV.",
     )
     engine: Literal["auto", "unsloth", "transformers"] = Field(
         "auto",
@@ -44,7 +45,7 @@ class Recipe(Section):
     prompt: Literal["alpaca", "alpaca_oneline", "korean_qa", "qa_tokens", "chat", "source"] = Field(
         "alpaca",
         description="Prompt format; chat is the base's own chat template (instruct models), source the question alone, "
-        "for task: seq2seq.",
+        "for task: seq2seq and classify.",
     )
     rehearse: Literal["auto", "always", "never"] = Field(
         "auto",

@@ -52,6 +52,11 @@ class TrainSection(Section):
     sample_answers: Annotated[int, Field(ge=0, le=16)] = Field(
         3, description="Val questions answered at each evaluation, to look at; they change nothing. 0: none."
     )
+    class_weights: Literal["none", "balanced"] = Field(
+        "none",
+        description="With task: classify. balanced: in training, a row of a rare class counts as much more as it is "
+        "rarer; the val loss counts all rows alike.",
+    )
     loss_on: Literal["answer", "all"] = Field("answer", description="Train on the answer only, or the prompt as well.")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         123, description="Seed of the split, the adapter weights, the row order and the dropout."

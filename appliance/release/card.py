@@ -34,6 +34,8 @@ METRICS = {
     "rouge_l": "ROUGE-L",
     "chrf": "chrF",
     "stop_rate": "answers that stopped by themselves",
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
 }
 _CODE = "```"
 _OVERRIDDEN = "\n**Released despite this verdict**, by decision of its author (`publish --even-if-worse`).\n"
@@ -220,12 +222,20 @@ def _card(facts: Facts, kind: str, code: str, front: dict[str, str]) -> str:
         *([f"## Limits of these figures\n\n{_limits(facts.warnings)}\n"] if facts.warnings else []),
         f"## Prompt\n\nFormat `{facts.prompt.name}`; the tokenizer's chat template writes it. A question becomes\n",
         f"{_CODE}text\n{_asked(facts, '…').rstrip()}\n{_CODE}\n",
-        f"An answer ends with {_listed((facts.prompt.eos_token, *facts.stop))}.\n",
-        f"{_turns(counts)}\n",
+        *_ends(facts),
         f"## Use\n\n{code}\n",
     ]
     parts.append(f"## Answers on test rows\n\n{_answers(facts.examples)}\n" if facts.examples else f"{_NO_ROWS}\n")
     return "\n".join(parts)
+
+
+def _ends(facts: Facts) -> Iterator[str]:
+    """How an answer ends and a conversation goes on; which classes there are, if nothing is written."""
+    if facts.task.writes:
+        yield f"An answer ends with {_listed((facts.prompt.eos_token, *facts.stop))}.\n"
+        yield f"{_turns(facts.counts)}\n"
+    else:
+        yield f"The answer is one of {len(facts.task.classes)} classes: {_listed(facts.task.classes)}.\n"
 
 
 def _turns(counts: Mapping[str, Any]) -> str:
@@ -262,7 +272,8 @@ def _scores(facts: Facts) -> str:
         if metrics["tuned"].get(key) is not None
     ]
     losses = [_loss(scores["loss"]) for _, scores in asked]
-    rows.append(("loss in the trained prompt (nats per answer token)", losses))
+    per = "loss in the trained prompt (nats per answer token)" if facts.task.writes else "loss (nats per row)"
+    rows.append((per, losses))
     lines += [f"| {' | '.join((label, *cells))} |" for label, cells in rows]
     if metrics.get("cut_rows"):
         answers = counted(metrics["cut_rows"], "long answer was", "long answers were")
@@ -272,9 +283,10 @@ def _scores(facts: Facts) -> str:
     why = f" ({metrics['reason']})" if metrics.get("reason") else ""
     of_groups = f", {counted(metrics['groups'], 'group')} of equal questions" if "groups" in metrics else ""
     lines.append(
-        f"\nVerdict: **{verdict}**{why}. Tuned minus base in {METRICS[metrics['primary']]}: "
-        f"{low * 100:+.1f} to {high * 100:+.1f} points (95 % interval{of_groups}). "
-        f"F1 counts {metrics['f1_unit']}s."
+        f"\nVerdict: **{verdict}**{why}. Tuned minus {asked[0][0] if metrics.get('classes') else 'base'} in "
+        f"{METRICS[metrics['primary']]}: "
+        f"{low * 100:+.1f} to {high * 100:+.1f} points (95 % interval{of_groups})."
+        + (f" F1 counts {metrics['f1_unit']}s." if facts.task.writes else "")
     )
     if metrics["tuned"].get("facts_right") is not None:
         lines[-1] += (

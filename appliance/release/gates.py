@@ -53,7 +53,7 @@ def recorded(run_path: Path, *, min_stop_rate: float, require_improvement: bool)
     refused = [gate["name"] for gate in proven["gates"] if not gate["passed"]]
     return [
         *(Gate(**gate) for gate in results.read(run_path, "train", RECORD)["gates"]),
-        stop_rate(measures["stops"], min_stop_rate),
+        *([stop_rate(measures["stops"], min_stop_rate)] if "stops" in measures else []),  # a classifier writes nothing
         best_val_loss_again(measures["val_loss"]),
         Gate(
             "merged_equals_trained",

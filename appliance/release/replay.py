@@ -179,7 +179,9 @@ def _gates(run_path: Path, record: dict[str, Any], recipe: Recipe) -> Iterator[G
         run_path, min_stop_rate=publish.min_stop_rate, require_improvement=publish.require_improvement
     )
     if packages.can_train():
-        again += _stops(run_path, tasks_find.named(recipe.task))  # in place of the recorded one
+        again += _stops(
+            run_path, tasks_find.named(recipe.task).bound(run_path / "prepare")
+        )  # in place of the recorded one
     release = run_path / "publish" / "release"
     again += gates.of_files(
         release,
@@ -215,7 +217,7 @@ def _stops(run_path: Path, task: Task) -> list[Gate]:
             yield task.features(one)
 
     collate = partial(task.collate, pad_token_id=prompt.pad_token_id)
-    found, _ = stop_check.stops(rows(), collate, prompt, continues=task.continues)
+    found, _ = stop_check.stops(rows(), collate, prompt, continues=task.continues, classes=len(task.classes))
     return found
 
 

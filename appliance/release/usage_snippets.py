@@ -14,7 +14,14 @@ MARK = "\x00"  # in place of the question, where a prompt is split at it
 
 
 def with_transformers(repo: str, max_new_tokens: int, task: Task = causal.TASK) -> str:
-    """The merged model, prompted with its own chat template."""
+    """The merged model, prompted with its own chat template; of a classifier, its `pipeline`."""
+    if not task.writes:
+        return f"""{_CODE}python
+from transformers import pipeline
+
+classify = pipeline("{task.pipeline_tag}", model="{repo}")
+print(classify("…"))  # further context in a line of its own: "…\\n…"
+{_CODE}"""
     answer = 'answer[0, inputs["input_ids"].shape[1]:]' if task.continues else "answer[0]"
     return f"""{_CODE}python
 from transformers import {task.auto_class}, AutoTokenizer

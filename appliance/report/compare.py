@@ -128,7 +128,7 @@ def side_by_side(
         each = [scores.f1(wanted, answer, unit) for answer in tuned]
         texts = [row[0]["question"], wanted, *(row[number]["base"] for _, number in bases), *tuned]
         kind = ALL if right == len(tuned) else SOME if right else NONE
-        note = "F1 " + " · ".join(f"{score:.0%}" for score in each)
+        note = "" if shown[0]["metrics"].get("classes") else "F1 " + " · ".join(f"{score:.0%}" for score in each)
         order = ((NONE, SOME, ALL).index(kind), right, sum(each))
         entries.append((order, answers.Entry(row[0]["row"], texts, kind, _STYLES[kind], note=note)))
     worst_first = [entry for _, entry in sorted(entries, key=lambda pair: pair[0])]
@@ -152,7 +152,7 @@ def _bases(
     for number in range(len(labels)):
         alike.setdefault(tuple(row[number]["base"] for row in rows), []).append(number)
     if len(alike) == 1:
-        return [(f"base {base_asked.described(shown[0]['metrics'])}".strip(), 0)]
+        return [(base_asked.title(shown[0]["metrics"]), 0)]
     return [(f"base of {', '.join(_short(labels[number]) for number in same)}", same[0]) for same in alike.values()]
 
 

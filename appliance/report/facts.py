@@ -22,6 +22,8 @@ METRIC_NAMES = {
     "f1": "F1",
     "rouge_l": "ROUGE-L",
     "chrf": "chrF",
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
 }
 
 
@@ -102,7 +104,7 @@ def _score_rows(
     metrics: Mapping[str, Any] | None, predictions: Sequence[Mapping[str, str]]
 ) -> histogram.Histogram | None:
     """F1 of each row, or the primary metric if it has degrees as well."""
-    if not metrics or not predictions:
+    if not metrics or not predictions or metrics.get("classes"):
         return None
     from appliance.evaluation import scores
 

@@ -16,6 +16,12 @@ from typing import Any
 from appliance.wording import counted
 
 WAYS = ("prompt", "chat", "examples")  # as evaluate.base_prompts names them
+# What a classifier is compared with in place of a base, whose head knows none of the classes.
+BASELINES = ("majority", "linear")
+_TITLES = {
+    "majority": "always the commonest class",
+    "linear": "logistic regression on letter groups (TF-IDF)",
+}
 _SENTENCES = {"better": "better than the base {}", "worse": "worse than the base {}"}
 _NOT_PROVEN = "not proven to be better than the base {}"
 
@@ -34,6 +40,8 @@ def described(figures: Mapping[str, Any], way: str | None = None) -> str:
     asked = way or figures.get("base_asked")
     if asked is None:
         return ""
+    if asked in _TITLES:
+        return _TITLES[asked]
     examples = "examples"
     if counts := figures.get("base_examples"):
         fewest, most = counts
@@ -48,6 +56,8 @@ def described(figures: Mapping[str, Any], way: str | None = None) -> str:
 def verdict(figures: Mapping[str, Any]) -> str:
     """The verdict and what it is about."""
     found, way = str(figures["verdict"]), described(figures)
+    if figures.get("base_asked") in BASELINES:
+        return _SENTENCES.get(found, _NOT_PROVEN).replace("the base {}", way)
     return _SENTENCES.get(found, _NOT_PROVEN).format(way) if way else found
 
 
@@ -61,6 +71,12 @@ def columns(figures: Mapping[str, Any]) -> list[Column]:
     """One for each way in which the base was asked, the one that the verdict is about first."""
     bases = figures.get("bases") or {}
     best = figures.get("base_asked")
-    first = Column(f"base {described(figures)}".strip(), figures["base"], is_compared=True)
-    others = [way for way in WAYS if way in bases and way != best]
-    return [first, *(Column(f"base {described(figures, way)}", bases[way], is_compared=False) for way in others)]
+    first = Column(title(figures), figures["base"], is_compared=True)
+    others = [way for way in (*WAYS, *BASELINES) if way in bases and way != best]
+    return [first, *(Column(title(figures, way), bases[way], is_compared=False) for way in others)]
+
+
+def title(figures: Mapping[str, Any], way: str | None = None) -> str:
+    """Of a column: "base" and how it was asked, or what stands in its place."""
+    words = described(figures, way)
+    return words if (way or figures.get("base_asked")) in BASELINES else f"base {words}".strip()

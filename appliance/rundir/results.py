@@ -46,6 +46,7 @@ BASE_COLUMN = "base_{}"
 EARLIER_COLUMN, TEST_COLUMN = "earlier", "test_rows"
 STOPPED_COLUMN = "stopped"  # the last: whether the tuned answer ended by itself; not in runs of earlier versions
 YES, NO = "yes", "no"
+PROBABILITY_COLUMN = "probability"  # of the tuned model's class, of a classifier only
 EXTRA_COLUMNS = ("from", "row", "question", "wanted", "base", "tuned")
 SAMPLE_TEXTS = ("question", "wanted", "answer")  # of each row in samples.jsonl, beside `row`
 TEXT_COLUMNS = ("question", "wanted", "base", "tuned")  # of both: cells that hold the text of a row or an answer

@@ -20,7 +20,7 @@ from typing import Any
 
 from appliance.engines import decoding, memory
 from appliance.engines.decoding import Sampling
-from appliance.errors import EnvironmentUnavailable
+from appliance.errors import EnvironmentUnavailable, RecipeError
 from appliance.machine import device as machine_device
 from appliance.machine import disk
 from appliance.process import console, typed
@@ -138,6 +138,11 @@ def load(
     require_packages()
     recipe = resolve.load(str(run_path.absolute())).recipe
     wanted, task = recipe.evaluate, tasks_find.named(recipe.task)
+    if not task.writes:
+        raise RecipeError(
+            f"{run_path}: {task.only_transformers} answers with one of its classes and cannot be talked to",
+            hint=f'ask it from Python: pipeline("{task.pipeline_tag}", FOLDER)("…"); report.html has the lines',
+        )
     device = machine_device.device()  # first, because it selects the GPU before any library initializes CUDA
     import torch
     from safetensors import SafetensorError

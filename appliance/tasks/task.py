@@ -58,6 +58,25 @@ class Task(ABC):
     columns: tuple[str, ...]  # of the dataset that the trainer gets
     continues: bool  # whether what is generated goes on behind the prompt, as one text
     own_arguments: Mapping[str, Any] = MappingProxyType({})  # beyond those of every Trainer
+    writes: bool = True  # whether it answers with a text; if not, with one of `classes`
+    classes: tuple[str, ...] = ()  # by index; empty for a task that writes, and before `bound` and `of_model`
+    weights: tuple[float, ...] = ()  # of classes in the loss of training, by index; empty: all labels count alike
+
+    def bound(self, prepare_dir: Path, *, weighs: bool = False) -> Task:  # noqa: ARG002
+        """The task for the rows that `prepare` left in this folder; `weighs`: rare classes more than common ones."""
+        return self
+
+    def of_model(self, folder: Path) -> Task:  # noqa: ARG002
+        """The task as the trained model in this folder has it."""
+        return self
+
+    def config(self, base: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+        """Fields that the config.json of a trained model has beside, or in place of, those of its `base`."""
+        return {}
+
+    def found_in(self, folder: Path, info: Mapping[str, Any]) -> Mapping[str, Any]:  # noqa: ARG002
+        """Of what a load found (`info`, as engines/loaded.py judges it), what is not as it should be."""
+        return info
 
     def load(self, folder: str | Path, **options: Any) -> Any:
         """What `from_pretrained` of its class returns."""
@@ -68,6 +87,8 @@ class Task(ABC):
         if recipe.prompt not in self.formats:
             fitting = sorted(self.formats)
             yield Misfit("prompt", f"{recipe.prompt} is not a format for {self.kind}", " or ".join(fitting))
+        if self.writes and recipe.train.class_weights != "none":
+            yield Misfit("train.class_weights", "there are no classes", "none")
         if recipe.publish.gguf and self.only_transformers:
             yield Misfit("publish.gguf", "GGUF files are made of models that continue text", "[]")
 

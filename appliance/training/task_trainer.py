@@ -45,7 +45,9 @@ class TaskTrainer(Ordered, LeanSteps, Seq2SeqTrainer):  # type: ignore[misc]
         assert not args
         assert not kwargs.get("return_outputs")
         logits, wanted = self._task.predicted(model, inputs)
-        total = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="sum")
+        is_step = num_items_in_batch is not None  # an evaluation counts all labels alike, as its reader expects
+        weights = torch.tensor(self._task.weights, device=logits.device) if is_step and self._task.weights else None
+        total = torch.nn.functional.cross_entropy(logits.float(), wanted, weight=weights, reduction="sum")
         return total / (max(len(wanted), 1) if num_items_in_batch is None else num_items_in_batch)
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002

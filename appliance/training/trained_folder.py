@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from appliance.errors import TrainingFailed
@@ -33,8 +35,16 @@ def weights_of(checkpoint: Path) -> dict[str, str]:
     return {n: sha256 for n, sha256 in checkpoints.manifest_of(checkpoint).files.items() if re.fullmatch(_WEIGHTS, n)}
 
 
-def write(checkpoint: Path, target: Path, base: Base, prompt: prompt_format.Prompt) -> None:
+def write(
+    checkpoint: Path,
+    target: Path,
+    base: Base,
+    prompt: prompt_format.Prompt,
+    config: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """The checkpoint's weights as they were saved, with tokenizer and chat template; no local path in them.
+
+    `config`: what config.json has beside, or in place of, what the base's has.
 
     Raises TrainingFailed: the checkpoint is damaged. EnvironmentUnavailable: see `tokenizer_files.write`.
     """
@@ -47,15 +57,16 @@ def write(checkpoint: Path, target: Path, base: Base, prompt: prompt_format.Prom
     with files.atomic_dir(target) as folder:
         if is_adapter(checkpoint):
             shutil.copy2(checkpoint / "adapter_model.safetensors", folder)
-            config = files.read_json(checkpoint / "adapter_config.json")
+            of_adapter = files.read_json(checkpoint / "adapter_config.json")
             name, commit = base.trained_as
-            config |= {"base_model_name_or_path": name, "revision": commit, "inference_mode": True}
-            files.write_json(folder / "adapter_config.json", config)
+            of_adapter |= {"base_model_name_or_path": name, "revision": commit, "inference_mode": True}
+            files.write_json(folder / "adapter_config.json", of_adapter)
         else:
             for path in checkpoint.glob("model*.safetensors*"):  # with their index
                 files.link_or_copy(path, folder / path.name)
             # the base's own config: a library may have written settings of its own into the model's
-            files.write_json(folder / "config.json", {k: v for k, v in base.config.items() if k != "_name_or_path"})
+            kept = {k: v for k, v in base.config.items() if k != "_name_or_path"}
+            files.write_json(folder / "config.json", kept | dict(config))
             if (base.dir / "generation_config.json").is_file():
                 shutil.copyfile(base.dir / "generation_config.json", folder / "generation_config.json")
         tokenizer_files.write(folder, base.dir, prompt)

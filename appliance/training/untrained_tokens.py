@@ -52,9 +52,10 @@ def refuse(
     `taught`: ids whose rows are trained beside the adapter. Refuses nothing if all embeddings are trained: full
     fine-tuning teaches every token.
     """
-    embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    embeddings = model.get_input_embeddings().weight
     if embeddings.requires_grad and not taught:
         return
+    head = model.get_output_embeddings().weight
     special = {getattr(tokenizer, f"{name}_token_id", None) for name in _SPECIAL}
     never = untrained(embeddings.detach(), head.detach()) - special - set(taught)
     if not never:

@@ -56,7 +56,7 @@ def write_reference(work_dir: Path, merged_dir: Path, load: Load) -> None:
     import torch
     from safetensors.torch import save_file
 
-    adapter_dir, task = wanted.trained_dir if is_adapter(wanted.trained_dir) else None, tasks_find.named(wanted.task)
+    adapter_dir, task = wanted.trained_dir if is_adapter(wanted.trained_dir) else None, _task(wanted)
     model = load(wanted.weights_dir, adapter_dir, wanted.weights_dtype, wanted.device)
     with torch.no_grad():
         compared = proof_tensors.compare(wanted, merged_dir, model)
@@ -165,7 +165,7 @@ def main(arguments: Sequence[str]) -> int:
             child_out_of_memory.ends_the_process(),
         ):
             if verb == "reference":
-                task = tasks_find.named(_read_request(work_dir).task)
+                task = _task(_read_request(work_dir))
                 write_reference(work_dir, merged_dir, partial(load_with_peft, task=task))
             else:
                 write_json(work_dir / "measures.json", asdict(examine(work_dir, merged_dir)))
@@ -186,6 +186,11 @@ def _device_failures() -> Iterator[None]:
             raise
         traceback.print_exc()
         raise EnvironmentUnavailable(str(error).splitlines()[0]) from error
+
+
+def _task(wanted: ProofRequest) -> Task:
+    """As the trained model has it: a base without a head of its own gets one like it."""
+    return tasks_find.named(wanted.task).of_model(wanted.trained_dir)
 
 
 def _as_computed(model: Any, wanted: ProofRequest) -> Any:

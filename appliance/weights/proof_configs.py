@@ -12,6 +12,7 @@ from typing import Any
 
 from appliance.process.files import read_json
 from appliance.process.redact import without_secrets
+from appliance.tasks import find as tasks_find
 from appliance.weights import rope
 from appliance.weights.merge import special_ids
 from appliance.weights.model_config import IDS, generation_config, is_harmless
@@ -25,6 +26,7 @@ def changed_fields(wanted: ProofRequest, merged_dir: Path) -> list[str]:
     """Fields of config.json that are not the base's, with both values. The type and the ids of training are ours."""
     base, merged = read_json(wanted.base_dir / "config.json"), read_json(merged_dir / "config.json")
     expected = base | special_ids(wanted.trained_dir, base) | {"dtype": wanted.dtype}
+    expected |= tasks_find.named(wanted.task).of_model(wanted.trained_dir).config(base)
     if "torch_dtype" in base | merged:  # transformers 4's word for dtype
         expected["torch_dtype"] = wanted.dtype
     of_rope = {rope.NEWER, *rope.OLDER}

@@ -16,7 +16,7 @@ OTHER_VALUES = {
     "load_in_4bit": False, "dtype": "float16", "r": 3, "alpha": 5, "dropout": 0.5, "target_modules": ["q_proj"],
     "rslora": True, "dora": True, "epochs": 7.0, "max_steps": 7, "learning_rate": 0.5, "scheduler": "constant",
     "warmup_steps": 77, "weight_decay": 0.5, "optimizer": "adamw_torch", "eval_every": 77, "val_rows": 77,
-    "patience": 77, "min_delta": 0.5, "loss_on": "all", "seed": 77,
+    "patience": 77, "min_delta": 0.5, "loss_on": "all", "seed": 77, "class_weights": "balanced",
 }  # fmt: skip
 
 

@@ -1,0 +1,92 @@
+"""The classes of a classifier: what the CSV's labels must be like, found in `check`, and written by `prepare`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from appliance.errors import DataError
+from appliance.process import console, files
+from appliance.prompt.format import Prompt
+from appliance.recipe.fields import DataSection
+from appliance.rows import csv_file, survey
+from appliance.rows.csv_file import Row
+from appliance.tasks.classify import LABELS, class_of
+from appliance.tasks.task import Task
+from appliance.wording import counted
+
+MOST = 1000  # of classes: a head and a table of this size are still usable
+ROWS_PER_CLASS = 3  # on average: what is below that is a column of texts, not of classes
+_SHOWN = 5
+_SIDES = ("train", "val", "test")
+
+
+def refuse_unfit(task: Task, csv_path: Path, data: DataSection) -> None:
+    """Raises DataError: the rows of a task that chooses a class have one class, or no classes at all."""
+    if task.writes:
+        return
+    fmt = survey.csv_format(csv_path, data)
+    rows = (row for row in csv_file.read(csv_path, fmt) if isinstance(row, Row))
+    counts = _count(rows)
+    if counts:  # a CSV without a usable row is refused with its own words
+        _refuse(counts, f"{csv_path}: the column {fmt.column('output')}")
+
+
+def write(prepare_dir: Path, prompt: Prompt) -> None:
+    """labels.json: the classes in the order of their indices, how their names are encoded, their rows on each side.
+
+    Raises DataError: as `refuse_unfit`, now that rows were left out, or two names that the tokenizer cannot tell apart.
+    """
+    sides, spelt = dict[str, Counter[str]](), set[str]()
+    for side in _SIDES:
+        outputs = Counter(row.output for row in csv_file.iter_canonical(prepare_dir / f"{side}.csv"))
+        spelt |= outputs.keys()
+        sides[side] = Counter()
+        for output, rows in outputs.items():
+            sides[side][class_of(output)] += rows
+    counts = sum(sides.values(), Counter[str]())
+    _refuse(counts, "the rows that are left")
+    ids: dict[str, list[list[int]]] = {name: [] for name in sorted(counts)}
+    names: dict[tuple[int, ...], str] = {}
+    for output in sorted(spelt):
+        row, name = prompt.encode("x", "", output), class_of(output)
+        found = row.input_ids[row.prompt_tokens :]
+        if (other := names.setdefault(tuple(found), name)) != name:
+            raise DataError(
+                f"the base's tokenizer makes the same tokens of the labels {other!r} and {name!r}",
+                hint="write them in another way in the CSV, for example as words of the base's language or as numbers",
+            )
+        if found not in ids[name]:
+            ids[name].append(found)
+    classes = [{"name": n, "ids": ids[n], "rows": {side: sides[side][n] for side in _SIDES}} for n in ids]
+    files.write_json(prepare_dir / LABELS, {"classes": classes})
+    for side, why in (("train", "cannot be learnt"), ("test", "cannot be tested")):
+        if missing := [name for name in sorted(counts) if not sides[side][name]]:
+            console.say(f"no {side} row has the class {_listed(missing)}: it {why}", style="warning")
+
+
+def _count(rows: Iterable[Row]) -> Counter[str]:
+    return Counter(class_of(row.output) for row in rows)
+
+
+def _refuse(counts: Counter[str], where: str) -> None:
+    rows = counts.total()
+    if len(counts) == 1:
+        raise DataError(
+            f"{where} holds one class only, {next(iter(counts))!r}, in all {counted(rows, 'row')}; expected two",
+            hint="add rows of the other classes, or name the column of labels with --set data.columns.output=NAME",
+        )
+    if len(counts) > min(MOST, rows / ROWS_PER_CLASS):
+        raise DataError(
+            f"{where} holds {len(counts)} different labels in {counted(rows, 'row')}, such as "
+            f"{_listed(list(counts))}; expected at most {MOST}, and "
+            f"{counted(ROWS_PER_CLASS, 'row')} of each or more on average",
+            hint="name the column of labels with --set data.columns.output=NAME; to learn to write texts, choose a "
+            "recipe of another task (`appliance recipes`)",
+        )
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(repr(name if len(name) <= 40 else name[:40] + "…") for name in names[:_SHOWN])
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
