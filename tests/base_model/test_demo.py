@@ -7,9 +7,12 @@ import hashlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from collections import defaultdict
 from pathlib import Path
 
@@ -30,6 +33,7 @@ from appliance.rundir.directory import RunDir
 from tests.conftest import read_csv, write_qa
 from tests.datasets_src.test_endpoint import serving
 from tests.helpers import loopback_hub, warm
+from tests.helpers.served import until
 from tests.project import test_readme
 
 STEPS = 2
@@ -299,6 +303,28 @@ def answers(prompt: str, number: int) -> str:
     return "\n".join(f"{i}. {' '.join(words[8 * i - 8 : 8 * i])} 설명하기" for i in range(1, 11))
 
 
+def ended_once_it_serves(pid: int) -> None:
+    """Sends SIGTERM to a server, in time, as soon as it has loaded its model."""
+
+    def wait() -> None:
+        ended_by = signal.SIGKILL
+        try:
+            until(lambda: is_healthy("http://127.0.0.1:8322/health"), seconds=120.0)
+            ended_by = signal.SIGTERM
+        finally:
+            os.kill(pid, ended_by)
+
+    threading.Thread(target=wait).start()
+
+
+def is_healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # seven runs, and the base model where this test is the first to need it
 def test_the_commands_of_the_readme(cache_dir: Path, tmp_path: Path) -> None:
@@ -319,8 +345,11 @@ def test_the_commands_of_the_readme(cache_dir: Path, tmp_path: Path) -> None:
     environment["APPLIANCE_PUBLISH__MIN_STOP_RATE"] = "0"  # which teach no model to stop
     environment |= {"APPLIANCE_MODEL__ID": "demo", "APPLIANCE_MODEL__LOAD_IN_4BIT": "false"}
 
+    talk = "".join(f"{i}번 상품은 어디에 있나요?\n/right {i % 3}층에 있습니다.\n" for i in range(12))
+
     def run(command: str) -> str:
-        done = warm.typed(command, cwd=tmp_path, env=environment)
+        said = talk if command.startswith("appliance chat ") else ""
+        done = warm.typed(command, cwd=tmp_path, env=environment, said=said)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         return done.stdout
 
@@ -330,7 +359,10 @@ def test_the_commands_of_the_readme(cache_dir: Path, tmp_path: Path) -> None:
         for command in test_readme.commands():
             if command.startswith("appliance run my.yaml"):  # a user edits the copy; here its model and CSV fit already
                 assert "name: default" in (tmp_path / "my.yaml").read_text(encoding="utf-8")
-            if command.startswith("appliance "):
+            if command.startswith("appliance serve "):
+                done = warm.typed(command, cwd=tmp_path, env=environment, when_begun=ended_once_it_serves)
+                assert done.returncode == 128 + signal.SIGTERM, f"{command}\n{done.stderr}"
+            elif command.startswith("appliance "):
                 run(command)
         for repo_id, kind in (("USER/NAME", "model"), ("USER/NAME-adapter", "model"), ("USER/shop-rows", "dataset")):
             assert hub.repo(repo_id, kind)["visibility"] == "private"
