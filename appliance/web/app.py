@@ -30,6 +30,7 @@ from appliance.web import chat, views, watched
 from appliance.web.chat import SERVER, ChatServer
 from appliance.web.views import PACKAGE, View
 from appliance.web.watched import Watched
+from appliance.wording import counted
 
 MOST_STREAMS = 16  # at a time; each may hold one event in memory
 SEND_SECONDS = 30.0  # for one event; a reader that takes longer is let go
@@ -147,7 +148,8 @@ def _stream(site: Site, it: Watched, request: Request) -> Response:
 async def _chat(site: Site, request: Request) -> Response:
     run = site.found(request.path_params["name"])
     if site.chats >= MOST_CHATS:
-        return PlainTextResponse(f"{MOST_CHATS} questions are being answered already.\n", 429, {"retry-after": "5"})
+        said = f"{counted(MOST_CHATS, 'question is', 'questions are')} being answered already.\n"
+        return PlainTextResponse(said, 429, {"retry-after": "5"})
     try:
         messages = chat.messages_of(await body.of(request, _MOST_CHAT_BYTES))
     except body.Refused as fault:

@@ -29,7 +29,9 @@ from appliance.prompt import format as prompt_format
 from appliance.prompt.special_tokens import adds_bos
 from appliance.recipe import resolve
 from appliance.rundir import directory as rundir_directory
+from appliance.rundir import feedback
 from appliance.rundir.directory import RunDir
+from appliance.rundir.feedback import Feedback
 from tests.conftest import read_csv, write_qa
 from tests.datasets_src.test_endpoint import serving
 from tests.helpers import loopback_hub, warm
@@ -345,11 +347,8 @@ def test_the_commands_of_the_readme(cache_dir: Path, tmp_path: Path) -> None:
     environment["APPLIANCE_PUBLISH__MIN_STOP_RATE"] = "0"  # which teach no model to stop
     environment |= {"APPLIANCE_MODEL__ID": "demo", "APPLIANCE_MODEL__LOAD_IN_4BIT": "false"}
 
-    talk = "".join(f"{i}번 상품은 어디에 있나요?\n/right {i % 3}층에 있습니다.\n" for i in range(12))
-
     def run(command: str) -> str:
-        said = talk if command.startswith("appliance chat ") else ""
-        done = warm.typed(command, cwd=tmp_path, env=environment, said=said)
+        done = warm.typed(command, cwd=tmp_path, env=environment)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         return done.stdout
 
@@ -359,6 +358,10 @@ def test_the_commands_of_the_readme(cache_dir: Path, tmp_path: Path) -> None:
         for command in test_readme.commands():
             if command.startswith("appliance run my.yaml"):  # a user edits the copy; here its model and CSV fit already
                 assert "name: default" in (tmp_path / "my.yaml").read_text(encoding="utf-8")
+            if command.startswith("appliance dataset feedback "):  # what /right in a chat does, on a terminal
+                for i in range(12):
+                    judged = Feedback(f"{i}번 상품은 어디에 있나요?", "모릅니다.", "right", f"{i % 3}층에 있습니다.")
+                    feedback.append(tmp_path / "runs" / "demo", judged)
             if command.startswith("appliance serve "):
                 done = warm.typed(command, cwd=tmp_path, env=environment, when_begun=ended_once_it_serves)
                 assert done.returncode == 128 + signal.SIGTERM, f"{command}\n{done.stderr}"

@@ -26,7 +26,6 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import IO, NoReturn
@@ -145,30 +144,25 @@ class Started:
 
 
 def typed(
-    line: str, *, cwd: Path, env: Mapping[str, str], said: str = "", when_begun: Callable[[int], None] = lambda _: None
+    line: str, *, cwd: Path, env: Mapping[str, str], when_begun: Callable[[int], None] = lambda _: None
 ) -> CompletedProcess[str]:
     """`appliance …` as a user types it, `> FILE` at its end included, as a fork in the folder `cwd`.
 
     The processes that it starts for the proof are forks of it. It imports the Hub's client again, which reads its
-    address, its token's place and whether it may go online from the environment when it is imported. `said`: its
-    standard input. `when_begun` gets the number of the process.
+    address, its token's place and whether it may go online from the environment when it is imported. Nobody
+    types. `when_begun` gets the number of the process.
     """
     load()
     words = shlex.split(line)
     target = cwd / words[-1] if words[-2:-1] == [">"] else None
     arguments = words[1:-2] if target else words[1:]
-    with ExitStack() as opened:
-        given, out, err = (
-            opened.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8")) for _ in ("stdin", "stdout", "stderr")
-        )
-        given.write(said)
-        given.seek(0)
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as out, tempfile.TemporaryFile("w+", encoding="utf-8") as err:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # as above
             pid = os.fork()
         if pid == 0:
             os.chdir(cwd)
-            os.dup2(given.fileno(), 0)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
             for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
                 del sys.modules[name]
