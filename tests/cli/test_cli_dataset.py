@@ -218,7 +218,7 @@ def _help(*command: str) -> str:
 
 def test_the_sources_and_their_options_are_frozen() -> None:
     listed = re.findall(r"^  ([\w-]+)", _help().partition("Commands:")[2].partition("\n\n")[0], re.MULTILINE)
-    assert {*OPTIONS, "hub", "paraphrase", "self-instruct", "upload"} == set(listed)
+    assert {*OPTIONS, "feedback", "hub", "paraphrase", "self-instruct", "upload"} == set(listed)
     for source, options in OPTIONS.items():
         assert re.findall(r"^  (-[\w-]+)", _help(source).partition("Options:")[2], re.MULTILINE) == [*options, "-h"]
 

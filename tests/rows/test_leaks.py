@@ -15,6 +15,7 @@ from appliance.report import page as report_page
 from appliance.rows import leaks
 from appliance.rows.leaks import Example, Shared
 from appliance.rows.near_duplicates import Near, Pair
+from appliance.rundir import run_json
 
 SCORES = {"exact_match": 0.5, "f1": 0.5, "rouge_l": 0.5, "chrf": 0.5, "stop_rate": 1.0, "loss": 1.0}
 METRICS = {
@@ -50,6 +51,7 @@ def run_dir(tmp_path: Path, base_dir: Path) -> Path:
     config = {"r": 16, "lora_alpha": 32}
     files.write_json(tmp_path / "train" / "adapter" / "adapter_config.json", config)
     (tmp_path / "recipe.yaml").write_text("name: x\n", encoding="utf-8")
+    run_json.write(tmp_path, {"name": "x"})
     files.write_json(tmp_path / "evaluate" / "metrics.json", METRICS)
     (tmp_path / "evaluate" / "predictions.csv").write_text("row,question,wanted,base,tuned,verdict\n", encoding="utf-8")
     return tmp_path

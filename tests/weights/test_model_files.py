@@ -14,7 +14,10 @@ from tests.helpers.literals import literals
 
 LISTED = re.compile(r"(merges|vocab)\.(txt|json)|\badded_tokens\.|\.model$|^\*?\.jinja$|LICEN[SC]E|NOTICE|USE_POLICY")
 
-A_FORMAT = [("appliance/release/leak_scan.py", ".model")]  # which is binary
+A_FORMAT = [
+    ("appliance/release/leak_scan.py", ".model"),  # which is binary
+    ("appliance/weights/gguf_ids.py", "tokenizer.ggml.model"),  # a key within a GGUF file
+]
 # The bounds by name hold for every reader of files, from a floor below: they cannot ask for the names.
 LISTS = {"appliance/weights/model_files.py", "appliance/bounds.py"}
 
