@@ -88,7 +88,7 @@ def of_test(
     by_row = _scores(predictions, metrics)
     entries = []
     for row, (before, after) in zip(predictions, by_row.pairs, strict=True):
-        kind, remark = _kind(row, by_row.unit)
+        kind, remark = _kind(row, by_row)
         texts = [row["question"], row["wanted"], *(row[name] for name in columns)]
         stopped = row.get(results.STOPPED_COLUMN) != results.NO
         note = _note(names.get(by_row.metric, by_row.metric), before, after, is_fraction=by_row.is_fraction)
@@ -193,11 +193,14 @@ def _scores(predictions: Sequence[Mapping[str, str]], metrics: Mapping[str, Any]
         return of("f1")
 
 
-def _kind(row: Mapping[str, str], unit: scores.Unit) -> tuple[str, str]:
+def _kind(row: Mapping[str, str], by_row: _Scores) -> tuple[str, str]:
     """One of KINDS, and what else is to be said. Earlier versions called every nearer answer a win."""
     from appliance.evaluation import scores
 
-    is_right = scores.is_right(row["wanted"], row["tuned"], unit)
+    if by_row.metric == "accuracy":  # C and C++ are two classes, and the same answer
+        is_right = row["wanted"] == row["tuned"]
+    else:
+        is_right = scores.is_right(row["wanted"], row["tuned"], by_row.unit)
     verdict = row["verdict"]
     if verdict == "loss":
         return "lost", "still right" if is_right else ""

@@ -85,6 +85,12 @@ def test_metrics_that_judge_no_or_yes_say_so() -> None:
     assert notes["15"] == ""  # holds no fact
 
 
+def test_classes_are_right_only_if_they_are_the_same() -> None:
+    rows = [("2", "q", "C", "C++", "C++", "tie"), ("3", "q", "C", "C", "C", "tie")]
+    found = of_test(rows, METRICS | {"primary": "accuracy"}, results.PREDICTION_COLUMNS)
+    assert [(row.entry.number, row.entry.kind) for row in found.rows] == [("2", "wrong"), ("3", "right")]
+
+
 def test_a_metric_whose_library_is_missing_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: str) -> float:
         raise ImportError("No module named 'sacrebleu'")
