@@ -51,7 +51,6 @@ def run_dir(tmp_path: Path, base_dir: Path) -> Path:
     config = {"r": 16, "lora_alpha": 32}
     files.write_json(tmp_path / "train" / "adapter" / "adapter_config.json", config)
     (tmp_path / "recipe.yaml").write_text("name: x\n", encoding="utf-8")
-    run_json.write(tmp_path, {"name": "x"})
     files.write_json(tmp_path / "evaluate" / "metrics.json", METRICS)
     (tmp_path / "evaluate" / "predictions.csv").write_text("row,question,wanted,base,tuned,verdict\n", encoding="utf-8")
     return tmp_path
@@ -64,6 +63,7 @@ def prepared(run_dir: Path, found: Shared, twins: Near) -> None:
 
 def model_card(run_dir: Path, *, examples: bool = True) -> str:
     base = Base(run_dir, "someone/base", None, "mit")
+    run_json.write(run_dir, {"name": "x"})
     facts = card.gather(name="x", base=base, prompt_name="alpaca", run_path=run_dir, examples=examples)
     return card.model_card(facts)
 
