@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +52,35 @@ def test_a_second_call_skips_and_the_csv_is_as_it_was(trained: tuple[Project, st
     assert sha256(project.folder / "data" / "train.csv") == before
     code, said = project.run("publish")
     assert code == 0, said
+
+
+def test_its_model_is_served(trained: tuple[Project, str]) -> None:
+    """`docker compose up serve`: nothing but /tmp and a cache that is gone with it can be written there."""
+    project, _ = trained
+    try:
+        code, said = project.compose("up", "--detach", "serve")
+        assert code == 0, said[-3000:]
+        answer = _asked("http://127.0.0.1:8322/v1/chat/completions", seconds=120)
+        assert answer is not None, project.compose("logs", "serve")[1][-3000:]
+    finally:
+        project.compose("rm", "--stop", "--force", "serve")
+    assert answer["model"] == "demo"
+    assert answer["choices"][0]["finish_reason"] in ("stop", "length")
+
+
+def _asked(url: str, seconds: float) -> dict[str, Any] | None:
+    """What is answered, as soon as the server is there; None: it was not, in time."""
+    body = {"messages": [{"role": "user", "content": "가격은?"}], "max_tokens": 4}
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        try:
+            with urllib.request.urlopen(request, timeout=60) as found:
+                answer: dict[str, Any] = json.load(found)
+                return answer
+        except OSError:
+            time.sleep(0.5)
+    return None
 
 
 @pytest.mark.parametrize("token_in", ["environment", "file"])

@@ -109,6 +109,7 @@ def test_serve_sees_the_runs_and_nothing_else(services: dict[str, dict[str, Any]
         serving_server.KEY_VARIABLE,
         "CUDA_VISIBLE_DEVICES",
     }
+    assert [mount.partition(":")[0] for mount in serve["tmpfs"]] == ["/tmp", "/cache"]  # torch makes a folder in each
     assert serve["secrets"] == []
     assert serve["profiles"] == ["serve"]
     assert [name for name, service in services.items() if "serve" in service.get("networks", ())] == [
