@@ -34,7 +34,7 @@ from appliance.wording import counted
 if TYPE_CHECKING:
     from appliance.weights.proof import Proof
 
-# To go on from after a kill; and what of it is no output of the stage: it may change, or go, when the stage is done.
+# What a killed stage continues from; and which of it is not among the stage's outputs: it may change or go later.
 RESUMABLE = {"train": ("checkpoints", trackers.FOLDER, "metrics.jsonl", results.SAMPLES, "tokens.json")}
 UNLISTED = {"train": ("checkpoints", trackers.FOLDER)}
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ from appliance.rundir.directory import RunDir
 from appliance.serving import loaded_model
 from appliance.training.task_trainer import TaskTrainer
 from tests.conftest import read_csv
+from tests.helpers import plain_process
 from tests.helpers.classifiers import tiny_bert
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
@@ -91,17 +89,7 @@ def by_plain_pipeline(release: Path, texts: list[str]) -> list[str]:
     assert 'pipeline("text-classification"' in code
     code += "import json, sys\nassert 'appliance' not in sys.modules\n"
     code += "print(json.dumps([one['label'] for one in classify(json.load(sys.stdin))]))\n"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        input=json.dumps(texts),
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""},
-        cwd="/",
-    )
-    assert done.returncode == 0, done.stderr
-    return list(json.loads(done.stdout.splitlines()[-1]))
+    return list(plain_process.printed(code, texts))
 
 
 def test_the_release_gives_the_evaluated_labels_without_anything_of_ours(bert: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -26,6 +25,7 @@ from appliance.serving import loaded_model
 from appliance.serving.conversation import Conversation
 from appliance.training.task_trainer import TaskTrainer
 from tests.conftest import read_csv, write_qa
+from tests.helpers import plain_process
 from tests.helpers.encoder_decoders import Kind, tiny_encoder_decoder
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
@@ -107,17 +107,7 @@ def answered_plainly(release: Path, questions: list[str]) -> list[str]:
         "assert 'appliance' not in sys.modules\n"
         "print(json.dumps(said))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(release)],
-        input=json.dumps(questions),
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""},
-        cwd="/",
-    )
-    assert done.returncode == 0, done.stderr
-    return list(json.loads(done.stdout.splitlines()[-1]))
+    return list(plain_process.printed(code, questions, str(release)))
 
 
 def test_the_release_answers_as_was_evaluated_without_anything_of_ours(t5: Path) -> None:
