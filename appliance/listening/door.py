@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +47,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Door:
+class Door(ABC):
     """`token`: None if whoever reaches the port may ask. Then the name that was asked for must be loopback's."""
 
     token: str | None
@@ -65,9 +66,9 @@ class Door:
 
     how_to_give_it = "A token is needed."
 
+    @abstractmethod
     def has_token(self, headers: Mapping[str, str]) -> bool:
         """Whether the request shows that its sender has the token. Compared in constant time."""
-        raise NotImplementedError
 
     def refused(self, status: int, why: str) -> Answer:
         return Answer(status, f"{why}\n")
