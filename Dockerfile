@@ -38,11 +38,11 @@ COPY pyproject.toml constraints*.txt ./
 # Unsloth's web app (AGPL; Unsloth itself is for CUDA only), and bitsandbytes' libraries for other CUDA versions.
 # hadolint ignore=DL3013,DL3042,SC2086
 RUN --mount=type=cache,target=/root/.cache,sharing=locked \
-    pins=constraints.txt extras="--extra train --extra sources --extra gguf --extra web --extra notify --extra unsloth" \
+    pins=constraints.txt extras="--extra train --extra sources --extra gguf --extra web --extra notify --extra ray --extra unsloth" \
  && case "${TORCH}" in \
       cuda) wanted="===" ;; \
       cu128) wanted="==" pins=constraints-cu128.txt ;; \
-      cpu) wanted="==" extras="--extra train --extra sources --extra gguf --extra web --extra notify" ;; \
+      cpu) wanted="==" extras="--extra train --extra sources --extra gguf --extra web --extra notify --extra ray" ;; \
       *) echo "TORCH=${TORCH}: expected cuda, cu128 or cpu" >&2; exit 1 ;; \
     esac \
  && version=$(sed -n 's/^torch==//p' "${pins}") \
