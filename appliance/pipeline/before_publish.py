@@ -77,8 +77,8 @@ def refuse_unexportable(job: Job, types: Collection[str], work_dir: Path) -> Non
 def _rows(job: Job) -> list[Row]:
     """Rows to ask with: from the CSV, or if it was not read, of those that were prepared."""
     path = job.run_dir.stage_dir("prepare") / "test.csv"
-    if job.sample or not path.is_file():
-        return job.sample
+    if job.base_source.sample or not path.is_file():
+        return job.base_source.sample
     return list(islice(csv_file.iter_canonical(path), ROWS))
 
 

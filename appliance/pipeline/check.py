@@ -5,23 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
-from appliance.base_model import never_trained, tunable
+from appliance.base_model import never_trained
 from appliance.base_model.base import Base
-from appliance.engines import choose, master_weights, memory, rows_by_memory
+from appliance.engines import choose
 from appliance.errors import DataError, EnvironmentUnavailable
 from appliance.findings import Finding
-from appliance.hub import token as hub_token
 from appliance.machine import device as machine_device
-from appliance.machine import host_memory, packages
+from appliance.machine import packages
 from appliance.machine import place as machine_place
 from appliance.machine.device import Device
-from appliance.machine.disk import human
 from appliance.machine.place import Place
 from appliance.notify import deliver
-from appliance.preflight import disk_needs, doctor, gpu, gpu_probe, memory_needs
+from appliance.pipeline import check_base, check_hub
+from appliance.preflight import disk_needs, doctor, gpu, gpu_probe
 from appliance.process import files
 from appliance.recipe.fields import DataSection, ModelSection, PublishSection, TrainSection, TuningSection
 from appliance.release import base as release_base
@@ -32,10 +30,6 @@ from appliance.rundir.directory import STAGES
 from appliance.rundir.token_choice import TokenChoice
 from appliance.training import learning_rate, trackers, validation
 from appliance.weights import gguf_convert, intact
-from appliance.weights.proof_place import Weights, memory_finding
-from appliance.wording import counted
-
-PROMPT_TOKENS = 64  # that a format puts around a row, for the estimate before anything is tokenized
 
 
 def run(
@@ -97,25 +91,25 @@ def run(
     _judge(findings, table_path)  # before a base is fetched: it cannot change what is wrong with the machine
     if device:
         choose.refuse_impossible(engine, device)
-    findings += _hub_findings(publish, model, tuning, into_existing, stage_dir.parent, todo, again)
+    findings += check_hub.findings(publish, model, tuning, into_existing, stage_dir.parent, todo, again)
     _judge_hub(findings, table_path)
     base = get_base(seen.sample if seen else [])
     full_with = train.optimizer if tuning.method == "full" and "train" in ahead else None
     _judge([*findings, *intact.findings(base.dir, base.config, base.coming)], table_path)  # what follows needs them
-    findings += _base_findings(base, model, rehearse)
+    findings += check_base.base_findings(base, model, rehearse)
     if "publish" in ahead and publish.repo_id and base.is_folder and not base.is_on_hub:
         findings.append(release_base.unnamed(base))
     kept = set(STAGES if todo is None else todo).difference(again)  # their present files will be overwritten
     findings += disk_needs.of_stages(base, tuning, train, stage_dir, ahead, kept, gguf)
     if device:
-        findings += _engine_findings(engine, base, model, device, full_with, loads)
+        findings += check_base.engine_findings(engine, base, model, device, full_with, loads)
     if device and "train" in ahead:
         name, _ = choose.choose(engine, device, str(base.config.get("model_type")))
         tokens, longest = get_tokens(), seen.longest_characters if seen else 0
         findings.append(never_trained.finding(tokens, base, tuning))
-        findings += _training_memory(base, model, tuning, train, device, name, longest, tokens)
+        findings += check_base.training_memory(base, model, tuning, train, device, name, longest, tokens)
     if device and "merge" in ahead:
-        findings += _merging_memory(base, device)
+        findings += check_base.merging_memory(base, device)
     _judge(findings, table_path)
     return findings
 
@@ -170,66 +164,6 @@ def _survey(csv_path: Path, data: DataSection, seed: int, kept: KeptSides | None
     return seen
 
 
-def _hub_findings(
-    publish: PublishSection,
-    model: ModelSection,
-    tuning: TuningSection,
-    into_existing: bool,
-    run_path: Path,
-    todo: Collection[str] | None,
-    again: Collection[str],
-) -> list[Finding]:
-    """Whether publishing will be permitted: asked now, not after hours of training.
-
-    If this call does not publish, or training has already cost hours, an unreachable Hub is only a warning: nothing is
-    gained by waiting for it. Otherwise raises Unreachable.
-    """
-    repositories = publish.repositories(has_adapter=tuning.method == "lora")
-    is_published = (run_path / "publish" / "stage.json").is_file() and "publish" not in again
-    if not repositories or (todo is not None and "publish" not in todo and is_published):
-        return []
-    from appliance.hub import client, permissions  # and with them httpx
-    from appliance.hub.errors import Unreachable
-
-    is_on_hub = "/" in model.id and not Path(model.id).exists()
-    base = (model.id, model.revision) if is_on_hub else None
-    can_wait = todo is not None and ("publish" not in todo or _has_trained(run_path, again))
-    limits = client.BRIEFLY if can_wait else client.Limits()
-    try:
-        return permissions.findings(
-            dict(repositories.values()), publish.visibility, into_existing, base, hub_token.token(), limits
-        )
-    except Unreachable as error:
-        if not can_wait:
-            raise
-        return [Finding("Hub", f"not reachable: {error}", "", "warning", "publishing needs it")]
-
-
-def _has_trained(run_path: Path, again: Collection[str]) -> bool:
-    """Whether training is done or has reached a checkpoint, and is not redone."""
-    trained = run_path / "train"
-    begun = (trained / "stage.json").is_file() or any(trained.glob("checkpoints/checkpoint-*"))
-    return begun and "train" not in again
-
-
-def _base_findings(base: Base, model: ModelSection, rehearse: str) -> list[Finding]:
-    limit, kind = base.max_positions, str(base.config.get("model_type"))
-    size = human(base.weights_bytes)
-    found = f"{base.public_id}, {kind}, {size}, licence {base.license or 'not stated'}"
-    findings = [Finding("base model", found, "", "ok")]
-    if kind in tunable.TESTED_TYPES:
-        findings.append(Finding("architecture", f"{kind}, dense", "", "ok"))
-    else:
-        fix = "the rehearsal tries every stage with it before training"
-        fix = "set rehearse=auto: it tries every stage before training" if rehearse == "never" else fix
-        found = f"{kind} is an untested architecture"
-        findings.append(Finding("architecture", found, "a tested one", "warning", fix))
-    if isinstance(model.max_seq_length, int) and model.max_seq_length > limit:
-        fix = f"set model.max_seq_length to at most {limit}"
-        findings.append(Finding("max_seq_length", str(model.max_seq_length), f"<= {limit}", "fails", fix))
-    return findings
-
-
 def _device_findings(device: Device, parts: Collection[gpu_probe.Part], cache_dir: Path) -> list[Finding]:
     """Whether the GPU and its driver match, and whether these parts can compute on it."""
     if device.kind == "cpu":
@@ -250,99 +184,3 @@ def _computing(engine: str, device: Device, model: ModelSection, optimizer: str 
     if model.load_in_4bit or optimizer == "adamw_8bit":
         parts.append("bitsandbytes")
     return parts
-
-
-def _engine_findings(
-    engine: str, base: Base, model: ModelSection, device: Device, full_with: str | None, loads: bool
-) -> list[Finding]:
-    """Which engine and why; if it `loads` the base, also whether the base's numbers fit its type of computation."""
-    kind, dtype = str(base.config.get("model_type")), device.compute_dtype(model.dtype)
-    name, reason = choose.choose(engine, device, kind)
-    findings = [Finding("engine", f"{name} on {device.name} in {dtype}: {reason}", "", "ok")]
-    if not loads:
-        return findings
-    if dtype == "bfloat16" and device.dtype == "float16":  # emulated by torch, replaced with float16 by Unsloth
-        fix = "set model.dtype=auto, or use a card of compute capability 8.0 or newer"
-        findings.append(Finding("number type", f"bfloat16 on {device.name}", "float16", "fails", fix))
-    if name == "unsloth" and dtype == "float32" and device.dtype == "bfloat16":  # its trainer would switch to bfloat16
-        fix = "set model.dtype=auto, or engine=transformers for float32"
-        findings.append(Finding("number type", "float32 through Unsloth", "bfloat16", "fails", fix))
-    if full_with:
-        findings.append(_precision(base.parameters, dtype, full_with))
-    if dtype == "float16" and full_with:  # float32 weights under a gradient scaler have never been tried here
-        fix = "use method: lora, a card of compute capability 8.0 or newer, or model.dtype=float32"
-        findings.append(Finding("number type", "float16", "bfloat16 or float32 for method: full", "fails", fix))
-    if machine_device.overflows(kind, dtype):
-        fix = "use a card of compute capability 8.0 or newer, or set model.dtype=float32"
-        findings.append(Finding("number range", f"{kind} in float16", "bfloat16 or float32", "fails", fix))
-    return findings
-
-
-def _precision(parameters: int, dtype: str, optimizer: str) -> Finding:
-    """What type a full fine-tuning keeps its weights in; the next findings say whether they fit in memory."""
-    needed = human(parameters * master_weights.bytes_per_weight(optimizer))
-    found = master_weights.describe(dtype, optimizer)
-    if master_weights.has_masters("full", dtype):
-        found += f"; weights in {dtype} would round small updates away"
-    return Finding("precision", found, f"{needed} for weights, gradients and moments", "ok")
-
-
-def _training_memory(
-    base: Base,
-    model: ModelSection,
-    tuning: TuningSection,
-    train: TrainSection,
-    device: Device,
-    engine: str,
-    longest_characters: int,
-    choice: TokenChoice | None,
-) -> list[Finding]:
-    """Room for training.
-
-    If only the activations do not fit, it is a warning: training halves the micro batch by itself, and their estimate
-    assumes a token for each character of the longest row, as nothing has been tokenized yet.
-    """
-    parameters, dtype = base.parameters, device.compute_dtype(model.dtype)
-    full_with = train.optimizer if tuning.method == "full" else None
-    at_least = memory.training_bytes(parameters, model.load_in_4bit, dtype, full_with)
-    room = machine_device.room_bytes(device)
-    fix = memory_needs.instead_of_full(room, train.optimizer) if full_with else ""
-    finding = memory_needs.fits("training", device.kind, room, at_least, fix)
-    shape = memory.shape_of(base.config)
-    if shape and finding.verdict == "ok":
-        wanted = model.max_seq_length
-        tokens = wanted if isinstance(wanted, int) else min(longest_characters + PROMPT_TOKENS, base.max_positions)
-        demand_of = partial(
-            memory.training,
-            shape,
-            parameters,
-            model=model,
-            tuning=tuning,
-            train=train,
-            dtype=dtype,
-            tokens=tokens,
-            checkpoints_gradients=device.kind == "cuda",
-            engine=engine,
-            room=room,
-            trains_token_rows=bool(choice and choice.untrained),
-        )
-        rows, limit = train.micro_batch_size, rows_by_memory.usable(room, device.memory_bytes)
-        if rows == "auto":
-            rows = rows_by_memory.of_a_step(train.effective_batch_size, lambda rows: demand_of(rows=rows).total, limit)
-        demand = demand_of(rows=rows)
-        at_once = f"{counted(rows, 'row')} of {tokens} tokens"
-        needed = f"{human(demand.total)} ({demand.describe()}; {at_once})"
-        if full_with and demand.fixed > room:  # no smaller batch would help
-            return [replace(finding, needed=needed, verdict="fails", fix=fix)]
-        enough, smaller = demand.total <= room, "" if rows == 1 else "training halves the micro batch if it must; or "
-        fix = "" if enough else f"{smaller}lower model.max_seq_length"
-        finding = replace(finding, needed=needed, verdict="ok" if enough else "warning", fix=fix)
-    return [finding]
-
-
-def _merging_memory(base: Base, device: Device) -> list[Finding]:
-    """Room for the merge and for the proof, which loads the model again: on the GPU if there is room then."""
-    shape, host = memory.shape_of(base.config), host_memory.memory_available_bytes()  # within the container's limit
-    findings = [memory_needs.fits("the merge", "cpu", host, memory.merge_bytes(shape))] if shape else []
-    largest = shape.vocabulary * shape.hidden if shape else 0  # the embedding
-    return [*findings, memory_finding(Weights(base.parameters, largest, base.stored_dtype), device)]

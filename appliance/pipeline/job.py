@@ -13,10 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance.errors import RunDirError
 from appliance.machine import device as machine_device
 from appliance.machine import packages
 from appliance.pipeline import earlier
+from appliance.pipeline.base_source import BaseSource
 from appliance.pipeline.csv_source import CsvSource
 from appliance.pipeline.earlier import Earlier
 from appliance.process import console
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from appliance.engines.engine import Engine
     from appliance.machine.device import Device
     from appliance.prompt.format import Prompt
-    from appliance.rows.csv_file import Row
     from appliance.rows.kept_sides import KeptSides
     from appliance.tasks.task import Task
 
@@ -96,60 +95,20 @@ class Job:
         return found
 
     @cached_property
+    def base_source(self) -> BaseSource:
+        recorded = {} if self.takes_new_base else self._run_json.get("base", {})
+        model, run_path = self.resolved.recipe.model, self.run_dir.path
+        return BaseSource(model, recorded, self.earlier, run_path, self.cache_dir, self.task)
+
+    @cached_property
     def base(self) -> Base:
-        """The base model on this disk; fetched if it is not here yet.
+        """The base model on this disk; raises as `BaseSource.fetched`."""
+        return self.base_source.fetched
 
-        Raises EnvironmentUnavailable: its weights are not whole, or its tokenizer cannot be used.
-        """
-        from appliance.base_model import find as base_model_find
-        from appliance.weights import intact
-
-        base = base_model_find.fetch(self.found_base, self.sample)
-        intact.refuse(base.dir, base.config)
-        return base
-
-    @cached_property
+    @property
     def found_base(self) -> Base:
-        """What is needed to judge the base model; its weights may still be on the Hub. A run keeps the commit that it
-        began with.
-
-        Raises RunDirError: the base's files have changed since this run began.
-        """
-        from appliance.base_model import find as base_model_find
-
-        model, before = self.resolved.recipe.model, self._recorded_base()
-        typed = Path(model.id)
-        moved = (
-            before.get("dir") if not typed.is_dir() and before.get("dir") else None
-        )  # typed relative to another folder
-        revision = before.get("revision") or model.revision
-        base = base_model_find.base_of(moved or model.id, revision, self.cache_dir, model.hub_id, self.task)
-        if self.earlier:
-            earlier.refuse_other_base(self.earlier, base.identity_by, model.id)
-            base = replace(base, license=self.earlier.base.get("license") or base.license)
-        if before and base.identity_by(before.get("identity_rule", 1)) != before["identity"]:
-            raise RunDirError(
-                f"{self.run_dir.path}: the files of the base model {model.id} have changed since this run began",
-                hint="start a new run with --set name=NEW, or rebuild everything from them with --redo prepare",
-            )
-        return replace(base, recorded_identity=before.get("identity"))
-
-    def tried_base(self, sample: list[Row]) -> Base:
-        """`found_base`, its tokenizer tried with these rows: now if it is here, else as soon as it has been fetched.
-
-        Raises EnvironmentUnavailable: the tokenizer cannot be used.
-        """
-        from appliance.base_model import tokenizer_trial
-
-        self.sample.extend(sample)
-        if not self.found_base.coming:
-            tokenizer_trial.refuse_unusable(self.found_base.dir, sample)
-        return self.found_base
-
-    @cached_property
-    def sample(self) -> list[Row]:
-        """Rows of the CSV, from the stage check; empty if it did not read it."""
-        return []
+        """What is needed to judge the base model; raises as `BaseSource.found`."""
+        return self.base_source.found
 
     @property
     def rehearsal_wanted(self) -> str:
@@ -169,7 +128,7 @@ class Job:
             self, resolved=resolved, run_dir=RunDir(folder), until="publish", even_if_worse=True, is_rehearsal=True
         )
         # looked up here so that it happens once
-        kept = ("device", "base", "engine_choice", "engine", "base_identity", "csv", "tokens", "earlier")
+        kept = ("device", "base", "base_source", "engine_choice", "engine", "csv", "tokens", "earlier")
         vars(job).update({name: getattr(self, name) for name in kept})
         job.run_dir.create()
         process_files.write_text(folder / "recipe.yaml", resolved.to_yaml())
@@ -235,24 +194,6 @@ class Job:
         return never_trained.of_base(self.found_base, self.resolved.recipe.prompt)
 
     @cached_property
-    def base_identity(self) -> str:
-        """What the base is, from run.json if possible, so that a finished run is skipped without the base on disk."""
-        return str(self._recorded_base().get("identity") or self.found_base.identity)
-
-    @property
-    def _identity_rule(self) -> int:
-        from appliance.base_model import base as base_model_base
-
-        recorded = self._recorded_base()
-        return int(recorded.get("identity_rule", 1)) if recorded else base_model_base.IDENTITY_RULE
-
-    def _recorded_base(self) -> dict[str, Any]:
-        model, recorded = self.resolved.recipe.model, {} if self.takes_new_base else self._run_json.get("base", {})
-        asked = {"id": model.id, "asked_revision": model.revision}
-        of_earlier = self.earlier.base if self.earlier else {}
-        return next((dict(one) for one in (recorded, of_earlier) if {k: one.get(k) for k in asked} == asked), {})
-
-    @cached_property
     def earlier(self) -> Earlier | None:
         """The run that this one continues, as it was when its rows were taken. Raises RunDirError, RecipeError."""
         typed = self.resolved.recipe.start_from
@@ -291,7 +232,7 @@ class Job:
         values = stage_fields.of_stage(recipe, stage)
         if stage == "prepare":
             del values["data.csv"]  # its content counts, not its name
-            values |= {"CSV (sha256)": self.csv.sha256, "base model": self.base_identity}
+            values |= {"CSV (sha256)": self.csv.sha256, "base model": self.base_source.identity}
             return values | (self.earlier.inputs if self.earlier else {})
         if stage == "evaluate":
             named = {f"evaluate.{key}": getattr(recipe.evaluate, key) for key in ("extra_prompts", "other_answers")}
@@ -329,12 +270,12 @@ class Job:
                 "base": {
                     "id": recipe.model.id,
                     "asked_revision": recipe.model.revision,
-                    "dir": str(base.dir) if Path(recipe.model.id).is_dir() else self._recorded_base().get("dir"),
+                    "dir": str(base.dir) if Path(recipe.model.id).is_dir() else self.base_source.remembered.get("dir"),
                     "public_id": base.public_id,
                     "revision": base.revision,
                     "license": base.license,
-                    "identity": self.base_identity,
-                    "identity_rule": self._identity_rule,
+                    "identity": self.base_source.identity,
+                    "identity_rule": self.base_source.identity_rule,
                 },
                 "csv": self.csv.to_json(),
                 **({earlier.SECTION: self.earlier.as_json()} if self.earlier else {}),

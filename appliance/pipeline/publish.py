@@ -26,6 +26,7 @@ from appliance.process import redact
 from appliance.recipe.fields import EvaluateSection, PublishSection
 from appliance.release import (
     card,
+    card_facts,
     dataset,
     gates,
     gguf_files,
@@ -36,6 +37,7 @@ from appliance.release import (
     tokenizer_files,
 )
 from appliance.release.base import Base
+from appliance.release.card_facts import Facts
 from appliance.tasks import causal
 from appliance.tasks.task import Task
 from appliance.weights import model_files
@@ -115,7 +117,7 @@ def run(
 def _release(order: _Order, found: list[Gate], overridden: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Builds release/ and asks the gates about it as it would leave, adding them to `found`; its files. See `run`."""
     publish, base, run_path, stage_dir = order.publish, order.base, order.run_path, order.stage_dir
-    facts = card.gather(
+    facts = card_facts.gather(
         name=order.name,
         base=base,
         prompt_name=order.prompt_name,
@@ -213,7 +215,7 @@ def private(run_path: Path, base_dir: Path | None, published: Sequence[str]) -> 
     return leak_scan.Private(redact.names_here(), tuple(sorted(map(str, paths))), "\n".join(published))
 
 
-def _published(facts: card.Facts, repo_id: str | None) -> list[str]:
+def _published(facts: Facts, repo_id: str | None) -> list[str]:
     config = facts.base.config
     cells = [cell for row in facts.examples for cell in row.values() if cell]
     cells += [cell for caution in facts.cautions for row in caution.rows for cell in (row.wanted, row.got) if cell]
@@ -242,7 +244,7 @@ def write_record(stage_dir: Path, found: Sequence[Gate], message: str, **more: A
     process_files.write_json(stage_dir / "hub.json", record | more)
 
 
-def _build(release: Path, facts: card.Facts, publish: PublishSection, run_path: Path) -> None:
+def _build(release: Path, facts: Facts, publish: PublishSection, run_path: Path) -> None:
     if publish.merged:
         _link_tree(run_path / "merge" / "model", release / "model")
         gguf_files.link(run_path, facts.name, publish.gguf, release / "model")

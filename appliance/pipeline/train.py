@@ -7,129 +7,40 @@ step. A killed or interrupted training continues from its newest complete checkp
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
+from transformers import PrinterCallback, TrainerCallback, TrainerState
 
 from appliance.base_model.base import Base
-from appliance.engines import flops, master_weights, matmul_rate, memory
+from appliance.engines import flops, matmul_rate
 from appliance.engines.engine import Engine
 from appliance.machine import device as machine_device
 from appliance.machine import one_gpu
 from appliance.machine.device import Device
 from appliance.machine.out_of_memory import is_out_of_memory
-from appliance.pipeline import sample_answers
+from appliance.pipeline import keep_best, sample_answers
+from appliance.pipeline.training_setup import Training
 from appliance.process import console, files
 from appliance.prompt import stop_check
 from appliance.prompt.encoding import Encoding
 from appliance.recipe.fields import EvaluateSection, ModelSection, TrainSection, TuningSection
 from appliance.release import gates
-from appliance.report import loss_plot
-from appliance.rundir import results
 from appliance.rundir.token_choice import TokenChoice
 from appliance.tasks import causal
 from appliance.tasks.task import Task
-from appliance.training import checkpoints, micro_batch, task_trainer, trackers, trained_folder
+from appliance.training import checkpoints, task_trainer, trackers
 from appliance.training import material as training_material
 from appliance.training.arguments import trainer_arguments
 from appliance.training.callbacks import EarlyStoppingCallback, FinishWithEvaluation, StopOnSignal
-from appliance.training.fit import Fit
 from appliance.training.material import Material
 from appliance.training.metrics import Metrics
 from appliance.training.micro_batch import BatchSize, OutOfMemory
 from appliance.training.report_to import ReportTo
 from appliance.training.samples import SampleAnswers
 from appliance.training.trainer import EvaluationStopped, Ordered, TrainingEnded
-from appliance.weights import moved
-from appliance.weights.shards import is_adapter
-from appliance.wording import counted
-
-
-@dataclass(frozen=True)
-class _Training:
-    """What is to be trained, on which device, from which rows. `inputs`: what its checkpoints depend on."""
-
-    engine: Engine
-    device: Device
-    base: Base
-    model: ModelSection
-    tuning: TuningSection
-    train: TrainSection
-    evaluate: EvaluateSection | None
-    encoding: Encoding
-    prepare_dir: Path
-    stage_dir: Path
-    inputs: Mapping[str, Any]
-    tokens: TokenChoice
-    utilization: flops.Utilization | None
-    task: Task
-
-    @property
-    def checkpoints_dir(self) -> Path:
-        return self.stage_dir / "checkpoints"
-
-    @property
-    def dtype(self) -> str:
-        """The type of computation."""
-        return self.device.compute_dtype(self.model.dtype)
-
-    @property
-    def token_rows(self) -> list[int]:
-        """Ids whose rows are trained beside the adapter; full fine-tuning trains every row."""
-        return [] if self.tuning.method == "full" else self.tokens.rows
-
-    def first_size(self, lengths: Sequence[int], room: int) -> BatchSize:
-        """What this training computes at once: as it began, or by the recipe and `room`, the bytes free before it.
-
-        `lengths`: tokens of the train rows. What `auto` chose is kept, so that a resumed training computes the same.
-        """
-        before = micro_batch.kept(self.train, self.checkpoints_dir)
-        if before:
-            return before
-        shape, longest = memory.shape_of(self.base.config), max(lengths)
-
-        def needs(rows: int) -> int:
-            assert shape
-            return memory.training(
-                shape,
-                self.base.parameters,
-                model=self.model,
-                tuning=self.tuning,
-                train=self.train,
-                dtype=self.dtype,
-                rows=rows,
-                tokens=longest,
-                checkpoints_gradients=self.device.kind == "cuda",
-                engine=self.engine.name,
-                room=room,
-                trains_token_rows=bool(self.token_rows),
-            ).total
-
-        mean = sum(lengths) / len(lengths)
-        size = micro_batch.chosen(self.train, needs if shape else None, room, self.device, mean)
-        if size.asked == "auto":
-            size.remember(self.checkpoints_dir)
-        return size
-
-    def load(self) -> Any:
-        """(model, tokenizer), as they are before the first step."""
-        set_seed(self.train.seed)
-        loaded = self.engine.load_for_training(
-            self.base.dir,
-            self.model,
-            self.tuning,
-            self.encoding.max_seq_length,
-            self.train.seed,
-            self.token_rows,
-            results.earlier_adapter(self.prepare_dir),
-        )
-        if self.tuning.method == "full":
-            master_weights.refuse_others(loaded[0])
-        return loaded
 
 
 def run(
@@ -189,7 +100,7 @@ def run(
     rate = matmul_rate.kept(device, device.compute_dtype(model.dtype), cache_dir) if cache_dir else None
     used = flops.utilization(base.config, rate, trains_all=tuning.method == "full")
     dirs = prepare_dir, stage_dir
-    training = _Training(
+    training = Training(
         engine, device, base, model, tuning, train, evaluate, encoding, *dirs, inputs, tokens, used, task
     )
     training.checkpoints_dir.mkdir(exist_ok=True)
@@ -210,10 +121,10 @@ def run(
         tuned = None  # memory may have run out in the middle of a step: weights and optimizer come from disk again
         engine.release()
         tuned, _ = training.load()
-    return _keep_best(training, material, state, size.remembered(training.checkpoints_dir), trained_dir)
+    return keep_best.write(training, material, state, size.remembered(training.checkpoints_dir), trained_dir)
 
 
-def _refuse_rows_that_do_not_stop(training: _Training, material: Material, dataset: Dataset, collate: Any) -> None:
+def _refuse_rows_that_do_not_stop(training: Training, material: Material, dataset: Dataset, collate: Any) -> None:
     """Writes gates.json: whether every row of `dataset`, collated, trains EOS. Raises GateRefused if one does not."""
     how: dict[str, Any] = {"continues": training.task.continues, "classes": len(training.task.classes)}
     found, broken = stop_check.stops(dataset, collate, material.prompt, **how)
@@ -221,7 +132,7 @@ def _refuse_rows_that_do_not_stop(training: _Training, material: Material, datas
     stop_check.refuse_rows(found, broken, lambda: list(material.train_rows.lines), training.prepare_dir / "train.csv")
 
 
-def _train_to_the_end(training: _Training, material: Material, tuned: Any, first: BatchSize) -> TrainerState:
+def _train_to_the_end(training: Training, material: Material, tuned: Any, first: BatchSize) -> TrainerState:
     """Trains from the newest checkpoint on, with the `first` size or what fitted since.
 
     Raises OutOfMemory, Interrupted, TrainingFailed.
@@ -267,7 +178,7 @@ def _train_to_the_end(training: _Training, material: Material, tuned: Any, first
 
 
 def _trainer(
-    training: _Training, material: Material, tuned: Any, size: BatchSize, watching: Sequence[TrainerCallback]
+    training: Training, material: Material, tuned: Any, size: BatchSize, watching: Sequence[TrainerCallback]
 ) -> Ordered:
     """The trainer, with our rows and our collator; `watching` is called too, in its order.
 
@@ -303,7 +214,7 @@ def _trainer(
     return trainer
 
 
-def _asking(training: _Training, material: Material, step: int) -> SampleAnswers | None:
+def _asking(training: Training, material: Material, step: int) -> SampleAnswers | None:
     """`step`: of the checkpoint that training continues from, or -1."""
     if training.evaluate is None or not training.task.writes:
         return None
@@ -322,29 +233,3 @@ def _train(trainer: Ordered, resume_from: Path | None) -> None:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemory(trainer.at_work, trainer.state.global_step, str(error).splitlines()[0]) from None
-
-
-def _keep_best(training: _Training, material: Material, state: TrainerState, size: BatchSize, trained_dir: Path) -> str:
-    """Writes what was trained, loss.png and fit.json of a training that ended; returns the summary."""
-    fit, base, evaluation = Fit.of(state), training.base, material.evaluation
-    checkpoint = training.checkpoints_dir / f"checkpoint-{fit.best_step}"
-    trained_folder.write(checkpoint, trained_dir, base, material.prompt, training.task.config(base.config))
-    on = "" if evaluation.lines is None else f" on {evaluation.rows} of {counted(evaluation.of, 'val row')}"
-    loss_plot.plot_loss(
-        training.stage_dir / "metrics.jsonl", training.stage_dir / "loss.png", best_step=fit.best_step, val=f"val{on}"
-    )
-    change = None if is_adapter(trained_dir) else moved.measure(base.dir, trained_dir, dtype=base.stored_dtype)
-    record = fit.__dict__ | {
-        "best_files": trained_folder.weights_of(checkpoint),
-        "encoding": training.encoding.__dict__,
-        "evaluation": evaluation.__dict__,
-        **({"moved": change.__dict__} if change else {}),
-        "batch": size.__dict__,
-        **({"matmul_flops_per_second": training.utilization.rate} if training.utilization else {}),
-    }
-    files.write_json(training.stage_dir / "fit.json", record)
-    early = "stopped early" if fit.stopped_early else "ran to the end"
-    best = f"best val loss {fit.best_val_loss:.4f} at step {fit.best_step}{on}"
-    smaller = f"; micro batches of {counted(size.micro_batch_size, 'row')} fitted" if size.notes else ""
-    shares = f"; {change}" if change else ""
-    return f"{early} after {counted(fit.steps, 'step')}; {best}{smaller}{shares}"

@@ -15,7 +15,7 @@ from typing import get_args
 
 from appliance.process import files as process_files
 from appliance.recipe.fields import Columns, DataSection
-from appliance.release import card
+from appliance.release import dataset_card
 from appliance.rows import csv_file, split
 from appliance.rows.split import Side
 from appliance.rundir import directory as rundir_directory
@@ -57,7 +57,7 @@ def build(folder: Path, run_path: Path, *, name: str, repo: str) -> Rows:
                 write((row.instruction, row.input, row.output))
     files = (*(f"{side}.csv" for side in SIDES), ROWS, *(_NOTEBOOK if is_notebook else ()))
     counts = process_files.read_json(prepared / "summary.json")
-    process_files.write_text(folder / "README.md", card.dataset_card(name, counts, repo, files, torn))
+    process_files.write_text(folder / "README.md", dataset_card.text(name, counts, repo, files, torn))
     return Rows(files, torn)
 
 

@@ -23,7 +23,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from appliance.errors import RunDirError
 from appliance.machine import disk, packages
-from appliance.pipeline import run as pipeline_run
+from appliance.pipeline import stages
 from appliance.process import console
 from appliance.recipe import fields as recipe_fields
 from appliance.recipe import resolve
@@ -266,7 +266,7 @@ def test_the_log_knows_why_a_run_stopped(appliance: Appliance, tmp_path: Path, s
 def test_a_bug_is_told_as_one_with_its_traceback_in_the_log(
     appliance: Appliance, tmp_path: Path, shop: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline_run, "_check", lambda *_: 1 // 0)
+    monkeypatch.setattr(stages, "check", lambda *_: 1 // 0)
     code, _, err = appliance("run", shop)
     log = tmp_path / "runs" / "shop" / "appliance.log"
     assert code == 1
@@ -300,7 +300,7 @@ def test_files_for_the_evaluation_are_read_before_the_training(
     path = tmp_path / "asked.txt"
     if text is not None:
         path.write_text(text, encoding="utf-8")
-    monkeypatch.setattr(pipeline_run, "_train", lambda *_: pytest.fail("it was begun"))
+    monkeypatch.setattr(stages, "train", lambda *_: pytest.fail("it was begun"))
     for command in ("check", "run"):
         code, _, err = appliance(command, shop, "--set", f"evaluate.{field}={path}")
         assert (code, "asked.txt" in err) == (3, True), err
@@ -310,7 +310,7 @@ def test_a_full_disk_is_no_bug(appliance: Appliance, shop: Path, monkeypatch: py
     def full(*_: object) -> str:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/runs/shop/x")
 
-    monkeypatch.setattr(pipeline_run, "_check", full)
+    monkeypatch.setattr(stages, "check", full)
     code, _, err = appliance("run", shop)
     assert (code, "/runs/shop/x: No space left on device: " in err) == (4, True)
     assert "bytes (" in err

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from appliance.pipeline import run as pipeline_run
+from appliance.pipeline import stages
 from appliance.recipe import resolve
 from tests.cli.conftest import Appliance
 from tests.helpers.models import tiny_base
@@ -340,7 +340,7 @@ def test_what_a_file_system_refuses_is_named(
     def refused(*_: object) -> str:
         raise OSError(number, os.strerror(number), "/models/base/config.json")
 
-    monkeypatch.setattr(pipeline_run, "_check", refused)
+    monkeypatch.setattr(stages, "check", refused)
     answer = appliance("run", recipe)
     _refused(answer, 4, f"/models/base/config.json: {os.strerror(number)}")
     assert "then repeat the command" in answer[2]
@@ -349,13 +349,13 @@ def test_what_a_file_system_refuses_is_named(
 def test_a_base_that_vanishes_after_check_is_named(
     appliance: Appliance, tmp_path: Path, base_dir: Path, qa_csv: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base, prepare = shutil.copytree(base_dir, tmp_path / "base"), pipeline_run._prepare
+    base, prepare = shutil.copytree(base_dir, tmp_path / "base"), stages.prepare
 
     def without_base(*arguments: Any) -> str:
         shutil.rmtree(base)
         return prepare(*arguments)
 
-    monkeypatch.setattr(pipeline_run, "_prepare", without_base)
+    monkeypatch.setattr(stages, "prepare", without_base)
     assert appliance("check", _recipe(tmp_path / "shop.yaml", base, qa_csv))[0] == 0
     _refused(appliance("prepare", tmp_path / "runs" / "shop"), 4, str(base))
 

@@ -20,6 +20,7 @@ from appliance.machine import device as machine_device
 from appliance.machine import disk
 from appliance.machine.device import Device
 from appliance.pipeline import run as pipeline_run
+from appliance.pipeline import stages
 from appliance.pipeline import train as pipeline_train
 from appliance.pipeline.job import Job
 from appliance.process import files
@@ -252,7 +253,7 @@ def test_only_the_training_itself_warns(
         (tmp_path / stage).mkdir()
         files.write_json(tmp_path / stage / name, content)
     monkeypatch.setattr(pipeline_train, "run", lambda **_: "trained")
-    assert pipeline_run._train(job, tmp_path / "train") == "trained"
+    assert stages.train(job, tmp_path / "train") == "trained"
     assert ("1.0% after rounding to 16 bits" in " ".join(capsys.readouterr().err.split())) is not is_rehearsal
 
 

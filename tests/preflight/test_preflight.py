@@ -23,7 +23,7 @@ from appliance.hub import client, permissions
 from appliance.hub.errors import Unreachable
 from appliance.machine import device, disk, host_memory, packages
 from appliance.machine.device import Device
-from appliance.pipeline import check, merge
+from appliance.pipeline import check, merge, stages
 from appliance.pipeline import run as pipeline_run
 from appliance.pipeline.job import Job
 from appliance.preflight import disk_needs, doctor
@@ -243,7 +243,7 @@ def test_check_is_told_what_this_call_does(tmp_path: Path, base_dir: Path, monke
     assert call("prepare") == (["prepare"], ())
     assert call("prepare", "prepare") == (["prepare"], STAGES[1:])
     assert call("check") == (None, ())
-    monkeypatch.setattr(pipeline_run, "_rehearse", lambda *_: "not needed")
+    monkeypatch.setattr(stages, "rehearse", lambda *_, **__: "not needed")
     assert call("rehearse") == (["rehearse"], ())  # prepare is done
 
 
@@ -399,7 +399,7 @@ def test_the_disk_is_looked_at_again_before_the_merge(
     with pytest.raises(
         EnvironmentUnavailable, match=r"merge: .*not enough disk space for the merged model: 68\d{7} bytes .* 5000000 "
     ) as seen:
-        pipeline_run._merge(job, stage_dir)
+        stages.merge(job, stage_dir)
     assert "the same command continues" in seen.value.hint
 
 

@@ -20,7 +20,7 @@ PLURALS = re.compile(rf" (?:(?:{_KINDS}) )*(?:rows|files|questions|findings|step
 ALLOWED = {
     ("evaluation/compare_runs.py", "len(run.rows)"),  # two numbers before the word
     ("evaluation/scores.py", "len(wanted)"),  # of a bug, not of a user
-    ("release/card.py", "metrics['rows']"),  # of the N rows
+    ("release/card_scores.py", "metrics['rows']"),  # of the N rows
     ("rows/near_duplicates.py", "found['val']"),  # "1 of 40"
     ("rows/near_duplicates.py", "self._share('train')"),  # sampled: hundreds
     ("rows/near_duplicates.py", "self.given_up"),

@@ -14,8 +14,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from appliance.process import files
-from appliance.release import card, languages, usage_snippets
-from appliance.release.card import Facts
+from appliance.release import card, card_facts, dataset_card, languages, usage_snippets
+from appliance.release.card_facts import Facts
 from tests.helpers.finished import FinishedRun, finished_run
 from tests.helpers.models import tiny_adapter
 
@@ -33,7 +33,7 @@ def facts(run: FinishedRun, **changes: Any) -> Facts:
         "examples": True,
     }
     wanted |= {"name": "shop", "base": run.base, "prompt_name": "alpaca", "run_path": run.path}
-    return card.gather(**wanted | changes)
+    return card_facts.gather(**wanted | changes)
 
 
 def front(text: str) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def test_what_the_hub_reads(run: FinishedRun) -> None:
 
 
 @pytest.mark.parametrize("write", [card.model_card, card.adapter_card])
-def test_a_base_that_is_on_no_hub_is_not_linked(write: Callable[[card.Facts], str], run: FinishedRun) -> None:
+def test_a_base_that_is_on_no_hub_is_not_linked(write: Callable[[Facts], str], run: FinishedRun) -> None:
     """The Hub refuses metadata with a name that cannot be a repository, and a name of somebody else's would mislead."""
     text = write(facts(run))
     assert not {"base_model", "base_model_relation"} & set(front(text))
@@ -80,7 +80,7 @@ def test_versions_that_load_the_release_are_named(run: FinishedRun, tmp_path: Pa
 
 def rows_card(*more: str, torn: int = 0) -> str:
     files = ("train.csv", "val.csv", "test.csv", "rows.csv", *more)
-    return card.dataset_card("shop", {"train": 12, "val": 3, "test": 5}, "me/shop-dataset", files, torn)
+    return dataset_card.text("shop", {"train": 12, "val": 3, "test": 5}, "me/shop-dataset", files, torn)
 
 
 def test_the_card_of_the_rows() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from appliance.base_model.base import Base
 from appliance.process import files
-from appliance.release import card
+from appliance.release import card, card_facts
 from appliance.report import page as report_page
 from appliance.rows import leaks
 from appliance.rows.leaks import Example, Shared
@@ -64,7 +64,7 @@ def prepared(run_dir: Path, found: Shared, twins: Near) -> None:
 def model_card(run_dir: Path, *, examples: bool = True) -> str:
     base = Base(run_dir, "someone/base", None, "mit")
     run_json.write(run_dir, {"name": "x"})
-    facts = card.gather(name="x", base=base, prompt_name="alpaca", run_path=run_dir, examples=examples)
+    facts = card_facts.gather(name="x", base=base, prompt_name="alpaca", run_path=run_dir, examples=examples)
     return card.model_card(facts)
 
 

@@ -20,8 +20,7 @@ from appliance.errors import EnvironmentUnavailable, GateRefused
 from appliance.machine import device as machine_device
 from appliance.machine import host_memory
 from appliance.machine.device import Device
-from appliance.pipeline import merge
-from appliance.pipeline import run as pipeline_run
+from appliance.pipeline import merge, stages
 from appliance.process import console
 from appliance.weights import proof, proof_place
 from appliance.weights.proof import ProofRow
@@ -248,8 +247,8 @@ def test_the_summary_says_what_was_swallowed_and_where_if_it_was_not_the_first_c
     first = SimpleNamespace(measures=measures, device="cuda", compute_dtype="bfloat16", notes=(), swallowed="")
     later = SimpleNamespace(measures=measures, device="cpu", compute_dtype="float32", notes=("not on the GPU",))
     later.swallowed = "rounding to bfloat16 swallowed 71% of the tuning"
-    assert "of 4 test rows: divergence" in pipeline_run._proven(first)  # type: ignore[arg-type]
-    words = pipeline_run._proven(later)  # type: ignore[arg-type]
+    assert "of 4 test rows: divergence" in stages.proof_words(first)  # type: ignore[arg-type]
+    words = stages.proof_words(later)  # type: ignore[arg-type]
     assert words.startswith("proven, but rounding to bfloat16 swallowed 71% of the tuning, on 100 tokens")
     assert "of 4 test rows, on the CPU in float32 for lack of memory: " in words
 

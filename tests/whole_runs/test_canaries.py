@@ -24,7 +24,7 @@ from appliance.hub import client, download, upload
 from appliance.hub import token as hub_token
 from appliance.hub.client import Limits
 from appliance.hub.repository import MARKER
-from appliance.pipeline import run as pipeline_run
+from appliance.pipeline import stages
 from appliance.process import redact, signals
 from appliance.recipe import resolve
 from appliance.rundir.directory import STAGES
@@ -280,7 +280,7 @@ ENDS: list[tuple[BaseException, int]] = [
 def test_nothing_leaks_however_a_command_ends(
     error: BaseException, code: int, token: str, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline_run, "_publish", failing(error))
+    monkeypatch.setattr(stages, "publish", failing(error))
     done = shop.call("appliance publish runs/shop --redo publish --set publish.repo_id=null", HF_TOKEN=token)
     assert done.returncode == code, done.stderr[-2000:]
     log = (shop.run / "appliance.log").read_text(encoding="utf-8")

@@ -19,7 +19,7 @@ from appliance.errors import EnvironmentUnavailable, GateRefused, TrainingFailed
 from appliance.findings import Finding
 from appliance.machine import disk, host_memory
 from appliance.machine.device import Device
-from appliance.pipeline import rehearse
+from appliance.pipeline import rehearse, stages
 from appliance.pipeline import run as pipeline_run
 from appliance.pipeline.base_in_memory import BaseInMemory
 from appliance.preflight import disk_needs
@@ -191,7 +191,7 @@ def test_a_failure_keeps_its_class_and_says_where(
     def fails(*_: Any) -> str:
         raise error
 
-    monkeypatch.setattr(pipeline_run, "_train", fails)
+    monkeypatch.setattr(stages, "train", fails)
     with pytest.raises(type(error), match=r"^rehearsal: (NaN|no)$") as caught:
         run(begun, "rehearse=always")
     assert getattr(caught.value, "hint", "") in ("look", "see")
@@ -207,7 +207,7 @@ def test_a_stage_that_fails_later_stops_the_run_as_well(begun: Path, monkeypatch
     def no_memory(*_: Any) -> str:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 
-    monkeypatch.setattr(pipeline_run, "_evaluate", no_memory)
+    monkeypatch.setattr(stages, "evaluate", no_memory)
     with pytest.raises(EnvironmentUnavailable, match=r"^rehearsal: evaluate: .* is out of memory: CUDA"):
         run(begun, "rehearse=always")
     assert not (begun / "runs" / "shop" / "train").exists()
@@ -222,7 +222,7 @@ def test_a_full_disk_is_said_before_anything_is_tried(begun: Path, monkeypatch: 
         return demand if len(asked) == 1 else replace(demand, merged=1 << 60)  # the first is check's
 
     monkeypatch.setattr(disk_needs, "of_run", larger)
-    monkeypatch.setattr(pipeline_run, "_train", no_stage)
+    monkeypatch.setattr(stages, "train", no_stage)
     with pytest.raises(EnvironmentUnavailable, match=r"^rehearsal: .*not enough disk space for a run: \d{19} bytes"):
         run(begun, "rehearse=always")
 
