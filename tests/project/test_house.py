@@ -17,7 +17,7 @@ FLOORS = {
     **dict.fromkeys(("rows", "rundir", "hub", "engines", "weights", "listening"), 3),
     **dict.fromkeys(("base_model", "training", "evaluation", "release", "preflight", "notify"), 4),
     "report": 5,
-    **dict.fromkeys(("serving", "pipeline", "web"), 6),
+    **dict.fromkeys(("serving", "pipeline", "web", "sweeps"), 6),
     "cli": 7,
 }
 DOORS = {"__init__", "__main__"}  # of the package appliance itself: its version, and `python -m appliance`
