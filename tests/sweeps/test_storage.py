@@ -149,12 +149,13 @@ def test_an_upload_cut_off_anywhere_equals_a_killed_run(tmp_path: Path) -> None:
         refuse_half_done(other, [contents(run), encoded(BEFORE)])
         assert found["recipe.yaml"] == encoded(AFTER)["recipe.yaml"]  # neither of the two changes it
         write(other, {"train/metrics.jsonl": "1\n2\n3\n", "train/adapter/adapter_model.safetensors": "longer"}, "train")
+        whole = contents(other)
         cut_off(storage, other, max(at - 2, 1))
         third = scene / "c"
         storage.fetch("shop", third)
         refuse_half_done(third, [contents(run), encoded(BEFORE), contents(other)])
-        storage.fetch("shop", other)  # its own files are the newer ones
-        whole = contents(other)
+        storage.fetch("shop", other)
+        assert contents(other) == whole  # its own files are the newer ones
         storage.store("shop", other)
         files.remove(third)
         storage.fetch("shop", third)
