@@ -148,6 +148,7 @@ def test_an_upload_cut_off_anywhere_equals_a_killed_run(tmp_path: Path) -> None:
         found = contents(other)
         refuse_half_done(other, [contents(run), encoded(BEFORE)])
         assert found["recipe.yaml"] == encoded(AFTER)["recipe.yaml"]  # neither of the two changes it
+        files.remove(other / "train" / "checkpoints")
         write(other, {"train/metrics.jsonl": "1\n2\n3\n", "train/adapter/adapter_model.safetensors": "longer"}, "train")
         whole = contents(other)
         cut_off(storage, other, max(at - 2, 1))
