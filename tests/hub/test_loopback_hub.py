@@ -316,7 +316,12 @@ def test_a_fault_meets_the_request_with_its_number_for_as_long_as_ordered(hub: L
     hub.fault("status", match="whoami", nth=2, times=0, status=500)
     assert [ask(hub, "GET", "/api/whoami-v2")[0] for _ in range(3)] == [200, 500, 500]
     hub.clear_faults()
-    assert [entry["index"] for entry in hub.log()[start:]] == list(range(start, start + 7))
+    hub.fault("status", match="whoami.*/never", times=0, status=500, onwards=True)
+    hub.fault("status", match="^GET /api/whoami-v2$", nth=2, times=0, status=500, onwards=True)
+    asked = ["/api/whoami-v2", "/api/other", "/api/whoami-v2", "/api/other"]
+    assert [ask(hub, "GET", path)[0] for path in asked] == [200, 404, 500, 500]
+    hub.clear_faults()
+    assert [entry["index"] for entry in hub.log()[start:]] == list(range(start, start + 11))
     with pytest.raises(ValueError, match="expected one of status, drop"):
         hub.fault("explode")
 

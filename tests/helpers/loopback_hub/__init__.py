@@ -77,10 +77,10 @@ class Control:
 
     # what happens on it
 
-    def log(self) -> list[dict[str, Any]]:
-        """All requests in order of arrival: index, method, path, token (its name), status, bytes_in, bytes_out,
-        fault. Status 0: no reply yet, or ever. Kept over restarts in hub-state/requests.jsonl."""
-        return list(self._order("log", {}))
+    def log(self, since: int = 0) -> list[dict[str, Any]]:
+        """All requests from number `since` on, in order of arrival: index, method, path, token (its name), status,
+        bytes_in, bytes_out, fault. Status 0: no reply yet, or ever. Kept over restarts in hub-state/requests.jsonl."""
+        return list(self._order("log", {"since": since}))
 
     def counts(self) -> dict[str, Any]:
         """requests, statuses, commits (of all repositories), lfs_puts, lfs_bytes, faults_fired."""

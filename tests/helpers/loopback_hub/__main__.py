@@ -27,6 +27,9 @@ def main() -> None:
     asked = vars(parser.parse_args())
     state, port, until_eof = asked.pop("state"), asked.pop("port"), asked.pop("until_eof")
     state.mkdir(parents=True, exist_ok=True)
+    if asked["xet_dir"]:
+        import hf_xet  # type: ignore[import-untyped]  # noqa: F401  before the first call, whose client has a deadline
+
     server = HubServer(state, port, Options(**asked))
     sys.stdout.write(f"{server.server_address[1]}\n")
     sys.stdout.flush()

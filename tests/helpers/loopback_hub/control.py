@@ -37,7 +37,7 @@ def answer(server: HubServer, request: Request) -> Reply:
         case "clear":
             server.faults.clear()
         case "log":
-            return Reply.of(server.log.entries)
+            return Reply.of(server.log.entries[order["since"] :])
         case "counts":
             return Reply.of(_counts(server))
         case unknown:

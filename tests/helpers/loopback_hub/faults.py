@@ -16,8 +16,10 @@ class Fault:
 
     When: on requests whose "METHOD /path?query", with " (anonymous)" behind it if there is no token, `match` finds,
     from number `at` on (the log's `index`) if given,
-    skipping the first `nth` - 1 of them, and then `times` times (0: always). The client sends up to five LFS
-    files at a time: for the same numbers in every run, upload with one thread or one such file.
+    skipping the first `nth` - 1 of them, and then `times` times (0: always). With `onwards`, also on every request
+    after the first that met it, whatever its line. The client sends up to five LFS files at a time: for the same
+    numbers in every run, upload with one thread or one such file. A client that repeats a call because this machine
+    was slow shifts the numbers of those after it: name a call by `match` and `nth` if the fault must meet no other.
 
     What, by `kind`:
     status      reply `status` with `headers`, X-Error-Message `message`; nothing is done unless `executed`
@@ -43,6 +45,7 @@ class Fault:
     at: int | None = None
     nth: int = 1
     times: int = 1
+    onwards: bool = False
     status: int = 500
     headers: dict[str, str] = field(default_factory=dict)
     message: str = ""
@@ -87,7 +90,8 @@ class Faults:
         """The fault that request `line` meets, the first of those that apply."""
         with self._lock:
             for fault in self._all:
-                if (fault.at is not None and index < fault.at) or not re.search(fault.match, line):
+                has_begun = fault.onwards and fault.fired > 0
+                if not has_begun and ((fault.at or 0) > index or not re.search(fault.match, line)):
                     continue
                 if fault.times and fault.fired >= fault.times:
                     continue
