@@ -46,22 +46,36 @@ class Lost(Exception):
 class Worker(Generic[_A, _R]):
     """Calls `work` in a fork, once for everything that is sent, in order. It ends with the block.
 
-    `environ`: variables that the fork has besides those of this process.
+    `environ`: variables that the fork has besides those of this process. `before`: what it does before its memory is
+    bounded, to import what is no part of the work.
     """
 
     def __init__(
-        self, work: Callable[[_A], _R], memory_bytes: int = MEMORY_BYTES, environ: Mapping[str, str] | None = None
+        self,
+        work: Callable[[_A], _R],
+        memory_bytes: int = MEMORY_BYTES,
+        environ: Mapping[str, str] | None = None,
+        before: Callable[[], None] | None = None,
     ) -> None:
         self._memory_bytes = memory_bytes
-        self._work, self._environ = work, dict(environ or {})
+        self._work, self._environ, self._before = work, dict(environ or {}), before
         self._answers: queue.Queue[tuple[str, Any] | None] = queue.Queue()
         self._limits = deque[float]()  # CPU seconds of what was sent and not answered yet
 
     def __enter__(self) -> Worker[_A, _R]:
         self._said = tempfile.TemporaryFile()
         self._here, there = _FORK.Pipe()
-        arguments = (self._work, there, self._here, self._said.fileno(), os.getpid(), self._memory_bytes, self._environ)
-        self._process = _FORK.Process(target=_serve, args=arguments, daemon=True)
+        parent = os.getpid()
+
+        def serve() -> None:
+            _alone(parent, self._said.fileno(), self._environ)
+            self._here.close()
+            if self._before:
+                self._before()
+            limit_memory(self._memory_bytes, threads=len(os.sched_getaffinity(0)))
+            _answer(self._work, there, self._memory_bytes)
+
+        self._process = _FORK.Process(target=serve, daemon=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # about threads: see above
             self._process.start()
@@ -138,25 +152,19 @@ def limit_time(cpu_seconds: float) -> None:
     signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
 
 
-def _serve(
-    work: Callable[[Any], Any],
-    pipe: Connection,
-    other_end: Connection,
-    said: int,
-    parent: int,
-    memory_bytes: int,
-    environ: Mapping[str, str],
-) -> None:
-    """The fork's work. What it prints is kept for `Worker`."""
+def _alone(parent: int, said: int, environ: Mapping[str, str]) -> None:
+    """Makes a fork independent of its parent, all but its life. What it prints is kept for `Worker`."""
     for number in signals.SIGNALS:  # the terminal's Ctrl-C is for the process that it is a fork of, which then ends it
         signal.signal(number, signal.SIG_IGN)
     child.die_with(parent)
-    other_end.close()
     faulthandler.disable()
     os.dup2(said, 1)
     os.dup2(said, 2)
     os.environ.update(environ)
-    limit_memory(memory_bytes, threads=len(os.sched_getaffinity(0)))
+
+
+def _answer(work: Callable[[Any], Any], pipe: Connection, memory_bytes: int) -> None:
+    """The fork's work."""
     while True:
         try:
             cpu_seconds, argument = pipe.recv()

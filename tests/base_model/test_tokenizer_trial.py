@@ -1,7 +1,6 @@
 """Tokenizers and chat templates that never end, take all the memory or end the process: refused before they are used.
 
-Every trial is a fork of this process, with limits of its own; test_the_trial_is_a_process_of_its_own starts one as the
-product does.
+Every trial is a fork of this process, with limits of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +23,6 @@ from appliance.process import files
 from appliance.prompt import format as prompt_format
 from appliance.prompt import tokenizer
 from appliance.rows.csv_file import Row
-from tests.helpers import warm
 from tests.helpers.models import tiny_tokenizer
 from tests.helpers.tokenizer_kinds import CORPUS, KINDS, byte_level, folder_of
 
@@ -248,11 +245,9 @@ HARMLESS: dict[str, tuple[Spoil, type[ApplianceError], str]] = {
 }
 
 
-@pytest.fixture
-def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials are forks, and nothing has passed yet."""
-    instead = SimpleNamespace(run=warm.fed, TimeoutExpired=tokenizer_trial.subprocess.TimeoutExpired)
-    monkeypatch.setattr(tokenizer_trial, "subprocess", instead)
+@pytest.fixture(autouse=True)
+def untried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing has passed yet."""
     monkeypatch.setattr(tokenizer_trial, "_passed", set())
 
 
@@ -263,7 +258,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
-@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("variant", REFUSED)
 def test_what_would_harm_this_process_is_refused(folder: Path, variant: str) -> None:
     spoil, seen = REFUSED[variant]
@@ -275,7 +269,6 @@ def test_what_would_harm_this_process_is_refused(folder: Path, variant: str) -> 
     assert caught.value.hint
 
 
-@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("variant", HARMLESS)
 def test_what_does_no_harm_is_named(folder: Path, variant: str) -> None:
     spoil, kind, seen = HARMLESS[variant]
@@ -296,7 +289,6 @@ def test_what_does_no_harm_is_named(folder: Path, variant: str) -> None:
         assert caught.value.hint
 
 
-@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("kind", KINDS)
 def test_honest_tokenizers_pass(tmp_path: Path, kind: str) -> None:
     base = folder_of(tmp_path / "base", KINDS[kind](), "llama")
@@ -339,7 +331,6 @@ def older(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.usefixtures("forked")
 def test_a_base_without_tokenizer_json_is_tried_as_transformers_reads_it(older: Path) -> None:
     tokenizer_trial.refuse_unusable(older, ROWS, SMALL)
     assert len(tokenizer_trial._passed) == 1
@@ -357,18 +348,16 @@ def test_a_base_without_tokenizer_json_is_tried_as_transformers_reads_it(older: 
         tokenizer_trial.refuse_unusable(older, ROWS, SMALL)  # there is nothing to try: whoever needs it refuses it
 
 
-@pytest.mark.usefixtures("forked")
 def test_a_base_is_tried_once_and_again_when_a_file_changed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer_trial.refuse_unusable(folder, ROWS, SMALL)
     with monkeypatch.context() as patch:
-        patch.delattr(tokenizer_trial.subprocess, "run")
+        patch.delattr(tokenizer_trial, "Worker")
         tokenizer_trial.refuse_unusable(folder, ROWS, SMALL)
     _template("{{ 'a' * 10**10 }}")(folder)
     with pytest.raises(EnvironmentUnavailable, match="256 MiB"):
         tokenizer_trial.refuse_unusable(folder, ROWS, SMALL)
 
 
-@pytest.mark.usefixtures("forked")
 def test_a_trial_that_gets_no_turn_ends_all_the_same(folder: Path) -> None:
     spoil, _ = REFUSED["loops in each other"]
     spoil(folder)
@@ -376,24 +365,31 @@ def test_a_trial_that_gets_no_turn_ends_all_the_same(folder: Path) -> None:
         tokenizer_trial.refuse_unusable(folder, ROWS, Limits(cpu_seconds=60, wall_seconds=1))
 
 
-@pytest.mark.usefixtures("forked")
 def test_a_child_that_is_killed_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the kernel does if the machine is out of memory."""
     monkeypatch.setattr(prompt_format, "from_folder", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
-    seen = r"tokenizer.json: looking for its special tokens ended the process that tried it \(SIGKILL\)$"
+    seen = (
+        r"tokenizer.json: looking for its special tokens ended the process that tried it, which was killed by SIGKILL, "
+    )
     with pytest.raises(EnvironmentUnavailable, match=seen):
         tokenizer_trial.refuse_unusable(folder, ROWS, SMALL)
 
 
-def test_the_trial_is_a_process_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer_trial, "_passed", set())
-    tokenizer_trial.refuse_unusable(folder, ROWS, SMALL)
-    REFUSED["a text times a number"][0](folder)
-    with pytest.raises(EnvironmentUnavailable, match=TOO_LARGE):
+def test_a_chat_template_sees_no_token(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it got out of its sandbox: the trial's process has none."""
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "a" * 34)
+    seen = []
+
+    def looks(*_: object, **__: object) -> None:
+        seen.append(os.environ.get("HF_TOKEN"))
+        raise EnvironmentUnavailable(f"HF_TOKEN is {os.environ.get('HF_TOKEN')}")
+
+    monkeypatch.setattr(prompt_format, "from_folder", looks)
+    with pytest.raises(EnvironmentUnavailable, match="HF_TOKEN is None"):
         tokenizer_trial.refuse_unusable(folder, ROWS, SMALL)
+    assert not seen, "it ran in this process"
 
 
-@pytest.mark.usefixtures("forked")
 def test_a_row_that_the_tokenizer_gives_up_on_is_a_bad_row_of_its_own(folder: Path) -> None:
     _split(r"(a+)+b")(folder)
     rows = [Row(2, "a" * 40 + " c", "", "x"), Row(3, "가격은?", "", "만 원")]

@@ -82,7 +82,7 @@ def fed(
     env: Mapping[str, str],
     **_: bool,
 ) -> CompletedProcess[bytes]:
-    """`python -m module` with `input` on its standard input, both outputs captured: for base_model/tokenizer_trial.py.
+    """`python -m module` with `input` on its standard input, both outputs captured.
 
     Raises subprocess.TimeoutExpired.
     """
