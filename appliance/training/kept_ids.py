@@ -8,6 +8,7 @@ that CSV, byte for byte, and from a tokenizer and a format that give the same id
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 from array import array
 from collections.abc import Collection, Iterator, Sequence
@@ -182,11 +183,17 @@ def lengths(csv_path: Path) -> list[int] | None:
             for number in range(batches.num_record_batches):
                 lists = batches.get_batch(number).column("ids")
                 lists.validate(full=True)
-                found += lists.value_lengths().to_pylist()
+                found += _lengths(lists)
     except (pa.ArrowException, OSError, LookupError, AttributeError, TypeError) as error:
         hint = "make it again with --redo prepare"
         raise RunDirError(f"{path} is damaged: {error!s:.300}", hint=hint) from error
     return found
+
+
+def _lengths(lists: pa.ListArray) -> Iterator[int]:
+    """As `lists.value_lengths()`, which imports pyarrow.compute: longer than to read the lengths of 50,000 rows."""
+    begins = memoryview(lists.buffers()[1]).cast("i")[lists.offset : lists.offset + len(lists) + 1]
+    return (end - begin for begin, end in itertools.pairwise(begins))
 
 
 def _rows(batch: Any, only: Collection[int] | None) -> Iterator[Kept]:
