@@ -208,11 +208,14 @@ def _run(
     announce: bool = True,
     **allowed: bool,
 ) -> None:
-    from appliance.pipeline import run as pipeline_run
-    from appliance.process import console
-    from appliance.recipe import resolve
-    from appliance.rundir import find as rundir_find
-    from appliance.rundir.directory import STAGES, RunDir
+    from appliance.process import imports
+
+    with imports.uncollected("appliance.pipeline.run"):
+        from appliance.pipeline import run as pipeline_run
+        from appliance.process import console
+        from appliance.recipe import resolve
+        from appliance.rundir import find as rundir_find
+        from appliance.rundir.directory import STAGES, RunDir
 
     stages = STAGES[: STAGES.index(until) + 1]
     if redo is not None and redo not in stages:

@@ -10,10 +10,12 @@ from appliance.recipe.fields import EvaluateSection
 
 def refuse_unreadable(wanted: EvaluateSection) -> None:
     """Checks the user's files that evaluate will read. Raises DataError."""
-    from appliance.evaluation import extra_questions, other_model
+    from appliance.evaluation import extra_questions
 
     extra_questions.refuse_unreadable(wanted.extra_prompts)
     if wanted.other_answers:
+        from appliance.evaluation import other_model
+
         other_model.refuse_unreadable(Path(wanted.other_answers))
 
 
