@@ -125,8 +125,9 @@ def csv_bytes(folder: Path) -> bytes:
     return (folder / "rows.csv").read_bytes()
 
 
-def test_a_row_encoded_again_is_watched_as_well(tmp_path: Path) -> None:
+def test_a_row_encoded_again_is_watched_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training and evaluation, if the ids were not kept or came from another tokenizer."""
+    monkeypatch.setattr(encode_apart, "LIMITS", replace(encode_apart.LIMITS, cpu_seconds=20))  # as above
     stage_dir = _prepare(tmp_path, write_qa(tmp_path / "rows.csv", [(f"Ω {n}?", "답") for n in range(40)]),
                          _prompt(tmp_path, lambda _: None, "alpaca"))  # fmt: skip
     spoil, name, seen = BOMBS["a rewriting that multiplies"]
