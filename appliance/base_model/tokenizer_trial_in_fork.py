@@ -38,10 +38,8 @@ def make_ready(folder: Path) -> None:
     """Takes secrets from the fork, and imports what is no part of the trial: transformers, without torch, for a base
     that nothing else can read.
     """
-    kept = child.child_environment() | {"RUST_BACKTRACE": "0"}
-    for name in set(os.environ).difference(kept):
-        del os.environ[name]
-    os.environ.update(kept)
+    child.take_environment()
+    os.environ["RUST_BACKTRACE"] = "0"
     if not (folder / tokenizer.FILE).is_file():
         child.leave_out("torch", *child.UNUSED)
         from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401

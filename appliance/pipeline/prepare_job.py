@@ -1,8 +1,8 @@
 """The stage `prepare` of a run: its rows in the prompt format with the very tokenizer that training will load.
 
 transformers takes six seconds of CPU time to load one. A call that ends with `prepare` therefore reads tokenizer.json
-by itself, and a process without torch confirms that transformers makes the same of the base's files. If it does not,
-the rows are prepared with what transformers makes of them.
+by itself, and a fork without torch confirms that transformers makes the same of the base's files. If it does not, the
+rows are prepared with what transformers makes of them.
 """
 
 from __future__ import annotations

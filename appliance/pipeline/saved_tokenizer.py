@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import subprocess
-import sys
+import os
 from itertools import islice
 from pathlib import Path
 
 from appliance.machine import packages
-from appliance.process import child
+from appliance.process import child, imports
+from appliance.process.forked import Worker
+from appliance.prompt import format as prompt_format
+from appliance.prompt import tokenizer
 from appliance.prompt.format import Prompt, user_message
 from appliance.rows import csv_file
+from appliance.rundir.token_choice import TokenChoice
 from appliance.training import tokenizer_files
 
 ROWS_READ_AGAIN = 100  # of each side
-MODULE = "appliance.pipeline.saved_tokenizer_child"
+CPU_SECONDS = 600  # for transformers to read a tokenizer; a vocabulary of 260,000 words takes ten
 
 _log = logging.getLogger(__name__)
 
@@ -39,28 +41,32 @@ def refuse_lossy(stage_dir: Path, base_dir: Path, prompt: Prompt) -> None:
 def is_trained_with(prompt: Prompt, base_dir: Path, eos_token: str | None, stage_dir: Path | None) -> bool:
     """Whether a prompt that was read without transformers is the one that training loads, and saves without loss.
 
-    A process of its own asks transformers, which this one need not import. False too if anything there goes wrong:
-    `refuse_lossy` says what. `eos_token`: that of the run's TokenChoice. `stage_dir`: prepare's; None: no rows are
-    there.
+    A fork asks transformers, which this process need not import. False too if anything there goes wrong: `refuse_lossy`
+    says what. `eos_token`: that of the run's TokenChoice. `stage_dir`: prepare's; None: no rows are there.
     """
-    job = {
-        "base_dir": str(base_dir),
-        "format": prompt.name,
-        "eos_token": eos_token,
-        "fingerprint": prompt.fingerprint,
-        "stage_dir": None if stage_dir is None else str(stage_dir),
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", MODULE],
-        input=json.dumps(job).encode() + b"\n",
-        capture_output=True,
-        env=child.child_environment(),
-        start_new_session=True,  # the terminal's Ctrl-C is for this process, which then ends the child
-        check=False,
-    )
-    said = [child.message_in(line) for line in done.stdout.splitlines()]
-    if done.returncode == 0 and said == [{"fingerprint": prompt.fingerprint}]:
-        return True
-    shown = done.stderr.decode(errors="replace").strip()[-2000:]
-    _log.info("transformers is asked again in this process: the other %s %s", child.ending(done.returncode), shown)
-    return False
+
+    def ask(_: None) -> str:
+        loaded = tokenizer.load(base_dir)
+        TokenChoice(eos_token).apply_to(loaded)
+        found = prompt_format.from_transformers(prompt.name, loaded)
+        if stage_dir is not None and found.fingerprint == prompt.fingerprint:
+            refuse_lossy(stage_dir, base_dir, found)
+        return found.fingerprint
+
+    with Worker(ask, before=_import_transformers) as worker:
+        worker.send(None, cpu_seconds=CPU_SECONDS)
+        try:
+            found = worker.receive(wall_seconds=CPU_SECONDS * 10)
+        except Exception as error:  # noqa: BLE001  whatever it is, it is found again by this process, for people
+            _log.info("transformers is asked again in this process: %s", str(error)[-2000:])
+            return False
+    return found == prompt.fingerprint
+
+
+def _import_transformers() -> None:
+    """Without torch, with which it takes six seconds of CPU time instead of one and a half."""
+    child.take_environment()
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
+    child.leave_out("torch", "pygments", *child.UNUSED)  # pygments: for the command line of the Hub's HTTP client
+    with imports.uncollected("transformers"):
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401

@@ -31,6 +31,14 @@ def child_environment() -> dict[str, str]:
     return {**known_secrets.without(os.environ, addresses=True), **quiet, **of_this_process()}
 
 
+def take_environment() -> None:
+    """Gives this process, a fork, the variables of `child_environment`, and no others: none of them is a secret."""
+    environ = child_environment()
+    for name in set(os.environ).difference(environ):
+        del os.environ[name]
+    os.environ.update(environ)
+
+
 Tell = Callable[[dict[str, Any]], None]
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PARENT = "FINETUNE_PARENT_PROCESS"

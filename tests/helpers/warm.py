@@ -9,7 +9,6 @@ themselves, and a run of the whole pipeline, start their processes as the produc
 
 from __future__ import annotations
 
-import faulthandler
 import functools
 import gc
 import importlib
@@ -17,7 +16,6 @@ import json
 import logging
 import os
 import runpy
-import select
 import shlex
 import signal
 import subprocess
@@ -72,44 +70,6 @@ def run(
         os.waitpid(pid, 0)
         raise
     return CompletedProcess(list(command), os.waitstatus_to_exitcode(status))
-
-
-def fed(
-    command: Sequence[str],
-    *,
-    input: bytes,
-    timeout: float,
-    env: Mapping[str, str],
-    **_: bool,
-) -> CompletedProcess[bytes]:
-    """`python -m module` with `input` on its standard input, both outputs captured.
-
-    Raises subprocess.TimeoutExpired.
-    """
-    interpreter, flag, module, *arguments = command
-    assert (interpreter, flag) == (sys.executable, "-m")
-    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        given.write(input)
-        given.seek(0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # as above
-            pid = os.fork()
-        if pid == 0:
-            os.dup2(given.fileno(), 0)
-            sys.stdin = os.fdopen(0, encoding="utf-8")
-            faulthandler.disable()  # pytest's: an abort that a test asks for would be a page of its own output
-            _become(module, arguments, out.fileno(), env, err.fileno())
-        ended = os.pidfd_open(pid)
-        is_late = not select.select([ended], [], [], timeout)[0]
-        os.close(ended)
-        if is_late:
-            os.kill(pid, signal.SIGKILL)
-        status = os.waitpid(pid, 0)[1]
-        out.seek(0)
-        err.seek(0)
-        if is_late:
-            raise subprocess.TimeoutExpired(list(command), timeout, out.read(), err.read())
-        return CompletedProcess(list(command), os.waitstatus_to_exitcode(status), out.read(), err.read())
 
 
 class Started:
