@@ -12,6 +12,7 @@ from appliance import __version__
 from appliance.cli import report
 from appliance.cli.dataset import feedback, generate, hub, sources, upload
 from appliance.cli.export import export
+from appliance.cli.fleet import fleet
 from appliance.cli.help import HelpGroup, lay_out
 from appliance.cli.look import doctor, inspect, replay, status
 from appliance.cli.recipe import recipe_app
@@ -106,6 +107,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 # In the order in which --help lists them.
 app.command(cls=RecipeCommand)(run)
 app.command(cls=RecipeCommand)(demo)
+app.command(cls=RecipeCommand)(fleet)
 app.command(cls=RecipeCommand)(check)
 for _stage, _what in (
     ("prepare", "Read the CSV and account for every row. Then split the rows into train, val and test."),

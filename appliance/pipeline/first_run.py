@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine import device, packages
 from appliance.process import console
-from appliance.recipe import resolve
+from appliance.recipe import resolve, run_names
 
 
 def of_csv(csv: str) -> tuple[str, list[str]]:
@@ -21,8 +20,8 @@ def of_csv(csv: str) -> tuple[str, list[str]]:
         console.say(f"{csv} with {recipe}")
         return recipe, given
     on_gpu = _is_on_gpu()
-    recipe, where = ("default", "on a GPU") if on_gpu else ("chatbot-cpu", "without a GPU")
-    name = re.sub(r"[^\w.-]+", "-", Path(csv).stem).strip("-.") or "run"
+    recipe, where = resolve.shipped_for_csv(on_gpu=on_gpu), "on a GPU" if on_gpu else "without a GPU"
+    name = run_names.of(Path(csv).stem)
     console.say(f"{csv} with the recipe {recipe}, the usual one {where}; `appliance recipe list` shows the others")
     return recipe, [*given, f"name={name}"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from appliance.errors import RecipeError
 from appliance.pipeline import earlier
 from appliance.process import console
-from appliance.recipe import resolve
+from appliance.recipe import resolve, run_names
 from appliance.rundir import find
 
 # Of an earlier run's recipe: where its own release went, and what another model answered to its own test rows.
@@ -44,6 +44,6 @@ def of_run(run_path: Path, source: str | None) -> tuple[str, list[str]]:
 
 def next_name(name: str) -> str:
     """shop -> shop-2, shop-2 -> shop-3: the same for each call, so that the same command continues."""
-    name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+    name = run_names.of(name)
     found = re.fullmatch(r"(.+)-(\d{1,6})", name)
     return f"{found[1]}-{int(found[2]) + 1}" if found else f"{name}-2"

@@ -238,7 +238,7 @@ def stage(name: str) -> Iterator[None]:
 class Steps:
     """Progress of a loop whose length is known: a bar on a terminal, a line every few seconds elsewhere.
 
-    `done`: how many were done before a resume. `warms_up`: the first one says nothing about the time of the others.
+    `done`: how many were done before a resume. `warms_up`, `side_by_side`: see eta.py.
     """
 
     def __init__(
@@ -248,13 +248,14 @@ class Steps:
         *,
         done: int = 0,
         warms_up: bool = False,
+        side_by_side: bool = False,
         seconds_between_lines: float = 10.0,
     ) -> None:
         self._title, self._total, self._done = _shown(title), total, done
         self._spoke, self._pause = time.monotonic(), seconds_between_lines
         self._note = ""
         self._details: Sequence[step_bar.Detail] = ()
-        self._eta = Eta(total, done=done, warms_up=warms_up)
+        self._eta = Eta(total, done=done, warms_up=warms_up, side_by_side=side_by_side)
         self._shown = ExitStack()
 
     def __enter__(self) -> Steps:

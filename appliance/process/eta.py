@@ -15,11 +15,19 @@ class Eta:
     """`done` of `total` were done before it began: after a resume. All times in seconds, as `clock` gives them.
 
     `warms_up`: the first one says nothing about the others, as in training, whose first step compiles kernels.
+    `side_by_side`: several are done at once, so that some end together and the next ones much later.
     """
 
     def __init__(
-        self, total: int, *, done: int = 0, warms_up: bool = False, clock: Callable[[], float] = time.monotonic
+        self,
+        total: int,
+        *,
+        done: int = 0,
+        warms_up: bool = False,
+        side_by_side: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._every_one_counts = side_by_side
         self._clock, self._total, self._done, self._warms_up = clock, total, done, warms_up
         self._marked = clock()  # everything until then is accounted for
         self._chunks = 0  # how often more was done
@@ -69,7 +77,7 @@ class Eta:
 
     def _rate(self, more: int, seconds: float) -> float:
         """Seconds for each, if `more` are done in `seconds`; without the first chunk once there are others."""
-        count, worked = (0, 0.0) if self._chunks < 2 else self._first
+        count, worked = (0, 0.0) if self._chunks < 2 or self._every_one_counts else self._first
         return (self._worked - worked + seconds) / (self._count - count + more)
 
     def _pauses_to_come(self) -> float:

@@ -47,6 +47,12 @@ def first_one_calls(do: Callable[[int], None]) -> None:
     _set(take)
 
 
+def end_at_second_press() -> None:
+    """As `end_at_once`, for whoever deals with one that has just come: the same Ctrl-C may arrive twice."""
+    since = time.monotonic()
+    _set(lambda number, _: end_process(number) if time.monotonic() - since > _ONE_PRESS else None)
+
+
 def end_process(number: int) -> None:
     """Ends the process with the signal's exit code, with nothing cleaned up except the cursor of its terminal.
 

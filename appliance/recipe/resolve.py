@@ -117,6 +117,11 @@ def usual_recipe() -> str:
     return str(beside) if beside.is_file() else "default"
 
 
+def shipped_for_csv(*, on_gpu: bool) -> str:
+    """The shipped recipe for a CSV, if nothing else is named."""
+    return "default" if on_gpu else "chatbot-cpu"
+
+
 def shipped() -> dict[str, Path]:
     """Name -> path of the recipes that come with the package."""
     folder = Path(str(files("appliance.recipe") / "shipped"))
@@ -220,6 +225,20 @@ for _loader in (_Loader, _FastLoader):
         "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
     )
     _loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
+
+
+def of_environment(environ: Mapping[str, str]) -> list[str]:
+    """KEY=VALUE of each variable that sets a field, for a process whose environment is another; but no secret.
+
+    An APPLIANCE_ variable that sets nothing is left to `load`, which refuses it.
+    """
+    found = _from_environment(environ, [])
+    return [f"{key}={text}" for key, text, _ in found if not notify_addresses.is_secret(key)]
+
+
+def variables(environ: Mapping[str, str]) -> list[str]:
+    """The variables that set a field of the recipe."""
+    return [name for _, _, name in _from_environment(environ, [])]
 
 
 def _from_environment(environ: Mapping[str, str], problems: list[str]) -> Iterator[tuple[str, str, str]]:

@@ -80,6 +80,26 @@ def write_html(
     return path
 
 
+def write_apart(run_dirs: Sequence[Path], path: Path) -> Path:
+    """Write the page of runs that were tested on rows of their own: their outcomes, and no comparison.
+
+    Raises RecipeError: as `refuse_other_file`. RunDirError: a file is damaged.
+    """
+    refuse_other_file(path)
+    with results.damage_named(*run_dirs):
+        labels, folder = compare_runs.labels(run_dirs), path.absolute().parent
+        found = {
+            "runs": [
+                (label, _link(run_dir, folder), facts.of(run_dir))
+                for label, run_dir in zip(labels, run_dirs, strict=True)
+            ],
+            "names": facts.METRIC_NAMES,
+        }
+        html = page.whole("Runs", page.sections(found, {"runs": ""}), title=f"{len(run_dirs)} fine-tuning runs")
+    files.write_text(path, html)
+    return path
+
+
 def of(
     run_dirs: Sequence[Path],
     shown: Sequence[Mapping[str, Any]],

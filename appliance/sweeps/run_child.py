@@ -19,10 +19,12 @@ from types import TracebackType
 from appliance.errors import ApplianceError, EnvironmentUnavailable, RecipeError
 from appliance.machine import one_gpu
 from appliance.process import child, files
+from appliance.recipe import resolve
 from appliance.rundir.directory import RunDir
 from appliance.sweeps import attempts
 from appliance.sweeps.attempts import Attempt
 
+MODULE = "appliance"
 OUTPUT = "output.log"  # in the run directory: what the child's last attempt printed
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 _LOOKS = 0.2  # seconds between two looks at the child
@@ -49,7 +51,7 @@ class RunJob:
     variables: tuple[str, ...] = ()
     gpus: float = 1.0
     threads: int | None = None
-    module: str = "appliance"
+    module: str = MODULE
 
     def __post_init__(self) -> None:
         if not 0 <= self.gpus <= 1:
@@ -173,8 +175,15 @@ def run(job: RunJob, node: str) -> RunOutcome:
 
 
 def environment(job: RunJob, environ: Mapping[str, str]) -> dict[str, str]:
-    """The worker's variables as the child gets them: its GPU, if any; its threads; and nothing of Ray's own."""
+    """The worker's variables as the child gets them: its GPU, if any; its threads; and nothing of Ray's own.
+
+    Nor any that sets a field of the recipe: on each machine it may be another. `resolve.of_environment` turns those of
+    the machine where the command was typed into words of the job.
+    """
     kept = {name: value for name, value in environ.items() if not name.startswith("RAY_")}
+    for name in resolve.variables(environ):
+        if name not in job.variables:
+            del kept[name]
     kept.pop(THREADS_VARIABLE, None)  # Ray sets it to the number of cores that it gives to a task
     if job.threads is not None:
         kept[THREADS_VARIABLE] = str(job.threads)

@@ -1,0 +1,110 @@
+"""`appliance fleet` from its arguments to its rows: what is planned, what of it is not finished, and its page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.errors import ApplianceError
+from appliance.process import console
+from appliance.recipe import resolve
+from appliance.report import compare
+from appliance.sweeps import cluster as sweeps_cluster
+from appliance.sweeps import fleet, fleet_shown, plan
+from appliance.sweeps.run_child import RunOutcome
+from appliance.wording import counted
+
+LOG = "fleet.log"  # in the runs directory
+
+
+@dataclass(frozen=True)
+class Done:
+    """`page`: where the runs stand beside each other; None if there are fewer than two."""
+
+    rows: list[fleet_shown.Row]
+    has_gpus: bool
+    page: Path | None
+
+
+def run(
+    patterns: Sequence[str],
+    recipe: str | None,
+    set_: Sequence[str],
+    runs_dir: Path,
+    cache_dir: Path,
+    *,
+    flags: Sequence[str],
+    runs_per_gpu: int,
+    cores: int | None,
+) -> Done:
+    """Runs every CSV that is not finished.
+
+    Args:
+        patterns: CSVs, and patterns of their names.
+        recipe: of all runs; None: as `appliance run CSV` chooses it, by what the machines have.
+        set_: KEY=VALUE of its fields.
+        runs_dir, cache_dir: as for one run.
+        flags: for every run's command, as typed.
+        runs_per_gpu: how many share a card.
+        cores: of a run without a GPU; None: see fleet.share.
+
+    Raises ApplianceError before any work begins, or Interrupted after every run has saved what it has; that a run
+    failed is in its row.
+    """
+    csvs = plan.files(patterns)
+    sources = [recipe or resolve.usual_recipe()]
+    if sources == ["default"] and recipe is None:
+        sources = [resolve.shipped_for_csv(on_gpu=on_gpu) for on_gpu in (True, False)]
+    planned = {source: plan.runs(csvs, source, set_, os.environ) for source in sources}
+    for source, runs in planned.items():
+        if not fleet.unfinished(runs, runs_dir):
+            console.say(f"all {counted(len(runs), 'run')} with {source} are done already", style="dim")
+            return _done(runs, {}, runs_dir)
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    with console.log_file(runs_dir / LOG), sweeps_cluster.connected() as cluster:
+        source = resolve.shipped_for_csv(on_gpu=cluster.has_gpus) if len(sources) > 1 else sources[0]
+        share = fleet.share(has_gpus=cluster.has_gpus, runs_per_gpu=runs_per_gpu, cores=cores, environ=os.environ)
+        todo = fleet.unfinished(planned[source], runs_dir)
+        _announce(cluster, source, share, len(csvs), len(todo))
+        outcomes = fleet.start(
+            todo,
+            source,
+            runs_dir,
+            cache_dir,
+            cluster=cluster,
+            share=share,
+            flags=flags,
+            progress=fleet_shown.Progress(len(csvs), len(csvs) - len(todo)),
+        )
+    return _done(planned[source], outcomes, runs_dir)
+
+
+def _announce(cluster: sweeps_cluster.Cluster, source: str, share: fleet.Share, runs: int, todo: int) -> None:
+    room = sweeps_cluster.slots(cluster.nodes, gpus=share.gpus, cpus=share.cores)
+    each = "a GPU" if share.gpus == 1 else f"1/{round(1 / share.gpus)} of a GPU" if share.gpus else ""
+    each = each or counted(share.cores, "core")
+    where = "this machine" if cluster.embedded else counted(len(room), "machine")
+    before = f", {runs - todo} of them done before" if runs > todo else ""
+    console.say(
+        f"{counted(runs, 'CSV')} with {source}{before}; {sum(room.values())} at once on {where}, each on {each}"
+    )
+
+
+def _done(runs: Sequence[plan.Planned], outcomes: Mapping[str, RunOutcome], runs_dir: Path) -> Done:
+    rows = fleet_shown.rows(runs, outcomes, runs_dir)
+    has_gpus = any(row.has_gpu for row in rows)
+    return Done(rows, has_gpus, _page([runs_dir / one.name for one in runs], runs_dir))
+
+
+def _page(run_paths: Sequence[Path], runs_dir: Path) -> Path | None:
+    """Nothing here may hide what came out of the runs."""
+    begun = [path for path in run_paths if (path / "recipe.yaml").is_file()]
+    if len(begun) < 2:
+        return None
+    try:
+        return compare.write_apart(begun, runs_dir / compare.FILE)
+    except (ApplianceError, OSError) as error:
+        console.say(f"{compare.FILE} cannot be written: {error}", style="warning")
+        return None

@@ -1,0 +1,107 @@
+"""Whole runs without seconds of imports each: `python -m tests.sweeps.forked WORD…` in place of `python -m appliance`.
+
+A server has imported the libraries, and forks for every command. The command's own process passes SIGTERM on, and if it
+is killed, so is its fork, as the kernel does with a child of ours.
+
+>>> with forked.server(folder):      # in a test; workers inherit its address
+...     RunJob(…, module=forked.MODULE)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+MODULE = "tests.sweeps.forked"
+_VARIABLE = "TEST_FORKS"
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[None]:
+    address = folder / "forks"
+    os.environ[_VARIABLE] = str(address)
+    try:
+        with subprocess.Popen([sys.executable, "-m", MODULE, "--serve"], stdin=subprocess.PIPE) as process:
+            while not address.exists():
+                assert process.poll() is None
+                time.sleep(0.1)
+            try:
+                yield
+            finally:
+                process.kill()
+    finally:
+        del os.environ[_VARIABLE]
+
+
+def _serve() -> None:
+    from tests.helpers import warm
+
+    warm.load()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(os.environ[_VARIABLE])
+    listener.listen()
+    forks: dict[socket.socket, int] = {}
+    while True:
+        for ready in select.select([listener, *forks], [], [], 0.05)[0]:
+            if ready is listener:
+                connection = listener.accept()[0]
+                forks[connection] = _fork(connection)
+                continue
+            with suppress(ProcessLookupError):
+                os.kill(forks[ready], (ready.recv(1) or b"\x09")[0])
+        for connection, pid in list(forks.items()):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                with suppress(OSError):
+                    connection.sendall(json.dumps(os.waitstatus_to_exitcode(status)).encode())
+                connection.close()
+                del forks[connection]
+
+
+def _fork(connection: socket.socket) -> int:
+    """A fork that becomes the command which the connection asks for."""
+    text, handles, *_ = socket.recv_fds(connection, 1 << 20, 1)
+    asked = json.loads(text)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        from appliance.process import child
+        from appliance.weights import proof
+        from tests.helpers import warm
+
+        child.die_with(os.getppid())
+        os.setsid()
+        os.chdir(asked["folder"])
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+        proof.subprocess = warm  # type: ignore[assignment]
+        warm._become("appliance", asked["words"], handles[0], asked["environ"])
+    os.close(handles[0])
+    return pid
+
+
+def _ask(words: list[str]) -> int:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(os.environ[_VARIABLE])
+    asked = {"words": words, "folder": str(Path.cwd()), "environ": dict(os.environ)}
+    socket.send_fds(connection, [json.dumps(asked).encode()], [1])
+    signal.signal(signal.SIGTERM, lambda number, _: connection.sendall(bytes([number])))
+    code = int(connection.recv(100))
+    return 128 - code if code < 0 else code
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--serve"]:
+        _serve()
+    sys.exit(_ask(sys.argv[1:]))
