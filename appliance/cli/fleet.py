@@ -55,9 +55,9 @@ def fleet(
 ) -> None:
     """Run each of many CSVs through all stages. As many at once as there are GPUs.
 
-    Each run is named after its CSV. Without a GPU, as many at once as there are cores. RAY_ADDRESS names a cluster of several machines. If the recipe
-    has a publish.repo_id NAME, a run is published as NAME-{stem of its CSV}. A run that fails does not stop the others;
-    the same command continues what is not finished. Needs the extra `ray`.
+    Each run is named after its CSV. Without a GPU, as many at once as there are cores. RAY_ADDRESS names a cluster of
+    several machines. If the recipe has a publish.repo_id NAME, a run is published as NAME-{stem of its CSV}. A run that
+    fails does not stop the others; the same command continues what is not finished. Needs the extra `ray`.
 
     appliance fleet 'data/*.csv'
 
