@@ -19,6 +19,7 @@ from appliance.cli.recipe import recipe_app
 from appliance.cli.recipe_command import RecipeCommand
 from appliance.cli.run import check, demo, publish, run, stage_command
 from appliance.cli.serve import serve
+from appliance.cli.sweep import sweep
 from appliance.cli.talk import ask, chat
 from appliance.cli.watch import watch
 from appliance.errors import ApplianceError, Interrupted
@@ -119,6 +120,7 @@ for _stage, _what in (
     app.command(_stage, cls=RecipeCommand)(stage_command(_stage, _what))
 app.command(cls=RecipeCommand)(publish)
 app.command()(export)
+app.command(cls=RecipeCommand)(sweep)
 app.command()(status)
 app.command()(watch)
 app.command()(report.report)

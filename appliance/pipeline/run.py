@@ -83,7 +83,7 @@ def run(
         planned = STAGES[: STAGES.index(until) + 1]
         todo = [stage for stage in planned if stage not in done]
         if todo:
-            reads.refuse_changed_early(run_dir, todo, done)
+            reads.refuse_changed_early(run_dir, [stage for stage in todo if _reads_rows(job, stage)], done)
             head.show(job, planned, done)
             _run_stage(job, "check")  # it judges this machine, so it precedes whatever is still to be done
             if other:
@@ -110,6 +110,12 @@ def run(
             run_dir.end_redo()
 
 
+def _reads_rows(job: Job, stage: str) -> bool:
+    """Whether the stage opens what earlier ones left. A rehearsal that is switched off does not; one that takes place
+    opens the test rows."""
+    return stage != "rehearse" or job.rehearsal_wanted != "never"
+
+
 def _run_stage(job: Job, stage: str, label: str = "") -> None:
     if stage == "publish":
         before_publish.export(job, label.replace(stage, "export"))
@@ -117,7 +123,8 @@ def _run_stage(job: Job, stage: str, label: str = "") -> None:
     console.say(f"{label.rstrip()} …", style="bold")
     signals.check()
     inputs = job.inputs(stage) if stage != "check" else {}
-    reads.refuse_changed(job.run_dir, stage)
+    if _reads_rows(job, stage):
+        reads.refuse_changed(job.run_dir, stage)
     stage_dir = job.run_dir.begin(stage, inputs, keep=RESUMABLE.get(stage, ()))
     by_name: dict[str, Callable[[Job, Path], str]] = {
         "check": stages.check,

@@ -10,7 +10,7 @@ import yaml
 
 from appliance.prompt import format as prompt_format
 from appliance.prompt import turns
-from appliance.release import card_earlier, card_scores, gguf_files, usage_snippets
+from appliance.release import card_chosen, card_earlier, card_scores, gguf_files, usage_snippets
 from appliance.release.card_facts import Facts
 from appliance.rows import leaks
 from appliance.rundir import results
@@ -92,6 +92,7 @@ def _card(facts: Facts, kind: str, code: str, front: dict[str, str]) -> str:
         *(f"  - {side}: sha256 {digest}" for side, digest in facts.hashes.items()),
         "",
         f"## Before and after\n\n{card_scores.section(facts)}\n" + (_OVERRIDDEN if facts.overridden else ""),
+        *card_chosen.section(facts.chosen),
         *([f"## Limits of these figures\n\n{_limits(facts.warnings)}\n"] if facts.warnings else []),
         f"## Prompt\n\nFormat `{facts.prompt.name}`; the tokenizer's chat template writes it. A question becomes\n",
         f"{_CODE}text\n{_asked(facts, '…').rstrip()}\n{_CODE}\n",

@@ -13,7 +13,8 @@ from appliance.prompt import format as prompt_format
 from appliance.release import languages
 from appliance.release.base import Base
 from appliance.rows import csv_file, leaks
-from appliance.rundir import exported, results, run_json
+from appliance.rundir import chosen, exported, results, run_json
+from appliance.rundir.chosen import Chosen
 from appliance.rundir.directory import RunDir
 from appliance.tasks import causal
 from appliance.tasks.task import Task
@@ -42,6 +43,7 @@ class Facts:
     hashes: Mapping[str, str] = field(default_factory=dict)  # side -> sha256 of its CSV
     gguf: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # type -> its entry in export.json
     earlier: Mapping[str, Any] = field(default_factory=dict)  # of run.json, if the run continues another
+    chosen: Chosen | None = None  # among which settings, if a sweep chose them
     task: Task = causal.TASK
 
     def repo(self, part: str) -> str:
@@ -98,6 +100,7 @@ def gather(
         max_new_tokens=max_new_tokens,
         gguf=exported.read(RunDir(run_path), gguf) if gguf else {},
         earlier=run_json.read(run_path).get("earlier") or {},
+        chosen=chosen.read(run_path),
         hashes={side: files.sha256_of(path) for side, path in sides.items()},
         warnings=tuple(w if examples else replace(w, examples=()) for w in leaks.warnings(run_path / "prepare")),
         task=task,

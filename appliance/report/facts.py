@@ -11,7 +11,7 @@ from appliance.process import files
 from appliance.recipe import differing, resolve
 from appliance.report import answers, curves, headline, histogram, samples, speed, uses
 from appliance.rows import leaks
-from appliance.rundir import base_asked, earlier_compared, outcome, results, run_json
+from appliance.rundir import base_asked, chosen, earlier_compared, outcome, results, run_json
 from appliance.rundir.directory import STAGES, RunDir
 from appliance.weights import moved
 
@@ -70,6 +70,7 @@ def of(run_dir: Path) -> Mapping[str, Any]:
         "test_answers": answers.of_test(predictions, metrics, METRIC_NAMES),
         "extra_answers": answers.of_extra(results.read_extra_answers(run_dir)),
         "answers": (measures or {}).get("stops", {}).get("rows_that_fit"),
+        "chosen": chosen.read(run_dir),
         "ended": outcome.last(RunDir(run_dir)),
         "exports": (read(f"export/{results.EXPORT}") or {}).get("files", {}),
         "merged_bytes": _bytes_of((stages["merge"] or {}).get("outputs", {})),

@@ -17,6 +17,8 @@ from appliance.process import files
 from appliance.wording import counted
 
 FILE = "chosen.json"
+COLUMNS = ("trial", "settings", "val loss", "steps", "ended", "minutes")
+NUMBERS = ("val loss", "steps", "minutes")
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,24 @@ class Tried:
 
 @dataclass(frozen=True)
 class Chosen:
-    """`winner`: name of the trial that the run is. `looked_before`: trials whose test rows had been looked at before."""
+    """`winner`: the trial that the run is. `looked_before`: trials that had been scored on the test rows before."""
 
     winner: str
     trials: tuple[Tried, ...]
     looked_before: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return COLUMNS
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """Those of `columns` that hold numbers."""
+        return NUMBERS
+
+    def table(self) -> list[tuple[str, ...]]:
+        """`columns` of each trial, as the function `table`."""
+        return table(self.trials)
 
     def sentence(self) -> str:
         """How it was chosen, and what part the test rows had in it; without a full stop."""
@@ -57,6 +72,10 @@ class Chosen:
 
 def write(run_path: Path, chosen: Chosen) -> None:
     files.write_json(run_path / FILE, asdict(chosen))
+
+
+def remove(run_path: Path) -> None:
+    (run_path / FILE).unlink(missing_ok=True)
 
 
 def read(run_path: Path) -> Chosen | None:
@@ -100,9 +119,6 @@ def table(trials: Sequence[Tried]) -> list[tuple[str, ...]]:
         )
         for one in ranked
     ]
-
-
-COLUMNS = ("trial", "settings", "val loss", "steps", "ended", "minutes")
 
 
 def _shown(value: Any) -> str:

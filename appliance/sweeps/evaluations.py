@@ -19,8 +19,8 @@ from appliance.recipe.fields import TrainSection
 from appliance.training import validation
 
 FEWEST = 3  # evaluations of a trial, for ASHA to have a choice among them
+SETTLED = ("train.eval_every", "train.val_rows")  # fields that a sweep sets if trials would differ in them
 REDUCTION = 3  # of the trials that get to a rung, one in three goes on (Li et al. 2018, arXiv 1810.05934, eta)
-_RUNGS_BELOW_THE_END = 2
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Evaluations:
     def first_rung(self) -> int:
         """The evaluation at which the first trials are stopped: two rungs lie before the end, a ninth and a third of
         the way."""
-        return max(1, round(self.count / REDUCTION**_RUNGS_BELOW_THE_END))
+        return max(1, round(self.count / REDUCTION / REDUCTION))
 
     @property
     def rungs(self) -> list[int]:
-        """The evaluations at which the trials are compared."""
+        """The evaluations at which the trials are compared; empty if they are not."""
         found = [self.first_rung]
-        while found[-1] * REDUCTION <= self.count:
+        while found[-1] * REDUCTION < self.count:
             found.append(found[-1] * REDUCTION)
         return [] if self.why_not else found
 
@@ -78,7 +78,7 @@ def settle(
         if common.eval_every != "auto":
             share = _schedule(common, prepared, prepare_dir).share
         every = {name: max(1, round(share * one.per_epoch)) for name, one in found.items()}
-        settings = {name: (f"train.eval_every={every[name]}", f"train.val_rows={rows}") for name in found}
+        settings = {n: tuple(map("{}={}".format, SETTLED, (every[n], rows))) for n in found}
         found = {name: _Schedule(one.steps, one.per_epoch, every[name], rows) for name, one in found.items()}
     count = min(ceil(one.steps / one.every) for one in found.values())
     return Evaluations(count, settings, _why_not(found, count))
@@ -92,13 +92,13 @@ def _schedule(train: TrainSection, prepared: Mapping[str, Any], prepare_dir: Pat
 
 def _why_not(found: Mapping[str, _Schedule], count: int) -> str:
     epochs = [one.epochs for one in found.values()]
-    if len(found) < 2:  # noqa: PLR2004
+    if len(found) < 2:
         return "there is one trial"
     if max(epochs) - min(epochs) > max(1 / one.per_epoch for one in found.values()):
         return (
-            f"the trials are of different lengths, {min(epochs):.3g} to {max(epochs):.3g} epochs: at the same point, the "
-            "learning rate of a shorter one has fallen further"
+            f"the trials are of different lengths, {min(epochs):.3g} to {max(epochs):.3g} epochs: at the same point, "
+            "the learning rate of a shorter one has fallen further"
         )
     if count < FEWEST:
-        return f"a trial has {count} evaluations, too few to judge it before its end; a smaller train.eval_every has more"
+        return f"{count} evaluations are too few to judge a trial before its end; a smaller train.eval_every has more"
     return ""

@@ -205,7 +205,9 @@ def _range(key: str, text: str, info: Any) -> _Range | None:
     except ValueError:
         return None  # not numbers: the field says what it expects
     if not low < high:
-        raise RecipeError(f"--try {key}={text}: expected LOW..HIGH with LOW below HIGH", hint=f"{key}={high:g}..{low:g}")
+        raise RecipeError(
+            f"--try {key}={text}: expected LOW..HIGH with LOW below HIGH", hint=f"{key}={high:g}..{low:g}"
+        )
     if "float" not in str(info.annotation) and "int" not in str(info.annotation):
         raise RecipeError(f"--try {key}={text}: not a number, so it has no range", hint="list the values: A,B,C")
     return _Range(key, low, high, "float" not in str(info.annotation))
@@ -223,7 +225,9 @@ def _combinations(
     by = random.Random(f"{seed}:sweep")
     if ranges:
         draws = range(_DRAWS * (samples or 0))  # whole numbers may come up again
-        return ({k: one.draw(by) if one else by.choice(texts) for k, (one, texts) in given.items()} for _ in draws), None
+        return (
+            {k: one.draw(by) if one else by.choice(texts) for k, (one, texts) in given.items()} for _ in draws
+        ), None
     count = math.prod(len(texts) for _, texts in given.values())
     if count > MOST and samples is None:
         raise RecipeError(f"--try: {count} combinations, expected at most {MOST}", hint="draw some: --samples 32")

@@ -105,12 +105,12 @@ def test_combinations_are_judged_as_whole_recipes() -> None:
 
 
 def test_what_is_set_for_all_cannot_be_tried_as_well() -> None:
-    with pytest.raises(RecipeError, match="tuning.r: given twice"):
+    with pytest.raises(RecipeError, match=r"tuning\.r: given twice"):
         plan(RANKS, overrides=("tuning.r=4",))
 
 
 def test_an_invalid_recipe_is_refused_as_itself(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("name: x\n", encoding="utf-8")
-    with pytest.raises(RecipeError, match="data.csv: required|data: required"):
+    with pytest.raises(RecipeError, match=r"data\.csv: required|data: required"):
         plan(RANKS, source=str(path))

@@ -1,0 +1,59 @@
+"""`appliance sweep`. No logic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from appliance.cli.options import USUAL_CACHE_DIR, CacheOption, RunsOption, SetOption
+
+
+def sweep(
+    source: Annotated[
+        str, typer.Argument(metavar="RECIPE|CSV", help="A shipped recipe's name, a YAML file, or a CSV.")
+    ],
+    try_: Annotated[
+        list[str],
+        typer.Option(
+            "--try", metavar="KEY=A,B,C", help="Values to try for a field of train or tuning. May be repeated."
+        ),
+    ],
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            "--samples",
+            metavar="N",
+            min=1,
+            help="Try N of the combinations, or N values drawn from KEY=LOW..HIGH. Default: every combination.",
+        ),
+    ] = None,
+    metric: Annotated[
+        Literal["val_loss"], typer.Option("--metric", metavar="val_loss", help="What the trials are compared by.")
+    ] = "val_loss",
+    set_: SetOption = None,
+    runs_dir: RunsOption = Path("runs"),
+    cache_dir: CacheOption = USUAL_CACHE_DIR,
+) -> None:
+    """Try settings side by side, one GPU each. The one with the lowest val loss is evaluated, proven and released.
+
+    A trial is a run that goes as far as `train`; ASHA stops those that fall behind. The test rows are looked at once,
+    for the winner. The same command continues.
+
+    appliance sweep demo --try train.learning_rate=1e-3,3e-3 --try tuning.r=8,16
+
+    appliance sweep my.yaml --try train.learning_rate=1e-5..1e-3 --samples 8
+    """
+    from appliance.recipe import resolve
+    from appliance.sweeps import sweep as sweeps_sweep
+    from appliance.sweeps import trials
+
+    overrides = list(set_ or [])
+    if resolve.is_csv(source):
+        from appliance.pipeline import first_run
+
+        source, values = first_run.of_csv(source)
+        overrides = [*values, *overrides]
+    plan = trials.plan(source, try_, samples=samples, overrides=overrides)
+    sweeps_sweep.run(sweeps_sweep.Sweep(plan, source, tuple(overrides), runs_dir, cache_dir, metric))
