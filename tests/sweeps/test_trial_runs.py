@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -115,7 +116,7 @@ def test_a_link_that_was_cut_off_is_made_again(shop: Path, tmp_path: Path) -> No
 
 def metrics(path: Path, *losses: float) -> Path:
     (path / "train").mkdir(parents=True, exist_ok=True)
-    lines = [f'{{"step": {10 * i}, "val_loss": {loss}}}\n' for i, loss in enumerate(losses)]
+    lines = [json.dumps({"step": 10 * i, "val_loss": loss}) + "\n" for i, loss in enumerate(losses)]
     (path / "train" / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
     return path
 
@@ -124,7 +125,7 @@ def test_losses_are_the_lowest_so_far_behind_the_first_step(tmp_path: Path) -> N
     assert trial_runs.best_so_far(tmp_path) == []
     assert trial_runs.best_so_far(metrics(tmp_path, 0.1)) == []
     infinite = float("inf")
-    assert trial_runs.best_so_far(metrics(tmp_path, 0.1, infinite, 2.0, 3.0, 1.5)) == [infinite, 2.0, 2.0, 1.5]
+    assert trial_runs.best_so_far(metrics(tmp_path, 0.1, float("nan"), 2.0, 3.0, 1.5)) == [infinite, 2.0, 2.0, 1.5]
 
 
 def test_the_winner_is_the_lowest_of_those_that_ended_by_themselves(tmp_path: Path) -> None:
