@@ -38,7 +38,7 @@ def search(
 ) -> int | None:
     """Runs the trials in `jobs`, in their order; those that do not end by themselves are noted there.
 
-    `resources`: of one trial. `past`: of trials that have ended before, as trainable.PatientAsha has it. Returns the
+    `resources`: of one trial. `past`: what every trial reported before, as trainable.PatientAsha has it. Returns the
     number of the signal that ended it early, when every trial has stopped and is saved; None: all have ended.
     """
     os.environ.update(_SETTINGS)  # read when Tune begins
@@ -50,7 +50,11 @@ def search(
 
     assert cluster.ray.is_initialized()
     stop = trainable.StopAll()
-    scheduler = trainable.PatientAsha(evaluations, past) if evaluations.rungs else trainable.PatientQueue()
+    scheduler = (
+        trainable.PatientAsha(evaluations, past, past.keys() - jobs.keys())
+        if evaluations.rungs
+        else trainable.PatientQueue()
+    )
     with tempfile.TemporaryDirectory(prefix="appliance-tune-") as scratch, _stopping(stop) as arrived:
         tune.Tuner(
             tune.with_resources(tune.with_parameters(trainable.TrialRun, jobs=dict(jobs)), dict(resources)),

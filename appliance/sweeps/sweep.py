@@ -242,10 +242,8 @@ def _try_all(sweep: Sweep, runs: _Runs, settled: Evaluations) -> None:
     jobs: dict[str, RunJob] = {}
     for trial in sweep.plan.trials:
         path, extra = sweep.path(trial), settled.settings[trial.name]
-        note = trial_runs.read_note(path)
+        note, past[trial.name] = trial_runs.read_note(path), trial_runs.best_so_far(path)
         if trial_runs.is_trained(path) or (note and note.evaluation):
-            losses = trial_runs.best_so_far(path)
-            past[trial.name] = losses if note is None else losses[: note.evaluation]
             continue
         trial_runs.begin(path, sweep.recipe(trial, extra), sweep.path(sweep.first))
         jobs[trial.name] = runs.job("train", trial, [*trial.settings, *extra, *trials.IN_EVERY_TRIAL])

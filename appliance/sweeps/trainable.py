@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,11 +86,12 @@ class Past:
 class PatientAsha(ASHAScheduler):  # type: ignore[misc]
     """ASHA, for trials that take their time to stop: a step is finished and a checkpoint written.
 
-    `past`: what the trials of earlier calls reported, the lowest val loss so far after each evaluation. They count on
-    every rung that they reached. The last evaluation of a trial is no rung: behind it, there is nothing left to save.
+    `past`: trial -> the lowest val loss so far after each evaluation, as far as it got in an earlier call. It counts on
+    every rung that it reached, and is not judged there again. `ended`: those that Tune is not given any more. The last
+    evaluation of a trial is no rung: behind it, there is nothing left to save.
     """
 
-    def __init__(self, evaluations: Evaluations, past: Mapping[str, Sequence[float]]) -> None:
+    def __init__(self, evaluations: Evaluations, past: Mapping[str, Sequence[float]], ended: Iterable[str]) -> None:
         super().__init__(
             time_attr=EVALUATION,
             metric=VAL_LOSS,
@@ -100,15 +101,18 @@ class PatientAsha(ASHAScheduler):  # type: ignore[misc]
             reduction_factor=REDUCTION,
             stop_last_trials=False,
         )
-        for name, losses in past.items():
-            earlier = Past(name)
-            super().on_trial_add(None, earlier)
-            for number, loss in enumerate(losses, 1):
-                self.on_trial_result(None, earlier, {EVALUATION: number, VAL_LOSS: loss})
+        self._past = past
+        for name in ended:
+            self._add(name, Past(name))
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         be_patient(tune_controller)
-        super().on_trial_add(tune_controller, trial)
+        self._add(trial.config["trial"], trial)
+
+    def _add(self, name: str, trial: Any) -> None:
+        super().on_trial_add(None, trial)
+        for number, loss in enumerate(self._past.get(name, ()), 1):
+            self.on_trial_result(None, trial, {EVALUATION: number, VAL_LOSS: loss})
 
 
 class PatientQueue(tune.schedulers.FIFOScheduler):  # type: ignore[misc]

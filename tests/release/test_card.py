@@ -16,8 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from appliance.process import files
 from appliance.release import card, card_facts, dataset_card, languages, usage_snippets
 from appliance.release.card_facts import Facts
+from appliance.rundir import chosen
 from tests.helpers.finished import FinishedRun, finished_run
 from tests.helpers.models import tiny_adapter
+from tests.rundir.test_chosen import CHOSEN
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +130,28 @@ def test_what_people_copy(run: FinishedRun) -> None:
     assert 'PeftModel.from_pretrained(base, "me/shop-adapter")' in adapter
     assert 'convert_tokens_to_ids("</s>")' in adapter
     assert "FOLDER_OR_REPO" in card.model_card(facts(run, repos={}))
+
+
+def test_a_sweep_that_chose_the_settings_is_told_and_not_what_it_cost(run: FinishedRun) -> None:
+    assert "## Settings" not in card.model_card(facts(run))
+    chosen.write(run.path, CHOSEN)
+    try:
+        texts = card.model_card(facts(run)), card.adapter_card(facts(run))
+    finally:
+        chosen.remove(run.path)
+    lines = [
+        "## Settings",
+        "",
+        "Chosen among 3 settings by the lowest val loss; the test rows were looked at once, afterwards, with these "
+        "settings alone.",
+        "",
+        "| trial | settings | val loss | steps | ended |",
+        "| --- | --- | --- | --- | --- |",
+        "| 2-r-16 | r 16, learning_rate 0.0002 | 1.2500 | 100 | ran to its end |",
+        "| 1-r-8 | r 8, learning_rate 0.0002 | 1.5200 | 90 | stopped early |",
+        "| 3-r-32 | r 32, target_modules q v | – | – | failed \\| 메모리 |",
+    ]
+    assert all("\n".join(["", *lines, ""]) in text for text in texts)
 
 
 def test_what_it_was_made_from(run: FinishedRun) -> None:
