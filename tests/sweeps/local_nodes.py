@@ -91,6 +91,11 @@ class LocalNodes:
             process.kill()
         self._cluster.remove_node(node, allow_graceful=False)
 
+    @property
+    def alive(self) -> int:
+        """How many nodes there are, without the head."""
+        return len(self._cluster.worker_nodes)
+
     def cut(self, node: Any) -> None:
         """Its raylet dies; whatever it started has to end by itself."""
         self._cluster.remove_node(node, allow_graceful=False)
