@@ -58,6 +58,11 @@ def words_of(planned: Planned, source: str, runs_dir: Path, cache_dir: Path, fla
     return ("run", source, *overrides, "--runs-dir", str(runs_dir), "--cache-dir", str(cache_dir), *flags)
 
 
+def variables(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The names of those that the runs need where they take place, because they are set here."""
+    return tuple(name for name in (known_secrets.NOTIFY_VARIABLE,) if environ.get(name))
+
+
 def unfinished(planned: Sequence[Planned], runs_dir: Path) -> list[Planned]:
     return [one for one in planned if not done.is_done(one.recipe, runs_dir / one.name)]
 
@@ -215,14 +220,13 @@ def start(
     progress: Progress,
 ) -> dict[str, RunOutcome]:
     """Runs everything of `planned`. Returns name -> how it ended."""
-    variables = () if not os.environ.get(known_secrets.NOTIFY_VARIABLE) else (known_secrets.NOTIFY_VARIABLE,)
     jobs = [
         RunJob(
             one.name,
             words_of(one, source, runs_dir, cache_dir, flags),
             runs_dir.absolute() / one.name,
             Path.cwd(),
-            variables=variables,
+            variables=variables(os.environ),
             gpus=share.gpus,
             threads=share.threads,
             module=run_child.MODULE,

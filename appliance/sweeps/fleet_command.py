@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.errors import ApplianceError
-from appliance.process import console
+from appliance.process import console, files
 from appliance.recipe import resolve
 from appliance.report import compare
 from appliance.sweeps import cluster as sweeps_cluster
-from appliance.sweeps import fleet, fleet_shown, plan
+from appliance.sweeps import fleet, fleet_shown, plan, seen_by_nodes, seen_on_node
 from appliance.sweeps.run_child import RunOutcome
 from appliance.wording import counted
 
@@ -67,6 +67,8 @@ def run(
         source = resolve.shipped_for_csv(on_gpu=cluster.has_gpus) if len(sources) > 1 else sources[0]
         share = fleet.share(has_gpus=cluster.has_gpus, runs_per_gpu=runs_per_gpu, cores=cores, environ=os.environ)
         todo = fleet.unfinished(planned[source], runs_dir)
+        if not cluster.embedded:
+            _refuse_blind(cluster, todo, runs_dir)
         _announce(cluster, source, share, len(csvs), len(todo))
         outcomes = fleet.start(
             todo,
@@ -79,6 +81,27 @@ def run(
             progress=fleet_shown.Progress(len(csvs), len(csvs) - len(todo)),
         )
     return _done(planned[source], outcomes, runs_dir)
+
+
+def _refuse_blind(cluster: sweeps_cluster.Cluster, todo: Sequence[plan.Planned], runs_dir: Path) -> None:
+    """Says what the machines of the cluster do not see. Raises EnvironmentUnavailable: runs there cannot be right."""
+    recipe = todo[0].recipe
+    base = str(Path(recipe.model.id).absolute()) if todo[0].has_local_base else recipe.model.id
+    csvs = {str(path.absolute()): files.sha256_of(path) for path in (Path(one.csv) for one in todo) if path.is_file()}
+    needs = seen_by_nodes.Needs(
+        runs_dir.absolute(),
+        Path.cwd(),
+        csvs,
+        base=base,
+        base_identity=seen_on_node.identity_of(base),
+        variables=fleet.variables(os.environ),
+        hub_token=recipe.publish.repo_id is not None,
+    )
+    console.say(f"asking {counted(len(cluster.nodes), 'machine')} what they see", style="dim")
+    found = seen_by_nodes.ask(cluster.ray, cluster.nodes, needs)
+    if any(one.verdict != "ok" for one in found):
+        console.findings_table([one.cells() for one in found])
+    seen_by_nodes.refuse(found)
 
 
 def _announce(cluster: sweeps_cluster.Cluster, source: str, share: fleet.Share, runs: int, todo: int) -> None:

@@ -4,7 +4,7 @@ Each node is asked by a task of its own, and answers with what it found; what it
 secret it says whether it has one by that name, never the value. Beside the runs directory nothing is written anywhere:
 a token file in it, which the nodes read, and one of each node, which is read here; all are gone afterwards.
 
->>> needs = Needs(runs_dir=Path("runs").resolve(), csvs={"/data/a.csv": "9f…"}, base="/models/small")
+>>> needs = Needs(Path("runs").resolve(), Path.cwd(), csvs={"/data/a.csv": "9f…"}, base="/models/small")
 >>> findings = ask(cluster.ray, cluster.nodes, needs)
 >>> refuse(findings)
 """
@@ -40,6 +40,7 @@ class Needs:
 
     Attributes:
         runs_dir: where the run directories are, absolute.
+        folder: where the runs are started: paths in a recipe may be relative to it.
         csvs: absolute path -> sha256. Empty with a storage, which brings them.
         base: `model.id` of the recipe; a folder's path must be absolute.
         base_identity: of a folder, the sha256 over its files (seen_on_node.identity_of).
@@ -49,6 +50,7 @@ class Needs:
     """
 
     runs_dir: Path
+    folder: Path
     csvs: Mapping[str, str] = field(default_factory=dict)
     base: str = DEMO_ID
     base_identity: str = ""
@@ -130,6 +132,7 @@ def _answers(ray: Any, nodes: Sequence[Node], asked: dict[str, Any]) -> dict[str
 def _as_json(needs: Needs) -> dict[str, Any]:
     return {
         "runs_dir": str(needs.runs_dir),
+        "folder": str(needs.folder),
         "csvs": list(needs.csvs),
         "base": needs.base,
         "variables": list(needs.variables),
@@ -147,6 +150,8 @@ def _faults(needs: Needs, answer: Mapping[str, Any]) -> Iterator[tuple[str, str]
         named = [f"{name} {there.get(name, 'absent')} (here {here.get(name, 'absent')})" for name in other]
         more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
         yield "packages", ", ".join(named[:_NAMED]) + more
+    if not answer["folder"]:
+        yield "working directory", f"{needs.folder}: no such folder"
     if answer["runs_dir"]:
         yield "runs directory", answer["runs_dir"]
     if answer.get("locks") is False:
@@ -171,6 +176,7 @@ def _faults(needs: Needs, answer: Mapping[str, Any]) -> Iterator[tuple[str, str]
 _NEEDED = {
     "appliance": ("the version that runs here", "install the same version of the package there"),
     "packages": ("the versions here", "install from the same constraints.txt, or use the same image, on every node"),
+    "working directory": ("a folder of that name", "start the command in a folder that all nodes have"),
     "runs directory": (
         "the same folder, writable",
         "put --runs-dir on a file system that all nodes mount at the same path, or give a --storage URL",
@@ -192,12 +198,8 @@ _WARNINGS = ("locks", "base download")
 
 def _findings(needs: Needs, faults: Mapping[tuple[str, str], list[str]], nodes: int) -> list[Finding]:
     """The faults, those of several nodes in one line, and what no node lacks, if the runs need it."""
-    is_needed: dict[str, bool] = {
-        "appliance": True,
-        "packages": True,
-        "runs directory": True,
-        "storage": bool(needs.storage),
-    }
+    is_needed = dict.fromkeys(("appliance", "packages", "working directory", "runs directory"), True)
+    is_needed |= {"storage": bool(needs.storage)}
     is_needed |= {"CSV": bool(needs.csvs), "base model": bool(needs.base_identity)}
     is_needed |= {"variables": bool(needs.variables), "Hub token": needs.hub_token}
     unseen = any(what == "appliance" for what, _ in faults)  # a node that was not looked at

@@ -1,6 +1,6 @@
 """What one node sees of what the runs need: the other half of seen_by_nodes.py, which asks and judges.
 
->>> look({"runs_dir": "/runs", "token": ".seen-by-nodes-1", "csvs": ["/data/a.csv"], "base": "demo", …}, node_id)
+>>> look({"runs_dir": "/runs", "folder": "/", "token": "…", "csvs": ["/data/a.csv"], "base": "demo", …}, node_id)
 {"runs_dir": "", "locks": True, "csvs": {"/data/a.csv": "9f…"}, …}
 """
 
@@ -37,6 +37,7 @@ def look(asked: Mapping[str, Any], node_id: str) -> dict[str, Any]:
     runs_dir = Path(asked["runs_dir"])
     seen: dict[str, Any] = {
         "versions": packages.versions(),
+        "folder": Path(asked["folder"]).is_dir(),
         "variables": {name: bool(os.environ.get(name)) for name in asked["variables"]},
         "hub_token": bool(hub_token.token_finding(os.environ)[1]),
         "csvs": {path: _sha256_or_error(Path(path)) for path in asked["csvs"]},

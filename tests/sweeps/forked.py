@@ -9,11 +9,13 @@ is killed, so is its fork, as the kernel does with a child of ours.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -28,19 +30,43 @@ _VARIABLE = "TEST_FORKS"
 
 @contextmanager
 def server(folder: Path) -> Iterator[None]:
+    """A fork of this process if it has imported the libraries, and no Ray, whose threads a fork does not have."""
     address = folder / "forks"
     os.environ[_VARIABLE] = str(address)
     try:
-        with subprocess.Popen([sys.executable, "-m", MODULE, "--serve"], stdin=subprocess.PIPE) as process:
+        with _forked() if "torch" in sys.modules and "ray" not in sys.modules else _started() as pid:
             while not address.exists():
-                assert process.poll() is None
+                assert Path(f"/proc/{pid}").exists()
                 time.sleep(0.1)
-            try:
-                yield
-            finally:
-                process.kill()
+            yield
     finally:
         del os.environ[_VARIABLE]
+
+
+@contextmanager
+def _started() -> Iterator[int]:
+    with subprocess.Popen([sys.executable, "-m", MODULE, "--serve"], stdin=subprocess.PIPE) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+@contextmanager
+def _forked() -> Iterator[int]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # about threads: they are idle
+        pid = os.fork()
+    if pid == 0:
+        try:
+            _serve()
+        finally:
+            os._exit(1)
+    try:
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def _serve() -> None:
@@ -57,8 +83,9 @@ def _serve() -> None:
                 connection = listener.accept()[0]
                 forks[connection] = _fork(connection)
                 continue
+            number = (ready.recv(1) or bytes([signal.SIGKILL]))[0]
             with suppress(ProcessLookupError):
-                os.kill(forks[ready], (ready.recv(1) or b"\x09")[0])
+                (os.killpg if number == signal.SIGKILL else os.kill)(forks[ready], number)
         for connection, pid in list(forks.items()):
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
@@ -82,6 +109,7 @@ def _fork(connection: socket.socket) -> int:
 
         child.die_with(os.getppid())
         os.setsid()
+        _see_mounts_of(connection)
         os.chdir(asked["folder"])
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
@@ -89,6 +117,14 @@ def _fork(connection: socket.socket) -> int:
         warm._become("appliance", asked["words"], handles[0], asked["environ"])
     os.close(handles[0])
     return pid
+
+
+def _see_mounts_of(connection: socket.socket) -> None:
+    """What the command's own process sees mounted, if that is not what everybody sees."""
+    asking = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+    with Path(f"/proc/{asking}/ns/mnt").open("rb") as theirs:
+        if not os.path.samestat(os.fstat(theirs.fileno()), Path("/proc/self/ns/mnt").stat()):
+            assert ctypes.CDLL(None).setns(theirs.fileno(), 0) == 0
 
 
 def _ask(words: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""CSVs, a recipe for a tiny model, and what each run ends with if nobody disturbs it; runs are forks (warm_run.py).
+"""CSVs, a recipe for a tiny model, and what each run ends with if nobody disturbs it; runs are forks (forked.py).
 
 >>> with Shops(folder, base_dir, names) as shops:
 ...     jobs = [shops.job(name, runs_dir) for name in names]
@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -24,12 +23,11 @@ from appliance.process import files
 from appliance.rundir import results
 from appliance.sweeps.run_child import RunJob
 from tests.conftest import write_qa
-from tests.sweeps import warm_run
+from tests.sweeps import forked
 from tests.whole_runs.faults.matrix import RESULTS
 
 EVAL_EVERY, STEPS = 3, 18
 WRONG = "wrong"  # a CSV without answers
-_MODULE = "tests.sweeps.warm_run"
 _ROOT = Path(__file__).parents[2]  # where `python -m` finds it
 _NAMES = ("사과", "배", "감", "귤", "밤")
 
@@ -60,26 +58,21 @@ evaluate: {{max_new_tokens: 8, max_rows: 4}}
 
     def __enter__(self) -> Shops:
         with ExitStack() as stack:
-            variables = stack.enter_context(warm_run.served())
-            self._before = {name: os.environ.get(name) for name in variables}
-            os.environ.update(variables)
+            stack.enter_context(forked.server(self._folder))
             self._wanted = self._undisturbed()
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for name, value in self._before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
         self._stack.close()
 
     def csv(self, name: str) -> Path:
         return self._folder / f"{name}.csv"
 
     def job(self, name: str, runs_dir: Path) -> RunJob:
-        return RunJob(name, self._words(name, runs_dir), runs_dir / name, _ROOT, gpus=0, threads=1, module=_MODULE)
+        return RunJob(
+            name, self._words(name, runs_dir), runs_dir / name, _ROOT, gpus=0, threads=1, module=forked.MODULE
+        )
 
     def differences(self, run_path: Path) -> list[str]:
         """The results of the run that have other bytes than those of the run that nobody disturbed."""
@@ -94,7 +87,7 @@ evaluate: {{max_new_tokens: 8, max_rows: 4}}
         """By `appliance run` alone, with as many threads as a run of a fleet has."""
         runs_dir = self._folder / "alone"
         for name in self._names:
-            command = [sys.executable, "-m", _MODULE, *self._words(name, runs_dir)]
+            command = [sys.executable, "-m", forked.MODULE, *self._words(name, runs_dir)]
             done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=_ROOT)
             assert done.returncode == 0, done.stderr
         found = {name: {one: _hash(runs_dir / name / one) for one in RESULTS} for name in self._names}
@@ -127,7 +120,7 @@ def process_of(name: str) -> psutil.Process:
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             words = process.cmdline()
-            if _MODULE in words and f"name={name}" in words:
+            if forked.MODULE in words and f"name={name}" in words:
                 return process
     raise LookupError(name)
 
@@ -137,7 +130,7 @@ def at_work() -> list[str]:
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.status() != psutil.STATUS_ZOMBIE and _MODULE in process.cmdline():
+            if process.status() != psutil.STATUS_ZOMBIE and forked.MODULE in process.cmdline():
                 found.append(" ".join(process.cmdline()))
     return found
 

@@ -32,6 +32,7 @@ def needs(tmp_path: Path, base_dir: Path) -> Needs:
     csv_path.write_text("instruction,output\n", encoding="utf-8")
     return Needs(
         tmp_path / "runs",
+        tmp_path,
         {str(csv_path): files.sha256_of(csv_path)},
         base=str(base_dir),
         base_identity=seen_on_node.identity_of(str(base_dir)),
@@ -60,7 +61,16 @@ def test_each_node_of_a_cluster_says_what_it_lacks(needs: Needs, monkeypatch: py
     (lacking,) = {node.id for node in workers} - {whole.node_id}
     assert fails(alone) == {}
     assert [one.what for one in alone if one.verdict == "ok"] == [
-        *("appliance", "packages", "runs directory", "CSV", "base model", "variables", "Hub token"),
+        *(
+            "appliance",
+            "packages",
+            "working directory",
+            "runs directory",
+            "CSV",
+            "base model",
+            "variables",
+            "Hub token",
+        ),
     ]
     wanted = {"variables": "SHOP_KEY is not set", "Hub token": "there is none"}
     wanted |= {"runs directory": f"{needs.runs_dir}: another folder than here"} if may_mount() else {}
@@ -106,6 +116,7 @@ def test_nodes_that_see_everything_are_fine(needs: Needs, answers: dict[str, dic
         ({"failed": "no answer within 900 s"}, "appliance", "no answer within 900 s"),
         ({"versions": {"python": "3.11.7"}}, "packages", r"accelerate absent \(here \d.*\), .* and \d+ more"),
         ({"runs_dir": "/runs: no such folder"}, "runs directory", "/runs: no such folder"),
+        ({"folder": False}, "working directory", "no such folder"),
         ({"base": "0" * 64}, "base model", "other files than here"),
         ({"base": "/models/x: no such folder"}, "base model", "/models/x: no such folder"),
         ({"variables": {"SHOP_KEY": False}}, "variables", "SHOP_KEY is not set"),
