@@ -47,6 +47,7 @@ class LocalNodes:
 
         _raylet.AuthenticationTokenLoader.instance().reset_cache()
         self._folder = tempfile.mkdtemp(prefix="nodes-", dir="/tmp")  # a socket's path has at most 107 characters
+        self._added: list[Any] = []
         self._cluster = Cluster(
             initialize_head=True,
             head_node_args={
@@ -77,9 +78,11 @@ class LocalNodes:
         """Another node. `small`: a folder where it has a file system of 3 MiB that nobody else sees."""
 
         with _own_mounts(small) if small else nullcontext():
-            return self._cluster.add_node(
+            node = self._cluster.add_node(
                 num_cpus=cpus, num_gpus=gpus, object_store_memory=_STORE_BYTES, env_vars=dict(variables or {})
             )
+        self._added.append(node)
+        return node
 
     def lose(self, node: Any) -> None:
         """As if its machine lost its power: all of its processes are killed at once, those of the runs included."""
@@ -95,6 +98,10 @@ class LocalNodes:
     def alive(self) -> int:
         """How many nodes there are, without the head."""
         return len(self._cluster.worker_nodes)
+
+    @property
+    def newest(self) -> Any:
+        return self._added[-1]
 
     def cut(self, node: Any) -> None:
         """Its raylet dies; whatever it started has to end by itself."""
