@@ -72,7 +72,7 @@ class Silent(Progress):
 
 @dataclass(frozen=True)
 class Simulated:
-    """In seconds of a card. `useful`: slept by runs that came to their end; `available`: of the cards that there were."""
+    """Seconds of cards. `useful`: slept by runs that came to their end; `available`: of the cards that were there."""
 
     runs: int
     wall: float
