@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gc
 import os
+import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ LONGEST = (
     "whole_runs/test_offline.py",
     "whole_runs/test_faults.py",
 )
+_MODULES_WORTH_FREEZING = 50
 # Without an NVIDIA device they are not collected: skipped tests would look as if something was left out here.
 collect_ignore = [] if Path("/dev/nvidiactl").exists() else ["gpu"]
 if "TEST_IMAGE" not in os.environ:  # set by `make test-image`: needs a container engine
@@ -77,6 +79,18 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.enable()
         gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """Nor is what a test was the first to import: libraries import most of themselves when they are used."""
+    before = len(sys.modules)
+    try:
+        return (yield)
+    finally:
+        if len(sys.modules) > before + _MODULES_WORTH_FREEZING:
+            gc.collect()
+            gc.freeze()
 
 
 @pytest.fixture(autouse=True)

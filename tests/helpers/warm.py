@@ -75,7 +75,9 @@ def run(
 class Started:
     """`python -m module …` as a fork that goes on by itself, with what a killed `subprocess.Popen` is used for."""
 
-    def __init__(self, command: Sequence[str], *, cwd: Path, stdout: IO[str]) -> None:
+    def __init__(
+        self, command: Sequence[str], *, cwd: Path, stdout: IO[str], env: Mapping[str, str] = os.environ
+    ) -> None:
         interpreter, flag, module, *arguments = command
         assert (interpreter, flag) == (sys.executable, "-m")
         self._code: int | None = None
@@ -84,7 +86,7 @@ class Started:
             self.pid = os.fork()
         if self.pid == 0:
             os.chdir(cwd)
-            _become(module, arguments, stdout.fileno(), dict(os.environ))
+            _become(module, arguments, stdout.fileno(), env)
 
     def poll(self) -> int | None:
         return self._ended(os.WNOHANG)
@@ -178,11 +180,34 @@ def _serve() -> None:
         sys.stdout.flush()
 
 
+def code(text: str) -> CompletedProcess[str]:
+    """`python -c`, as a fork: for code that costs less than what it imports. Never for what a fresh process imports."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as out, tempfile.TemporaryFile("w+", encoding="utf-8") as err:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # as above
+            pid = os.fork()
+        if pid == 0:
+            program = compile(text, "<string>", "exec")
+            _as_process(lambda: exec(program, {}), ["-c"], out.fileno(), os.environ, err.fileno())
+        status = os.waitpid(pid, 0)[1]
+        out.seek(0)
+        err.seek(0)
+        return CompletedProcess(["-c", text], os.waitstatus_to_exitcode(status), out.read(), err.read())
+
+
 def _become(
     module: str, arguments: Sequence[str], out: int, env: Mapping[str, str], err: int | None = None
 ) -> NoReturn:
     """`python -m module`, its output in `out`, what it writes to stderr in `err` or there too."""
-    code = 1
+    _as_process(
+        lambda: runpy.run_module(module, run_name="__main__", alter_sys=True), [module, *arguments], out, env, err
+    )
+
+
+def _as_process(
+    start: Callable[[], object], words: Sequence[str], out: int, env: Mapping[str, str], err: int | None
+) -> NoReturn:
+    status = 1
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
@@ -194,19 +219,19 @@ def _become(
         variables = dict(env)  # `env` may be os.environ itself
         os.environ.clear()
         os.environ.update(variables)
-        sys.argv = [module, *arguments]
+        sys.argv = list(words)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # runpy: the module is already imported
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-        code = 0
+            start()
+        status = 0
     except SystemExit as done:
-        code = done.code if isinstance(done.code, int) else 1 if done.code else 0
+        status = done.code if isinstance(done.code, int) else 1 if done.code else 0
     except BaseException:  # noqa: BLE001  as the interpreter would
         traceback.print_exc()
     finally:  # never return into the code that forked this process
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        os._exit(status)
 
 
 if __name__ == "__main__":

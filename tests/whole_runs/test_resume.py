@@ -36,6 +36,7 @@ from appliance.training import checkpoints, encoded_rows, micro_batch, trainer, 
 from appliance.training import metrics as training_metrics
 from appliance.training.micro_batch import BatchSize
 from tests.conftest import write_qa
+from tests.helpers import warm
 
 pytestmark = pytest.mark.slow
 
@@ -208,7 +209,7 @@ for LIMIT in range(1, 1000):
     if code == 0:
         break
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = warm.code(code)
     lines = done.stdout.splitlines()
     assert len(lines) > 2 * len(list(source.iterdir())), done.stderr
     assert lines[-1] == "0 checkpoint-8 0"
@@ -449,7 +450,7 @@ with StopOnSignal() as _, open(os.devnull):
         os.kill(os.getpid(), number)
         print(number.name, flush=True)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = warm.code(code)
     assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "SIGHUP\nSIGINT\nSIGHUP\n"), done.stderr
 
 
