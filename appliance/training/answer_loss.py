@@ -18,14 +18,15 @@ import torch
 import trl
 import trl.trainer.sft_trainer as trl_trainer
 from peft import PeftModel
+from trl import SFTTrainer
 
 from appliance.engines import answer_head
 from appliance.engines.answer_head import AfterHead
 from appliance.prompt import batch as prompt_batch
 from appliance.training.lean_steps import LeanTrainer
 
-# The release whose `_chunked_cross_entropy_loss` was read and is compared with ours in tests/training/
-# test_answer_loss.py. With any other, trl's own is used.
+# The release whose `_chunked_cross_entropy_loss` and `compute_loss` were read and are compared with ours in
+# tests/training/test_answer_loss.py. With any other, trl's own are used.
 KNOWN_TRL = "1.14."
 _log = logging.getLogger(__name__)
 
@@ -66,9 +67,35 @@ class LossTrainer(LeanTrainer):
 
     loss = LIBRARYS
 
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """trl's, whose figures stay on the device until they are logged: it waits for it five times a micro batch."""
         with self.loss.in_use():
-            return super().compute_loss(*args, **kwargs)
+            if not self._keeps_figures:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            # What trl's does with this kind of loss before and after it calls the Trainer's (trl 1.14, sft_trainer.py).
+            inputs.pop("_prediction_loss_only", None)
+            inputs["use_cache"] = False
+            loss, outputs = super(SFTTrainer, self).compute_loss(model, inputs, True, num_items_in_batch)
+        self._keep_figures(outputs, inputs["attention_mask"])
+        return (loss, outputs) if return_outputs else loss
+
+    @property
+    def _keeps_figures(self) -> bool:
+        """Whether trl computes the figures that were read, and no others."""
+        is_chunked = self.loss.trl_type == self.args.loss_type == "chunked_nll" and not self.args.use_liger_kernel
+        return is_chunked and not self.aux_loss_enabled and trl.__version__.startswith(KNOWN_TRL)
+
+    def _keep_figures(self, outputs: Any, attention_mask: torch.Tensor) -> None:
+        """As trl's `compute_loss`, in tensors of one number. `attention_mask`: (B, T)."""
+        mode = "train" if self.model.training else "eval"
+        metrics, count = self._metrics[mode], outputs.num_valid_tokens.clamp(min=1)
+        metrics["mean_token_accuracy"].append(outputs.num_correct_tokens.detach() / count)
+        metrics["entropy"].append(outputs.entropy_sum.detach() / count)
+        if mode == "train":
+            self._total_train_tokens += attention_mask.sum()  # type: ignore[assignment]  # a number at first
+        metrics["num_tokens"] = [self._total_train_tokens]
 
     def forget_passes(self) -> None:
         """Drops trl's own averages of the passes so far, and their number of tokens."""
@@ -77,9 +104,12 @@ class LossTrainer(LeanTrainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Without the entropy of the trained tokens, which `answers_only` does not compute."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
         if self.loss.answers_only:
-            for metrics in self._metrics.values():
-                metrics.pop("entropy", None)
+            metrics.pop("entropy", None)
+        for name, values in metrics.items():
+            if values and torch.is_tensor(values[0]):
+                metrics[name] = torch.stack(values).tolist()
         super().log(logs, *args, **kwargs)
 
 
@@ -160,11 +190,11 @@ def _of_answers(
     assert labels is not None
     assert shift_labels is None
     wanted = labels[:, 1:]
-    is_trained = wanted != prompt_batch.IGNORED
-    hidden = hidden_states[:, :-1][is_trained]  # (N, H)
+    at = (wanted != prompt_batch.IGNORED).nonzero(as_tuple=True)  # by a mask, each use and its gradient would ask again
+    hidden = hidden_states[:, :-1][at]  # (N, H)
     if scale != 1.0:
         hidden, lm_head_bias = hidden * scale, None if lm_head_bias is None else lm_head_bias * scale
-    loss, correct = answer_head.summed_loss(hidden, lm_head_weight, lm_head_bias, wanted[is_trained])
+    loss, correct = answer_head.summed_loss(hidden, lm_head_weight, lm_head_bias, wanted[at])
     count = torch.full((), len(hidden), device=loss.device)
     items = count.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
     return loss / items, correct, loss.new_full((), torch.nan), count

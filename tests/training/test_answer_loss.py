@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 import trl
 import trl.trainer.sft_trainer as trl_trainer
 from peft import LoraConfig, get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
@@ -24,7 +27,7 @@ from transformers import (
 
 from appliance.base_model.base import Base
 from appliance.engines import answer_head, token_rows
-from appliance.training import answer_loss
+from appliance.training import answer_loss, lean_steps
 from tests.engines.test_summed_loss import SIZES, OwnHead, batch
 from tests.training.test_train import base, fit, losses, prepare_dir
 
@@ -33,6 +36,7 @@ __all__ = ["base", "prepare_dir"]  # fixtures
 LLAMA = LlamaConfig(**SIZES)
 OWN = LlamaConfig(**SIZES)  # for OwnHead
 GPT2 = GPT2Config(vocab_size=320, n_embd=64, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2)
+ATEN = torch.ops.aten
 THEIRS = trl_trainer._chunked_cross_entropy_loss
 
 
@@ -133,6 +137,65 @@ def test_it_is_the_models_own_loss(config: Any, lora: bool) -> None:
     torch.testing.assert_close(loss, own, rtol=1e-6, atol=0)
     largest = max(float(gradient.abs().max()) for gradient in wanted)
     torch.testing.assert_close(seen, wanted, rtol=1e-5, atol=1e-6 * largest)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes a process wait for a GPU: a number taken from a tensor, and how many places hold True."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        indices = args[1] if func.overloadpacket in (ATEN.index, ATEN.index_put, ATEN._index_put_impl_) else ()
+        by_mask = any(one is not None and one.dtype == torch.bool for one in indices)
+        self.count += by_mask or func.overloadpacket in (ATEN._local_scalar_dense, ATEN.nonzero, ATEN.is_nonzero)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.slow
+def test_a_micro_batch_waits_twice_for_the_device_and_trls_figures_are_logged_all_the_same(
+    base: Base, prepare_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To learn whether a row is padded (transformers asks) and which tokens are trained.
+
+    If trl computes other figures, the logs differ.
+    """
+    counts: list[int] = []
+    training_step = lean_steps.LeanTrainer.training_step
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        with Waits() as waits:
+            loss = training_step(*args, **kwargs)
+        counts.append(waits.count)
+        return loss
+
+    monkeypatch.setattr(lean_steps.LeanTrainer, "training_step", watched)
+    short = {"max_steps": 3, "eval_every": 3, "micro_batch_size": 2, "gradient_accumulation_steps": 2}
+    histories = []
+    for keeps in (True, False):
+        monkeypatch.setattr(answer_loss.LossTrainer, "_keeps_figures", keeps)
+        fit(base, prepare_dir, tmp_path / str(keeps), **short)
+        state = next((tmp_path / str(keeps)).glob("checkpoints/*/trainer_state.json"))
+        histories.append(json.loads(state.read_text(encoding="utf-8"))["log_history"])
+    assert (counts[:6], counts[6:]) == ([2] * 6, [2 + 5] * 6)
+    for line in (*histories[0], *histories[1]):
+        line.pop("eval_runtime", None)
+    assert histories[0] == histories[1]
+    assert {"loss", "mean_token_accuracy", "num_tokens"} <= set(histories[0][-2])
+    assert "eval_mean_token_accuracy" in histories[0][-1]
+
+
+def test_figures_of_another_trl_are_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer: Any = SimpleNamespace(loss=answer_loss.Loss("chunked_nll"), aux_loss_enabled=False)
+    trainer.args = SimpleNamespace(loss_type="chunked_nll", use_liger_kernel=False)
+    keeps = answer_loss.LossTrainer._keeps_figures.fget
+    assert keeps is not None
+    assert keeps(trainer)
+    for change in ({"loss": answer_loss.LIBRARYS}, {"loss": answer_loss.Loss("nll")}, {"aux_loss_enabled": True}):
+        assert not keeps(SimpleNamespace(**vars(trainer) | change)), change
+    monkeypatch.setattr(trl, "__version__", "1.15.0")
+    assert not keeps(trainer)
 
 
 @pytest.mark.slow

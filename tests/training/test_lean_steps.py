@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from trl import SFTTrainer
+from transformers import Trainer
 
 from appliance.base_model.base import Base
 from appliance.training import trainer
@@ -25,7 +25,7 @@ def test_modules_are_visited_only_after_an_evaluation_and_train_all_the_same(
     in_training: list[bool] = []  # of every module, in every pass that computes gradients
     at: list[Any] = []
     set_mode: Callable[..., Any] = torch.nn.Module.train
-    step_of_trainer, compute_loss = trainer.OrderedTrainer.training_step, SFTTrainer.compute_loss
+    step_of_trainer, compute_loss = trainer.OrderedTrainer.training_step, Trainer.compute_loss
 
     def train(self: Any, mode: bool = True) -> Any:
         if at:
@@ -43,7 +43,7 @@ def test_modules_are_visited_only_after_an_evaluation_and_train_all_the_same(
 
     monkeypatch.setattr(torch.nn.Module, "train", train)
     monkeypatch.setattr(trainer.OrderedTrainer, "training_step", training_step)
-    monkeypatch.setattr(SFTTrainer, "compute_loss", loss_of)
+    monkeypatch.setattr(Trainer, "compute_loss", loss_of)
     fit(
         base,
         prepare_dir,
@@ -58,5 +58,5 @@ def test_modules_are_visited_only_after_an_evaluation_and_train_all_the_same(
     assert {step for step, mode in visited if mode} == {0, 2}  # the first step, and the one after the evaluation
     assert "train" not in vars(at[0].model)
     inputs = {"input_ids": torch.zeros(2, 7, dtype=torch.int64)}
-    assert at[0].floating_point_ops(inputs) == SFTTrainer.floating_point_ops(at[0], inputs) > 0
+    assert at[0].floating_point_ops(inputs) == Trainer.floating_point_ops(at[0], inputs) > 0
     assert at[0].state.total_flos > 0
