@@ -70,6 +70,7 @@ class TransformersEngine:
             use_dora=tuning.dora,
             bias="none",
             trainable_token_indices=engines_token_rows.indices(base, token_rows),
+            modules_to_save=self._task.trained_whole(base) or None,
         )
         try:
             tuned = get_peft_model(base, config)

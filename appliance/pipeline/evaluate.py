@@ -127,7 +127,7 @@ def run(
     """
     if not task.writes:
         dirs = (prepare_dir, trained_dir, stage_dir)
-        return evaluate_classes.run(engine, model, evaluate, prompt_name, seed, *dirs, task)
+        return evaluate_classes.run(engine, base.dir, model, evaluate, prompt_name, seed, *dirs, task)
     fit = files.read_json(trained_dir.parent / "fit.json")
     asked = _questions(evaluate, base, fit, prompt_name, seed, prepare_dir, trained_dir, task)
     seen = _Seen()

@@ -30,10 +30,12 @@ from appliance.rundir import results
 from appliance.tasks.classify import class_of
 from appliance.tasks.task import Task
 from appliance.training import encoded_rows
+from appliance.weights.shards import is_adapter
 
 
 def run(
     engine: Engine,
+    base_dir: Path,
     model: ModelSection,
     evaluate: EvaluateSection,
     prompt_name: str,
@@ -47,11 +49,12 @@ def run(
 
     Args:
         engine: loads the trained model.
+        base_dir: the base model, to which an adapter is added.
         model, evaluate: sections of the recipe.
         prompt_name: the recipe's `prompt`.
         seed: which test rows are chosen, and which train rows the linear model learns from if there are many.
         prepare_dir: the prepared rows.
-        trained_dir: the model that training left; fit.json is beside it.
+        trained_dir: the adapter or the model that training left; fit.json is beside it.
         stage_dir: what is written.
         task: with its classes.
     """
@@ -65,7 +68,8 @@ def run(
     val_rows, _ = encoded_rows.read(prompt, prepare_dir / "val.csv", encoding, only=evaluated["lines"])
     questions = [one.input_ids[: one.prompt_tokens] for one in encoded]
     in_losses, in_answers = RowsAtOnce(LOSS_ROWS_AT_ONCE, "losses"), RowsAtOnce(generate.ROWS_AT_ONCE, "answers")
-    loaded, _ = engine.load_for_inference(trained_dir, model, None)
+    folders = (base_dir, model, trained_dir) if is_adapter(trained_dir) else (trained_dir, model, None)
+    loaded, _ = engine.load_for_inference(*folders)
     pad = prompt.pad_token_id
     with console.Steps("classes that the tuned model gives", len(rows)) as bar:
         loss = mean_loss(engine, loaded, encoded, pad, in_losses, bar.between, task)

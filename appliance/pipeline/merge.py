@@ -17,6 +17,7 @@ from appliance.machine import device, write_errors
 from appliance.pipeline.base_in_memory import BaseInMemory
 from appliance.process.files import write_json
 from appliance.tasks import causal
+from appliance.tasks import find as tasks_find
 from appliance.weights import merge, proof, proof_place
 from appliance.weights.merge import MergeSummary, round_model
 from appliance.weights.model_config import GREEDY
@@ -68,6 +69,7 @@ def run(
                     dtype=dtype,
                     decoding=decoding,
                     loaded=in_memory.base() if in_memory else None,
+                    task=tasks_find.named(task).of_model(trained_dir),
                 )
             else:
                 summary = round_model(trained_dir, unproven, dtype=dtype, decoding=decoding)

@@ -38,9 +38,21 @@ print(tokenizer.decode({answer}, skip_special_tokens=True))
 def with_peft(base: str | None, revision: str | None, repo: str, eos: str, task: Task = causal.TASK) -> str:
     """The adapter on the base it was trained on, greedily. `base`: its id on the Hub; None if it is not there.
 
-    The base's own generation_config.json may sample, penalise or suppress EOS: evaluation did not use it.
+    The base's own generation_config.json may sample, penalise or suppress EOS: evaluation did not use it. Of a
+    classifier, the classes come from the adapter's config.json, and its head from the adapter, whatever the base has.
     """
     at = f', revision="{revision}"' if revision else ""
+    if not task.writes:
+        return f"""{_CODE}python
+from peft import PeftModel
+from transformers import {task.auto_class}, AutoConfig, AutoTokenizer, pipeline
+
+own = {{"config": AutoConfig.from_pretrained("{repo}"), "ignore_mismatched_sizes": True}}
+base = {task.auto_class}.from_pretrained("{base or "FOLDER_OF_THE_BASE_MODEL"}"{at}, **own)
+model = PeftModel.from_pretrained(base, "{repo}").merge_and_unload()
+classify = pipeline("{task.pipeline_tag}", model=model, tokenizer=AutoTokenizer.from_pretrained("{repo}"))
+print(classify("…"))
+{_CODE}"""
     begins = "" if task.continues else ", decoder_start_token_id=base.generation_config.decoder_start_token_id"
     return f"""{_CODE}python
 from peft import PeftModel

@@ -82,6 +82,13 @@ class Task(ABC):
         """What `from_pretrained` of its class returns."""
         return _of("transformers", self.auto_class).from_pretrained(folder, **options)
 
+    def trained_whole(self, model: Any) -> list[str]:  # noqa: ARG002
+        """The modules of a loaded `model` that an adapter cannot be added to: a head that the base doesn't have.
+
+        They are trained as a whole and saved with the adapter (peft's modules_to_save), whatever the base has there.
+        """
+        return []
+
     def misfits(self, recipe: Recipe) -> Iterator[Misfit]:
         """What of a recipe does not fit."""
         if recipe.prompt not in self.formats:
@@ -119,6 +126,10 @@ class Task(ABC):
     @abstractmethod
     def features(self, row: Encoded) -> Features:
         """A row as a dataset holds it, in the columns that `collate` reads."""
+
+    def length(self, row: Encoded) -> int:
+        """How many tokens of a row a model computes on."""
+        return len(row)
 
     def collate(self, rows: Sequence[Mapping[str, Sequence[int]]], *, pad_token_id: int) -> dict[str, torch.Tensor]:
         """`features` of B rows as one padded batch, `labels` in it: see prompt/batch.py."""

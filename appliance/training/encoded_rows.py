@@ -29,8 +29,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Rows:
-    """What the trainer knows about the rows of one side besides their ids: their lines in the user's CSV, their lengths
-    in tokens."""
+    """What the trainer knows about the rows of one side besides their ids: their lines in the user's CSV, the tokens
+    of each that a model computes on."""
 
     lines: list[int]
     lengths: list[int]
@@ -78,7 +78,7 @@ def as_dataset(
         columns = [pa.array([one[name] for one in features], kind) for name in task.columns]
         batches.append(pa.record_batch(columns, schema=schema))
         rows.lines.extend(line for line, _ in part)
-        rows.lengths.extend(map(len, encoded))
+        rows.lengths.extend(map(task.length, encoded))
     return Dataset(InMemoryTable(pa.Table.from_batches(batches, schema))), rows
 
 

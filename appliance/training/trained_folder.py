@@ -44,7 +44,7 @@ def write(
 ) -> None:
     """The checkpoint's weights as they were saved, with tokenizer and chat template; no local path in them.
 
-    `config`: what config.json has beside, or in place of, what the base's has.
+    `config`: what config.json has beside, or in place of, what the base's has; an adapter has one only with it.
 
     Raises TrainingFailed: the checkpoint is damaged. EnvironmentUnavailable: see `tokenizer_files.write`.
     """
@@ -54,19 +54,23 @@ def write(
             f"the best checkpoint {checkpoint} cannot be kept: {fault}",
             hint="train again with --redo train; the other checkpoints are worse by their val loss",
         )
+    # the base's own config: a library may have written settings of its own into the model's
+    of_base = {key: value for key, value in base.config.items() if key != "_name_or_path"}
     with files.atomic_dir(target) as folder:
         if is_adapter(checkpoint):
             shutil.copy2(checkpoint / "adapter_model.safetensors", folder)
             of_adapter = files.read_json(checkpoint / "adapter_config.json")
             name, commit = base.trained_as
             of_adapter |= {"base_model_name_or_path": name, "revision": commit, "inference_mode": True}
+            if whole := of_adapter.get("modules_to_save"):  # peft adds its own names to it whenever it loads one
+                of_adapter["modules_to_save"] = list(dict.fromkeys(whole))
             files.write_json(folder / "adapter_config.json", of_adapter)
+            if config:  # says what the head that was trained with the adapter is for
+                files.write_json(folder / "config.json", of_base | dict(config))
         else:
             for path in checkpoint.glob("model*.safetensors*"):  # with their index
                 files.link_or_copy(path, folder / path.name)
-            # the base's own config: a library may have written settings of its own into the model's
-            kept = {k: v for k, v in base.config.items() if k != "_name_or_path"}
-            files.write_json(folder / "config.json", kept | dict(config))
+            files.write_json(folder / "config.json", of_base | dict(config))
             if (base.dir / "generation_config.json").is_file():
                 shutil.copyfile(base.dir / "generation_config.json", folder / "generation_config.json")
         tokenizer_files.write(folder, base.dir, prompt)

@@ -55,7 +55,8 @@ def refuse(
     embeddings = model.get_input_embeddings().weight
     if embeddings.requires_grad and not taught:
         return
-    head = model.get_output_embeddings().weight
+    # a model that writes no tokens has no such head: an encoder only reads them
+    head = (model.get_output_embeddings() or model.get_input_embeddings()).weight
     special = {getattr(tokenizer, f"{name}_token_id", None) for name in _SPECIAL}
     never = untrained(embeddings.detach(), head.detach()) - special - set(taught)
     if not never:

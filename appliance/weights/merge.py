@@ -17,8 +17,11 @@ from appliance.machine import disk
 from appliance.process.files import atomic_dir, read_json
 from appliance.prompt import format as prompt_format
 from appliance.prompt.special_tokens import eos_ids
-from appliance.weights import token_rows
+from appliance.tasks import causal
+from appliance.tasks.task import Task
+from appliance.weights import token_rows, whole_head
 from appliance.weights.embedding_rows import EMBEDDINGS, HEADS, is_tied
+from appliance.weights.merge_sources import Files, Rows, Source, WithAHead
 from appliance.weights.model_config import (
     GREEDY,
     base_config,
@@ -34,12 +37,10 @@ from appliance.weights.shards import (
     Delta,
     Header,
     files_of,
-    headers,
     read_adapter,
     stored_name,
     write_shard,
 )
-from appliance.weights.stored_rows import StoredRows
 from appliance.weights.token_rows import TokenRows
 
 if TYPE_CHECKING:
@@ -68,57 +69,63 @@ def merge_adapter(
     dtype: str,
     decoding: Mapping[str, Any] | None = None,
     loaded: Any = None,
+    task: Task = causal.TASK,
 ) -> MergeSummary:
     """Writes base + adapter as 16-bit safetensors, with config and tokenizer files; `out_dir` is complete or absent.
 
     `decoding`: how the release answers by default, as in a generation_config.json; None: greedily. `loaded`: the base
-    as this process has loaded it, with untouched weights; what it holds exactly is not read again.
+    as this process has loaded it, with untouched weights; what it holds exactly is not read again. `task`: as the
+    adapter has it; with a head of its own, what is written has the names of the model (weights/whole_head.py).
 
     W' = W + scale * B A in float32, rounded once to `dtype` ("bfloat16" | "float16"); with DoRA
     W' = m * (W + scale * B A) / ||W + scale * B A|| by output row (Liu et al. 2024, arXiv 2402.09353, eq. 5). Rows that
     were trained beside the adapter take the place of the base's.
+    A head that was trained as a whole is rounded.
     Bit-equal to peft's merge of a float32 model. File names and the index are those of the base.
     Raises EnvironmentUnavailable: the base cannot be read or is quantised, or the disk is too small.
     Raises GateRefused: the adapter contains something a merge cannot express, or a result is not finite.
     """
+    if head := whole_head.of_adapter(adapter_dir):
+        with_head = WithAHead(base_dir, whole_head.load(task, base_dir, loaded), head, task)
+        deltas = changed_by(adapter_dir, base_dir, with_head.names)
+        return _write(with_head, deltas, {}, adapter_dir, out_dir, dtype, decoding or GREEDY)
     deltas, rows = changed_by(adapter_dir, base_dir), token_rows.of_adapter(adapter_dir, base_dir)
-    return _write(base_dir, deltas, rows, adapter_dir, out_dir, dtype, decoding or GREEDY, loaded)
+    return _write(Files(base_dir, loaded), deltas, rows, adapter_dir, out_dir, dtype, decoding or GREEDY)
 
 
 def round_model(
     trained_dir: Path, out_dir: Path, *, dtype: str, decoding: Mapping[str, Any] | None = None
 ) -> MergeSummary:
     """Writes a fully fine-tuned model as 16-bit safetensors, under the same names; raises as merge_adapter."""
-    return _write(trained_dir, {}, {}, trained_dir, out_dir, dtype, decoding or GREEDY)
+    return _write(Files(trained_dir), {}, {}, trained_dir, out_dir, dtype, decoding or GREEDY)
 
 
-def changed_by(adapter_dir: Path, base_dir: Path) -> dict[str, Delta]:
-    """What an adapter adds to: the base's tensor -> its delta. All other tensors stay the base's, except for rows that
-    were trained beside the adapter (token_rows.of_adapter).
+def changed_by(adapter_dir: Path, base_dir: Path, names: Collection[str] | None = None) -> dict[str, Delta]:
+    """What an adapter adds to: the base's tensor -> its delta. All other tensors stay the base's, except for rows and
+    heads that were trained beside the adapter (token_rows.of_adapter, whole_head.of_adapter).
 
-    Merge and proof both go by it. Raises as merge_adapter.
+    Merge and proof both go by it. `names`: of the tensors, if they are not those in the base's files. Raises as
+    merge_adapter.
     """
     config = base_config(base_dir)
-    names = [name for listed in files_of(base_dir).values() for name in listed]
+    names = [name for listed in files_of(base_dir).values() for name in listed] if names is None else names
     return _match(read_adapter(adapter_dir), names, config)
 
 
 def _write(
-    model_dir: Path,
+    source: Source,
     deltas: dict[str, Delta],
     rows_in: dict[str, TokenRows],
     tokenizer_dir: Path,
     out_dir: Path,
     dtype: str,
     decoding: Mapping[str, Any],
-    loaded: Any = None,
 ) -> MergeSummary:
-    """The tensors of `model_dir`, each with its delta added and its trained rows put in, rounded to `dtype`."""
+    """The tensors of `source`, each with its delta added and its trained rows put in, rounded to `dtype`."""
     import torch
 
-    config = base_config(model_dir)
-    files = files_of(model_dir)
-    shards = {path: [_written(path, header, dtype) for header in headers(path, names)] for path, names in files.items()}
+    model_dir, config = source.folder, source.config
+    shards = {path: [_written(path, header, dtype) for header in stored] for path, stored in source.files().items()}
     tensors = {tensor.name: path for path, shard in shards.items() for tensor in shard}
     written_bytes = sum(tensor.bytes for shard in shards.values() for tensor in shard)
     disk.require(out_dir.parent, written_bytes, "the merged model")
@@ -127,7 +134,7 @@ def _write(
     sizes = [math.prod(tensor.shape) for shard in shards.values() for tensor in shard if tensor.name in deltas]
     workspace = torch.empty(max(sizes, default=0))
 
-    def rows_of(tensor: Header, base_rows: StoredRows) -> Iterator[torch.Tensor]:
+    def rows_of(tensor: Header, base_rows: Rows) -> Iterator[torch.Tensor]:
         runs = base_rows.runs(tensor.name, _RUN_ITEMS)
         if tensor.name in rows_in:
             runs = token_rows.replaced(runs, rows_in[tensor.name])
@@ -138,16 +145,18 @@ def _write(
 
     with _exact_float32(), atomic_dir(out_dir) as folder:
         for path, shard in shards.items():
-            with StoredRows(path, loaded) as base_rows:
+            with source.opened(path) as base_rows:
                 write_shard(folder / path.name, shard, partial(rows_of, base_rows=base_rows))
         assert used == Counter(deltas.keys()), f"LoRA modules not used exactly once: {used.keys() ^ deltas.keys()}"
-        write_config(model_dir, folder, config | special_ids(tokenizer_dir, config), dtype, written_bytes)
+        config |= special_ids(tokenizer_dir, config)
+        write_config(model_dir, folder, config, dtype, written_bytes, has_index=source.has_index)
         settings = generation_config(model_dir)
         write_generation_config(folder, settings | special_ids(tokenizer_dir, settings), decoding)
         for name in TOKENIZER_FILES:
             if (tokenizer_dir / name).is_file():
                 shutil.copyfile(tokenizer_dir / name, folder / name)
-    return MergeSummary(len(shards), len(tensors), len(deltas) + len(rows_in), written_bytes, dtype)
+    merged = len(deltas) + len(rows_in) + source.trained_whole
+    return MergeSummary(len(shards), len(tensors), merged, written_bytes, dtype)
 
 
 def _written(path: Path, stored: Header, dtype: str) -> Header:

@@ -32,12 +32,14 @@ def base_config(base_dir: Path) -> dict[str, Any]:
     return config
 
 
-def write_config(base_dir: Path, folder: Path, config: dict[str, Any], dtype: str, size_bytes: int) -> None:
-    """Writes config.json with the written type, readable by transformers 4 too, and the index if the base has one."""
+def write_config(
+    base_dir: Path, folder: Path, config: dict[str, Any], dtype: str, size_bytes: int, *, has_index: bool
+) -> None:
+    """Writes config.json with the written type, readable by transformers 4 too, and, if it `has_index`, the base's."""
     old_key = {"torch_dtype": dtype} if "torch_dtype" in config else {}  # what transformers 4 reads
     kept = {key: value for key, value in config.items() if key != "_name_or_path"}
     write_json(folder / "config.json", {**kept, **rope.older_keys(kept), **old_key, "dtype": dtype})
-    if (base_dir / INDEX).is_file():
+    if has_index:
         index = read_json(base_dir / INDEX)
         metadata = {**index.get("metadata", {}), "total_size": size_bytes}
         write_json(folder / INDEX, {**index, "metadata": metadata})

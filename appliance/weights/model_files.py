@@ -33,7 +33,8 @@ _RELEASED = {
         *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
         *("*.gguf", "*.Modelfile"),  # the same model for llama.cpp and Ollama
     ),
-    "adapter": ("adapter_config.json", "adapter_model.safetensors", "prompt.json"),
+    # config.json: what the head that was trained with it is for
+    "adapter": ("adapter_config.json", "adapter_model.safetensors", "prompt.json", "config.json"),
 }
 
 

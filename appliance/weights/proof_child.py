@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -27,9 +27,10 @@ from appliance.process.files import read_json, write_json
 from appliance.tasks import causal
 from appliance.tasks import find as tasks_find
 from appliance.tasks.task import Task
-from appliance.weights import child_out_of_memory, held, proof_files, proof_tensors, widened
+from appliance.weights import child_out_of_memory, held, proof_files, proof_tensors, proof_wanted, whole_head, widened
 from appliance.weights.proof import TOP_TOKENS, Measures, ProofRequest, ProofRow
-from appliance.weights.shards import files_of, headers, is_adapter, stored_name
+from appliance.weights.proof_wanted import Stored, tensors_of
+from appliance.weights.shards import is_adapter, stored_name
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +60,8 @@ def write_reference(work_dir: Path, merged_dir: Path, load: Load) -> None:
     adapter_dir, task = wanted.trained_dir if is_adapter(wanted.trained_dir) else None, _task(wanted)
     model = load(wanted.weights_dir, adapter_dir, wanted.weights_dtype, wanted.device)
     with torch.no_grad():
-        compared = proof_tensors.compare(wanted, merged_dir, model)
+        with_head = _with_head(wanted, model, load)
+        compared = proof_tensors.compare(wanted, merged_dir, model, with_head)
         model = _as_computed(model, wanted)
         ids, tuned = [], []
         for row in wanted.rows:
@@ -69,7 +71,7 @@ def write_reference(work_dir: Path, merged_dir: Path, load: Load) -> None:
         if adapter_dir:
             with model.disable_adapter():
                 base, _ = _compare(model, wanted.rows, ids, task)
-        weights = _round_like_a_merge(model, wanted)
+        weights = _round_like_a_merge(model, wanted, with_head)
         calibrated, likeliest = _compare(model, wanted.rows, ids, task)
         if not adapter_dir:
             del model  # one model in memory
@@ -193,6 +195,18 @@ def _task(wanted: ProofRequest) -> Task:
     return tasks_find.named(wanted.task).of_model(wanted.trained_dir)
 
 
+def _with_head(wanted: ProofRequest, model: Any, load: Load) -> dict[str, Stored] | None:
+    """The base's tensors, and the head that peft puts into it, if one was trained as a whole; None if none was.
+
+    `model`: base and adapter as loaded. By it, if it holds every value exactly, otherwise by another.
+    """
+    if not (is_adapter(wanted.trained_dir) and whole_head.of_adapter(wanted.trained_dir)):
+        return None
+    exact = wanted.weights_dtype == "float32"
+    whole = model if exact else load(wanted.base_dir, wanted.trained_dir, "float32", "cpu")
+    return proof_wanted.values_of(whole_head.tensors(whole), wanted.base_dir)
+
+
 def _as_computed(model: Any, wanted: ProofRequest) -> Any:
     if wanted.weights_dtype != wanted.compute_dtype:
         widened.widen(model)
@@ -255,17 +269,19 @@ def divergence(p: torch.Tensor, q: torch.Tensor) -> float:
     return terms.where(p != -math.inf, 0.0).sum(1).mean().item()
 
 
-def _round_like_a_merge(model: Any, wanted: ProofRequest) -> dict[str, torch.Tensor]:
+def _round_like_a_merge(
+    model: Any, wanted: ProofRequest, with_head: Mapping[str, Stored] | None = None
+) -> dict[str, torch.Tensor]:
     """Turns the loaded model into a perfect merge, in place; samples of what peft added to, before rounding.
 
-    A fully fine-tuned model has nothing to add: it is rounded.
+    A fully fine-tuned model has nothing to add: it is rounded. `with_head`: see `_with_head`.
     """
     import torch
     from peft.tuners.lora import LoraLayer
 
-    files = {name: path for path, names in files_of(wanted.base_dir).items() for name in names}
+    stored = tensors_of(wanted.base_dir) if with_head is None else with_head
     kind = getattr(torch, wanted.dtype)
-    samples = _rows_beside(model, files)
+    samples = _rows_beside(model, stored)
     layers = [(module, layer) for module, layer in model.named_modules() if isinstance(layer, LoraLayer)]
     summed = {id(layer.get_base_layer().weight) for _, layer in layers}
     for name, parameter in model.named_parameters():
@@ -274,12 +290,12 @@ def _round_like_a_merge(model: Any, wanted: ProofRequest) -> dict[str, torch.Ten
         elif id(parameter) not in summed:
             _round(parameter.data, kind)
     for module, layer in layers:
-        name = stored_name(module.removeprefix("base_model.model."), files)
+        name = stored_name(module.removeprefix("base_model.model."), stored)
         if name is None:
             raise GateRefused(f"the adapter changes {module}, but {wanted.base_dir} has no weight for it")
         weight = layer.get_base_layer().weight
         computed = weight.dtype
-        weight.data = _as_stored(weight.data, files[name], name).to(weight.device, torch.float32, copy=True)
+        weight.data = _as_stored(weight.data, stored[name]).to(weight.device, torch.float32, copy=True)
         layer.merge()
         chosen = proof_tensors.sampled(weight.numel())
         samples[f"wanted/{name}"] = weight.data.reshape(-1)[chosen.to(weight.device)].cpu()
@@ -287,26 +303,19 @@ def _round_like_a_merge(model: Any, wanted: ProofRequest) -> dict[str, torch.Ten
     return samples
 
 
-def _as_stored(loaded: torch.Tensor, path: Path, name: str) -> torch.Tensor:
-    """The base's values of a weight: as loaded if that is exact, otherwise from its file."""
-    from safetensors import safe_open
-
-    (header,) = headers(path, [name])
-    if held.is_exactly(loaded, header):
-        return loaded
-    with safe_open(path, framework="pt") as handle:
-        found: torch.Tensor = handle.get_tensor(name)
-        return found
+def _as_stored(loaded: torch.Tensor, stored: Stored) -> torch.Tensor:
+    """The base's values of a weight: as loaded if that is exact, otherwise from where they are stored."""
+    return loaded if held.is_exactly(loaded, stored.header) else stored.rows(0, stored.header.shape[0])
 
 
-def _rows_beside(model: Any, files: Mapping[str, Path]) -> dict[str, torch.Tensor]:
-    """`rows/NAME/TOKEN`: the rows that peft puts into the base's embeddings and head. `files`: the base's tensors."""
+def _rows_beside(model: Any, stored: Container[str]) -> dict[str, torch.Tensor]:
+    """`rows/NAME/TOKEN`: the rows that peft puts into the base's embeddings and head. `stored`: the base's tensors."""
     from peft.tuners.trainable_tokens import TrainableTokensLayer
 
     found: dict[str, torch.Tensor] = {}
     for module, layer in model.named_modules():
         if isinstance(layer, TrainableTokensLayer):
-            name = stored_name(module.removeprefix("base_model.model.").removesuffix(".token_adapter"), files)
+            name = stored_name(module.removeprefix("base_model.model.").removesuffix(".token_adapter"), stored)
             for adapter, tokens in layer.token_indices.items():
                 rows = layer.trainable_tokens_delta[adapter].detach().float().cpu()
                 if name is not None:  # the head of tied embeddings has none of its own

@@ -44,7 +44,7 @@ def of_weights(
             rows.setdefault(name, {})[int(token)] = row
     faults = {
         "tensors_not_finite": compared.not_finite,
-        "tensors_wrong": proof_tensors.wrong_tensors(wanted, merged_dir),
+        "tensors_wrong": proof_tensors.wrong_tensors(compared.source, wanted.dtype, merged_dir),
         "unlike_base": compared.unlike_base,
         "unlike_trained": compared.unlike_trained + proof_tensors.compare_with_peft(compared, by_peft, rows),
     }

@@ -7,16 +7,16 @@ held at a time (weights/proof_wanted.py). Measures; weights/proof.py judges.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from appliance.errors import EnvironmentUnavailable, GateRefused
-from appliance.weights import merge, proof_wanted, token_rows
+from appliance.weights import merge, proof_wanted, token_rows, whole_head
 from appliance.weights.proof import SAMPLE, ProofRequest
 from appliance.weights.proof_wanted import Run, Stored, tensors_of
-from appliance.weights.shards import FLOATS, SHORT_NAME, Delta, is_adapter
+from appliance.weights.shards import FLOATS, SHORT_NAME, Delta, Header, is_adapter
 from appliance.weights.token_rows import TokenRows
 from appliance.wording import counted
 
@@ -64,7 +64,8 @@ class Compared:
     """What differs, a sentence a tensor that begins with its name.
 
     `unlike_base`: tensors that no training changed. `unlike_trained`: the others. `swallowed`: see `_Tuning`. By name,
-    for `compare_with_peft`: `sums` and `rows`, of tensors that are as an adapter has them; all that it `changed`.
+    for `compare_with_peft`: `sums` and `rows`, of tensors that are as an adapter has them; all that it `changed`. And
+    what the merged model must have, as it is stored before the merge: `source`.
     """
 
     unlike_base: list[str] = field(default_factory=list)
@@ -74,6 +75,7 @@ class Compared:
     sums: dict[str, Sum] = field(default_factory=dict)
     rows: dict[str, TokenRows] = field(default_factory=dict)
     changed: frozenset[str] = frozenset()
+    source: Mapping[str, Header] = field(default_factory=dict)
 
 
 @dataclass
@@ -106,25 +108,31 @@ def sampled(count: int) -> torch.Tensor:
     return torch.randint(count, (SAMPLE,), generator=torch.Generator().manual_seed(0))
 
 
-def compare(wanted: ProofRequest, merged_dir: Path, model: Any = None) -> Compared:
+def compare(
+    wanted: ProofRequest, merged_dir: Path, model: Any = None, stored: Mapping[str, Stored] | None = None
+) -> Compared:
     """Compares every weight of `merged_dir`; tensors that are missing or of another shape are `wrong_tensors`'.
 
     `model`: as loaded from `wanted.weights_dir`, with or without an adapter beside its weights, before anything changes
     them. What it holds stands for those files, which are not read again. A tensor that differs there is read from
-    its file, which decides: a library may hold some weights otherwise than they are stored.
+    its file, which decides: a library may hold some weights otherwise than they are stored. `stored`: what the merged
+    tensors come from, if not the files in `wanted.weights_dir`: a base with the head that peft loaded into it.
 
     Raises GateRefused: the merged files cannot be read.
     """
     import torch
 
     kind = getattr(torch, wanted.dtype)
-    base, source = tensors_of(wanted.base_dir), tensors_of(wanted.weights_dir)
-    merged = _tensors_of_merged(merged_dir)
     adapted = is_adapter(wanted.trained_dir)
-    deltas = merge.changed_by(wanted.trained_dir, wanted.base_dir) if adapted else {}
-    rows = token_rows.of_adapter(wanted.trained_dir, wanted.base_dir) if adapted else {}
-    held: Mapping[str, Stored] = proof_wanted.held_by(model, source) if model is not None else {}
-    found, all_tuning = Compared(changed=frozenset(deltas.keys() | rows.keys())), _Tuning()
+    base, source = {} if adapted else tensors_of(wanted.base_dir), stored or tensors_of(wanted.weights_dir)
+    merged = _tensors_of_merged(merged_dir)
+    deltas = merge.changed_by(wanted.trained_dir, wanted.base_dir, source.keys()) if adapted else {}
+    rows = token_rows.of_adapter(wanted.trained_dir, wanted.base_dir) if adapted and stored is None else {}
+    whole = whole_head.of_adapter(wanted.trained_dir).keys() if adapted else set[str]()
+    held: Mapping[str, Stored] = proof_wanted.held_by(model, source) if model is not None and stored is None else {}
+    headers = {name: one.header for name, one in source.items()}
+    found = Compared(changed=frozenset({*deltas, *rows, *whole}), source=headers)
+    all_tuning = _Tuning()
 
     def seen(name: str, own: Stored) -> _Tensor:
         one = _Tensor(own, merged[name], kind)
@@ -263,16 +271,12 @@ def _tuning_of(run: Run, kind: torch.dtype) -> _Tuning:
     return _Tuning(flat.dot(flat).item(), flat.dot(by_weight).item())
 
 
-def wrong_tensors(wanted: ProofRequest, merged_dir: Path) -> list[str]:
-    """Names of tensors that are missing, added, or of a wrong shape or type; every float must be of the 16-bit type."""
+def wrong_tensors(source: Mapping[str, Header], dtype: str, merged_dir: Path) -> list[str]:
+    """Names of tensors that are missing, added, or of a wrong shape or type; every float must be of the 16-bit `dtype`.
 
-    def described(model_dir: Path) -> Iterator[tuple[str, tuple[tuple[int, ...], str]]]:
-        for name, stored in tensors_of(model_dir).items():
-            yield name, (stored.header.shape, stored.header.dtype)
-
-    short = SHORT_NAME[wanted.dtype]
-    expected = {
-        name: (shape, short if kind in FLOATS else kind) for name, (shape, kind) in described(wanted.weights_dir)
-    }
-    merged = dict(described(merged_dir))
+    `source`: see Compared.
+    """
+    short = SHORT_NAME[dtype]
+    expected = {name: (one.shape, short if one.dtype in FLOATS else one.dtype) for name, one in source.items()}
+    merged = {name: (one.header.shape, one.header.dtype) for name, one in tensors_of(merged_dir).items()}
     return sorted(name for name in expected.keys() | merged.keys() if expected.get(name) != merged.get(name))

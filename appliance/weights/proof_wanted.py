@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance.weights import held
+from appliance.weights import held, whole_head
 from appliance.weights.shards import LONG_NAME, Delta, Header, files_of, headers
 from appliance.weights.token_rows import TokenRows
 
@@ -78,6 +78,11 @@ def held_by(model: Any, stored: Mapping[str, Stored]) -> dict[str, Held]:
     """Those of the `stored` tensors that `model`, loaded from their files, holds exactly: see held.of_model."""
     found = held.of_model(model, {name: one.header for name, one in stored.items()})
     return {name: Held(stored[name].path, stored[name].header, values) for name, values in found.items()}
+
+
+def values_of(tensors: Mapping[str, torch.Tensor], folder: Path) -> dict[str, Stored]:
+    """Tensors of a loaded model as if they were stored in `folder`, of which nothing is read."""
+    return {name: Held(folder, whole_head.header_of(name, values), values) for name, values in tensors.items()}
 
 
 def copied_runs(source: Stored, base: Stored | None, merged: Stored, trained: TokenRows | None = None) -> Iterator[Run]:

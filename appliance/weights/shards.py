@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,8 @@ ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8":
 FLOATS = ("F32", "F16", "BF16")
 ROW_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # as numpy reads them; see read_rows
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# peft's task types whose models have a head that no base has: it is trained as a whole (weights/whole_head.py).
+WITH_A_HEAD = ("SEQ_CLS", "QUESTION_ANS")
 TOKEN_ROWS = "token_adapter.trainable_tokens_delta"  # how peft names rows trained beside an adapter: token_rows.py
 SHORT_NAME = {"bfloat16": "BF16", "float16": "F16"}  # torch's name -> safetensors' name
 LONG_NAME = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # and back, for all of FLOATS
@@ -168,13 +170,15 @@ def stored_name(module: str, names: Container[str]) -> str | None:
 
 
 def read_adapter(adapter_dir: Path) -> list[Delta]:
-    """The LoRA modules of an adapter saved by peft; weights/token_rows.py reads the rows trained beside them.
+    """The LoRA modules of an adapter saved by peft.
+
+    weights/token_rows.py reads the rows that were trained beside them, weights/whole_head.py a head.
 
     Raises EnvironmentUnavailable: a file is missing. GateRefused: base + scale * B A cannot express the adapter.
     """
     from safetensors import safe_open
 
-    config = _adapter_config(adapter_dir)
+    config = adapter_config(adapter_dir)
     path = adapter_dir / ADAPTER_WEIGHTS
     if not path.is_file():
         raise EnvironmentUnavailable(f"{adapter_dir} has no {path.name}", hint="train again with --redo train")
@@ -182,7 +186,7 @@ def read_adapter(adapter_dir: Path) -> list[Delta]:
     deltas = []
     with safe_open(path, framework="np") as handle:
         for key in handle.keys():  # noqa: SIM118 (not a dict)
-            if key.endswith(f".{TOKEN_ROWS}"):
+            if key.endswith(f".{TOKEN_ROWS}") or whole_name(key, config):
                 continue
             found = re.fullmatch(rf"base_model\.model\.(.+)\.({'|'.join(map(re.escape, _PARTS))})", key)
             if found is None:
@@ -204,6 +208,16 @@ def read_adapter(adapter_dir: Path) -> list[Delta]:
             scale = alpha / (math.sqrt(rank) if config["use_rslora"] else rank)
             deltas.append(Delta(module, path, a, b, magnitude, base_copy, scale, config["fan_in_fan_out"]))
     return deltas
+
+
+def whole_name(key: str, config: Mapping[str, Any]) -> str:
+    """What the model calls a tensor of an adapter's file, if it is of a module that was trained as a whole; else "".
+
+    `config`: the adapter's.
+    """
+    name = key.removeprefix("base_model.model.")
+    is_whole = any(f".{name}".find(f".{module}.") >= 0 for module in config.get("modules_to_save") or ())
+    return name if is_whole and not name.endswith(_PARTS) else ""
 
 
 def write_shard(path: Path, tensors: Sequence[Header], parts: Callable[[Header], Iterable[torch.Tensor]]) -> None:
@@ -234,12 +248,17 @@ def write_shard(path: Path, tensors: Sequence[Header], parts: Callable[[Header],
         assert file.size == 8 + len(encoded) + end, f"{path.name}: the header does not describe what was written"
 
 
-def _adapter_config(adapter_dir: Path) -> dict[str, Any]:
+def adapter_config(adapter_dir: Path) -> dict[str, Any]:
+    """adapter_config.json, with peft's defaults.
+
+    Raises EnvironmentUnavailable: it is missing. GateRefused: base + scale * B A cannot express the adapter.
+    """
     path = adapter_dir / "adapter_config.json"
     if not path.is_file():
         raise EnvironmentUnavailable(f"{adapter_dir} has no {path.name}", hint="train again with --redo train")
     config = {"use_rslora": False, "use_dora": False, "fan_in_fan_out": False, **read_json(path)}
-    refused = [f"{key}: {config[key]}" for key in _UNSUPPORTED if config.get(key)]
+    allowed = ("modules_to_save",) if config.get("task_type") in WITH_A_HEAD else ()
+    refused = [f"{key}: {config[key]}" for key in _UNSUPPORTED if config.get(key) and key not in allowed]
     if config.get("peft_type") != "LORA":
         refused.append(f"peft_type: {config.get('peft_type')}")
     if config.get("bias", "none") != "none":
