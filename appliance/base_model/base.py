@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from appliance.engines import memory
+from appliance.engines import memory, positions
 from appliance.hub.cache import Snapshot
 from appliance.process.files import read_object, sha256_of
 from appliance.weights import model_files
@@ -95,8 +95,7 @@ class Base:
     @property
     def max_positions(self) -> int:
         """The longest sequence in tokens that the base was made for; 2**20 if its config names none."""
-        named = self.config.get("max_position_embeddings") or self.config.get("n_positions")  # GPT-2's name for it
-        return int(named or 1 << 20)
+        return positions.most(self.config)
 
     @property
     def stored_dtype(self) -> str:

@@ -63,6 +63,13 @@ TESTED_TYPES = frozenset({"llama", "qwen3", "gemma", "gemma2", "gemma3_text", "p
     "mt5",
     "bart",
     "bert",
+    "roberta",
+    "xlm-roberta",
+    "electra",
+    "distilbert",
+    "deberta-v2",
+    "albert",
+    "modernbert",
 }
 
 _QUANTISED_KEYS = ("quantization_config", "compression_config", "quantization")  # the last one is MLX's

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from appliance.engines import memory
+from appliance.engines import memory, positions
 from appliance.errors import ApplianceError, EnvironmentUnavailable
 from appliance.machine import disk
 from appliance.machine.device import Device
@@ -86,8 +86,7 @@ class Engine(Protocol):
 
 def refuse_too_long(base_dir: Path, max_seq_length: int) -> int:
     """The number of positions the base was made for. Raises EnvironmentUnavailable: `max_seq_length` exceeds it."""
-    config = read_object(base_dir / "config.json")
-    limit = int(config.get("max_position_embeddings") or config.get("n_positions") or 1 << 20)  # GPT-2's name for it
+    limit = positions.most(read_object(base_dir / "config.json"))
     if max_seq_length > limit:
         raise EnvironmentUnavailable(
             f"max_seq_length {max_seq_length} exceeds the {limit} positions of this base model",
@@ -122,5 +121,5 @@ def load_failures(
     except Exception as error:  # whatever the libraries make of somebody else's files, tokenizers' bare Exception too
         raise EnvironmentUnavailable(
             f"the base model in {base_dir} does not load: {str(error) or repr(error)}",
-            hint="expected a transformers causal language model with safetensors weights",
+            hint="expected a model of transformers with safetensors weights that belong to its config.json",
         ) from error

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 
-from appliance.errors import DataError
+from appliance.errors import DataError, EnvironmentUnavailable
 from appliance.process import console, files
 from appliance.prompt.format import Prompt
+from appliance.prompt.special_tokens import unknown_word
+from appliance.prompt.templates import INPUT_MARKER, user_message
 from appliance.recipe.fields import DataSection
 from appliance.rows import csv_file, survey
 from appliance.rows.csv_file import Row
@@ -19,6 +22,10 @@ from appliance.wording import counted
 MOST = 1000  # of classes: a head and a table of this size are still usable
 ROWS_PER_CLASS = 3  # on average: what is below that is a column of texts, not of classes
 _SHOWN = 5
+_COMPARED = 100  # rows whose text the tokenizer is called on as users of the release call it
+# Shares of the tokens of a text that are unknown. A tokenizer of the texts' language has less than one in a hundred.
+_MUCH_UNKNOWN, _UNREADABLE = 0.05, 0.5
+ANOTHER_BASE = "choose a base whose tokenizer reads the language of the texts: for Korean, for example, klue/bert-base"
 _SIDES = ("train", "val", "test")
 
 
@@ -37,7 +44,9 @@ def write(prepare_dir: Path, prompt: Prompt) -> None:
     """labels.json: the classes in the order of their indices, how their names are encoded, their rows on each side.
 
     Raises DataError: as `refuse_unfit`, now that rows were left out, or two names that the tokenizer cannot tell apart.
+    EnvironmentUnavailable: as `refuse_unread`.
     """
+    refuse_unread(prompt, list(islice(csv_file.iter_canonical(prepare_dir / "test.csv"), _COMPARED)))
     sides, spelt = dict[str, Counter[str]](), set[str]()
     for side in _SIDES:
         outputs = Counter(row.output for row in csv_file.iter_canonical(prepare_dir / f"{side}.csv"))
@@ -50,7 +59,7 @@ def write(prepare_dir: Path, prompt: Prompt) -> None:
     ids: dict[str, list[list[int]]] = {name: [] for name in sorted(counts)}
     names: dict[tuple[int, ...], str] = {}
     for output in sorted(spelt):
-        row, name = prompt.encode("x", "", output), class_of(output)
+        row, name = prompt.encode(output, "", output), class_of(output)  # of a small vocabulary, "x" may be unknown
         found = row.input_ids[row.prompt_tokens :]
         if (other := names.setdefault(tuple(found), name)) != name:
             raise DataError(
@@ -63,7 +72,35 @@ def write(prepare_dir: Path, prompt: Prompt) -> None:
     files.write_json(prepare_dir / LABELS, {"classes": classes})
     for side, why in (("train", "cannot be learnt"), ("test", "cannot be tested")):
         if missing := [name for name in sorted(counts) if not sides[side][name]]:
-            console.say(f"no {side} row has the class {_listed(missing)}: it {why}", style="warning")
+            which, they = ("class", "it") if len(missing) == 1 else ("classes", "they")
+            console.say(f"no {side} row has the {which} {_listed(missing)}: {they} {why}", style="warning")
+
+
+def refuse_unread(prompt: Prompt, rows: Sequence[Row]) -> None:
+    """What the base's tokenizer makes of some texts, called on them as `pipeline` calls it.
+
+    Raises EnvironmentUnavailable: it gives other ids than training has, as some read a word otherwise at the beginning
+    of a text than behind a control token; or it can spell less than half of the texts. A few unknown words are a
+    warning.
+    """
+    unknown, seen = prompt.backend.token_to_id(unknown_word(prompt.backend) or ""), Counter[int]()
+    for row in rows:
+        trained = prompt.prompt_ids(user_message(row.instruction, row.input))
+        text = f"{row.instruction}\n{row.input}" if row.input else row.instruction
+        alone = list(prompt.backend.encode(text).ids)
+        if trained != alone and INPUT_MARKER not in text:
+            raise EnvironmentUnavailable(
+                f"the base's tokenizer makes {alone[:_SHOWN]}… of the text of row {row.line}, and {trained[:_SHOWN]}… "
+                "of the same text between what begins and ends it: `pipeline` would ask otherwise than was trained",
+                hint=ANOTHER_BASE,
+            )
+        seen.update(alone)
+    share = (0 if unknown is None else seen[unknown]) / max(1, seen.total() - 2 * len(rows))  # it is begun and ended
+    said = f"the base's tokenizer cannot spell {share:.0%} of the words of {counted(len(rows), 'test row')}"
+    if share > _UNREADABLE:
+        raise EnvironmentUnavailable(f"{said}: the model would see nothing of them", hint=ANOTHER_BASE)
+    if share > _MUCH_UNKNOWN:
+        console.say(f"{said}: the model sees only that a word is there; {ANOTHER_BASE}", style="warning")
 
 
 def _count(rows: Iterable[Row]) -> Counter[str]:

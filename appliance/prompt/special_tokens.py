@@ -98,6 +98,7 @@ def eos_ids(declared: int | list[int] | None) -> list[int]:
     return [] if declared is None else list(declared) if isinstance(declared, list) else [declared]
 
 
+_MASKS, _UNKNOWN = frozenset({"<mask>", "[MASK]"}), frozenset({"<unk>", "[UNK]"})
 # Reserved ids by their spelling: Llama 3 and Qwen, Gemma, Phi-3, T5 and EXAONE, Mistral. No text produces them.
 _UNUSED = re.compile(r"reserved|unused|placeholder|extra_id|control_\d|dummy", re.IGNORECASE)
 
@@ -122,10 +123,26 @@ def default_template(templates: Any) -> str | None:
 
 
 def added_tokens(backend: Tokenizer) -> dict[int, Any]:
-    """Its added tokens by id, except for the one that WordPiece writes for a word that it cannot spell.
+    """Its added tokens by id, except for the one that an encoder's tokenizer writes for what it cannot spell.
 
-    Encoders with WordPiece (BERT, ELECTRA) met it in every rare word of their pre-training: to them it is a word. In
-    another tokenizer an unknown token is a hole in the text.
+    Encoders met it in every rare word of their pre-training: to them it is a word. In another tokenizer an unknown
+    token is a hole in the text.
     """
-    unknown = getattr(backend.model, "unk_token", None) if type(backend.model).__name__ == "WordPiece" else None
+    unknown = unknown_word(backend)
     return {i: token for i, token in backend.get_added_tokens_decoder().items() if token.content != unknown}
+
+
+def unknown_word(backend: Tokenizer) -> str | None:
+    """The token that an encoder's tokenizer writes for what it cannot spell; None if it is not an encoder's.
+
+    Of WordPiece (BERT, ELECTRA), or of SentencePiece's unigrams if the model was trained on masked words and reads a
+    whole text behind a token of its own (XLM-RoBERTa, DeBERTa, ALBERT; not T5 nor mBART, which write such tokens).
+    """
+    kind = type(backend.model).__name__
+    added = {i: token.content for i, token in backend.get_added_tokens_decoder().items()}
+    if kind == "WordPiece":
+        found: str | None = getattr(backend.model, "unk_token", None)
+        return found
+    if kind != "Unigram" or _MASKS.isdisjoint(added.values()) or not added.keys() & set(backend.encode("a").ids[:1]):
+        return None
+    return next((text for text in added.values() if text in _UNKNOWN), None)

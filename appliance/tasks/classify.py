@@ -25,9 +25,13 @@ if TYPE_CHECKING:
 
 LABELS = "labels.json"  # written by the stage prepare
 HEAD_SEED = 0  # of a head that the base doesn't have: the same one wherever it is loaded
+_INVISIBLE = r"[\s\u200b-\u200d\u2060\ufeff]+"  # white space, and characters of no width
+_AROUND = re.compile(rf"^{_INVISIBLE}|{_INVISIBLE}$")
 # What is behind the encoder in transformers' ...ForSequenceClassification: a base has none of it, or another's.
 _HEAD = re.compile(r"(^|\.)(classifier|pooler|pre_classifier|score|sequence_summary|head)\.")
-_OF_OTHER_TASKS = re.compile(r"^(cls|lm_head|generator_\w+|discriminator_predictions|mlm|nsp|vocab_\w+)\b")
+_OF_OTHER_TASKS = re.compile(
+    r"^(cls|lm_head|generator_\w+|\w*predictions|sop_classifier|mlm|nsp|vocab_\w+|decoder|qa_outputs)\b"
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,10 @@ class Classify(Task):
     peft_type = "SEQ_CLS"
     kind = "an encoder"
     does = "reads a text as a whole"
-    architectures = ("ForMaskedLM", "ForPreTraining", "ForSequenceClassification", "BertModel", "RobertaModel")
+    architectures = (
+        *("ForMaskedLM", "ForPreTraining", "ForSequenceClassification"),
+        *("BertModel", "RobertaModel", "ElectraModel", "AlbertModel", "DebertaV2Model"),
+    )
     has_encoder = False  # in config.json: that is about encoder-decoders
     example = "klue/bert-base"
     formats = frozenset({"source"})
@@ -55,6 +62,7 @@ class Classify(Task):
     continues = False
     columns = ("input_ids", "labels")
     pipeline_tag = "text-classification"
+    tried_with_transformers_4 = True
     only_transformers = "a classifier"
     writes = False
 
@@ -106,10 +114,16 @@ class Classify(Task):
             "unexpected_keys": [name for name in info.get("unexpected_keys", ()) if not _OF_OTHER_TASKS.search(name)],
         }
 
+    def trained_whole(self, model: Any) -> list[str]:
+        heads = (_HEAD.search(name) for name, _ in model.named_parameters())
+        return sorted({found.string[: found.end() - 1] for found in heads if found})
+
     def misfits(self, recipe: Recipe) -> Iterator[Misfit]:
         yield from super().misfits(recipe)
-        if recipe.tuning.method != "full":
-            yield Misfit("tuning.method", "the head is trained as a whole, which a LoRA does not hold", "full")
+        if recipe.model.load_in_4bit:
+            yield Misfit("model.load_in_4bit", "encoders are trained in 16 or 32 bits", "false")
+        if recipe.start_from:
+            yield Misfit("start_from", "an earlier run's head is for its own classes", "null")
         if recipe.train.loss_on != "answer":
             yield Misfit("train.loss_on", "only the class is trained", "answer")
         if recipe.data.on_too_long == "cut":
@@ -120,6 +134,9 @@ class Classify(Task):
             yield Misfit("evaluate.extra_prompts", "nothing is written: `pipeline` asks the release", "[]")
         if recipe.evaluate.other_answers:
             yield Misfit("evaluate.other_answers", "another model's answers are texts", "null")
+
+    def length(self, row: Encoded) -> int:
+        return row.prompt_tokens
 
     def features(self, row: Encoded) -> Features:
         answer = tuple(row.input_ids[row.prompt_tokens :])
@@ -147,8 +164,11 @@ class Classify(Task):
 
 
 def class_of(output: str) -> str:
-    """The class that a row's output names: spaces around it, and how its Hangul is composed, make no other class."""
-    return unicodedata.normalize("NFC", output.strip())
+    """The class that a row's output names.
+
+    White space and invisible characters around it, and whether its Hangul is composed, make no other class.
+    """
+    return unicodedata.normalize("NFC", _AROUND.sub("", output) or output)
 
 
 def balanced(rows: Sequence[int]) -> tuple[float, ...]:

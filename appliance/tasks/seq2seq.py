@@ -31,6 +31,7 @@ class Seq2Seq(Task):
     continues = False
     columns = ("input_ids", "labels")
     pipeline_tag = "text2text-generation"
+    tried_with_transformers_4 = True
     only_transformers = "an encoder-decoder"
 
     def misfits(self, recipe: Recipe) -> Iterator[Misfit]:

@@ -187,7 +187,11 @@ def test_what_is_no_column_of_classes_is_refused_by_check(
     ("settings", "named"),
     [
         (["prompt=alpaca"], ["prompt: alpaca is not a format for an encoder", "--set prompt=source"]),
-        (["tuning.method=lora"], ["tuning.method: the head is trained as a whole", "--set tuning.method=full"]),
+        (
+            ["model.load_in_4bit=true"],
+            ["model.load_in_4bit: encoders are trained in", "--set model.load_in_4bit=false"],
+        ),
+        (["tuning.method=lora", "start_from=a"], ["start_from: an earlier run's head is for its own classes"]),
         (["engine=unsloth"], ["Unsloth has no code for classifiers", "--set engine=transformers"]),
         (["publish.gguf=[q8_0]"], ["GGUF files are made of models that continue text", "publish.gguf=[]"]),
         (["data.on_too_long=cut"], ["data.on_too_long: ", "--set data.on_too_long=drop"]),

@@ -14,9 +14,10 @@ import peft
 import torch
 import transformers
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, pipeline
 
 NEW_TOKENS = 8
+CLASSIFIER = "AutoModelForSequenceClassification"
 
 
 def main(request_path: Path) -> None:
@@ -29,13 +30,33 @@ def main(request_path: Path) -> None:
 
 
 def answers(request: dict[str, Any]) -> dict[str, Any]:
-    """`request`: base, model and adapter folders, conversations, and texts."""
-    model = AutoModelForCausalLM.from_pretrained(request["model"], dtype=torch.float32)
-    base = AutoModelForCausalLM.from_pretrained(request["base"], dtype=torch.float32)
-    tuned = PeftModel.from_pretrained(base, request["adapter"])
+    """`request`: base, model and adapter folders and their class of model, conversations, and texts."""
+    kind = getattr(transformers, request["class"])
+    if request["class"] == CLASSIFIER:
+        own = {"config": AutoConfig.from_pretrained(request["adapter"]), "ignore_mismatched_sizes": True}
+        tuned = PeftModel.from_pretrained(kind.from_pretrained(request["base"], **own), request["adapter"])
+        return {
+            "model": labelled(request["model"], request["model"], request),
+            "adapter": labelled(tuned.merge_and_unload(), request["adapter"], request),
+        }
+    model = kind.from_pretrained(request["model"], dtype=torch.float32)
+    tuned = PeftModel.from_pretrained(kind.from_pretrained(request["base"], dtype=torch.float32), request["adapter"])
     return {
         "model": used(model, request["model"], request),
         "adapter": used(tuned, request["adapter"], request),
+    }
+
+
+def labelled(model: Any, folder: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Labels with their probabilities, as the card's code gives them."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    classify = pipeline("text-classification", model=model, tokenizer=tokenizer, dtype=torch.float32)
+    texts = [messages[-1]["content"] for messages in request["conversations"]]
+    found = classify(texts, top_k=None)
+    return {
+        "prompts": [tokenizer(text)["input_ids"] for text in [*texts, *request["texts"]]],
+        "answers": [[[one["label"], round(one["score"], 3)] for one in labels] for labels in found],
+        "longest": min(tokenizer.model_max_length, 1 << 40),
     }
 
 
@@ -50,8 +71,10 @@ def used(model: Any, folder: str, request: dict[str, Any]) -> dict[str, Any]:
         prompts.append(inputs["input_ids"][0].tolist())
         with torch.inference_mode():
             answer = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
-            likeliest.append([round(x, 3) for x in model(**inputs).logits[0, -1].topk(4).values.tolist()])
-        answers.append(answer[0, inputs["input_ids"].shape[1] :].tolist())
+            is_continued = not model.config.is_encoder_decoder
+            begun = {} if is_continued else {"decoder_input_ids": answer[:, :1]}
+            likeliest.append([round(x, 3) for x in model(**inputs, **begun).logits[0, -1].topk(4).values.tolist()])
+        answers.append(answer[0, inputs["input_ids"].shape[1] if is_continued else 0 :].tolist())
     return {
         "prompts": prompts,
         "answers": answers,

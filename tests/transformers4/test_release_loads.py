@@ -18,9 +18,15 @@ from transformers import PreTrainedTokenizerFast
 
 from appliance.process import files
 from appliance.prompt import format as prompt_format
-from appliance.prompt import round_trip
+from appliance.prompt import round_trip, tokenizer
 from appliance.release import card
-from appliance.weights import rope
+from appliance.tasks import find, seq2seq
+from appliance.tasks.classify import Classify
+from appliance.tasks.task import Task
+from appliance.training import tokenizer_files
+from appliance.weights import merge, rope
+from tests.helpers.classifiers import random_adapter, tiny_encoder
+from tests.helpers.encoder_decoders import tiny_encoder_decoder
 from tests.helpers.finished import finished_run
 from tests.helpers.models import Family, tiny_base
 from tests.helpers.tokenizer_kinds import llama2_folder, qwen_folder
@@ -38,6 +44,13 @@ BASES: dict[str, tuple[Family, Callable[[Path], Path] | None]] = {
 }
 
 
+# task, kind of the base and its maker; what is merged and released is an adapter
+OTHER_TASKS: dict[str, tuple[Task, str, Callable[..., Path]]] = {
+    "T5": (seq2seq.TASK, "t5", tiny_encoder_decoder),
+    "BART": (seq2seq.TASK, "bart", tiny_encoder_decoder),
+    "a classifier, BERT": (Classify(("기쁨", "슬픔", "중립")), "bert", tiny_encoder),
+    "a classifier, RoBERTa": (Classify(("기쁨", "슬픔", "중립")), "roberta", tiny_encoder),
+}
 ASKED = ("가격은?", "배송은 며칠?", " Below ▁")
 
 
@@ -54,9 +67,13 @@ def requests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
             "model": str(run.path / "merge" / "model"),
             "adapter": str(run.path / "train" / "adapter"),
             "conversations": [prompt_format.user_message(text, more) for text in ASKED for more in ("", "size\tL")],
-            "texts": list(round_trip.TEXTS),
         }
-    return found
+    for kind, (task, shape, make) in OTHER_TASKS.items():
+        folder = tmp_path_factory.mktemp("other")
+        found[kind] = a_release(folder, make(folder / "base", shape), task)
+    return {
+        kind: {"class": "AutoModelForCausalLM", "texts": list(round_trip.TEXTS), **one} for kind, one in found.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +89,7 @@ def with_4(requests: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPat
     return dict(files.read_json(path.with_suffix(".result")))
 
 
-@pytest.mark.parametrize("kind", BASES)
+@pytest.mark.parametrize("kind", [*BASES, *OTHER_TASKS])
 def test_a_release_gives_the_same_with_transformers_4(
     kind: str, requests: dict[str, dict[str, Any]], with_4: dict[str, Any]
 ) -> None:
@@ -85,12 +102,36 @@ def test_a_release_gives_the_same_with_transformers_4(
             {key: value for key, value in one["adapter"].items() if key not in likeliest} for one in (theirs, ours)
         )
     assert theirs["adapter"] == ours["adapter"]
-    assert any(len(set(ids)) > 1 for ids in ours["model"]["answers"]), "a model that repeats one token shows nothing"
+    assert any(len(set(map(str, ids))) > 1 for ids in ours["model"]["answers"]), (
+        "one token again and again shows nothing"
+    )
 
 
 def test_the_card_names_the_versions_that_were_seen(with_4: dict[str, Any]) -> None:
     ours = {name: importlib.metadata.version(name) for name in ("transformers", "peft")}
     assert [tuple(found.values()) for found in (with_4["versions"], ours)] == [*card.SEEN_TO_LOAD]
+
+
+def test_a_task_says_whether_transformers_4_was_seen_to_load_its_releases() -> None:
+    tried = {"causal", *(task.name for task, _, _ in OTHER_TASKS.values())}
+    assert tried == {name for name in find.NAMES if find.named(name).tried_with_transformers_4}
+
+
+def a_release(folder: Path, base: Path, task: Task) -> dict[str, Any]:
+    """What is asked of the release of an adapter, as `train` and `merge` leave it."""
+    random_adapter(folder / "adapter", base, task, strength=0.2)  # so large that its answers change
+    prompt = prompt_format.from_transformers("source", tokenizer.load(base))
+    tokenizer_files.write(folder / "adapter", base, prompt)
+    ends = {"prompt": "source", "eos": prompt.eos_token, "pad": prompt.pad_token}
+    files.write_json(folder / "adapter" / "prompt.json", ends)
+    merge.merge_adapter(base, folder / "adapter", folder / "model", dtype="bfloat16", task=task)
+    return {
+        "class": task.auto_class,
+        "base": str(base),
+        "model": str(folder / "model"),
+        "adapter": str(folder / "adapter"),
+        "conversations": [prompt_format.user_message(text) for text in ASKED],
+    }
 
 
 def a_base(folder: Path, family: Family, words: Callable[[Path], Path] | None) -> Path:

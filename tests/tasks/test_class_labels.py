@@ -1,0 +1,123 @@
+"""Labels and texts as people have them: which are classes, what a tokenizer makes of them, how many tokens fit."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+
+from appliance.base_model.base import Base
+from appliance.engines import engine
+from appliance.errors import DataError, EnvironmentUnavailable
+from appliance.pipeline import classes
+from appliance.process import files
+from appliance.prompt import format as prompt_format
+from appliance.prompt import tokenizer
+from appliance.prompt.format import Prompt
+from appliance.rows import csv_file
+from appliance.rows.csv_file import Row
+from appliance.tasks.classify import class_of
+from tests.helpers.classifiers import KINDS, POSITIONS, tiny_bert, tiny_encoder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bert(tmp_path_factory.mktemp("bases") / "bert")
+
+
+@pytest.fixture(scope="module")
+def prompt(base: Path) -> Prompt:
+    return prompt_format.from_transformers("source", tokenizer.load(base))
+
+
+def written(folder: Path, prompt: Prompt, labels: Sequence[str], *, on: str = "train", text: str = "사과") -> list[str]:
+    """The classes of rows with these labels, which are all on one side."""
+    for side in ("train", "val", "test"):
+        with csv_file.row_writer(folder / f"{side}.csv") as write:
+            for line, label in enumerate(labels if side == on else (), 2):
+                write(Row(line, text, "", label))
+    classes.write(folder, prompt)
+    return [one["name"] for one in files.read_json(folder / "labels.json")["classes"]]
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        ("슬픔", unicodedata.normalize("NFD", "슬픔")),
+        ("슬픔", "슬픔 ", "\u3000슬픔\u00a0", "\t슬픔\n"),
+        ("슬픔", "\ufeff슬픔", "슬픔\u200b", "\u2060 슬픔 \u200d"),
+    ],
+    ids=["composed or not", "white space", "no width"],
+)
+def test_labels_that_look_the_same_are_one_class(same: tuple[str, ...], prompt: Prompt, tmp_path: Path) -> None:
+    assert written(tmp_path, prompt, ["기쁨"] * 6 + [label for label in same for _ in range(3)]) == ["기쁨", "슬픔"]
+
+
+def test_a_label_is_a_name_whatever_programs_take_it_for(prompt: Prompt, tmp_path: Path) -> None:
+    names = ["0", "1", "the", "good", "bad", "?"]
+    assert written(tmp_path, prompt, names * 3) == sorted(names)
+    for name in ("LABEL_0", "nan", "NA", "None", "TRUE", "1.0", "01", "a\nb", 'b"c,d'):
+        assert class_of(name) == name
+    assert class_of("\u200b") == "\u200b"
+
+
+def test_a_class_that_one_side_alone_has_is_named(
+    prompt: Prompt, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(tmp_path, prompt, ["기쁨"] * 6 + ["슬픔"] * 6, on="val")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no train row has the classes '기쁨', '슬픔': they cannot be learnt" in said
+    assert "no test row has the classes '기쁨', '슬픔': they cannot be tested" in said
+
+
+def test_a_thousand_classes_are_possible_and_one_more_is_not(prompt: Prompt, tmp_path: Path) -> None:
+    words = [f"{a} {b} {c}" for a in "0123456789" for b in "0123456789" for c in "0123456789"]
+    assert len(written(tmp_path, prompt, words * 3)) == 1000
+    with pytest.raises(DataError, match="1001 different labels in 3003 rows"):
+        written(tmp_path, prompt, [*words, "the"] * 3)
+
+
+def test_texts_that_the_tokenizer_cannot_spell_are_refused_or_remarked(
+    prompt: Prompt, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As those of a KoBERT whose pieces of SentencePiece are named as WordPiece's."""
+    labels = ["기쁨"] * 3 + ["슬픔"] * 3
+    with pytest.raises(EnvironmentUnavailable, match="cannot spell 67% of the words of 6 test rows") as raised:
+        written(tmp_path, prompt, labels, on="test", text="무엇을 찾으시나요 사과")
+    assert "for Korean, for example, klue/bert-base" in raised.value.hint
+    written(tmp_path, prompt, labels, on="test", text="사과 배 무엇")
+    assert "cannot spell 33% of the words" in " ".join(capsys.readouterr().err.split())
+    written(tmp_path, prompt, labels, on="test", text="사과 배 감")
+    assert "cannot spell" not in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_closes_texts_otherwise_than_training_is_refused(base: Path, tmp_path: Path) -> None:
+    """As the one that skt/kobert-base-v1 names, XLNet's: [CLS] behind the text."""
+    backend = Tokenizer.from_file(str(base / "tokenizer.json"))
+    ids = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    backend.post_processor = TemplateProcessing(single="$A [SEP] [CLS]", special_tokens=ids)
+    named = json.loads((base / "tokenizer_config.json").read_text())
+    odd = prompt_format.bind("source", backend, named["cls_token"], named["sep_token"], named["pad_token"])
+    with pytest.raises(EnvironmentUnavailable, match="`pipeline` would ask otherwise than was trained"):
+        written(tmp_path, odd, ["기쁨"] * 3 + ["슬픔"] * 3, on="test")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_encoder_reads_texts_as_pipeline_does_and_as_many_tokens_as_it_has_positions(
+    kind: str, tmp_path: Path
+) -> None:
+    folder = tiny_encoder(tmp_path / "base", kind)
+    prompt = prompt_format.from_transformers("source", tokenizer.load(folder))
+    texts = (("사과 좋아요", ""), (" 배  별로 ", "감"), ("the?", ""))
+    classes.refuse_unread(prompt, [Row(i, text, more, "") for i, (text, more) in enumerate(texts, 2)])
+    assert len(prompt.encode("사과 😀", "", "기쁨").input_ids) > 3  # to an encoder, what it cannot spell is a word
+    with pytest.raises(DataError, match="contains the special token"):
+        prompt.encode(f"사과 {prompt.tokenizer_eos} 배", "", "기쁨")
+    assert Base(folder, "org/base", None, None).max_positions == POSITIONS
+    with pytest.raises(EnvironmentUnavailable, match=f"exceeds the {POSITIONS} positions"):
+        engine.refuse_too_long(folder, POSITIONS + 1)
