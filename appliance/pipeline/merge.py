@@ -62,14 +62,9 @@ def run(
         proof.refuse_no_rows(rows)
         with write_errors.explaining(unproven, needed=expected_bytes, purpose="the merged model", writes_only=True):
             if is_adapter(trained_dir):
+                loaded, kind = in_memory.base() if in_memory else None, tasks_find.named(task).of_model(trained_dir)
                 summary = merge.merge_adapter(
-                    base_dir,
-                    trained_dir,
-                    unproven,
-                    dtype=dtype,
-                    decoding=decoding,
-                    loaded=in_memory.base() if in_memory else None,
-                    task=tasks_find.named(task).of_model(trained_dir),
+                    base_dir, trained_dir, unproven, dtype=dtype, decoding=decoding, loaded=loaded, task=kind
                 )
             else:
                 summary = round_model(trained_dir, unproven, dtype=dtype, decoding=decoding)

@@ -86,6 +86,8 @@ class Classify(Task):
             "id2label": {str(index): name for index, name in enumerate(self.classes)},
             "label2id": {name: index for index, name in enumerate(self.classes)},
             "problem_type": "single_label_classification",
+            # older configs state it beside the names
+            **{key: len(self.classes) for key in ("num_labels", "_num_labels") if key in base},
         }
 
     def load(self, folder: str | Path, **options: Any) -> Any:
@@ -105,7 +107,10 @@ class Classify(Task):
 
     def found_in(self, folder: Path, info: Mapping[str, Any]) -> Mapping[str, Any]:
         """Of a base, the head is nobody's fault; a trained model, whose config.json names these classes, has one."""
-        if _named_by(files.read_json(folder / "config.json")) == self.classes:
+        config = files.read_json(folder / "config.json")
+        # a base's config may name LABEL_0 and LABEL_1 without having a head for them, and so may a CSV
+        is_one = any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+        if is_one and _named_by(config) == self.classes:
             return info
         return {
             **info,

@@ -216,7 +216,7 @@ def whole_name(key: str, config: Mapping[str, Any]) -> str:
     `config`: the adapter's.
     """
     name = key.removeprefix("base_model.model.")
-    is_whole = any(f".{name}".find(f".{module}.") >= 0 for module in config.get("modules_to_save") or ())
+    is_whole = any(f".{module}." in f".{name}" for module in config.get("modules_to_save") or ())
     return name if is_whole and not name.endswith(_PARTS) else ""
 
 

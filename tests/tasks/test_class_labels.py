@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from appliance.base_model.base import Base
-from appliance.engines import engine
+from appliance.engines import engine, loaded
 from appliance.errors import DataError, EnvironmentUnavailable
 from appliance.pipeline import classes
 from appliance.process import files
@@ -21,7 +22,7 @@ from appliance.prompt import tokenizer
 from appliance.prompt.format import Prompt
 from appliance.rows import csv_file
 from appliance.rows.csv_file import Row
-from appliance.tasks.classify import class_of
+from appliance.tasks.classify import Classify, class_of
 from tests.helpers.classifiers import KINDS, POSITIONS, tiny_bert, tiny_encoder
 
 
@@ -64,6 +65,16 @@ def test_a_label_is_a_name_whatever_programs_take_it_for(prompt: Prompt, tmp_pat
     for name in ("LABEL_0", "nan", "NA", "None", "TRUE", "1.0", "01", "a\nb", 'b"c,d'):
         assert class_of(name) == name
     assert class_of("\u200b") == "\u200b"
+
+
+def test_classes_called_as_a_base_calls_what_it_has_no_head_for_get_a_head(base: Path, tmp_path: Path) -> None:
+    task = Classify(("LABEL_0", "LABEL_1"))
+    shutil.copytree(base, tmp_path / "base")
+    config = files.read_json(base / "config.json") | {"num_labels": 2, "id2label": {"0": "LABEL_0", "1": "LABEL_1"}}
+    files.write_json(tmp_path / "base" / "config.json", config)
+    _, info = task.load(tmp_path / "base", output_loading_info=True)
+    loaded.judge(tmp_path / "base", task.found_in(tmp_path / "base", info))
+    assert Classify(("a", "b", "c")).config(config)["num_labels"] == 3
 
 
 def test_a_class_that_one_side_alone_has_is_named(

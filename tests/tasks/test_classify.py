@@ -188,7 +188,7 @@ def test_what_is_no_column_of_classes_is_refused_by_check(
     [
         (["prompt=alpaca"], ["prompt: alpaca is not a format for an encoder", "--set prompt=source"]),
         (
-            ["model.load_in_4bit=true"],
+            ["tuning.method=lora", "model.load_in_4bit=true"],
             ["model.load_in_4bit: encoders are trained in", "--set model.load_in_4bit=false"],
         ),
         (["tuning.method=lora", "start_from=a"], ["start_from: an earlier run's head is for its own classes"]),
