@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft.utils import ModulesToSaveWrapper
 from transformers import AutoConfig, BitsAndBytesConfig
 
 from appliance.engines import answer_head, decoding, master_weights, start_adapter
@@ -79,6 +80,7 @@ class TransformersEngine:
                 f"adapters cannot be attached to this base: {error}",
                 hint="tuning.target_modules=all-linear fits every architecture",
             ) from error
+        _train_in_float32(tuned)
         return engines_token_rows.complete(start_adapter.load(tuned, start_from), trains=True), tokenizer
 
     def load_for_inference(self, base_dir: Path, model: ModelSection, adapter_dir: Path | None) -> Loaded:
@@ -171,6 +173,15 @@ class TransformersEngine:
         if model.load_in_4bit:
             _keep_4bit_layout(loaded)
         return loaded
+
+
+def _train_in_float32(model: Any) -> None:
+    """The modules that are trained as a whole, as peft does with LoRA's matrices only: in 16 bits, small steps would be
+    rounded away.
+    """
+    for wrapper in model.modules():
+        if isinstance(wrapper, ModulesToSaveWrapper):
+            wrapper.modules_to_save.float()
 
 
 def _keep_4bit_layout(model: Any) -> None:

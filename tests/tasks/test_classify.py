@@ -14,8 +14,10 @@ from transformers import AutoTokenizer
 
 from appliance.base_model import tunable
 from appliance.engines import loaded as engines_loaded
+from appliance.engines.transformers import TransformersEngine
 from appliance.errors import DataError, EnvironmentUnavailable, RecipeError
 from appliance.evaluation import class_verdict, predict_classes
+from appliance.machine.device import Device
 from appliance.pipeline import classes
 from appliance.pipeline import run as pipeline_run
 from appliance.process import files
@@ -23,6 +25,7 @@ from appliance.prompt import format as prompt_format
 from appliance.prompt import stop_check, tokenizer
 from appliance.prompt.format import Prompt
 from appliance.recipe import resolve
+from appliance.recipe.fields import ModelSection, TuningSection
 from appliance.release import reload_classes
 from appliance.rows import csv_file
 from appliance.rows.csv_file import Row
@@ -119,6 +122,19 @@ def test_a_head_that_a_base_lacks_is_the_same_wherever_it_is_made_and_nothing_el
     with pytest.raises(EnvironmentUnavailable, match=r"the weights lack .*classifier\.weight"):
         engines_loaded.judge(tmp_path / "trained", task.found_in(tmp_path / "trained", info))
     assert classify.TASK.of_model(tmp_path / "trained").classes == LABELS
+
+
+def test_a_head_beside_an_adapter_is_trained_in_float32_whatever_the_base_is_held_in(
+    base: Path, task: Classify
+) -> None:
+    engine = TransformersEngine(Device("cpu", "a CPU", 8 << 30, "float32"), task)
+    model = ModelSection(id="x", dtype="bfloat16", load_in_4bit=False)
+    tuned, _ = engine.load_for_training(base, model, TuningSection(), 64, 0)
+    trained = {name: weight.dtype for name, weight in tuned.named_parameters() if weight.requires_grad}
+    assert set(trained.values()) == {torch.float32}
+    whole = {name.split(".modules_to_save.")[0] for name in trained if ".modules_to_save." in name}
+    assert whole == {"base_model.model.classifier", "base_model.model.bert.pooler"}
+    assert tuned.get_base_model().bert.embeddings.word_embeddings.weight.dtype == torch.bfloat16
 
 
 def test_the_gates_before_training_are_about_the_class(prompt: Prompt, task: Classify) -> None:
