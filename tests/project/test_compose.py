@@ -22,7 +22,7 @@ from appliance.web import server
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 ENV_EXAMPLE = (ROOT / ".env.example").read_text(encoding="utf-8")
-SERVICES = {"train", "chat", "publish", "check", "doctor", "dataset", "watch", "serve", "appliance"}
+SERVICES = {"train", "chat", "fleet", "publish", "check", "doctor", "dataset", "watch", "serve", "appliance"}
 
 
 class Reset(str):
@@ -48,7 +48,7 @@ def services() -> dict[str, dict[str, Any]]:
 def test_the_services(services: dict[str, dict[str, Any]]) -> None:
     assert set(services) == SERVICES
     reserved = {name for name, service in services.items() if "deploy" in service}
-    assert reserved == {"train", "chat", "serve"}  # doctor starts where the GPU is missing
+    assert reserved == {"train", "chat", "fleet", "serve"}  # doctor starts where the GPU is missing
     for name in reserved:
         (device,) = services[name]["deploy"]["resources"]["reservations"]["devices"]
         assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
