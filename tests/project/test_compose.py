@@ -123,7 +123,8 @@ def test_serve_sees_the_runs_and_nothing_else(services: dict[str, dict[str, Any]
 
 
 def test_every_variable_is_explained_and_every_explained_one_is_used() -> None:
-    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("compose.yaml", "compose.cpu.yaml"))
+    names = ("compose.yaml", "compose.cpu.yaml", "compose.ray.yaml")
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in names)
     used = set(re.findall(r"\$\{(\w+)", text)) | {"COMPOSE_FILE"}
     explained = set(re.findall(r"^(?:# )?([A-Z_]+)=", ENV_EXAMPLE, re.MULTILINE))
     assert used == explained
