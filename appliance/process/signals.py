@@ -47,10 +47,29 @@ def first_one_calls(do: Callable[[int], None]) -> None:
     _set(take)
 
 
-def end_at_second_press() -> None:
-    """As `end_at_once`, for whoever deals with one that has just come: the same Ctrl-C may arrive twice."""
-    since = time.monotonic()
-    _set(lambda number, _: end_process(number) if time.monotonic() - since > _ONE_PRESS else None)
+@contextmanager
+def deferred() -> Iterator[Callable[[], None]]:
+    """While the block runs, a signal raises nothing where it arrives: native code of others would make a bug of it.
+
+    Yields a function that raises Interrupted if one has come. A second one ends the process at once. After the block
+    the signals do what they did before.
+    """
+    if threading.current_thread() is not threading.main_thread():  # no signals here
+        yield lambda: None
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    first_one_calls(came.append)
+
+    def check_deferred() -> None:
+        if came:
+            _raise(came[0])
+
+    try:
+        yield check_deferred
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def end_process(number: int) -> None:

@@ -114,8 +114,8 @@ def connected(*, cpus: int | None = None, gpus: int | None = None) -> Iterator[C
                 "_node_ip_address": _LOOPBACK,
                 "_temp_dir": str(folder / "r"),  # below: Ray gives its own to all users (0777)
             }
-        stack.callback(ray.shutdown)
-        with _signals_as_they_are(), _named("appliance"), _on_loopback(address is None):
+        stack.callback(_shut_down, ray)
+        with _signals_kept(), _named("appliance"), _on_loopback(address is None):
             _start(ray, how)
         session_dir = ray._private.worker._global_node.get_session_dir_path()
         yield Cluster(ray, embedded=address is None, session_dir=Path(session_dir))
@@ -132,6 +132,12 @@ def _imported() -> Any:
             f"several runs at once need {error.name}, which is not installed", hint=INSTALL
         ) from error
     return ray
+
+
+def _shut_down(ray: Any) -> None:
+    with signals.deferred() as check:
+        ray.shutdown()
+        check()
 
 
 def _start(ray: Any, how: dict[str, Any]) -> None:
@@ -173,22 +179,16 @@ def _have_ray_read_them() -> None:
 
 
 @contextmanager
-def _signals_as_they_are() -> Iterator[None]:
-    """Ray's processes ignore SIGHUP, as they do SIGINT: a closed terminal sends it to all, and this one ends them.
+def _signals_kept() -> Iterator[None]:
+    """A signal is dealt with after the block, and all do what they did before: Ray takes SIGTERM for itself.
 
-    Afterwards the signals do what they did before: Ray takes SIGTERM for itself.
+    Ray's processes ignore SIGHUP, as they do SIGINT: a closed terminal sends it to all, and this one ends them.
     """
-    if threading.current_thread() is not threading.main_thread():
+    with signals.deferred() as check:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         yield
-        return
-    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    signals.check()
+        check()
 
 
 @contextmanager

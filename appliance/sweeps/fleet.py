@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,22 +98,26 @@ class Fleet:
 
     def run(self) -> dict[str, RunOutcome]:
         """Name of each run -> how it ended. Raises Interrupted, once every run has saved what it has."""
+        with signals.deferred() as check:
+            self._work(check)
+        return self._outcomes
+
+    def _work(self, check: Callable[[], None]) -> None:
         try:
             while self._waiting or self._flying:
+                check()
                 room = self._room()
                 self._recall(room)
                 self._submit(room)
                 self._settle(room)
                 self._progress.show([flight.job for flight in self._flying.values()], len(self._waiting), room)
         except Interrupted as error:
-            signals.end_at_second_press()
             runs = counted(min(len(self._flying), sum(self._room().values())), "run")
             console.say(
                 f"{error}: {runs} will save what they have (send it again to end them at once)", style="warning"
             )
             self._stop()
             raise
-        return self._outcomes
 
     def _room(self) -> dict[str, int]:
         """Node id -> runs at once. Raises EnvironmentUnavailable: there is none."""

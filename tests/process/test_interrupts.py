@@ -249,3 +249,16 @@ def test_afterwards_the_wakeup_is_who_it_was() -> None:
         signal.set_wakeup_fd(before)
         os.close(reading)
         os.close(writing)
+
+
+def test_a_deferred_signal_raises_where_it_is_asked_for() -> None:
+    before = [signal.getsignal(number) for number in signals.SIGNALS]
+    with signals.deferred() as check:
+        check()
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # the same press
+        time.sleep(0.05)
+        with pytest.raises(Interrupted) as caught:
+            check()
+    assert caught.value.exit_code == 143
+    assert [signal.getsignal(number) for number in signals.SIGNALS] == before

@@ -1,7 +1,7 @@
 """A command that trains nothing: `python -m tests.sweeps.stand_in WORD…`, in place of `python -m appliance WORD…`.
 
 say TEXT; sleep SECONDS; fork: starts a child of its own that sleeps; environ FILE; end CODE; refuse TEXT CODE;
-save FILE: sleeps until SIGTERM, then writes FILE.
+await FILE; write FILE; save FILE: sleeps until SIGTERM, then writes FILE.
 """
 
 from __future__ import annotations
@@ -30,6 +30,15 @@ def main(words: Iterator[str]) -> None:
             subprocess.Popen(own, stdin=subprocess.PIPE, env={**os.environ, **child.of_this_process()})
         elif word == "environ":
             Path(next(words)).write_text(json.dumps(dict(os.environ)), encoding="utf-8")
+        elif word == "await":
+            end, path = time.monotonic() + 60, Path(next(words))
+            while not path.exists():
+                assert time.monotonic() < end
+                time.sleep(0.05)
+        elif word == "write":
+            path = Path(next(words))
+            path.parent.mkdir()
+            path.write_text("{}", encoding="utf-8")
         elif word == "save":
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
             Path(next(words)).with_suffix(".begun").touch()
