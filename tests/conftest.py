@@ -25,6 +25,7 @@ LONGEST = (
     "base_model/test_demo.py",
     "engines/test_engines.py",
     "project/test_gpu_first.py",
+    "hub/test_upload_faults.py",
     "image/test_training.py",
     "whole_runs/test_recipe_runs.py",
     "whole_runs/test_resume.py",

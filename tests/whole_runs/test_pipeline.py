@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -533,19 +532,24 @@ def test_a_spoiled_adapter_fails_the_proof_and_nothing_is_released(copy: Path) -
 
 
 def test_kill_9_in_training_then_the_same_command(finished: Path, base_dir: Path, tmp_path: Path) -> None:
-    """One real kill between two checkpoints: the same command ends with the same adapter as an uninterrupted run."""
+    """A process is killed between two checkpoints: the same command ends with an undisturbed run's adapter."""
     shutil.copy(finished / "train.csv", tmp_path)
     path = recipe(tmp_path, base_dir, tmp_path / "train.csv")
     command = [sys.executable, "-m", "appliance", "run", str(path), "--runs-dir", str(tmp_path / "runs")]
     environment = {**os.environ, "APPLIANCE_CACHE_DIR": str(tmp_path / "cache")}
     run = tmp_path / "runs" / "shop"
-    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as child:
+    warm.load()
+    with Path(os.devnull).open("w") as nowhere:
+        child = warm.Started(command, cwd=tmp_path, stdout=nowhere, env=environment)
+    try:
         deadline = time.monotonic() + 120
         while not (run / "train" / "checkpoints" / "checkpoint-4" / "complete.json").is_file():
             assert child.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.005)
-        child.send_signal(signal.SIGKILL)
+    finally:
+        child.kill()
+        child.wait()
     assert not (run / "train" / "stage.json").exists()
     done = warm.typed("appliance train runs/shop", cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
