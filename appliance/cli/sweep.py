@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from appliance.cli.fleet import CoresOption, RunsPerGpuOption
 from appliance.cli.options import USUAL_CACHE_DIR, CacheOption, RunsOption, SetOption
 
 
@@ -33,6 +34,8 @@ def sweep(
         Literal["val_loss"], typer.Option("--metric", metavar="val_loss", help="What the trials are compared by.")
     ] = "val_loss",
     set_: SetOption = None,
+    runs_per_gpu: RunsPerGpuOption = 1,
+    cores: CoresOption = None,
     runs_dir: RunsOption = Path("runs"),
     cache_dir: CacheOption = USUAL_CACHE_DIR,
 ) -> None:
@@ -48,6 +51,7 @@ def sweep(
     from appliance.recipe import resolve
     from appliance.sweeps import sweep as sweeps_sweep
     from appliance.sweeps import trials
+    from appliance.sweeps.one_sweep import Sweep
 
     overrides = list(set_ or [])
     if resolve.is_csv(source):
@@ -56,4 +60,5 @@ def sweep(
         source, values = first_run.of_csv(source)
         overrides = [*values, *overrides]
     plan = trials.plan(source, try_, samples=samples, overrides=overrides)
-    sweeps_sweep.run(sweeps_sweep.Sweep(plan, source, tuple(overrides), runs_dir, cache_dir, metric))
+    given = plan, source, tuple(overrides), runs_dir, cache_dir
+    sweeps_sweep.run(Sweep(*given, metric=metric, runs_per_gpu=runs_per_gpu, cores=cores))

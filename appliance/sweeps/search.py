@@ -1,4 +1,4 @@
-"""The trials of a sweep on a cluster, through Ray Tune: as many at once as there are GPUs, ASHA among them.
+"""The trials of a sweep, through Ray Tune: as many at once as there are GPUs, and ASHA among them.
 
 Tune decides which trial starts, and which is stopped for its val loss. What it decided is noted in the run directories
 as it happens; nothing that Tune writes is kept, and a killed driver starts it again with what is left to do.
@@ -11,10 +11,10 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from appliance.process import signals
-from appliance.sweeps.cluster import Cluster
 from appliance.sweeps.evaluations import Evaluations
 from appliance.sweeps.run_child import RunJob
 
@@ -30,16 +30,17 @@ _SETTINGS = {
 
 
 def search(
-    cluster: Cluster,
     jobs: Mapping[str, RunJob],
     resources: Mapping[str, float],
     evaluations: Evaluations,
     past: Mapping[str, Sequence[float]],
+    scratch: Path | None = None,
 ) -> int | None:
     """Runs the trials in `jobs`, in their order; those that do not end by themselves are noted there.
 
-    `resources`: of one trial. `past`: what every trial reported before, as trainable.PatientAsha has it. Returns the
-    number of the signal that ended it early, when every trial has stopped and is saved; None: all have ended.
+    `resources`: of one trial. `past`: what every trial reported before, as trainable.PatientAsha has it. `scratch`:
+    where Tune may write; None: the folder for temporary files. Returns the number of the signal that ended it early,
+    when every trial has stopped and is saved; None: all have ended.
     """
     os.environ.update(_SETTINGS)  # read when Tune begins
     from ray import tune
@@ -48,14 +49,13 @@ def search(
 
     from appliance.sweeps import noting, trainable
 
-    assert cluster.ray.is_initialized()
     stop = trainable.StopAll()
     scheduler = (
         trainable.PatientAsha(evaluations, past, past.keys() - jobs.keys())
         if evaluations.rungs
         else trainable.PatientQueue()
     )
-    with tempfile.TemporaryDirectory(prefix="appliance-tune-") as scratch, _stopping(stop) as arrived:
+    with tempfile.TemporaryDirectory(prefix="tune-", dir=scratch) as folder, _stopping(stop):
         tune.Tuner(
             tune.with_resources(tune.with_parameters(trainable.TrialRun, jobs=dict(jobs)), dict(resources)),
             param_space={"trial": tune.grid_search(list(jobs))},
@@ -66,7 +66,7 @@ def search(
             ),
             run_config=tune.RunConfig(
                 name="sweep",
-                storage_path=scratch,
+                storage_path=folder,
                 verbose=0,
                 stop=stop,
                 callbacks=[noting.Noting(jobs, evaluations, stop)],
@@ -74,7 +74,7 @@ def search(
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()
-    return arrived[0] if arrived else None
+    return stop.wanted
 
 
 def _to_the_log(*names: str) -> None:
@@ -86,16 +86,14 @@ def _to_the_log(*names: str) -> None:
 
 
 @contextmanager
-def _stopping(stop: Any) -> Iterator[list[int]]:
+def _stopping(stop: Any) -> Iterator[None]:
     """The first signal stops every trial and waits until it is saved; a second one ends the process at once."""
-    arrived: list[int] = []
 
     def take(number: int) -> None:
-        arrived.append(number)
-        stop.wanted = True
+        stop.wanted = number
 
     signals.first_one_calls(take)
     try:
-        yield arrived
+        yield
     finally:
         signals.install()

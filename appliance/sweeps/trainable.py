@@ -6,6 +6,7 @@ here or on another node, continues from its run directory and reports its evalua
 
 from __future__ import annotations
 
+import signal
 import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from appliance.errors import ApplianceError
+from appliance.process import console
 from appliance.sweeps import trial_runs
 from appliance.sweeps.evaluations import REDUCTION, Evaluations
 from appliance.sweeps.run_child import Child, RunJob
@@ -133,13 +135,18 @@ def be_patient(tune_controller: Any) -> None:
 
 
 class StopAll(tune.Stopper):  # type: ignore[misc]
-    """Ends the experiment once `wanted` is set; every trial is stopped by its normal signal."""
+    """Ends the experiment once a signal's number is in `wanted`; every trial is stopped by its normal signal."""
 
     def __init__(self) -> None:
-        self.wanted = False
+        self.wanted: int | None = None
+        self._is_said = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:  # noqa: ARG002
         return False
 
     def stop_all(self) -> bool:
-        return self.wanted
+        if self.wanted is not None and not self._is_said:  # not by the signal's handler, which may come in the middle
+            self._is_said = True
+            name = signal.Signals(self.wanted).name
+            console.say(f"{name}: every trial saves what it has (send it again to stop at once)", style="warning")
+        return self.wanted is not None

@@ -2,7 +2,8 @@
 
 The val loss falls from 4 towards the distance of the learning rate from 1e-3, in decades. Every command notes in
 `calls.txt` beside the run directory that it began, and what it found there. The folder `how` beside it says what is to
-go wrong: `slow` (seconds of a step), `fails-NAME` (holding an exit code), `waits-NAME` (step after which it waits).
+go wrong: `slow` (seconds of a step), `fails-NAME` (holding an exit code), `waits-NAME` (step after which it waits),
+`stops-slowly-NAME` (seconds from the signal to its end).
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ def _train(run_dir: RunDir, settings: dict[str, str], how: Path) -> int:
             while waits.exists() and step >= int(waits.read_text(encoding="utf-8")) and not stopped:
                 time.sleep(0.05)
             if stopped:
+                slowly = how / f"stops-slowly-{run_dir.path.name}"
+                time.sleep(float(slowly.read_text(encoding="utf-8")) if slowly.exists() else 0)
                 (folder / "saved").write_text(str(step), encoding="utf-8")
                 sys.stderr.write("Error: stopped by SIGTERM\n")
                 return 128 + stopped[0]

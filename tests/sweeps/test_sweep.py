@@ -22,7 +22,7 @@ from appliance.process import signals
 from appliance.rundir import chosen
 from appliance.sweeps import sweep as sweeps_sweep
 from appliance.sweeps import trial_runs, trials
-from appliance.sweeps.sweep import Sweep
+from appliance.sweeps.one_sweep import Sweep
 
 pytestmark = pytest.mark.slow
 RATES = "train.learning_rate=1e-5,1e-3,1e-2,1e-4"
@@ -218,7 +218,30 @@ def test_a_driver_that_is_stopped_or_killed_continues_where_the_trials_are(tmp_p
     assert [one.ended for one in winner.trials[:3]] == [trial_runs.RAN] * 3
 
 
-def test_if_no_trial_ends_that_is_the_error_and_the_same_call_tries_again(tmp_path: Path) -> None:
+def test_a_trial_may_take_its_time_to_stop_even_if_it_is_the_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tune's own end of an experiment kills what has not stopped in ten seconds."""
+    shop = Shop.made(tmp_path)
+    waits = shop.how(f"waits-{NAMES[0]}", "0")
+    shop.how(f"stops-slowly-{NAMES[0]}", "17")
+
+    def go_on_when_the_other_has_ended() -> None:
+        until(lambda: (shop.path(NAMES[1]) / "train" / "stage.json").exists())
+        time.sleep(2)
+        waits.write_text("10", encoding="utf-8")
+
+    thread = threading.Thread(target=go_on_when_the_other_has_ended)
+    thread.start()
+    sweeps_sweep.run(shop.sweep(["train.learning_rate=1e-5,1e-3"]))
+    thread.join()
+    assert f"{NAMES[0]}: stopped by ASHA after evaluation 1 of 9" in capsys.readouterr().err
+    assert (shop.path(NAMES[0]) / "train" / "saved").read_text(encoding="utf-8") == "10"
+
+
+def test_if_no_trial_ends_that_is_the_error_and_the_same_call_tries_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shop = Shop.made(tmp_path)
     tried = ["train.learning_rate=1e-5,1e-3"]
     shop.how(f"fails-{NAMES[0]}", "4")
@@ -226,8 +249,19 @@ def test_if_no_trial_ends_that_is_the_error_and_the_same_call_tries_again(tmp_pa
     with pytest.raises(TrainingFailed, match="none of 2 trials was trained to its end"):
         sweeps_sweep.run(shop.sweep(tried))
     shop.how(f"fails-{NAMES[1]}").unlink()
+    address = "json://canary-of-notify/path"
+    monkeypatch.setenv("APPLIANCE_NOTIFY", address)
+    before = len(shop.calls())
     sweeps_sweep.run(shop.sweep(tried))
-    assert shop.commands()[-2:] == [("train", NAMES[1]), ("run", NAMES[1])]
+    calls = shop.calls()[before:]
+    assert sorted((call["command"], call["run"]) for call in calls) == [
+        ("run", NAMES[1]), ("train", NAMES[0]), ("train", NAMES[1])
+    ]  # fmt: skip
+    # one message, by the winner's run: what a trial is given takes precedence over the variable
+    assert ["notify" in call["settings"] for call in calls if call["command"] == "run"] == [False]
+    assert [call["settings"]["notify"] for call in calls if call["command"] == "train"] == ["[]", "[]"]
+    written = [path for path in (shop.folder / "runs").rglob("*") if path.is_file()]
+    assert not [path for path in written if b"canary-of-notify" in path.read_bytes()]
 
 
 def test_without_the_extra_the_command_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

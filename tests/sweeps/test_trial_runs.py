@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from appliance.cli import app as cli_app
 from appliance.pipeline import run as pipeline_run
-from appliance.process import files
+from appliance.process import files, signals
 from appliance.recipe import resolve
 from appliance.rundir import results
 from appliance.rundir.directory import RunDir
 from appliance.sweeps import trial_runs, trials
+from appliance.sweeps.fleet import Share
+from appliance.sweeps.one_sweep import Sweep
 from appliance.sweeps.trial_runs import Note
 from appliance.sweeps.trials import Trial
 from tests.conftest import write_qa
 
+FIRST, SECOND = (Trial(f"{i}-r-{r}", {"tuning.r": r}, {"tuning.r": str(r)}) for i, r in ((1, 4), (2, 8)))
+RUNS = "runs/shop-sweep"
 TRAINED = ("train/adapter/adapter_model.safetensors", "train/metrics.jsonl")
 _opened: list[str] | None = None
 
@@ -59,9 +65,8 @@ evaluate: {{max_new_tokens: 8}}
 """,
         encoding="utf-8",
     )
-    first = folder / "1-r-4"
-    trial_runs.begin(first, recipe(folder, "tuning.r=4"))
-    run(folder, first, until="prepare", settings=["tuning.r=4"])
+    trial_runs.begin(folder / RUNS / FIRST.name, recipe(folder, "tuning.r=4"))
+    run(folder, FIRST, "prepare")
     return folder
 
 
@@ -70,45 +75,56 @@ def recipe(folder: Path, *settings: str) -> resolve.Resolved:
     return resolve.load(str(folder / "shop.yaml"), overrides=overrides, environ={})
 
 
-def run(folder: Path, path: Path, *, until: str, settings: list[str]) -> None:
-    """As `appliance UNTIL RUN_DIR --set …` does."""
-    overrides = [*settings, *trials.IN_EVERY_TRIAL]
-    resolved = resolve.load(str(path), overrides=overrides, environ={})
-    pipeline_run.run(resolved, RunDir(path), folder / "cache", until=until)
+def run(folder: Path, trial: Trial, command: str, settings: Sequence[str] = ()) -> None:
+    """As a worker's child does, with the words that it is given."""
+    plan = trials.plan(str(folder / "shop.yaml"), ["tuning.r=4,8"])
+    sweep = Sweep(plan, str(folder / "shop.yaml"), (), folder / "runs", folder / "cache")
+    assert sweep.path(trial).parent == folder / "runs" / "shop-sweep"
+    job = sweep.job(command, trial, settings, Share(0, 1, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["appliance", *job.words])
+        handlers = {number: signal.getsignal(number) for number in signals.SIGNALS}
+        try:
+            with pytest.raises(SystemExit) as caught:
+                cli_app.main()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    assert not caught.value.code
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("warm")
 def test_a_trial_never_opens_the_test_rows_and_is_the_run_that_it_would_be_alone(shop: Path) -> None:
-    trial, alone = shop / "2-r-8", shop / "alone"
-    trial_runs.begin(trial, recipe(shop, "tuning.r=8"), shop / "1-r-4")
+    first, trial, alone = shop / RUNS / FIRST.name, shop / RUNS / SECOND.name, shop / "alone"
+    trial_runs.begin(trial, recipe(shop, "tuning.r=8"), first)
     before = (trial / "prepare" / "stage.json").read_bytes()
     with opened() as paths:
-        run(shop, trial, until="train", settings=["tuning.r=8"])
+        run(shop, SECOND, "train", ["tuning.r=8", *trials.IN_EVERY_TRIAL])
     seen = {path.removeprefix(f"{trial}/") for path in paths if path.startswith(str(trial))}
     assert {"prepare/train.csv", "prepare/val.csv"} <= seen
     assert not [path for path in seen if path.startswith("prepare/test")]
     assert not (trial / "evaluate").exists()
     assert (trial / "prepare" / "stage.json").read_bytes() == before
-    assert (trial / "prepare" / "train.csv").samefile(shop / "1-r-4" / "prepare" / "train.csv")
+    assert (trial / "prepare" / "train.csv").samefile(first / "prepare" / "train.csv")
     alone_recipe = recipe(shop, "tuning.r=8")
     pipeline_run.run(alone_recipe, RunDir(alone), shop / "cache", until="train")
     assert (trial / TRAINED[0]).read_bytes() == (alone / TRAINED[0]).read_bytes()
     losses = [line.get("val_loss") for line in results.read_metrics(trial / TRAINED[1])]
     assert losses == [line.get("val_loss") for line in results.read_metrics(alone / TRAINED[1])]
-    ended = trial_runs.tried(Trial("2-r-8", {"tuning.r": 8}, {"tuning.r": "8"}), trial)
+    ended = trial_runs.tried(SECOND, trial)
     assert (ended.ended, ended.steps) == (trial_runs.RAN, 4)
     assert ended.val_loss == min(loss for loss in losses[1:] if loss)
 
 
 def test_a_link_that_was_cut_off_is_made_again(shop: Path, tmp_path: Path) -> None:
-    trial = tmp_path / "3-r-2"
-    trial_runs.begin(trial, recipe(shop, "tuning.r=2"), shop / "1-r-4")
+    trial, first = tmp_path / "3-r-2", shop / RUNS / FIRST.name
+    trial_runs.begin(trial, recipe(shop, "tuning.r=2"), first)
     (trial / "prepare" / "stage.json").unlink()
     (trial / "prepare" / "train.csv").unlink()
-    trial_runs.begin(trial, recipe(shop, "tuning.r=2"), shop / "1-r-4")
+    trial_runs.begin(trial, recipe(shop, "tuning.r=2"), first)
     record = RunDir(trial).record("prepare")
-    assert record == RunDir(shop / "1-r-4").record("prepare")
+    assert record == RunDir(first).record("prepare")
     assert record
     assert RunDir(trial).faults("prepare", record) == []
     assert oct(trial.stat().st_mode & 0o777) == "0o700"
