@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 from appliance.errors import ApplianceError, EnvironmentUnavailable, Interrupted
-from appliance.process import console, files, signals
+from appliance.process import console, files, known_secrets, signals
 from appliance.recipe.fields import Recipe
 from appliance.sweeps import run_child, seen_by_nodes, seen_on_node
 from appliance.sweeps.cluster import Cluster
@@ -71,9 +71,11 @@ def refuse_blind(cluster: Cluster, recipe: Recipe, runs_dir: Path) -> None:
     csv = Path(recipe.data.csv)
     needs = seen_by_nodes.Needs(
         runs_dir,
+        Path.cwd(),
         csvs={str(csv.absolute()): files.sha256_of(csv)} if csv.is_file() else {},
         base=base_id,
         base_identity=seen_on_node.identity_of(base_id),
+        variables=[known_secrets.NOTIFY_VARIABLE] if recipe.notify else [],
         hub_token=recipe.publish.repo_id is not None,
     )
     console.say(f"asking {counted(len(cluster.nodes), 'machine')} what they see", style="dim")
