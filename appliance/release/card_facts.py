@@ -100,7 +100,7 @@ def gather(
         max_new_tokens=max_new_tokens,
         gguf=exported.read(RunDir(run_path), gguf) if gguf else {},
         earlier=run_json.read(run_path).get("earlier") or {},
-        chosen=chosen.read(run_path),
+        chosen=chosen.of_run(run_path),
         hashes={side: files.sha256_of(path) for side, path in sides.items()},
         warnings=tuple(w if examples else replace(w, examples=()) for w in leaks.warnings(run_path / "prepare")),
         task=task,

@@ -70,7 +70,7 @@ def of(run_dir: Path) -> Mapping[str, Any]:
         "test_answers": answers.of_test(predictions, metrics, METRIC_NAMES),
         "extra_answers": answers.of_extra(results.read_extra_answers(run_dir)),
         "answers": (measures or {}).get("stops", {}).get("rows_that_fit"),
-        "chosen": chosen.read(run_dir),
+        "chosen": chosen.of_run(run_dir),
         "ended": outcome.last(RunDir(run_dir)),
         "exports": (read(f"export/{results.EXPORT}") or {}).get("files", {}),
         "merged_bytes": _bytes_of((stages["merge"] or {}).get("outputs", {})),

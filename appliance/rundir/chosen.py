@@ -14,6 +14,7 @@ from typing import Any
 
 from appliance.errors import RunDirError
 from appliance.process import files
+from appliance.rundir.directory import RunDir
 from appliance.wording import counted
 
 FILE = "chosen.json"
@@ -42,11 +43,15 @@ class Tried:
 
 @dataclass(frozen=True)
 class Chosen:
-    """`winner`: the trial that the run is. `looked_before`: trials that had been scored on the test rows before."""
+    """`winner`: the trial that the run is. `trained`: fingerprint of its training, as its record has it.
+
+    `looked_before`: trials that had been scored on the test rows before.
+    """
 
     winner: str
     trials: tuple[Tried, ...]
     looked_before: tuple[str, ...] = ()
+    trained: str = ""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -89,10 +94,16 @@ def read(run_path: Path) -> Chosen | None:
         looked = tuple(str(name) for name in found["looked_before"])
         if found["winner"] not in {trial.name for trial in trials}:
             raise ValueError("its winner is none of its trials")
-        return Chosen(str(found["winner"]), trials, looked)
+        return Chosen(str(found["winner"]), trials, looked, str(found["trained"]))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         hint = "repeat the `appliance sweep` command, which writes it"
         raise RunDirError(f"{path} is damaged: {error!s:.200}", hint=hint) from error
+
+
+def of_run(run_path: Path) -> Chosen | None:
+    """As `read`; None also if the run has been trained again since, with other settings."""
+    found, record = read(run_path), RunDir(run_path).record("train")
+    return found if found and record and record.fingerprint == found.trained else None
 
 
 def _tried(found: Mapping[str, Any]) -> Tried:

@@ -19,8 +19,8 @@ from appliance.rundir import chosen, find, results
 from appliance.rundir.chosen import Chosen
 from appliance.rundir.directory import RunDir
 from appliance.sweeps import cluster as sweeps_cluster
+from appliance.sweeps import done, fleet, on_cluster, one_sweep, search, trial_runs, trials
 from appliance.sweeps import evaluations as sweeps_evaluations
-from appliance.sweeps import fleet, on_cluster, one_sweep, search, trial_runs, trials
 from appliance.sweeps.cluster import Cluster
 from appliance.sweeps.evaluations import Evaluations
 from appliance.sweeps.fleet import Share
@@ -63,13 +63,15 @@ def run(sweep: Sweep) -> None:
             winner = _run(sweep)
         finally:
             console.table("", chosen.COLUMNS, chosen.table(sweep.tried()), to_stdout=True)
-        for name, path in find.whereabouts(RunDir(sweep.path(winner))):
+        for name, path in find.whereabouts(RunDir(sweep.runs_dir / sweep.folder.name / winner.name)):
             console.result(f"{name:<14} {find.shown_path(path, sweep.runs_dir)}")
 
 
 def _run(sweep: Sweep) -> Trial:
     """Returns the winner, at the end of its run."""
     winner = _winner_so_far(sweep)
+    if winner and done.is_done(resolve.load(str(sweep.path(winner))).recipe, sweep.path(winner)):
+        return winner
     with sweeps_cluster.connected() as cluster:
         wanted = partial(fleet.share, runs_per_gpu=sweep.runs_per_gpu, cores=sweep.cores, environ=os.environ)
         place = _Place(cluster, wanted(has_gpus=cluster.has_gpus))
@@ -155,7 +157,9 @@ def _choose(sweep: Sweep) -> Trial:
         console.say(f"the test rows were looked at before, by {', '.join(looked)}: the card says so", style="warning")
     for trial in sweep.plan.trials:
         chosen.remove(sweep.path(trial))  # of a choice among fewer, before a failed one was tried again
-    chosen.write(sweep.path(winner), Chosen(winner.name, tuple(ended), looked))
+    record = RunDir(sweep.path(winner)).record("train")
+    assert record  # its training has ended
+    chosen.write(sweep.path(winner), Chosen(winner.name, tuple(ended), looked, record.fingerprint))
     console.say(f"winner: {winner.name}, val loss {best.val_loss:.4f}", style="bold")
     return winner
 

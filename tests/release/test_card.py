@@ -17,6 +17,7 @@ from appliance.process import files
 from appliance.release import card, card_facts, dataset_card, languages, usage_snippets
 from appliance.release.card_facts import Facts
 from appliance.rundir import chosen
+from appliance.rundir.directory import RunDir
 from tests.helpers.finished import FinishedRun, finished_run
 from tests.helpers.models import tiny_adapter
 from tests.rundir.test_chosen import CHOSEN
@@ -134,7 +135,9 @@ def test_what_people_copy(run: FinishedRun) -> None:
 
 def test_a_sweep_that_chose_the_settings_is_told_and_not_what_it_cost(run: FinishedRun) -> None:
     assert "## Settings" not in card.model_card(facts(run))
-    chosen.write(run.path, CHOSEN)
+    record = RunDir(run.path).record("train")
+    assert record
+    chosen.write(run.path, replace(CHOSEN, trained=record.fingerprint))
     try:
         texts = card.model_card(facts(run)), card.adapter_card(facts(run))
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from appliance.report import page
@@ -19,3 +20,5 @@ def test_the_report_says_among_how_many_it_was_chosen(tmp_path: Path) -> None:
     assert "Chosen among 3 settings by the lowest val loss; the test rows were looked at once, afterwards" in text
     assert text.index("2-r-16") < text.index("1-r-8")
     assert text.count('<b class="good">chosen</b>') == 1
+    chosen.write(run, replace(CHOSEN, trained="trained again, with other settings"))
+    assert "Settings tried" not in page.write_html(run).read_text(encoding="utf-8")

@@ -14,9 +14,7 @@ from appliance.rundir.chosen import Chosen, Tried
 TRIALS = (
     Tried("1-r-8", {"tuning.r": 8, "train.learning_rate": 0.0002}, 1.52, 90, "stopped early", 3.25),
     Tried("2-r-16", {"tuning.r": 16, "train.learning_rate": 0.0002}, 1.25, 100, "ran to its end", 4.5),
-    Tried(
-        "3-r-32", {"tuning.r": 32, "tuning.target_modules": ["q_proj", "v_proj"]}, None, None, "failed | 메모리", 0.5
-    ),
+    Tried("3-r-32", {"tuning.r": 32, "tuning.target_modules": ["q", "v"]}, None, None, "failed | 메모리", 0.5),
 )
 CHOSEN = Chosen("2-r-16", TRIALS)
 
