@@ -72,17 +72,18 @@ class Silent(Progress):
 
 @dataclass(frozen=True)
 class Simulated:
-    """Seconds of cards. `useful`: slept by runs that came to their end; `available`: of the cards that were there."""
+    """`utilisation`: of the seconds of all cards that were there, how many were slept by runs that came to their end.
+
+    `once_all_work`: the same, from when the last card got its first run after `ramp` seconds: until then, the workers
+    of all cards start on the cores of one machine. `on_lost_node`: runs that had ended there.
+    """
 
     runs: int
     wall: float
-    useful: float
-    available: float
+    ramp: float
+    utilisation: float
+    once_all_work: float
     on_lost_node: int
-
-    @property
-    def utilisation(self) -> float:
-        return self.useful / self.available
 
 
 def simulate(nodes: Any, jobs: Sequence[RunJob], *, lose_after: float) -> Simulated:
@@ -108,9 +109,14 @@ def simulate(nodes: Any, jobs: Sequence[RunJob], *, lose_after: float) -> Simula
     lines = list({line["name"]: line for line in _lines(log)}.values())  # one that nobody heard of anymore is repeated
     assert outcomes.keys() == {line["name"] for line in lines} == {job.name for job in jobs}
     end = max(line["ended"] for line in lines)
-    available = cards * (end - began) - CARDS * sum(end - at for at in lost)
-    useful = sum(line["ended"] - line["began"] for line in lines)
-    return Simulated(len(jobs), end - began, useful, available, sum(line["node"] in gone for line in lines))
+    all_work = sorted(line["began"] for line in lines)[cards - 1]
+
+    def utilisation(since: float) -> float:
+        available = cards * (end - since) - CARDS * sum(end - at for at in lost)
+        return float(sum(max(0, line["ended"] - max(line["began"], since)) for line in lines) / available)
+
+    on_lost_node = sum(line["node"] in gone for line in lines)
+    return Simulated(len(jobs), end - began, all_work - began, utilisation(began), utilisation(all_work), on_lost_node)
 
 
 def sleeping(count: int, folder: Path, seconds: tuple[float, float]) -> list[RunJob]:
@@ -137,8 +143,9 @@ def cards(count: int, nodes: int) -> str:
             found = simulate(local, sleeping(count, Path(scratch), SLEEPS), lose_after=1 / 3)
     return (
         f"{count:,} runs of {SLEEPS[0]:.0f} to {SLEEPS[1]:.0f} s on {nodes * CARDS} cards of {nodes} nodes, one lost "
-        f"after a third: {found.wall:.0f} s, utilisation {found.utilisation:.1%}, {found.on_lost_node} had ended on "
-        f"the lost node; peak memory of all processes {peak[0]:.0f} MiB; load {os.getloadavg()[0]:.0f}"
+        f"after a third: {found.wall:.0f} s, utilisation {found.utilisation:.1%}; {found.once_all_work:.1%} once all "
+        f"worked, after {found.ramp:.0f} s; {found.on_lost_node} had ended on the lost node; peak memory of all "
+        f"processes {peak[0]:.0f} MiB; load {os.getloadavg()[0]:.0f}"
     )
 
 

@@ -40,6 +40,15 @@ CoresOption = Annotated[
     ),
 ]
 
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="URL",
+        help="Where runs and CSVs are kept if the machines share no disk, such as s3://bucket/fleet.",
+    ),
+]
+
 
 def fleet(
     csvs: Csvs,
@@ -47,6 +56,7 @@ def fleet(
     set_: SetOption = None,
     runs_per_gpu: RunsPerGpuOption = 1,
     cores: CoresOption = None,
+    storage: StorageOption = None,
     even_if_worse: EvenIfWorseOption = False,
     into_existing: IntoExistingOption = False,
     runs_dir: RunsOption = Path("runs"),
@@ -70,7 +80,15 @@ def fleet(
 
     flags = [name for name, given in (("--even-if-worse", even_if_worse), ("--into-existing", into_existing)) if given]
     done = fleet_command.run(
-        csvs, recipe, set_ or [], runs_dir, cache_dir, flags=flags, runs_per_gpu=runs_per_gpu, cores=cores
+        csvs,
+        recipe,
+        set_ or [],
+        runs_dir,
+        cache_dir,
+        flags=flags,
+        runs_per_gpu=runs_per_gpu,
+        cores=cores,
+        storage=storage,
     )
     if as_json:
         console.result(json.dumps([asdict(row) for row in done.rows], ensure_ascii=False, indent=2))

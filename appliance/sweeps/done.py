@@ -18,14 +18,21 @@ from appliance.rundir.ledger import StageRecord
 _STAGES = tuple(stage for stage in MADE_FROM if stage != "check")
 
 
-def is_done(recipe: Recipe, run_path: Path) -> bool:
-    """Whether every stage is done with this recipe and this CSV, and its files have the sizes that it left."""
+def is_done(recipe: Recipe, run_path: Path, *, elsewhere: tuple[str, ...] = ()) -> bool:
+    """Whether every stage is done with this recipe and this CSV, and its files have the sizes that it left.
+
+    elsewhere: how the names of files end that need not be on this disk, because a storage has them.
+    """
     run_dir = RunDir(run_path)
     try:
         records = {stage: run_dir.record(stage) for stage in _STAGES}
         before: StageRecord | None = None
         for stage, record in records.items():
-            if record is None or not _is_of(recipe, stage, record, before) or not _is_whole(run_path / stage, record):
+            if (
+                record is None
+                or not _is_of(recipe, stage, record, before)
+                or not _is_whole(run_path / stage, record, elsewhere)
+            ):
                 return False
             before = record
     except (RunDirError, OSError):
@@ -49,5 +56,6 @@ def _is_of(recipe: Recipe, stage: str, record: StageRecord, before: StageRecord 
     return all(key in record.inputs and record.inputs[key] == value for key, value in wanted.items())
 
 
-def _is_whole(folder: Path, record: StageRecord) -> bool:
-    return all((folder / name).stat().st_size == output["size"] for name, output in record.outputs.items())
+def _is_whole(folder: Path, record: StageRecord, elsewhere: tuple[str, ...]) -> bool:
+    here = {name: output for name, output in record.outputs.items() if not name.endswith(elsewhere)}
+    return all((folder / name).stat().st_size == output["size"] for name, output in here.items())

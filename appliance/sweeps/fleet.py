@@ -17,13 +17,15 @@ from typing import Any
 from appliance.errors import EnvironmentUnavailable, Interrupted
 from appliance.process import console, known_secrets, signals
 from appliance.rundir.directory import RunDir
-from appliance.sweeps import attempts, done, places, run_child
+from appliance.sweeps import attempts, done, places, run_child, stored_run
 from appliance.sweeps import cluster as sweeps_cluster
 from appliance.sweeps.cluster import Cluster
 from appliance.sweeps.fleet_shown import Progress
 from appliance.sweeps.places import OF_THE_MACHINE, Places
 from appliance.sweeps.plan import Planned
 from appliance.sweeps.run_child import RunJob, RunOutcome
+from appliance.sweeps.storage import LARGE
+from appliance.sweeps.stored_run import StoredRuns
 from appliance.wording import counted
 
 _RETRIES = 3  # by Ray, of a run whose worker was killed or whose machine was lost
@@ -63,15 +65,17 @@ def variables(environ: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(name for name in (known_secrets.NOTIFY_VARIABLE,) if environ.get(name))
 
 
-def unfinished(planned: Sequence[Planned], runs_dir: Path) -> list[Planned]:
-    return [one for one in planned if not done.is_done(one.recipe, runs_dir / one.name)]
+def unfinished(planned: Sequence[Planned], runs_dir: Path, stored: StoredRuns | None = None) -> list[Planned]:
+    elsewhere = LARGE if stored else ()
+    return [one for one in planned if not done.is_done(one.recipe, runs_dir / one.name, elsewhere=elsewhere)]
 
 
 def attempt(job: RunJob) -> tuple[str, RunOutcome]:
     """By a worker: the run, from where it is to its end. Returns the node's id as well."""
     import ray
 
-    return str(ray.get_runtime_context().get_node_id()), run_child.run(job, socket.gethostname())
+    run = stored_run.run if job.stored else run_child.run
+    return str(ray.get_runtime_context().get_node_id()), run(job, socket.gethostname())
 
 
 @dataclass
@@ -86,9 +90,19 @@ class _Flight:
 
 
 class Fleet:
-    """The runs of `jobs` on a cluster. `waits`: see Places."""
+    """The runs of `jobs` on a cluster. `waits`: see Places. `stored`: where their results are fetched from, if so."""
 
-    def __init__(self, cluster: Cluster, jobs: Sequence[RunJob], share: Share, progress: Progress, *, waits: bool):
+    def __init__(
+        self,
+        cluster: Cluster,
+        jobs: Sequence[RunJob],
+        share: Share,
+        progress: Progress,
+        *,
+        waits: bool,
+        stored: StoredRuns | None = None,
+    ):
+        self._stored = stored
         self._cluster, self._ray, self._share = cluster, cluster.ray, share
         self._waiting = deque((job, frozenset[str]()) for job in jobs)  # with where it is to be tried; empty: anywhere
         self._flying: dict[Any, _Flight] = {}
@@ -173,6 +187,8 @@ class Fleet:
             console.say(f"{flight.job.name}: {outcome.message}; tried once more elsewhere", style="warning")
             self._waiting.appendleft((flight.job, others))
         else:
+            if self._stored:
+                self._stored.bring(flight.job.name)
             self._progress.ended(flight.job, outcome)
 
     def _result(self, ref: Any, flight: _Flight) -> tuple[str, RunOutcome]:
@@ -222,21 +238,35 @@ def start(
     share: Share,
     flags: Sequence[str],
     progress: Progress,
+    stored: StoredRuns | None = None,
 ) -> dict[str, RunOutcome]:
-    """Runs everything of `planned`. Returns name -> how it ended."""
-    jobs = [
-        RunJob(
+    """Runs everything of `planned`. Returns name -> how it ended.
+
+    Args:
+        planned: what is to be run.
+        source: the recipe of all.
+        runs_dir, cache_dir: as for one run; absolute with a storage.
+        cluster: where.
+        share: what each run gets.
+        flags: for every run's command, as typed.
+        progress: shows how far it is.
+        stored: the storage of the runs; None: all nodes share the runs directory.
+    """
+    jobs = []
+    for one in planned:
+        there, kept = stored.put(one, drops=not cluster.embedded) if stored else (one, None)
+        job = RunJob(
             one.name,
-            words_of(one, source, runs_dir, cache_dir, flags),
+            words_of(there, source, runs_dir, cache_dir, flags),
             runs_dir.absolute() / one.name,
             Path.cwd(),
             variables=variables(os.environ),
             gpus=share.gpus,
             threads=share.threads,
             module=run_child.MODULE,
+            stored=kept,
         )
-        for one in planned
-    ]
+        jobs.append(job)
     waits = not planned[0].has_local_base
     with progress:
-        return Fleet(cluster, jobs, share, progress, waits=waits).run()
+        return Fleet(cluster, jobs, share, progress, waits=waits, stored=stored).run()

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, RecipeError
 from appliance.process import console, files
 from appliance.recipe import resolve
 from appliance.report import compare
 from appliance.sweeps import cluster as sweeps_cluster
-from appliance.sweeps import fleet, fleet_shown, plan, seen_by_nodes, seen_on_node
+from appliance.sweeps import fleet, fleet_shown, plan, seen_by_nodes, seen_on_node, stored_run
 from appliance.sweeps.run_child import RunOutcome
+from appliance.sweeps.storage import Storage
 from appliance.wording import counted
 
 LOG = "fleet.log"  # in the runs directory
@@ -38,6 +39,7 @@ def run(
     flags: Sequence[str],
     runs_per_gpu: int,
     cores: int | None,
+    storage: str | None = None,
 ) -> Done:
     """Runs every CSV that is not finished.
 
@@ -49,6 +51,7 @@ def run(
         flags: for every run's command, as typed.
         runs_per_gpu: how many share a card.
         cores: of a run without a GPU; None: see fleet.share.
+        storage: URL where runs and CSVs are kept; None: every node sees the runs directory.
 
     Raises ApplianceError before any work begins, or Interrupted after every run has saved what it has; that a run
     failed is in its row.
@@ -58,17 +61,18 @@ def run(
     if sources == ["default"] and recipe is None:
         sources = [resolve.shipped_for_csv(on_gpu=on_gpu) for on_gpu in (True, False)]
     planned = {source: plan.runs(csvs, source, set_, os.environ) for source in sources}
+    stored = _stored(storage, runs_dir, csvs, planned[sources[0]])
     for source, runs in planned.items():
-        if not fleet.unfinished(runs, runs_dir):
+        if not fleet.unfinished(runs, runs_dir, stored):
             console.say(f"all {counted(len(runs), 'run')} with {source} are done already", style="dim")
             return _done(runs, {}, runs_dir)
     runs_dir.mkdir(parents=True, exist_ok=True)
     with console.log_file(runs_dir / LOG), sweeps_cluster.connected() as cluster:
         source = resolve.shipped_for_csv(on_gpu=cluster.has_gpus) if len(sources) > 1 else sources[0]
         share = fleet.share(has_gpus=cluster.has_gpus, runs_per_gpu=runs_per_gpu, cores=cores, environ=os.environ)
-        todo = fleet.unfinished(planned[source], runs_dir)
+        todo = fleet.unfinished(planned[source], runs_dir, stored)
         if not cluster.embedded:
-            _refuse_blind(cluster, todo, runs_dir)
+            _refuse_blind(cluster, todo, runs_dir, storage)
         _announce(cluster, source, share, len(csvs), len(todo))
         outcomes = fleet.start(
             todo,
@@ -79,11 +83,28 @@ def run(
             share=share,
             flags=flags,
             progress=fleet_shown.Progress(len(csvs), len(csvs) - len(todo)),
+            stored=stored,
         )
     return _done(planned[source], outcomes, runs_dir)
 
 
-def _refuse_blind(cluster: sweeps_cluster.Cluster, todo: Sequence[plan.Planned], runs_dir: Path) -> None:
+def _stored(
+    url: str | None, runs_dir: Path, csvs: Sequence[str], runs: Sequence[plan.Planned]
+) -> stored_run.StoredRuns | None:
+    """The storage, and from it what is known of the runs so far. Raises RecipeError, EnvironmentUnavailable."""
+    if url is None:
+        return None
+    if on_hub := [csv for csv in csvs if "://" in csv]:
+        raise RecipeError(f"--storage: {on_hub[0]} is not a file here", hint="leave --storage out, or download the CSV")
+    stored = stored_run.StoredRuns(Storage(url), runs_dir.absolute())
+    stored.storage.folder.refuse_unusable()
+    stored.bring_all(runs)
+    return stored
+
+
+def _refuse_blind(
+    cluster: sweeps_cluster.Cluster, todo: Sequence[plan.Planned], runs_dir: Path, storage: str | None
+) -> None:
     """Says what the machines of the cluster do not see. Raises EnvironmentUnavailable: runs there cannot be right."""
     recipe = todo[0].recipe
     base = str(Path(recipe.model.id).absolute()) if todo[0].has_local_base else recipe.model.id
@@ -91,11 +112,12 @@ def _refuse_blind(cluster: sweeps_cluster.Cluster, todo: Sequence[plan.Planned],
     needs = seen_by_nodes.Needs(
         runs_dir.absolute(),
         Path.cwd(),
-        csvs,
+        {} if storage else csvs,
         base=base,
         base_identity=seen_on_node.identity_of(base),
         variables=fleet.variables(os.environ),
         hub_token=recipe.publish.repo_id is not None,
+        storage=storage or "",
     )
     console.say(f"asking {counted(len(cluster.nodes), 'machine')} what they see", style="dim")
     found = seen_by_nodes.ask(cluster.ray, cluster.nodes, needs)

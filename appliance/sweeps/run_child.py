@@ -35,6 +35,16 @@ _TAIL_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
+class Stored:
+    """Where a run is kept if the nodes share no disk, and its CSV there. `drops`: a finished run leaves its node."""
+
+    url: str
+    csv_sha256: str
+    csv_name: str
+    drops: bool
+
+
+@dataclass(frozen=True)
 class RunJob:
     """A command to be run on whichever node has room for it. Nothing in it is secret: Ray passes it on and keeps it.
 
@@ -42,6 +52,7 @@ class RunJob:
     variables: names of the environment variables that it needs; their values are the node's own. gpus: 1, a fraction
     such as 1/2 if several runs share a card, or 0. threads: OMP_NUM_THREADS of the child; None: as many as it likes.
     On a CPU the bytes of a result depend on it. module: what `python -m` runs; tests and benchmarks have stand-ins.
+    stored: where the run is kept if not on a disk that all nodes share (stored_run.py).
     """
 
     name: str
@@ -52,6 +63,7 @@ class RunJob:
     gpus: float = 1.0
     threads: int | None = None
     module: str = MODULE
+    stored: Stored | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.gpus <= 1:
@@ -95,7 +107,7 @@ class Child:
             )
         run_dir = RunDir(job.run_path)
         run_dir.create()
-        _await_lock(run_dir)
+        await_lock(run_dir)
         self._before = attempts.read(job.run_path)
         self._attempt = Attempt(self._node, job.gpus, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), seconds=0.0)
         self._began = self._noted = time.monotonic()
@@ -195,7 +207,7 @@ def environment(job: RunJob, environ: Mapping[str, str]) -> dict[str, str]:
     return kept
 
 
-def _await_lock(run_dir: RunDir) -> None:
+def await_lock(run_dir: RunDir) -> None:
     """Waits while another process holds the run directory: the child of a worker that was killed, or of a lost node.
 
     Not for ever: it may be a command of somebody else, which the child then names (exit 8).

@@ -40,7 +40,7 @@ from appliance.sweeps.remote_folder import RemoteFolder
 
 RECORD = ".stored.json"
 _NOT_STORED = re.compile(r"\.lock|\.stored\.json|\..*\.tmp")  # names of files that belong to this disk alone
-_LARGE = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".arrow")  # no report or table reads them
+LARGE = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".arrow")  # no report or table reads them
 Table = dict[str, dict[str, Any]]  # path below the run directory -> {"size": bytes, "sha256": hex}
 
 
@@ -97,7 +97,7 @@ class Storage:
 
     def get_csv(self, sha256: str, name: str, folder: Path) -> Path:
         """The CSV below `folder`, fetched unless it is there."""
-        path = folder / sha256[:16] / name
+        path = self.csv_path(sha256, name, folder)
         if not (path.is_file() and files.sha256_of(path) == sha256):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             stored = f"csv/{sha256}/{name}"
@@ -107,6 +107,11 @@ class Storage:
                     hint="repeat the command: it stores it again",
                 )
         return path
+
+    @staticmethod
+    def csv_path(sha256: str, name: str, folder: Path) -> Path:
+        """Where `get_csv` puts it."""
+        return folder / sha256[:16] / name
 
     def fetch(self, name: str, run_path: Path) -> None:
         """Brings the run directory to what is stored, if that is newer; does nothing if the run was never stored.
@@ -133,7 +138,7 @@ class Storage:
             return
         with self._replacing(name, run_path, "results"):
             self._fetch_files(
-                name, run_path, remote, lambda relative: not (relative.endswith(_LARGE) or "/checkpoints/" in relative)
+                name, run_path, remote, lambda relative: not (relative.endswith(LARGE) or "/checkpoints/" in relative)
             )
 
     def store(self, name: str, run_path: Path) -> None:

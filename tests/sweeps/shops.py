@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -21,7 +21,8 @@ import psutil
 
 from appliance.process import files
 from appliance.rundir import results
-from appliance.sweeps.run_child import RunJob
+from appliance.sweeps.run_child import RunJob, Stored
+from appliance.sweeps.storage import Storage
 from tests.conftest import write_qa
 from tests.sweeps import forked
 from tests.whole_runs.faults.matrix import RESULTS
@@ -70,9 +71,16 @@ evaluate: {{max_new_tokens: 8, max_rows: 4}}
         return self._folder / f"{name}.csv"
 
     def job(self, name: str, runs_dir: Path) -> RunJob:
-        return RunJob(
-            name, self._words(name, runs_dir), runs_dir / name, _ROOT, gpus=0, threads=1, module=forked.MODULE
-        )
+        words = self._words(name, runs_dir)
+        return RunJob(name, words, runs_dir / name, _ROOT, gpus=0, threads=1, module=forked.MODULE)
+
+    def stored_job(self, name: str, runs_dir: Path, storage: Storage) -> RunJob:
+        """With its directory and its CSV in the storage; it leaves the node when it is done."""
+        sha256 = storage.put_csv(self.csv(name))
+        there = Storage.csv_path(sha256, f"{name}.csv", runs_dir / ".csv")
+        words = (*self._words(name, runs_dir), "--set", f"data.csv={there}")
+        stored = Stored(storage.url, sha256, f"{name}.csv", drops=True)
+        return replace(self.job(name, runs_dir), words=words, stored=stored)
 
     def differences(self, run_path: Path) -> list[str]:
         """The results of the run that have other bytes than those of the run that nobody disturbed."""

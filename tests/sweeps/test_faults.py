@@ -17,6 +17,8 @@ import psutil
 import pytest
 
 from appliance.sweeps import attempts
+from appliance.sweeps.storage import Storage
+from appliance.sweeps.stored_run import StoredRuns
 from tests.sweeps import fleet_driver
 from tests.sweeps import shops as sweeps_shops
 from tests.sweeps.local_nodes import LocalNodes, may_mount
@@ -97,15 +99,23 @@ def test_a_killed_driver_takes_its_runs_with_it_and_the_next_one_continues_them(
 def test_a_node_with_a_full_disk_fails_no_run_and_gets_no_more(
     shops: Shops, nodes: LocalNodes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    runs_dir = tmp_path / "runs"
+    """With a storage: each node has run directories of its own."""
+    runs_dir, names = tmp_path / "runs", NAMES[:2]
     runs_dir.mkdir()
+    storage = Storage(f"file://{tmp_path}/storage")
     if not nodes.alive:
         nodes.add()
     full = nodes.add(small=runs_dir)
-    outcomes = fleet_driver.run([shops.job(name, runs_dir) for name in NAMES])
+    jobs = [shops.stored_job(name, runs_dir, storage) for name in names]
+    outcomes = fleet_driver.run(jobs, StoredRuns(storage, runs_dir))
     nodes.cut(full)
-    assert {name: outcome.exit_code for name, outcome in outcomes.items()} == dict.fromkeys(NAMES, 0)
-    refuse_other_results(shops, runs_dir, [])
+    assert {name: outcome.exit_code for name, outcome in outcomes.items()} == dict.fromkeys(names, 0)
+    assert not list(runs_dir.rglob("*.safetensors"))  # done, and gone from its node; the results were fetched
+    assert all((runs_dir / name / "evaluate" / "metrics.json").is_file() for name in names)
+    for name in names:
+        storage.fetch(name, tmp_path / "fetched" / name)
+        assert shops.differences(tmp_path / "fetched" / name) == []
+        assert continued_from(tmp_path / "fetched" / name) == 0
     told = capfd.readouterr().err
     assert re.search(r"tried once more elsewhere", told)
     assert re.search(r"gets no more runs: .*disk", told)

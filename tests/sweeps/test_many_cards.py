@@ -19,4 +19,5 @@ def test_cards_stay_busy_and_a_lost_node_costs_no_run(tmp_path: Path, monkeypatc
         found = fleet.simulate(nodes, fleet.sleeping(24, tmp_path, (1.5, 3.0)), lose_after=1 / 3)
     assert found.runs == 24
     assert 0 < found.on_lost_node < 12
-    assert found.utilisation > 0.3  # workers take most of the time to start; the figures are benchmarks/RESULTS.md's
+    assert 0.5 < found.once_all_work <= 1  # of seconds, on a busy machine; benchmarks/RESULTS.md has the figures
+    assert 0 < found.utilisation <= 1
