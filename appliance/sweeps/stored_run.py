@@ -22,7 +22,7 @@ _CSVS = ".csv"  # in the runs directory of a node: where it has the CSVs
 
 
 def run(job: RunJob, node: str) -> RunOutcome:
-    """As run_child.run, between a fetch and a store. That it cannot be stored is the outcome of a run that went well."""
+    """As run_child.run, between a fetch and a store. A run that went well but cannot be stored has not ended well."""
     assert job.stored
     storage = Storage(job.stored.url)
     try:
