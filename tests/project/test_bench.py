@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from appliance.prompt import format as prompt_format
-from benchmarks import measured, rows, rows_part
+from benchmarks import measured, merge_bound, rows, rows_part
 from tests.conftest import read_csv
 
 
@@ -40,3 +40,15 @@ def test_a_cost_counts_children_and_a_failure_ends_the_measurement(capfd: pytest
     assert capfd.readouterr().err.count("busy: wall") == 3
     with pytest.raises(SystemExit, match="ended with 3"):
         measured.costs({"bad": [sys.executable, "-c", "raise SystemExit(3)"]}, 1)
+
+
+def test_what_a_copy_costs_at_least_is_measured_on_whole_files(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    fsync = merge_bound.files.fsync
+    monkeypatch.setattr(merge_bound.files, "fsync", lambda path: (sizes.append(path.stat().st_size), fsync(path)))
+    merge_bound.main(2, size=3 << 20)
+    assert sizes == [3 << 20] * 6  # twice copied, written, and read, hashed and written
+    names = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert names[:4] == ["copy", "sha256", "write from memory", "read, hash and write, one thread"]
