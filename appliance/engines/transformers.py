@@ -177,11 +177,16 @@ class TransformersEngine:
 
 def _train_in_float32(model: Any) -> None:
     """The modules that are trained as a whole, as peft does with LoRA's matrices only: in 16 bits, small steps would be
-    rounded away.
+    rounded away. As LoRA's layers, they take what a 16-bit base computes with or without autocast.
     """
     for wrapper in model.modules():
         if isinstance(wrapper, ModulesToSaveWrapper):
-            wrapper.modules_to_save.float()
+            for module in wrapper.modules_to_save.values():
+                module.float().register_forward_pre_hook(_widened)
+
+
+def _widened(_module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(one.float() if torch.is_tensor(one) and one.is_floating_point() else one for one in inputs)
 
 
 def _keep_4bit_layout(model: Any) -> None:

@@ -125,7 +125,7 @@ def test_a_head_that_a_base_lacks_is_the_same_wherever_it_is_made_and_nothing_el
 
 
 def test_a_head_beside_an_adapter_is_trained_in_float32_whatever_the_base_is_held_in(
-    base: Path, task: Classify
+    base: Path, prompt: Prompt, task: Classify
 ) -> None:
     engine = TransformersEngine(Device("cpu", "a CPU", 8 << 30, "float32"), task)
     model = ModelSection(id="x", dtype="bfloat16", load_in_4bit=False)
@@ -135,6 +135,9 @@ def test_a_head_beside_an_adapter_is_trained_in_float32_whatever_the_base_is_hel
     whole = {name.split(".modules_to_save.")[0] for name in trained if ".modules_to_save." in name}
     assert whole == {"base_model.model.classifier", "base_model.model.bert.pooler"}
     assert tuned.get_base_model().bert.embeddings.word_embeddings.weight.dtype == torch.bfloat16
+    logits, wanted = task.predicted(tuned, batch_of(task, prompt))  # without autocast, as an evaluation on a CPU
+    torch.nn.functional.cross_entropy(logits.float(), wanted).backward()  # type: ignore[no-untyped-call]
+    assert all(weight.grad is not None for weight in tuned.parameters() if weight.requires_grad)
 
 
 def test_the_gates_before_training_are_about_the_class(prompt: Prompt, task: Classify) -> None:
