@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +147,7 @@ def test_its_card_code_for_the_adapter_runs(t5: Path) -> None:
     code = code.replace("FOLDER_OF_THE_BASE_MODEL", str(t5 / "base"))
     code = code.replace("FOLDER_OR_REPO", str(run / "publish" / "release" / "adapter"))
     ask = "model.generate(**tokenizer('사과 1?', return_tensors='pt').to(model.device), max_new_tokens=4)"
-    more = f"\nprint(len({ask}))"
-    done = subprocess.run([sys.executable, "-c", code + more], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "1", done.stderr
+    assert plain_process.printed(f"{code}\nprint(len({ask}))", None) == 1
 
 
 def test_replay_finds_nothing_changed_and_it_can_be_asked(t5: Path) -> None:
