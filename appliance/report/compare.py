@@ -90,7 +90,7 @@ def write_apart(run_dirs: Sequence[Path], path: Path) -> Path:
         labels, folder = compare_runs.labels(run_dirs), path.absolute().parent
         found = {
             "runs": [
-                (label, _link(run_dir, folder), facts.of(run_dir))
+                (label, _link(run_dir, folder), _outcome(facts.of(run_dir)))
                 for label, run_dir in zip(labels, run_dirs, strict=True)
             ],
             "names": facts.METRIC_NAMES,
@@ -98,6 +98,12 @@ def write_apart(run_dirs: Sequence[Path], path: Path) -> Path:
         html = page.whole("Runs", page.sections(found, {"runs": ""}), title=f"{len(run_dirs)} fine-tuning runs")
     files.write_text(path, html)
     return path
+
+
+def _outcome(shown: Mapping[str, Any]) -> dict[str, Any]:
+    """What the table of runs shows of facts.of: there may be a thousand, each with its answers and curves."""
+    kept = ("shown_headline", "metrics", "verdict_sentence", "cautions", "proof_card", "hub", "run")
+    return {name: shown[name] for name in kept}
 
 
 def of(

@@ -195,12 +195,13 @@ class Fleet:
         try:
             found: tuple[str, RunOutcome] = self._ray.get(ref)
         except self._ray.exceptions.RayError as error:
-            told = str(error).strip().partition("\n")[0]
-            crashed = isinstance(error, self._ray.exceptions.WorkerCrashedError | self._ray.exceptions.NodeDiedError)
-            message = f"its worker was killed {counted(_RETRIES + 1, 'time')}" if crashed else told
+            why, code = str(error).strip().partition("\n")[0], 4  # the worker or its machine is gone, each time
+            if isinstance(error, self._ray.exceptions.RayTaskError):  # an exception in `attempt`
+                why, code = f"this is a bug: {type(error.cause).__name__}: {error.cause}", 1
+            elif isinstance(error, self._ray.exceptions.WorkerCrashedError):  # whose own words are a page
+                why = f"its worker was killed {counted(_RETRIES + 1, 'time')}"
             tried = len(attempts.read(flight.job.run_path))
-            outcome = RunOutcome(flight.job.name, 4 if crashed else 1, 0.0, "", tried, message)
-            return min(flight.allowed), outcome
+            return min(flight.allowed), RunOutcome(flight.job.name, code, 0.0, "", tried, why)
         return found
 
     def _recall(self, room: Mapping[str, int]) -> None:

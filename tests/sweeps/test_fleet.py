@@ -18,7 +18,7 @@ from appliance.errors import EnvironmentUnavailable, Interrupted
 from appliance.process import files, signals
 from appliance.recipe import resolve
 from appliance.report import compare
-from appliance.sweeps import attempts, done, fleet_command, fleet_shown, plan, run_child
+from appliance.sweeps import attempts, done, fleet, fleet_command, fleet_shown, plan, run_child
 from appliance.sweeps import cluster as sweeps_cluster
 from appliance.sweeps.cluster import Cluster, Node
 from appliance.sweeps.fleet import Fleet, Share
@@ -256,6 +256,27 @@ def test_what_no_machine_may_run_any_more_is_taken_back(cluster: Cluster, tmp_pa
     (job, _) = held._waiting.popleft()
     held._fly(job, frozenset({"0" * 56}))
     assert {name: outcome.exit_code for name, outcome in held.run().items()} == {"run0": 0}
+
+
+def _crashes(job: RunJob) -> None:  # noqa: ARG001
+    os._exit(1)
+
+
+def _fails(job: RunJob) -> None:
+    raise ValueError(job.name)
+
+
+def test_a_worker_that_always_dies_is_the_machines_fault_and_an_exception_a_bug(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "_RETRIES", 0)
+    seen = []
+    for attempt in (_crashes, _fails):
+        held = Fleet(cluster, jobs(tmp_path, ()), ON_CPU, Progress(1, 0), waits=False)
+        held._task = cluster.ray.remote(attempt)
+        outcome = held.run()["run0"]
+        seen.append((outcome.exit_code, outcome.message))
+    assert seen == [(4, "its worker was killed 1 time"), (1, "this is a bug: ValueError: run0")]
 
 
 def test_ctrl_c_has_every_run_save_what_it_has(
