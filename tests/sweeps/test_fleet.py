@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from appliance.sweeps.fleet import Fleet, Share
 from appliance.sweeps.fleet_shown import Progress
 from appliance.sweeps.run_child import RunJob
 from tests.conftest import write_qa
-from tests.helpers import warm
+from tests.helpers import in_process, warm
 from tests.sweeps import forked
 
 pytestmark = pytest.mark.slow
@@ -197,6 +198,33 @@ def test_the_recipe_of_a_csv_is_that_of_a_run_alone(
         )
     assert "1 CSV with chatbot-cpu; 0 at once" in capfd.readouterr().err
     assert resolve.shipped_for_csv(on_gpu=True) == "default"
+
+
+def test_the_command_ends_with_a_table_or_an_exit_code(
+    finished: fleet_command.Done, shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert finished.rows
+    usual = ("--recipe", "my.yaml", "--cache-dir", "cache")
+    with fleet_in(shop, None) as patch, in_process.command_line(patch, capsys, "fleet") as call:
+        code, out, err = call("data/south.csv", "data/북점.csv", *usual)
+        assert (code, "all 2 runs with my.yaml are done already" in err) == (0, True)
+        assert out.splitlines()[0].split() == ["CSV", "verdict", "base", "→", "tuned", "where", "minutes"]
+        assert out.splitlines()[2].startswith("data/북점.csv")
+        code, out, _ = call("data/south.csv", *usual, "--json")
+        (row,) = json.loads(out)
+        assert (code, row["run"], row["exit_code"], row["where"]) == (0, "south", 0, "runs/south")
+        for arguments, expected, told in (
+            (("data/none*.csv",), 3, "no file matches"),
+            (("data/*.csv", "--set", "name=x"), 2, "each run is named after its CSV"),
+            (("data/*.csv", "--set", "publish.repo_id=me/shop"), 2, "not '북'"),
+        ):
+            code, out, err = call(*arguments, *usual)
+            assert (code, out, told in err) == (expected, "", True), err
+    with pytest.MonkeyPatch.context() as patch, in_process.command_line(patch, capsys, "fleet") as call:
+        patch.chdir(shop)
+        patch.setitem(sys.modules, "ray", None)
+        code, _, err = call("data/wrong.csv", *usual)
+        assert (code, sweeps_cluster.INSTALL in err) == (4, True)
 
 
 # --- how runs are handed out
