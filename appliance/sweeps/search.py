@@ -69,7 +69,7 @@ def search(
                 storage_path=folder,
                 verbose=0,
                 stop=stop,
-                callbacks=[noting.Noting(jobs, evaluations, stop)],
+                callbacks=[noting.Noting(jobs, evaluations)],
                 failure_config=tune.FailureConfig(max_failures=noting.RESTARTS),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
