@@ -26,15 +26,17 @@ def test_a_trial_has_one_gpu_and_goes_on_elsewhere_if_its_machine_is_lost(
     lost: list[str] = []
 
     def lose_a_machine() -> None:
-        until(lambda: all(shop.steps(name)[-1:] == [30] for name in TIED))
-        call = next(call for call in shop.calls() if call["run"] == TIED[0] and call["command"] == "train")
-        raylets = {process.pid for process in psutil.Process(call["pid"]).parents()}
-        (node,) = [node for node in machines if node.all_processes["raylet"][0].process.pid in raylets]
-        nodes.lose(node)
-        lost.append(TIED[0])
-        until(lambda: not is_at_work(call))
-        for path in waits:
-            path.unlink()
+        try:
+            until(lambda: all(shop.steps(name)[-1:] == [30] for name in TIED))
+            call = next(call for call in shop.calls() if call["run"] == TIED[0] and call["command"] == "train")
+            raylets = {process.pid for process in psutil.Process(call["pid"]).parents()}
+            (node,) = [node for node in machines if node.all_processes["raylet"][0].process.pid in raylets]
+            nodes.lose(node)
+            until(lambda: not is_at_work(call))
+            lost.append(TIED[0])
+        finally:
+            for path in waits:
+                path.unlink()
 
     with LocalNodes() as nodes:
         machines = [nodes.add(gpus=1, cpus=1) for _ in range(2)]
