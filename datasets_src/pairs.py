@@ -26,6 +26,7 @@ EMPTY_ANSWER = "empty answer"
 NUL = "contains a NUL character"
 SURROGATE = "contains half a character (a lone surrogate)"
 _COLUMNS = ("instruction", "input", "output", "group", "side")
+_PLACED = ("instruction", "input", "output", "answer_start")  # of pairs whose answers stand in their inputs
 _NEEDED = 3  # columns that are always written; the others are, once a row has one
 _EXAMPLES = 5  # places named in the origin note for each reason
 # CSV readers limit the length of a line (ours: 16 Mi characters, counted after quotes are doubled).
@@ -44,13 +45,19 @@ class SourceError(Exception):
 
 @dataclass(frozen=True)
 class Pair:
-    """One row to write. Rows with the same `group` belong on one side of a split; `side` names it, if known."""
+    """One row to write. Rows with the same `group` belong on one side of a split; `side` names it, if known.
+
+    `answer_start`: where the output begins in the input, in characters, if it stands there; `is_answerable`: otherwise
+    the output is empty, which is the answer.
+    """
 
     instruction: str
     output: str
     input: str = ""
     group: str | None = None
     side: str | None = None
+    answer_start: int | None = None
+    is_answerable: bool = True
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ def usable(where: str, pair: Pair) -> Pair | Dropped:
     """The pair, or why it cannot be a row of a CSV."""
     if not pair.instruction.strip():
         return Dropped(where, EMPTY_QUESTION)
-    if not pair.output.strip():
+    if pair.is_answerable and not pair.output.strip():
         return Dropped(where, EMPTY_ANSWER)
     text = "".join((pair.instruction, pair.input, pair.output, pair.group or "", pair.side or ""))
     if len(text) > _MAX_CHARACTERS:
@@ -113,6 +120,7 @@ def write(
     force: bool = False,
     read: int | None = None,
     made: int = 0,
+    placed: bool = False,
 ) -> Origin:
     """Writes the pairs as a CSV to `out_path` (UTF-8, LF) and the origin note next to it; returns the note.
 
@@ -128,6 +136,7 @@ def write(
         force: whether an existing file is replaced.
         read: how much was read, if that is not the number of items.
         made: how many of the items a model made.
+        placed: whether the pairs say where their answers stand in their inputs.
 
     Raises SourceError: an input is not a file, `out_path` exists or cannot be written, or no pair was found; and
     whatever `items` raises.
@@ -139,7 +148,7 @@ def write(
     temporary_note = out_path.with_name(f".{note.name}.{os.getpid()}.tmp")
     note_was_there = note.exists()
     try:
-        found, written, dropped, examples = _write_rows(temporary, items)
+        found, written, dropped, examples = _write_rows(temporary, items, placed=placed)
         assert found == written + sum(dropped.values())
         if not written:
             raise SourceError(
@@ -211,16 +220,19 @@ def _described(path: Path) -> dict[str, Any]:
     return {"name": path.name, "sha256": digest.hexdigest(), "bytes": size}
 
 
-def _write_rows(path: Path, items: Iterable[Pair | Dropped]) -> tuple[int, int, Counter[str], dict[str, list[str]]]:
+def _write_rows(
+    path: Path, items: Iterable[Pair | Dropped], *, placed: bool
+) -> tuple[int, int, Counter[str], dict[str, list[str]]]:
     """Items read, rows written, drops by reason, and the first places of each reason."""
     read = written = 0
     dropped: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
-    width = _NEEDED
+    columns = _PLACED if placed else _COLUMNS
+    width = len(columns) if placed else _NEEDED
     stream = path.open("w", encoding="utf-8", newline="")
     try:
         write_row = _row_writer(stream)
-        write_row(_COLUMNS[:width])
+        write_row(columns[:width])
         for item in items:
             read += 1
             item = usable(f"pair {read}", item) if isinstance(item, Pair) else item
@@ -229,15 +241,16 @@ def _write_rows(path: Path, items: Iterable[Pair | Dropped]) -> tuple[int, int, 
                 if dropped[item.reason] <= _EXAMPLES:
                     examples.setdefault(item.reason, []).append(item.where)
                 continue
-            wanted = 5 if item.side is not None else 4 if item.group is not None else 0
+            wanted = 0 if placed else 5 if item.side is not None else 4 if item.group is not None else 0
             if wanted > width:
                 stream.close()
                 width = wanted
                 _widen(path, width)
                 stream = path.open("a", encoding="utf-8", newline="")
                 write_row = _row_writer(stream)
-            cells = (item.instruction, item.input, item.output, item.group or "", item.side or "")
-            write_row(cells[:width])
+            cells = (item.instruction, item.input, item.output)
+            start = "" if item.answer_start is None else str(item.answer_start)
+            write_row((*cells, start) if placed else (*cells, item.group or "", item.side or "")[:width])
             written += 1
         _to_disk(stream)
     finally:

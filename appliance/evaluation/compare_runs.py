@@ -129,7 +129,7 @@ def _across(run_dirs: Sequence[Path]) -> list[Line]:
                 seen.add((column, *answers))
                 asked = base_asked.described(run.figures)
                 base = f"{title} {run.base}" + (f" {asked}" if asked else "")
-                base = asked if run.figures.get("classes") else base
+                base = asked if run.figures.get("classes") or run.figures.get("spans") else base
                 name = base if column == "base" else str(run.figures["other"]["name"])
                 lines.append(line(name, run, column))
     return lines

@@ -31,7 +31,7 @@ _SIDES = ("train", "val", "test")
 
 def refuse_unfit(task: Task, csv_path: Path, data: DataSection) -> None:
     """Raises DataError: the rows of a task that chooses a class have one class, or no classes at all."""
-    if task.writes:
+    if task.answers_with != "class":
         return
     fmt = survey.csv_format(csv_path, data)
     rows = (row for row in csv_file.read(csv_path, fmt) if isinstance(row, Row))

@@ -35,11 +35,12 @@ from appliance.evaluation import (
 from appliance.evaluation.class_verdict import ClassComparison
 from appliance.evaluation.generate import Answer
 from appliance.evaluation.loss import LOSS_ROWS_AT_ONCE, mean_loss
+from appliance.evaluation.span_verdict import SpanComparison
 from appliance.evaluation.verdict import Comparison, compare, stop_rates
 from appliance.findings import Caution
 from appliance.machine import device as machine_device
 from appliance.machine.device import Device
-from appliance.pipeline import evaluate_classes, test_rows
+from appliance.pipeline import evaluate_classes, evaluate_spans, test_rows
 from appliance.pipeline.models_asked import each_model
 from appliance.process import console, files
 from appliance.prompt import format as prompt_format
@@ -49,6 +50,7 @@ from appliance.release import gates
 from appliance.rows import csv_file
 from appliance.rundir import results
 from appliance.tasks import causal
+from appliance.tasks.extract import Extract
 from appliance.tasks.task import Task
 from appliance.training import encoded_rows
 
@@ -109,7 +111,7 @@ def run(
     trained_dir: Path,
     stage_dir: Path,
     task: Task = causal.TASK,
-) -> Comparison | ClassComparison:
+) -> Comparison | ClassComparison | SpanComparison:
     """Writes metrics.json, measures.json (for the gates), predictions.csv, proof_rows.json and extra_answers.csv.
 
     Args:
@@ -127,6 +129,8 @@ def run(
     """
     if not task.writes:
         dirs = (prepare_dir, trained_dir, stage_dir)
+        if isinstance(task, Extract):
+            return evaluate_spans.run(engine, model, evaluate, prompt_name, seed, *dirs, task)
         return evaluate_classes.run(engine, base.dir, model, evaluate, prompt_name, seed, *dirs, task)
     fit = files.read_json(trained_dir.parent / "fit.json")
     asked = _questions(evaluate, base, fit, prompt_name, seed, prepare_dir, trained_dir, task)
@@ -192,7 +196,7 @@ def _questions(
     others = other_model.read(Path(evaluate.other_answers), rows) if evaluate.other_answers else None
     of_extra = [prompt.prompt_ids(prompt_format.user_message(one.instruction, one.input)) for one in extra]
     encoding, lines = Encoding(**fit["encoding"]), _evaluated(fit)["lines"]
-    val_rows, _ = encoded_rows.read(prompt, prepare_dir / "val.csv", encoding, only=lines)
+    val_rows, _ = encoded_rows.read(prompt, prepare_dir / "val.csv", encoding, only=lines, task=task)
     test_csv = prepare_dir / "test.csv"
     whole = list(encoded_rows.uncut(prompt, test_csv, loss_on="answer", only=[row.line for row in rows]))
     of_rows = [row.input_ids[: row.prompt_tokens] for _, row in whole]
@@ -202,7 +206,7 @@ def _questions(
         prompt=prompt,
         rows=rows,
         rows_of_test=len(every),
-        encoded=[encoded_rows.fitting(prompt, test_csv, encoding, line, row) for line, row in whole],
+        encoded=[encoded_rows.fitting(prompt, test_csv, encoding, line, row, task) for line, row in whole],
         answer_tokens=[len(row) - row.prompt_tokens for _, row in whole],
         ours=ours,
         of_base=base_prompts.ways(

@@ -64,8 +64,10 @@ def run(
     every = csv_file.read_canonical(prepare_dir / "test.csv")
     rows = test_rows.chosen(every, results.read_taken(prepare_dir), evaluate.max_rows, seed)
     encoding, evaluated = Encoding(**fit["encoding"]), dict(fit["evaluation"])
-    encoded, _ = encoded_rows.read(prompt, prepare_dir / "test.csv", encoding, only=[row.line for row in rows])
-    val_rows, _ = encoded_rows.read(prompt, prepare_dir / "val.csv", encoding, only=evaluated["lines"])
+    encoded, _ = encoded_rows.read(
+        prompt, prepare_dir / "test.csv", encoding, task=task, only=[row.line for row in rows]
+    )
+    val_rows, _ = encoded_rows.read(prompt, prepare_dir / "val.csv", encoding, task=task, only=evaluated["lines"])
     questions = [one.input_ids[: one.prompt_tokens] for one in encoded]
     in_losses, in_answers = RowsAtOnce(LOSS_ROWS_AT_ONCE, "losses"), RowsAtOnce(generate.ROWS_AT_ONCE, "answers")
     folders = (base_dir, model, trained_dir) if is_adapter(trained_dir) else (trained_dir, model, None)

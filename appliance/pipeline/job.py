@@ -62,13 +62,18 @@ class Job:
             return {}
         return run_json.read(self.run_dir.path, "base.identity", "csv.typed", "csv.sha256")
 
-    @property
+    @cached_property
     def task(self) -> Task:
+        """As `prepare` left its rows, if it has: see `rows_changed`."""
         from appliance.tasks import find
 
         recipe = self.resolved.recipe
         weighs = recipe.train.class_weights == "balanced"
         return find.named(recipe.task).bound(self.run_dir.stage_dir("prepare"), weighs=weighs)
+
+    def rows_changed(self) -> None:
+        """`prepare` has made others: what follows from them is looked up again."""
+        vars(self).pop("task", None)
 
     @cached_property
     def device(self) -> Device:

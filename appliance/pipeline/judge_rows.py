@@ -114,7 +114,9 @@ def _encode(spool: Spool | None, prompt: prompt_format.Prompt, rows: Sequence[in
 
 
 def _bad_role(prompt: prompt_format.Prompt, cells: in_batches.Cells) -> str | None:
-    for role, cell in zip(("instruction", "input", "output"), cells, strict=True):
+    if prompt.marks_spans:  # no cell is encoded alone
+        return None
+    for role, cell in zip(("instruction", "input", "output"), cells[:3], strict=True):
         try:
             prompt.encode("", "", cell)
         except DataError:

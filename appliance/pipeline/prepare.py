@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from appliance.errors import DataError
-from appliance.pipeline import judge_rows, prepared_rows, taken_rows
+from appliance.pipeline import judge_rows, prepared_rows, taken_rows, windows
 from appliance.pipeline.judge_rows import ROUND_UP_TO, Judged
 from appliance.pipeline.sides import labels_of, sides_of
 from appliance.pipeline.taken_rows import TakenRows
@@ -30,6 +30,7 @@ from appliance.training.kept_ids import Spool
 from appliance.wording import counted
 
 _log = logging.getLogger(__name__)
+_REPEATS = ("row repeats a question", "rows repeat a question")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Counts:
     train_rows_with_turns: int  # train rows whose question holds earlier turns of a chat (prompt/turns.py)
     warnings: dict[str, int]  # kind of oddity -> usable rows that have it; the log names them
     taken: dict[str, int] = field(default_factory=dict)  # side -> rows of an earlier run that are among its rows
+    windows: dict[str, int] = field(default_factory=dict)  # side -> windows of its rows, if they are read in windows
     left_out: int = 0  # rejected rows whose questions the earlier run uses in another way
 
 
@@ -97,8 +99,7 @@ def run(
         judged = judge_rows.judge(csv_path, fmt, prompt, passes, spool, taken.behind if taken else iter)
         for remark in judged.remarks:
             _log.warning("%s: %s; %s", csv_path, remark, remark.fix)
-        limit = max_seq_length or judge_rows.fitting_length(judged.lengths, longest_possible)
-        too_long = judge_rows.too_long(judged, limit, cut=data.on_too_long == "cut")
+        limit, too_long = _fitting(judged, prompt, data, max_seq_length, longest_possible)
         _refuse_unusable(judged, too_long, data, longest_possible, csv_path, stage_dir)
         named, left_out = _placed(judged, taken) if taken else (list[Side | None](judged.rows.sides), dict[int, str]())
         out = too_long | left_out
@@ -136,11 +137,23 @@ def run(
         taken.write(stage_dir / results.TAKEN, side_of)
     twins = near_duplicates.near_pairs(stage_dir, {side: len(indexes) for side, indexes in order.items()}, seed)
     leaks.write(stage_dir, found, twins)
-    counts = _count(fmt, judged, kept, keys, order, groups, found, twins, limit)
+    cut = windows.write(stage_dir, judged, kept, order, limit, data.stride) if prompt.marks_spans else {}
+    counts = replace(_count(fmt, judged, kept, keys, order, groups, found, twins, limit), **cut)
     if taken:
         counts = replace(counts, taken=taken.count(side_of), left_out=len(left_out))
     files.write_json(stage_dir / "summary.json", asdict(counts))
     return counts
+
+
+def _fitting(
+    judged: Judged, prompt: prompt_format.Prompt, data: DataSection, wanted: int | None, longest_possible: int
+) -> tuple[int, dict[int, str]]:
+    """max_seq_length, `wanted` or the one that fits; and line -> reason for the rows that are longer than it allows."""
+    if prompt.marks_spans:
+        limit = wanted or windows.fitting_length(judged, longest_possible)
+        return limit, windows.too_long(judged, limit, data.stride)
+    limit = wanted or judge_rows.fitting_length(judged.lengths, longest_possible)
+    return limit, judge_rows.too_long(judged, limit, cut=data.on_too_long == "cut")
 
 
 def _spool(stage_dir: Path) -> AbstractContextManager[Spool | None]:
@@ -277,8 +290,11 @@ def summarise(counts: Counts) -> str:
     sides = f"{counts.train} train, {counts.val} val, {counts.test} test, {counts.rejected} rejected"
     parts = [f"{counted(counts.rows, 'row')}: {sides}"]
     parts.append(f"max_seq_length {counts.max_seq_length} (longest row {counts.longest_row_tokens} tokens)")
+    if counts.windows:
+        parts.append(f"{counted(sum(counts.windows.values()), 'window')} of up to {counts.max_seq_length} tokens")
     if counts.repeated_questions:
-        parts.append(counted(counts.repeated_questions, "row repeats a question", "rows repeat a question"))
+        what = ("row shares its text", "rows share their text") if counts.windows else _REPEATS
+        parts.append(counted(counts.repeated_questions, *what) + " with another" * bool(counts.windows))
     parts.append(counted(counts.shared_questions, "question") + " on two sides")
     parts.append(counts.near_duplicates)
     if counts.taken:

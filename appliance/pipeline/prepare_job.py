@@ -78,9 +78,9 @@ def _prepared(job: Job, stage_dir: Path, prompt: Prompt) -> prepare.Counts:
         stage_dir=stage_dir,
         csv_sha256=job.csv.sha256,
         taken=_taken(job),
-        by_class=not job.task.writes,
+        by_class=job.task.answers_with == "class",
     )
-    if not job.task.writes:
+    if job.task.answers_with == "class":
         classes.write(stage_dir, prompt)
     if recipe.evaluate.primary == "facts_right":  # before hours of training
         facts.refuse_without(row.output for row in csv_file.iter_canonical(stage_dir / "test.csv"))

@@ -38,7 +38,10 @@ def write_sides(
         by_line = {row.line: row for _, row in rows}
         rows = ((sides[i], by_line[lines[i]]) for indexes in order.values() for i in indexes)
     with ExitStack() as stack:
-        write = {side: stack.enter_context(csv_file.row_writer(stage_dir / f"{side}.csv")) for side in order}
+        write = {
+            side: stack.enter_context(csv_file.row_writer(stage_dir / f"{side}.csv", placed=fmt.in_input))
+            for side in order
+        }
         for side, row in rows:
             write[side](row)
 

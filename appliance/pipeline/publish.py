@@ -34,6 +34,7 @@ from appliance.release import (
     passport,
     reload,
     reload_classes,
+    reload_spans,
     tokenizer_files,
 )
 from appliance.release.base import Base
@@ -145,8 +146,10 @@ def _release(order: _Order, found: list[Gate], overridden: Sequence[str]) -> dic
             found += reload.reload_gates(
                 release, run_path, base_dir=base.dir, prompt_name=order.prompt_name, stage_dir=stage_dir
             )
-            if not order.task.writes and publish.merged:
+            if order.task.answers_with == "class" and publish.merged:
                 found.append(reload_classes.gate(release / "model", run_path, stage_dir))
+            if order.task.answers_with == "span" and publish.merged:
+                found.append(reload_spans.gate(release / "model", run_path, stage_dir))
         except GateRefused as error:
             write_record(stage_dir, found, f"refused: {error}")
             raise

@@ -84,7 +84,7 @@ class Plan:
 
 def plan(schedule: Schedule, prepared: dict[str, Any]) -> Plan:
     """`prepared`: prepare/summary.json."""
-    mean = prepared["tokens"] / (prepared["train"] + prepared["val"] + prepared["test"])
+    mean = prepared["tokens"] / sum(validation.computed(prepared, side) for side in ("train", "val", "test"))
     return Plan(schedule.steps, schedule.trained_rows * mean, schedule.evaluations, schedule.val_rows * mean)
 
 
@@ -158,7 +158,7 @@ def run(
             disk_needs.of_run(base, tuning, train, has_hard_links=hard_links, gguf=gguf).total,
             "a run",
         )
-        _prepare(scratch, prepare_dir, rows)
+        _prepare(scratch, prepare_dir, rows, placed=prompt.marks_spans)
         run_stage("train")
         lines = _steps(scratch)
         checkpoint = scratch.stage_dir("train") / "checkpoints" / f"checkpoint-{STEPS}"
@@ -199,7 +199,7 @@ def longest(path: Path, count: int, prompt: Prompt, limit: int | None) -> list[R
     likely = heapq.nlargest(4 * count, rows, key=lambda row: len((row.instruction + row.input + row.output).encode()))
 
     def tokens(row: Row) -> int:
-        found = len(prompt.encode(row.instruction, row.input, row.output))
+        found = len(prompt.encode(row.instruction, row.input, row.output, row.answer_start))
         return min(found, limit) if limit else found
 
     return sorted(likely, key=tokens, reverse=True)[:count]
@@ -211,11 +211,11 @@ def summarise(findings: list[Finding]) -> str:
     return f"every later stage works here; training: {seen['training time']}; {seen['peak memory']} of memory"
 
 
-def _prepare(scratch: RunDir, prepare_dir: Path, rows: dict[str, list[Row]]) -> None:
+def _prepare(scratch: RunDir, prepare_dir: Path, rows: dict[str, list[Row]], *, placed: bool) -> None:
     """Fills the stage `prepare` of the scratch run: the real one's records, with these rows.
 
     The groups of the val rows are left out, so that all of these few are evaluated, including the longest. So are the
-    kept ids, which are those of all rows.
+    kept ids, which are those of all rows. `placed`: whether the rows say where their answers stand in their inputs.
     """
     left_out = {"stage.json", "rows.csv", validation.GROUPS_FILE, *(f"{side}.csv" for side in rows)}
     left_out |= {kept_ids.PATTERN.format(side) for side in rows}
@@ -228,7 +228,7 @@ def _prepare(scratch: RunDir, prepare_dir: Path, rows: dict[str, list[Row]]) -> 
         elif path.name not in left_out:
             shutil.copyfile(path, folder / path.name)
     for side, chosen in rows.items():
-        with csv_file.row_writer(folder / f"{side}.csv") as write:
+        with csv_file.row_writer(folder / f"{side}.csv", placed=placed) as write:
             for row in chosen:
                 write(row)
     scratch.finish("prepare", {}, "the longest rows")

@@ -146,6 +146,8 @@ def _run_stage(job: Job, stage: str, label: str = "") -> None:
             hint="train.micro_batch_size=auto, or a smaller model.max_seq_length; "
             f"{memory.what_fits(job.device.memory_bytes)}; the same command continues",
         ) from error
+    if stage == "prepare":
+        job.rows_changed()
     signals.check()
     record = job.run_dir.finish(stage, inputs, summary, unlisted=UNLISTED.get(stage, ()))
     console.say(f"{label} {summary} ({console.duration(record.seconds)})")

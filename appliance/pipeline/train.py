@@ -126,8 +126,7 @@ def run(
 
 def _refuse_rows_that_do_not_stop(training: Training, material: Material, dataset: Dataset, collate: Any) -> None:
     """Writes gates.json: whether every row of `dataset`, collated, trains EOS. Raises GateRefused if one does not."""
-    how: dict[str, Any] = {"continues": training.task.continues, "classes": len(training.task.classes)}
-    found, broken = stop_check.stops(dataset, collate, material.prompt, **how)
+    found, broken = stop_check.stops(dataset, collate, material.prompt, **training.task.gated_as)
     files.write_json(training.stage_dir / gates.RECORD, {"gates": [gate.as_json() for gate in found]})
     stop_check.refuse_rows(found, broken, lambda: list(material.train_rows.lines), training.prepare_dir / "train.csv")
 

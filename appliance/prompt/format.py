@@ -29,8 +29,9 @@ from tokenizers import Tokenizer
 from tokenizers import __version__ as tokenizers_version
 
 from appliance.errors import DataError, EnvironmentUnavailable
-from appliance.prompt import fixed_start, tokenizer
+from appliance.prompt import fixed_start, spans, tokenizer
 from appliance.prompt.batch import IGNORED
+from appliance.prompt.encoded import Encoded as Encoded
 from appliance.prompt.special_tokens import (
     BRACKETED,
     added_tokens,
@@ -41,35 +42,18 @@ from appliance.prompt.special_tokens import (
     find_lead,
     find_padding,
     required_template,
+    separators,
 )
-from appliance.prompt.templates import FOR_ENCODERS, INPUT_MARKER, MARKERS, adapted, frame, pinned
+from appliance.prompt.templates import FOR_ENCODERS, IN_INPUT, INPUT_MARKER, MARKERS, adapted, frame, pinned
 from appliance.prompt.templates import Message as Message
 from appliance.prompt.templates import chat_template as chat_template
 from appliance.prompt.templates import render as render
 from appliance.prompt.templates import sketch as sketch
 from appliance.prompt.templates import user_message as user_message
+from appliance.prompt.tokenizer import NotTokenized as NotTokenized
 
 _CELL = "\x00"  # no template writes it
 _MARKED = INPUT_MARKER.strip()  # "### Input:"; by it our templates find where the input of a row begins
-
-
-class NotTokenized(DataError):
-    """The tokenizer gives up on a text, for instance because a regular expression takes too many attempts on it."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One row as token ids, the first `prompt_tokens` of them the prompt.
-
-    `labels` is as long as `input_ids`; -100 marks what is not trained on.
-    """
-
-    input_ids: list[int]
-    labels: list[int]
-    prompt_tokens: int
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
 
 
 @dataclass(frozen=True)
@@ -125,23 +109,49 @@ class Prompt:
         return self._ids(self.text(messages))
 
     def _ids(self, text: str) -> list[int]:
-        try:
+        with tokenizer.tokenizing():
             return list(self.backend.encode(text, add_special_tokens=False).ids)
-        except BaseException as error:  # an Exception without a kind of its own, or a panic
-            if not (isinstance(error, Exception) or tokenizer.is_panic(error)):
-                raise
-            raise NotTokenized(f"the base's tokenizer fails on it: {error}") from error
 
-    def encode(self, instruction: str, input_text: str, output: str, *, loss_on: str = "answer") -> Encoded:
+    @property
+    def marks_spans(self) -> bool:
+        """Whether an answer is a part of the input, and not a text of its own (prompt/spans.py)."""
+        return self.name in IN_INPUT
+
+    def encode(
+        self, instruction: str, input_text: str, output: str, start: int | None = None, *, loss_on: str = "answer"
+    ) -> Encoded:
         """Prompt masked (unless `loss_on` is "all"), answer and exactly one EOS trained.
 
         Prompt and answer are tokenized separately: no merge can cross the boundary, so the prompt's ids are those of
-        inference. Raises DataError: a cell contains a special token of this tokenizer, or a marker of the format;
-        NotTokenized.
+        inference. `start`: the output's place in the input, if it has one there and the format marks it. Raises
+        DataError: a cell contains a special token of this tokenizer, or a marker of the format; NotTokenized.
         """
+        if self.marks_spans:
+            return self._marked(instruction, input_text, output, start)
         question, answer = map(self._ids, self.texts(instruction, input_text, output))
         self.refuse_commands(question, answer, bool(input_text))
         return self.labelled([*question, *answer, self.eos_token_id], len(question), loss_on=loss_on)
+
+    def read(self, instruction: str, input_text: str) -> spans.Read:
+        """Question and context, of a format that marks spans. Raises DataError as `encode`."""
+        if _MARKED in instruction:
+            raise DataError(f"the question contains {_MARKED!r}, behind which the format has the text")
+        before, between, after = self._frames[True]
+        text = before + instruction + between + input_text + after
+        begin = len(text) - len(after) - len(input_text)
+        with tokenizer.tokenizing():
+            found = spans.read(self.backend, text, begin, input_text)
+        self.refuse_commands(found.ids, [], has_input=True)
+        return found
+
+    def _marked(self, instruction: str, input_text: str, output: str, start: int | None) -> Encoded:
+        found, both = self.read(instruction, input_text), [spans.NOWHERE] * spans.PLACES
+        if output:
+            begin = input_text.find(output) if start is None else start
+            if begin < 0:
+                raise DataError("the answer does not stand in the text")
+            both = list(spans.tokens_of(found.offsets, begin, begin + len(output)))
+        return self.labelled([*found.ids, *both], found.head)
 
     def texts(self, instruction: str, input_text: str, output: str) -> tuple[str, str]:
         """Prompt and answer of one row, to be tokenized separately.
@@ -246,19 +256,6 @@ class Prompt:
             if any(marker in cell for cell in cells):
                 raise DataError(f"contains {marker!r}, which the prompt format {self.name} writes itself")
 
-    def cut(self, encoded: Encoded, max_seq_length: int) -> Encoded:
-        """The row with its answer shortened to fit `max_seq_length` tokens, EOS put back at the end.
-
-        Raises DataError: not even one answer token would be left.
-        """
-        if len(encoded) <= max_seq_length:
-            return encoded
-        if encoded.prompt_tokens + 2 > max_seq_length:
-            raise DataError(f"the prompt alone has {encoded.prompt_tokens} tokens: no answer fits {max_seq_length}")
-        both = (encoded.input_ids, encoded.labels)
-        ids, labels = ([*part[: max_seq_length - 1], self.eos_token_id] for part in both)
-        return Encoded(ids, labels, encoded.prompt_tokens)
-
     def answer_text(self, ids: Sequence[int]) -> str:
         """The answer that generated `ids` spell: up to the first EOS, special tokens and padding left out, stripped."""
         ids = list(ids)
@@ -328,7 +325,8 @@ def bind(
         template = pinned(required_template(own_template))
     else:
         begins, ends = adds_bos(backend, bos_token), adds_eos(backend, eos_token)
-        template = adapted(chat_template(name), begins=begins, ends=ends)
+        between = separators(backend) if name in IN_INPUT else ""
+        template = adapted(chat_template(name), begins=begins, ends=ends, between=between)
     leads = ("", bos_token) if name in FOR_ENCODERS else ("",)
     around = frame(template, bos_token=bos_token, eos_token=eos_token, leads=leads)
     end_token = find_end_token(backend, around.tail, eos_token)

@@ -12,7 +12,8 @@ from appliance.prompt import fixed_start, tokenizer
 from appliance.prompt.fixed_start import Start
 from appliance.prompt.format import Prompt
 
-Cells = tuple[str, str, str]  # instruction, input, output
+# instruction, input, output; and where the output begins in the input, of a format that marks it there
+Cells = tuple[str, str, str] | tuple[str, str, str, int | None]
 Ids = tuple[list[int], int]  # of a whole row, EOS included; how many of them are the prompt
 _T = TypeVar("_T")
 
@@ -47,7 +48,9 @@ class Packed:
 
 def encode(prompt: Prompt, rows: Sequence[Cells]) -> Packed:
     """The ids of each row, or why it cannot be encoded: what `Prompt.encode` raises."""
-    texts = [_or_fault(prompt.texts, *cells) for cells in rows]
+    if prompt.marks_spans:  # which tokens stand for which characters, the fast kind does not say
+        return _alone(prompt, rows)
+    texts = [_or_fault(prompt.texts, *cells[:3]) for cells in rows]
     starts = [_start(prompt, pair, bool(cells[1])) for pair, cells in zip(texts, rows, strict=True)]
     try:
         found = iter(_ids(prompt, list(_to_encode(texts, starts))))

@@ -32,6 +32,23 @@ def adds_eos(backend: Tokenizer, eos_token: str) -> bool:
     return backend.encode("a").ids[-1:] == [backend.token_to_id(eos_token)]
 
 
+def separators(backend: Tokenizer) -> str:
+    """The special tokens that this tokenizer puts between two texts, as BERT's [SEP] and RoBERTa's </s></s>.
+
+    Raises EnvironmentUnavailable: it puts none, or does not end the second text with one token of the same kind: then
+    nothing tells a model where its context begins.
+    """
+    found = backend.encode("a", "b")
+    of_text = [[i for i, sequence in enumerate(found.sequence_ids) if sequence == number] for number in (0, 1)]
+    between = found.ids[of_text[0][-1] + 1 : of_text[1][0]] if all(of_text) else []
+    if not between or found.ids[of_text[1][-1] + 1 :] != between[:1] or len(set(between)) > 1:
+        raise EnvironmentUnavailable(
+            "this tokenizer does not put the same special token between two texts and behind the second",
+            hint="choose a base whose tokenizer does, such as a BERT, RoBERTa or ELECTRA with a tokenizer.json",
+        )
+    return "".join(str(backend.id_to_token(i)) for i in between)
+
+
 def find_end_token(backend: Tokenizer, tail: str, eos_token: str) -> str:
     """The token with which the template ends an answer: its own end of turn, or EOS if it writes none."""
     written = tail.lstrip()

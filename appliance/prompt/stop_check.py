@@ -29,12 +29,14 @@ def stops(
     *,
     continues: bool = True,
     classes: int = 0,
+    spans: bool = False,
 ) -> tuple[list[Gate], list[int]]:
     """Whether the collated train rows teach a model to stop: the gates, and the indexes of rows that fail one.
 
     `rows` and `collate` are those that the trainer gets. One pass, ROWS_PER_BATCH rows in memory. `continues`: whether
     the labels are those of the same text, or of one that a decoder writes. `classes`: how many there are if a label is
-    the index of one: then nothing is written, no EOS is trained, and the gates are about the class.
+    the index of one; `spans`: whether the labels are the places where an answer begins and ends. Then nothing is
+    written, no EOS is trained, and the gates are about the label.
     """
     faults: Counter[str] = Counter()
     broken: list[int] = []
@@ -42,6 +44,8 @@ def stops(
     iterator, count, find = iter(rows), 0, _faults if continues else _faults_of_two_texts
     if classes:
         find = partial(_faults_of_classes, classes=classes)
+    if spans:
+        find = _faults_of_spans
     while batch := list(islice(iterator, ROWS_PER_BATCH)):
         by_fault = find({k: v.numpy() for k, v in collate(batch).items()}, prompt, begins_with)
         for name, wrong in by_fault.items():
@@ -55,8 +59,8 @@ def stops(
         "padding_is_not_trained": "train rows whose padding is seen or trained, or whose labels differ from the tokens",
         "bos_as_at_inference": f"train rows without exactly the {begins_with} BOS tokens of an inference prompt",
     }
-    if classes:
-        meanings = _OF_CLASSES | {"bos_as_at_inference": meanings["bos_as_at_inference"]}
+    if classes or spans:
+        meanings = (_OF_SPANS if spans else _OF_CLASSES) | {"bos_as_at_inference": meanings["bos_as_at_inference"]}
     gates = [
         Gate(name, faults[name] == 0, faults[name], 0, f"{of} ({counted(count, 'row')})")
         for name, of in meanings.items()
@@ -155,6 +159,37 @@ def _faults_of_classes(
     return {
         "one_class_is_trained": ((labels < 0) | (labels >= classes)).any(1) | (labels.shape[1] != 1),
         "padding_is_not_seen": (is_pad == seen).any(1),
+        "bos_as_at_inference": bos_seen != begins_with,
+    }
+
+
+_OF_SPANS = {
+    "one_span_is_trained": "windows without one place where the answer begins, and one at or behind it where it ends",
+    "padding_is_not_seen": _OF_CLASSES["padding_is_not_seen"],
+}
+
+
+def _faults_of_spans(
+    batch: Mapping[str, np.ndarray[Any, Any]], prompt: prompt_format.Prompt, begins_with: int
+) -> dict[str, np.ndarray[Any, Any]]:
+    """The same for a window that an encoder reads (B, T), and the first and last place of its answer (B, 2).
+
+    A window without the answer has place 0 as both. The second part of the text, where an answer has to be, begins
+    behind the first separator.
+    """
+    import numpy as np
+
+    ids, labels, seen = batch["input_ids"], batch["labels"], batch["attention_mask"] == 1
+    bos = prompt.backend.token_to_id(prompt.bos_token) if prompt.bos_token else None
+    bos_seen = ((ids == bos) & seen).sum(1) if bos is not None else np.zeros(len(ids))
+    wrong = np.full(len(ids), labels.shape[1] != 2)
+    if not wrong.any():
+        first, last = labels[:, 0], labels[:, 1]
+        behind = np.argmax(ids == prompt.eos_token_id, axis=1)
+        wrong = ~(((first == 0) & (last == 0)) | ((first > behind) & (first <= last) & (last < seen.sum(1) - 1)))
+    return {
+        "one_span_is_trained": wrong,
+        "padding_is_not_seen": ((ids == prompt.pad_token_id) == seen).any(1),
         "bos_as_at_inference": bos_seen != begins_with,
     }
 

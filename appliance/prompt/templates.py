@@ -100,6 +100,7 @@ _SOURCE = r"""
 # a space would end in a token that words, which bring their own space, never follow in ordinary text.
 _TEMPLATES = {
     "source": _SOURCE,
+    "context": _SOURCE.replace(r"'\n\n### Input:\n', '\n'", r"'\n\n### Input:\n', '[SEP]', 1"),
     "alpaca": _filled(
         _SKELETON,
         after_system=r"\n\n",
@@ -135,7 +136,9 @@ MARKERS = {"qa_tokens": ("<|question|>", "<|answer|>")}
 
 
 # The formats whose answers are texts of their own, which begin as the base's tokenizer begins a text.
-FOR_ENCODERS = frozenset({"source"})
+FOR_ENCODERS = frozenset({"source", "context"})
+# Those whose answers are parts of the input: question and input are read as the tokenizer reads two texts.
+IN_INPUT = frozenset({"context"})
 
 
 def chat_template(name: str) -> str:
@@ -150,8 +153,12 @@ def chat_template(name: str) -> str:
     return _TEMPLATES[name]
 
 
-def adapted(template: str, *, begins: bool, ends: bool) -> str:
-    """One of our templates for a tokenizer that `begins` a text with BOS, and `ends` it with EOS, or does not."""
+def adapted(template: str, *, begins: bool, ends: bool, between: str = "") -> str:
+    """One of our templates for a tokenizer that `begins` a text with BOS, and `ends` it with EOS, or does not.
+
+    `between`: the special tokens that it writes between two texts.
+    """
+    template = template.replace("'[SEP]'", json.dumps(between, ensure_ascii=False)) if between else template
     for line, is_kept in (("{{- bos_token -}}\n", begins), ("{{- eos_token -}}\n", ends)):
         template = template if is_kept else template.replace(line, "")
     return template

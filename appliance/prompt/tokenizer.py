@@ -19,7 +19,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from appliance import bounds
-from appliance.errors import ApplianceError, EnvironmentUnavailable
+from appliance.errors import ApplianceError, DataError, EnvironmentUnavailable
 from appliance.prompt import settings_values
 from appliance.prompt.special_tokens import token_text
 
@@ -55,6 +55,21 @@ def load(base_dir: Path) -> Any:
             hint=f"in its {CONFIG}, set eos_token to the EOS of the vocabulary and tokenizer_class to {PLAIN_CLASS}",
         )
     return tokenizer
+
+
+class NotTokenized(DataError):
+    """The tokenizer gives up on a text, for instance because a regular expression takes too many attempts on it."""
+
+
+@contextmanager
+def tokenizing() -> Iterator[None]:
+    """Raises NotTokenized for whatever a tokenizer raises on a text."""
+    try:
+        yield
+    except BaseException as error:  # an Exception without a kind of its own, or a panic
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
+        raise NotTokenized(f"the base's tokenizer fails on it: {error}") from error
 
 
 @contextmanager

@@ -26,6 +26,11 @@ class Columns(Section):
         "input", description="Name of the column that holds further context; it may be missing. null: ignore it."
     )
     output: str = Field("output", description="Name of the column that holds the answer to learn.")
+    answer_start: str | None = Field(
+        "answer_start",
+        description="data.answers: in_input: name of the column with the place where the answer begins in the input, "
+        "in characters from 0; it may be missing.",
+    )
     system: str | None = Field(
         "system", description="Name of the column with system text, put before the question; it may be missing."
     )
@@ -60,6 +65,16 @@ class DataSection(Section):
     )
     na_values: list[Annotated[str, Field(min_length=1)]] = Field(
         [], description="A cell that holds just one of these texts, such as nan or <noinput>, counts as empty."
+    )
+    answers: Literal["free", "in_input"] = Field(
+        "free",
+        description="in_input, for task: extract: the answer stands in the input, word for word, or is empty if there "
+        "is none; rows with the same input stay on one side. free: any text.",
+    )
+    stride: Positive = Field(
+        128,
+        description="data.answers: in_input: tokens that neighbouring windows of a long input share (transformers' "
+        "`stride`).",
     )
     test_fraction: Fraction = Field(0.1, description="Share of the rows that is scored once, at the end.")
     val_fraction: Fraction = Field(

@@ -38,6 +38,10 @@ BEFORE: dict[str, Any] = {
     "data.replay_fraction": 0.0,
     "publish.gguf": [],
     "train.class_weights": "none",
+    "data.answers": "free",
+    "data.stride": 128,
+    "data.columns.answer_start": None,
+    "evaluate.no_answer_threshold": 0.0,
 }
 ORIGIN = "as before this field"  # of such a value, in recipe.yaml
 

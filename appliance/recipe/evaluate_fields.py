@@ -31,7 +31,15 @@ class SamplingSection(Section):
 
 class EvaluateSection(Section):
     max_rows: Positive = Field(200, description="Test rows to answer; more rows narrow the interval.")
-    max_new_tokens: Positive = Field(256, description="Tokens after which an answer that has not stopped is cut.")
+    max_new_tokens: Positive = Field(
+        256,
+        description="Tokens after which an answer that has not stopped is cut; of task: extract, the longest answer.",
+    )
+    no_answer_threshold: float = Field(
+        0.0,
+        description="task: extract, if train rows have no answer: by how much the score of no answer has to exceed "
+        "that of the best one.",
+    )
     stop: list[Annotated[str, Field(min_length=1)]] = Field([], description="Texts that end an answer, besides EOS.")
     primary: Literal["exact_match", "facts_right", "f1", "rouge_l", "chrf"] = Field(
         "f1",

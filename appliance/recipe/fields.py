@@ -31,10 +31,11 @@ class Recipe(Section):
     """Everything a run depends on."""
 
     name: str = Field(pattern=r"^[\w][\w.-]*$", description="Name of the run: its folder under the runs directory.")
-    task: Literal["causal", "seq2seq", "classify"] = Field(
+    task: Literal["causal", "seq2seq", "classify", "extract"] = Field(
         "causal",
         description="What kind of model learns. causal: one that continues text. seq2seq: encoder-decoders like T5. "
-        "classify: an encoder like BERT that chooses among the labels of the CSV.",
+        "classify: an encoder like BERT that chooses among the labels of the CSV. extract: one that finds the answer "
+        "in the row's input.",
     )
     engine: Literal["auto", "unsloth", "transformers"] = Field(
         "auto",
@@ -42,10 +43,10 @@ class Recipe(Section):
     )
     model: ModelSection
     data: DataSection
-    prompt: Literal["alpaca", "alpaca_oneline", "korean_qa", "qa_tokens", "chat", "source"] = Field(
+    prompt: Literal["alpaca", "alpaca_oneline", "korean_qa", "qa_tokens", "chat", "source", "context"] = Field(
         "alpaca",
         description="Prompt format; chat is the base's own chat template (instruct models), source the question alone, "
-        "for task: seq2seq and classify.",
+        "for task: seq2seq and classify; context the question and its input as two texts, for task: extract.",
     )
     rehearse: Literal["auto", "always", "never"] = Field(
         "auto",

@@ -27,7 +27,7 @@ _NO_ROWS = "This card shows no rows of the data; `publish.examples: true` in the
 def model_card(facts: Facts) -> str:
     """README.md of the merged model."""
     repo, stops = facts.repo("model"), (facts.prompt.eos_token, *facts.stop)
-    code = [usage_snippets.with_transformers(repo, facts.max_new_tokens, facts.task)]
+    code = [_asking(facts, repo)]
     if not facts.task.only_transformers:
         asked = _asked(facts, usage_snippets.MARK)
         ggufs = "*.gguf" if facts.gguf else ""
@@ -44,6 +44,13 @@ def model_card(facts: Facts) -> str:
     if facts.gguf:
         code.append(f"## GGUF files\n\n{gguf_files.section(facts.gguf, facts.metrics['tuned'], repo)}")
     return _card(facts, kind, "\n\n".join((_loads_with(_versions(facts)), *code)), front)
+
+
+def _asking(facts: Facts, repo: str) -> str:
+    """The code that asks the merged model."""
+    if facts.task.answers_with == "span":
+        return usage_snippets.with_answers(repo, facts.metrics["spans"])
+    return usage_snippets.with_transformers(repo, facts.max_new_tokens, facts.task)
 
 
 def adapter_card(facts: Facts) -> str:
@@ -108,8 +115,19 @@ def _ends(facts: Facts) -> Iterator[str]:
     if facts.task.writes:
         yield f"An answer ends with {_listed((facts.prompt.eos_token, *facts.stop))}.\n"
         yield f"{_turns(facts.counts)}\n"
+    elif facts.task.answers_with == "span":
+        yield f"{_found(facts.metrics['spans'])}\n"
     else:
         yield f"The answer is one of {len(facts.task.classes)} classes: {_listed(facts.task.classes)}.\n"
+
+
+def _found(how: Mapping[str, Any]) -> str:
+    """How answers are found in a text."""
+    least = "" if how["threshold"] is None else ", or no answer, if that scores higher"
+    return (
+        f"The answer is a part of the text, of up to {how['max_answer_tokens']} tokens{least}. Long texts are read in "
+        f"windows of {how['max_seq_length']} tokens, question included, that overlap by {how['stride']}."
+    )
 
 
 def _turns(counts: Mapping[str, Any]) -> str:

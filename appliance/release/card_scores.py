@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from appliance.findings import Caution, qualified
@@ -20,6 +20,13 @@ METRICS = {
     "stop_rate": "answers that stopped by themselves",
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
+    "f1_with_answer": "F1 on questions with an answer",
+    "right_without_answer": "questions without an answer that got none",
+}
+_LOSSES = {
+    "text": "loss in the trained prompt (nats per answer token)",
+    "class": "loss (nats per row)",
+    "span": "loss (nats per place)",
 }
 
 
@@ -34,8 +41,7 @@ def section(facts: Facts) -> str:
         if metrics["tuned"].get(key) is not None
     ]
     losses = [_loss(scores["loss"]) for _, scores in asked]
-    per = "loss in the trained prompt (nats per answer token)" if facts.task.writes else "loss (nats per row)"
-    rows.append((per, losses))
+    rows.append((_LOSSES[facts.task.answers_with], losses))
     lines += [f"| {' | '.join((label, *cells))} |" for label, cells in rows]
     if metrics.get("cut_rows"):
         answers = counted(metrics["cut_rows"], "long answer was", "long answers were")
@@ -43,19 +49,41 @@ def section(facts: Facts) -> str:
     low, high = metrics["interval"]
     verdict = qualified(base_asked.verdict(metrics), len(facts.cautions))
     why = f" ({metrics['reason']})" if metrics.get("reason") else ""
-    of_groups = f", {counted(metrics['groups'], 'group')} of equal questions" if "groups" in metrics else ""
+    of_groups = f", {_groups(metrics)}" if "groups" in metrics else ""
     lines.append(
-        f"\nVerdict: **{verdict}**{why}. Tuned minus {asked[0][0] if metrics.get('classes') else 'base'} in "
+        f"\nVerdict: **{verdict}**{why}. Tuned minus {'base' if facts.task.writes else asked[0][0]} in "
         f"{METRICS[metrics['primary']]}: "
         f"{low * 100:+.1f} to {high * 100:+.1f} points (95 % interval{of_groups})."
-        + (f" F1 counts {metrics['f1_unit']}s." if facts.task.writes else "")
+        + ("" if facts.task.answers_with == "class" else f" F1 counts {metrics['f1_unit']}s.")
     )
     if metrics["tuned"].get("facts_right") is not None:
         lines[-1] += (
             f" The wanted answers of {metrics['rows_with_facts']} of the {metrics['rows']} rows hold numbers, links or "
             "Latin names; the facts of an answer are right if it has exactly those."
         )
-    return "\n".join([*lines, *card_earlier.compared(metrics, METRICS[metrics["primary"]]), *_cautions(facts.cautions)])
+    return "\n".join(
+        [
+            *lines,
+            *_reachable(metrics),
+            *card_earlier.compared(metrics, METRICS[metrics["primary"]]),
+            *_cautions(facts.cautions),
+        ]
+    )
+
+
+def _groups(metrics: Mapping[str, Any]) -> str:
+    groups = metrics["groups"]
+    return counted(groups, "text") if metrics.get("spans") else f"{counted(groups, 'group')} of equal questions"
+
+
+def _reachable(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """What no answer of whole tokens can exceed: Korean particles are often in one token with the word before them."""
+    if how := metrics.get("spans"):
+        exact, f1 = how["reachable"]["exact_match"], how["reachable"]["f1"]
+        yield (
+            f"\nAn answer is made of whole tokens: on these rows no choice of them exceeds an exact match of "
+            f"{exact:.1%} and an F1 of {f1:.1%}."
+        )
 
 
 def _cautions(cautions: Sequence[Caution]) -> Iterator[str]:

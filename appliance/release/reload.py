@@ -91,6 +91,7 @@ def reload_gates(release_dir: Path, run_path: Path, *, base_dir: Path, prompt_na
 def request(folders: Sequence[Path], run_path: Path, training: Prompt, tokenizer: Any) -> Request:
     """How training (`training`, with the base's `tokenizer`) and evaluation (as recorded) encoded the test rows."""
     from appliance.prompt import format as prompt_format
+    from appliance.prompt import spans
     from appliance.rows import csv_file
     from appliance.rundir import results
 
@@ -99,11 +100,13 @@ def request(folders: Sequence[Path], run_path: Path, training: Prompt, tokenizer
     asked = read_json(run_path / "evaluate" / "proof_rows.json")[:ROWS]
     conversations = []
     for row, recorded in zip(evaluated, asked, strict=True):
-        encoded = training.encode(row.instruction, row.input, row.output)
-        ids = {
+        encoded = training.encode(row.instruction, row.input, row.output, row.answer_start)
+        ids: dict[str, list[int] | None] = {
             "training": encoded.input_ids[: encoded.prompt_tokens],
             "evaluation": recorded["input_ids"][: recorded["prompt_tokens"]],
         }
+        if training.marks_spans:  # evaluation read it in windows
+            ids = {"training": encoded.input_ids[: -spans.PLACES]}
         conversations.append(
             Conversation(f"test row {row.line}", prompt_format.user_message(row.instruction, row.input), ids)
         )

@@ -213,11 +213,11 @@ def _stops(run_path: Path, task: Task) -> list[Gate]:
 
     def rows() -> Iterator[dict[str, list[int]]]:
         for row in csv_file.read_canonical(run_path / "prepare" / "train.csv"):
-            one = encoding.encode(prompt, row.instruction, row.input, row.output)
-            yield task.features(one)
+            one = encoding.encode(prompt, row.instruction, row.input, row.output, row.answer_start)
+            yield from map(task.features, task.pieces(one, encoding.max_seq_length))
 
     collate = partial(task.collate, pad_token_id=prompt.pad_token_id)
-    found, _ = stop_check.stops(rows(), collate, prompt, continues=task.continues, classes=len(task.classes))
+    found, _ = stop_check.stops(rows(), collate, prompt, **task.gated_as)
     return found
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from appliance.tasks import causal
 from appliance.tasks.task import Task
@@ -33,6 +34,71 @@ inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, ret
 answer = model.generate(**inputs.to(model.device), max_new_tokens={max_new_tokens})
 print(tokenizer.decode({answer}, skip_special_tokens=True))
 {_CODE}"""
+
+
+def with_answers(repo: str, how: Mapping[str, Any]) -> str:
+    """A model that finds answers in texts. `how`: `spans` of metrics.json."""
+    return f"""{_CODE}python
+{finder(repo, how)}
+print(answers("…", "…")[0])  # a question, and the text that the answer stands in
+{_CODE}"""
+
+
+def finder(repo: str, how: Mapping[str, Any]) -> str:
+    """The function `answers` in plain transformers, as evaluation chose them; version 5 has no pipeline for it."""
+    length, stride, longest = how["max_seq_length"], how["stride"], how["max_answer_tokens"]
+    types, given = "", ""
+    if how["token_types"]:
+        given = ", token_type_ids=types"
+        types = """
+    ends = (windows["input_ids"] == tokenizer.sep_token_id).long()
+    types = (ends.cumsum(1) > ends).long() * windows["attention_mask"]  # 0 up to the first separator, then 1"""
+    nothing = (
+        f"""
+    scored[""] = min(nothing) - {how["threshold"]}  # no answer"""
+        if how["threshold"] is not None
+        else ""
+    )
+    return f'''import unicodedata
+
+import torch
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+repo = {json.dumps(repo, ensure_ascii=False)}
+tokenizer = AutoTokenizer.from_pretrained(repo)
+model = AutoModelForQuestionAnswering.from_pretrained(repo, dtype=torch.float32).eval()
+
+
+def is_mark(character):
+    """Whether it belongs to the letter before it: an accent, or a later part of decomposed Hangul."""
+    return unicodedata.combining(character) != 0 or "\\u1160" <= character <= "\\u11ff"
+
+
+def answers(question, context):
+    """The likeliest parts of the context, best first, each with its score."""
+    windows = tokenizer(question, context, truncation="only_second", max_length={length}, stride={stride}, padding=True,
+                        return_overflowing_tokens=True, return_offsets_mapping=True, return_tensors="pt"){types}
+    with torch.no_grad():
+        found = model(windows["input_ids"], attention_mask=windows["attention_mask"]{given})
+    scored, nothing = {{}}, []
+    for i, (start, end) in enumerate(zip(found.start_logits, found.end_logits)):
+        inside = [n for n, part in enumerate(windows.sequence_ids(i)) if part == 1]
+        first, size = inside[0], len(inside)
+        both = start[first : first + size, None] + end[None, first : first + size]
+        possible = torch.ones_like(both, dtype=torch.bool).triu().tril({longest - 1})
+        best = both.masked_fill(~possible, -torch.inf).flatten().topk(min(20, size))
+        for score, place in zip(best.values.tolist(), best.indices.tolist()):
+            begin = int(windows["offset_mapping"][i, first + place // size, 0])
+            stop = int(windows["offset_mapping"][i, first + place % size, 1])
+            while 0 < begin and is_mark(context[begin]):
+                begin -= 1
+            while stop < len(context) and is_mark(context[stop]):
+                stop += 1
+            text = context[begin:stop].strip()
+            scored[text] = max(score, scored.get(text, score))
+        nothing.append(float(start[0] + end[0])){nothing}
+    return sorted(scored.items(), key=lambda one: -one[1])
+'''
 
 
 def with_peft(base: str | None, revision: str | None, repo: str, eos: str, task: Task = causal.TASK) -> str:

@@ -80,7 +80,7 @@ def of_test(
         columns[results.OTHER_COLUMN] = str(metrics["other"]["name"])
     if metrics.get("earlier"):
         columns[results.EARLIER_COLUMN] = str(metrics["earlier"]["name"])
-    if metrics.get("classes"):
+    if metrics.get("classes") or metrics.get("spans"):
         columns["base"] = base_asked.title(metrics)
     for way in (*base_asked.WAYS, *base_asked.BASELINES):
         columns[results.BASE_COLUMN.format(way)] = base_asked.title(metrics, way)
@@ -92,8 +92,8 @@ def of_test(
         texts = [row["question"], row["wanted"], *(row[name] for name in columns)]
         stopped = row.get(results.STOPPED_COLUMN) != results.NO
         note = _note(names.get(by_row.metric, by_row.metric), before, after, is_fraction=by_row.is_fraction)
-        if probability := row.get(results.PROBABILITY_COLUMN):  # of a classifier, whose answers are right or wrong
-            note = f"probability {probability}"
+        if probability := row.get(results.PROBABILITY_COLUMN):
+            note = f"{note}, probability {probability}" if metrics.get("spans") else f"probability {probability}"
         entry = Entry(row["row"], texts, kind, STYLES.get(kind, "doubtful"), remark, note, stopped)
         entries.append((_order(kind, before, after), entry))
     worst_first = [entry for _, entry in sorted(entries, key=lambda pair: pair[0])]

@@ -30,6 +30,8 @@ def of(run_dir: Path, shown: Mapping[str, Any]) -> list[tuple[str, str]]:
         return []
     limit, _ = shown["recipe_values"].get("evaluate.max_new_tokens", (_DEFAULT_NEW_TOKENS, ""))
     task = tasks_find.named(str(shown["recipe_values"].get("task", (causal.TASK.name, ""))[0]))
+    if task.answers_with == "span":
+        return [("From Python", _code(usage_snippets.with_answers(where, (shown["metrics"] or {})["spans"])))]
     if not task.writes:
         return [("From Python", _code(usage_snippets.with_transformers(where, limit, task)))]
     code = [

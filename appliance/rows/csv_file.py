@@ -18,6 +18,7 @@ from typing import Literal, TextIO
 from appliance.errors import DataError
 from appliance.process import files
 from appliance.prompt import turns
+from appliance.rows import places
 from appliance.rows.charset import open_lines, wrong_byte
 from appliance.rows.dialect import ROLES
 from appliance.rows.dialect import CsvFormat as CsvFormat
@@ -25,6 +26,7 @@ from appliance.rows.dialect import sniff as sniff
 from appliance.rows.header import plain_name
 from appliance.rows.in_messages import quoted, shown
 from appliance.rows.one_version import Passes
+from appliance.rows.places import Place
 from appliance.rows.records import records
 
 _Write = Callable[[Sequence[object]], object]
@@ -36,6 +38,7 @@ _NO_TOOLS = ("", "[]", "{}", "null", "None")
 ABOVE_HEADER = "above the header"
 NO_ROWS = (BLANK_LINE, ABOVE_HEADER)  # reasons of lines that nobody has to correct
 CANONICAL_COLUMNS = ("row", "instruction", "input", "output")
+PLACED_COLUMNS = (*CANONICAL_COLUMNS, "answer_start")  # of rows whose answers stand in their input
 LEDGER_COLUMNS = ("row", "side", "reason")
 
 # What a `side` column may contain (case and surrounding spaces are ignored), and the side that it means.
@@ -56,6 +59,8 @@ class Row:
     output: str
     group: str | None = None
     side: str | None = None  # one of SIDE_WORDS, if the `side` column was asked for
+    answer_start: int | None = None  # where in the input the output begins, if it has to stand there and is not empty
+    places: int = field(default=1, kw_only=True)  # of the output in the input, if the file does not say which is meant
     key: bytes | None = field(
         default=None, kw_only=True
     )  # of a row that has been prepared before: what `split.question_key` said of it then
@@ -86,14 +91,20 @@ def read(path: Path, fmt: CsvFormat, passes: Passes | None = None) -> Iterator[R
 
 
 @contextmanager
-def row_writer(path: Path) -> Iterator[Callable[[Row], object]]:
-    """A canonical CSV (CANONICAL_COLUMNS; row = physical line): call the yielded function once per row."""
-    with _writers(path, CANONICAL_COLUMNS) as (plain, careful):
+def row_writer(path: Path, *, placed: bool = False) -> Iterator[Callable[[Row], object]]:
+    """A canonical CSV (CANONICAL_COLUMNS; row = physical line): call the yielded function once per row.
+
+    `placed`: with the place of the answer, which the rows have.
+    """
+    with _writers(path, PLACED_COLUMNS if placed else CANONICAL_COLUMNS) as (plain, careful):
 
         def write(row: Row) -> None:
             instruction, input_text, output = row.instruction, row.input, row.output
             is_plain = "\r" not in instruction and "\r" not in input_text and "\r" not in output
-            (plain if is_plain else careful)((row.line, instruction, input_text, output))
+            cells: tuple[object, ...] = (row.line, instruction, input_text, output)
+            if placed:
+                cells = (*cells, "" if row.answer_start is None else row.answer_start)
+            (plain if is_plain else careful)(cells)
 
         yield write
 
@@ -112,14 +123,21 @@ def iter_canonical(path: Path, wanted: Iterator[bool] | None = None) -> Iterator
     """
     with open_lines(path, "utf-8") as lines:
         found = records(path, lines, ",")
-        if tuple(next(found, (0, []))[1]) != CANONICAL_COLUMNS:
+        columns = tuple(next(found, (0, []))[1])
+        if columns not in (CANONICAL_COLUMNS, PLACED_COLUMNS):
             raise DataError(f"{path} does not begin with the columns {','.join(CANONICAL_COLUMNS)}")
         for line, cells in found if wanted is None else compress(found, wanted):
-            if len(cells) != len(CANONICAL_COLUMNS) or not cells[0].isdecimal():
-                raise DataError(f"{path}, line {line}: not a row of {','.join(CANONICAL_COLUMNS)}")
+            if len(cells) != len(columns) or not cells[0].isdecimal() or not _is_place(cells[3:]):
+                raise DataError(f"{path}, line {line}: not a row of {','.join(columns)}")
             if wrong := wrong_byte("".join(cells), "utf-8"):
                 raise DataError(f"{path}, line {line}: {wrong}")
-            yield Row(int(cells[0]), *cells[1:])
+            start = int(cells[4]) if "".join(cells[4:]) else None
+            yield Row(int(cells[0]), cells[1], cells[2], cells[3], answer_start=start)
+
+
+def _is_place(cells: list[str]) -> bool:
+    """`cells`: the output and, of rows whose answers are placed, where it begins; an empty output has no place."""
+    return len(cells) == 1 or (cells[1].isdecimal() if cells[0] else not cells[1])
 
 
 def read_canonical(path: Path) -> list[Row]:
@@ -140,12 +158,13 @@ def _row(line: int, cells: list[str], fmt: CsvFormat, used: Sequence[int]) -> Ro
             return Rejected(line, f"column {shown(fmt.header[index])}: contains a NUL character")
         if wrong := wrong_byte(cells[index], fmt.encoding.codec):
             return Rejected(line, f"column {shown(fmt.header[index])}: {wrong}")
+    typed = cells
     if fmt.cells.changes:
         cells = [fmt.cells.of(cell) for cell in cells]
     instruction, output = cells[fmt.instruction], cells[fmt.output]
     if not instruction or instruction.isspace():
         return Rejected(line, f"column {fmt.column('instruction')}: the instruction is empty")
-    if not output or output.isspace():
+    if (not output or output.isspace()) and not fmt.in_input:
         return Rejected(line, f"column {fmt.column('output')}: the answer is empty")
     group = cells[fmt.group] if fmt.group is not None and cells[fmt.group].strip() else None
     input_text = "" if fmt.input is None else cells[fmt.input]
@@ -164,9 +183,42 @@ def _row(line: int, cells: list[str], fmt: CsvFormat, used: Sequence[int]) -> Ro
         if side not in SIDE_WORDS:
             found = f"{quoted(cells[fmt.side])} is not a side" if side else "the side is empty"
             return Rejected(line, f"column {fmt.column('side')}: {found}; expected train, val or test")
+    if fmt.in_input:
+        place = _placed(fmt, input_text, output, typed)
+        if isinstance(place, str):
+            return Rejected(line, place)
+        output, start = (input_text[place.begin : place.end], place.begin) if place else ("", None)
+        of = place.of if place else 1
+        return Row(line, instruction, input_text, output, group, side, start, places=of)
     row = object.__new__(Row)  # a frozen dataclass sets its fields one by one: 1.5 of a row's 6 microseconds
     row.__dict__.update(line=line, instruction=instruction, input=input_text, output=output, group=group, side=side)
     return row
+
+
+def _placed(fmt: CsvFormat, text: str, output: str, typed: list[str]) -> Place | str | None:
+    """Where the output, without spaces around it, stands in the text; None: it is empty; or why the row is unusable.
+
+    `typed`: the cells before anything in them was changed: `answer_start` counts their characters.
+    """
+    answer = output.strip()
+    if not text or text.isspace():
+        return f"column {fmt.column('input')}: the text that the answer has to stand in is empty"
+    if not answer:
+        return None
+    start = "" if fmt.answer_start is None else typed[fmt.answer_start].strip()
+    if not start:
+        return places.find(text, answer) or (
+            f"column {fmt.column('output')}: {quoted(answer)} does not stand in the column {fmt.column('input')}"
+        )
+    where = f"column {fmt.column('answer_start')}"
+    if not start.removesuffix(".0").isdecimal():  # spreadsheets and pandas write whole numbers so
+        return f"{where}: {quoted(start)} is not a number of characters"
+    begin = int(start.removesuffix(".0"))
+    if fmt.cells.changes and fmt.input is not None:
+        begin = len(fmt.cells.of(typed[fmt.input][:begin]))
+    begin += len(output) - len(output.lstrip())
+    there = quoted(text[begin : begin + len(answer)])
+    return places.at(text, answer, begin) or f"{where}: at character {begin} stands {there}, not {quoted(answer)}"
 
 
 @contextmanager

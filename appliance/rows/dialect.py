@@ -43,6 +43,8 @@ class CsvFormat:
     system: int | None = None
     history: int | None = None
     tools: int | None = None
+    answer_start: int | None = None
+    in_input: bool = False  # whether answers stand in the input, or are empty
     quoting: Quoting = "double"
     cells: CellText = AS_TYPED
     header_line: int = 1  # the physical line where the header begins
@@ -79,7 +81,7 @@ class CsvFormat:
         return found
 
 
-ROLES = ("instruction", "input", "output", "system", "history", "tools", "group", "side")
+ROLES = ("instruction", "input", "output", "answer_start", "system", "history", "tools", "group", "side")
 
 
 def sniff(
@@ -88,6 +90,7 @@ def sniff(
     group_by: str | None,
     *,
     with_side: bool = False,
+    in_input: bool = False,
     codec: str | None = None,
     quoting: Quoting | None = None,
     cells: CellText = AS_TYPED,
@@ -97,9 +100,10 @@ def sniff(
 
     Args:
         path: the CSV.
-        columns: instruction, input, output -> name in the header; system, history and tools only if given.
+        columns: instruction, input, output -> name in the header; the other roles only if given.
         group_by: name of the column that groups rows.
         with_side: the file must have a column `side`.
+        in_input: answers stand in the input, which has to be there; rows with the same input are one group.
         codec: the encoding, if it is given and not detected.
         quoting: the same for quoting.
         cells: what is changed in the text of a cell.
@@ -115,7 +119,9 @@ def sniff(
     for role in ("instruction", "input", "output"):
         name = columns.get(role, role)
         wanted |= {role: name} if name is not None else {}
-    wanted |= {role: name for role in ("system", "history", "tools") if (name := columns.get(role)) is not None}
+    wanted |= {
+        role: name for role in ("system", "history", "tools", "answer_start") if (name := columns.get(role)) is not None
+    }
     wanted |= {"group": group_by} if group_by is not None else {}
     wanted |= {"side": "side"} if with_side else {}
     header = header_of(path, found_encoding.codec, wanted, header_line)
@@ -132,6 +138,11 @@ def sniff(
             f"{path}: instruction, input and output need a column each; data.columns is {dict(columns)}",
             hint="a file without inputs needs no data.columns.input",
         )
+    if in_input and roles["input"] is None:
+        raise DataError(
+            f"{path}: no column {shown(columns.get('input') or 'input')} with the text that answers stand in",
+            hint="name it with --set data.columns.input=NAME",
+        )
     return CsvFormat(
         encoding=found_encoding,
         delimiter=header.delimiter,
@@ -139,11 +150,13 @@ def sniff(
         instruction=instruction,
         input=roles["input"],
         output=output,
-        group=roles["group"],
+        group=roles["input"] if in_input else roles["group"],
         side=roles["side"],
         system=roles["system"],
         history=roles["history"],
         tools=roles["tools"],
+        answer_start=roles["answer_start"],
+        in_input=in_input,
         quoting=quoting or _quoting(path, found_encoding.codec, header),
         cells=cells,
         header_line=header.line,

@@ -22,7 +22,13 @@ _SEPARATOR = re.compile(r'(?i)\ufeff?"?sep=(\\t|\t|[^\w\s"])"?[,;|\s]*')
 # BOM, zero-width and direction marks, soft hyphens, variation selectors
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe00-\ufe0f\ufeff]")
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
-OPTIONAL = ("input", "system", "history", "tools")  # roles whose column may be missing unless the recipe names it
+OPTIONAL = (
+    "input",
+    "system",
+    "history",
+    "tools",
+    "answer_start",
+)  # roles whose column may be missing unless the recipe names it
 _CHATS = ("messages", "conversations", "conversation")  # what `dataset records` reads as chats
 # Common column names, as `plain_name` returns them: used if the recipe names none and the default name is absent.
 ALIASES: dict[str, tuple[str, ...]] = {

@@ -48,6 +48,7 @@ _KINDS = {
     "decomposed letters": "they look the same but are different tokens; compose them: --set data.normalize=nfc",
     _BREAKS: r"the model would learn to write \n; if it stands for a line break: --set 'data.unescape=[{}]'",
     _ENTITIES: "the model would learn to write them; if they stand for characters: --set 'data.unescape=[{}]'",
+    "several places": "of an answer in its text: the first one is taken; a column answer_start says which is meant",
     "duplicate rows": "a repeated question and answer counts double; remove the repeats unless that is intended",
     "contradictions": "one question with several answers teaches a blend; keep one, or make the questions differ",
 }
@@ -103,6 +104,8 @@ class Remarks:
                 self._look(row, "lost characters", re.compile(_LOST), text)
             if not is_normalized("NFC", text):
                 self._add("decomposed letters", f"line {row.line}{self._decomposed(row)}")
+        if row.places > 1:
+            self._add("several places", f"line {row.line}, column {self._fmt.column('output')}", row.output)
         self._lines.append(row.line)
         self._questions += question[:8]
         self._answers.append(hash(row.output))

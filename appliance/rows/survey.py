@@ -76,6 +76,7 @@ def csv_format(csv_path: Path, data: DataSection) -> CsvFormat:
         data.columns.model_dump(),
         data.group_by,
         with_side=data.split == "column",
+        in_input=data.answers == "in_input",
         codec=data.encoding,
         quoting=data.quoting,
         cells=CellText(data.normalize, tuple(data.unescape), tuple(data.na_values)),

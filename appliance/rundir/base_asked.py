@@ -16,11 +16,13 @@ from typing import Any
 from appliance.wording import counted
 
 WAYS = ("prompt", "chat", "examples")  # as evaluate.base_prompts names them
-# What a classifier is compared with in place of a base, whose head knows none of the classes.
-BASELINES = ("majority", "linear")
+# What is compared with in place of a base whose head is not trained: of a classifier, and of who finds answers.
+BASELINES = ("majority", "linear", "sentence", "abstain")
 _TITLES = {
     "majority": "always the commonest class",
     "linear": "logistic regression on letter groups (TF-IDF)",
+    "sentence": "the sentence most like the question (TF-IDF)",
+    "abstain": "always no answer",
 }
 _SENTENCES = {"better": "better than the base {}", "worse": "worse than the base {}"}
 _NOT_PROVEN = "not proven to be better than the base {}"

@@ -33,6 +33,8 @@ from appliance.tasks import causal
 from appliance.tasks import find as tasks_find
 from appliance.tasks.task import Task
 
+_WITH = {"class": "one of its classes", "span": "a part of a text"}  # what a model that does not write answers
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -140,8 +142,8 @@ def load(
     wanted, task = recipe.evaluate, tasks_find.named(recipe.task)
     if not task.writes:
         raise RecipeError(
-            f"{run_path}: {task.only_transformers} answers with one of its classes and cannot be talked to",
-            hint=f'ask it from Python: pipeline("{task.pipeline_tag}", FOLDER)("…"); report.html has the lines',
+            f"{run_path}: {task.only_transformers} answers with {_WITH[task.answers_with]} and cannot be talked to",
+            hint="ask it from Python: report.html has the lines",
         )
     device = machine_device.device()  # first, because it selects the GPU before any library initializes CUDA
     import torch

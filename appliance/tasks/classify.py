@@ -64,7 +64,7 @@ class Classify(Task):
     pipeline_tag = "text-classification"
     tried_with_transformers_4 = True
     only_transformers = "a classifier"
-    writes = False
+    answers_with = "class"
 
     def bound(self, prepare_dir: Path, *, weighs: bool = False) -> Classify:
         """Itself before `prepare` has written labels.json."""

@@ -6,7 +6,12 @@ from importlib import import_module
 
 from appliance.tasks.task import Task
 
-NAMES = ("causal", "seq2seq", "classify")  # each a module of this package; the recipe's field `task` allows the same
+NAMES = (
+    "causal",
+    "seq2seq",
+    "classify",
+    "extract",
+)  # each a module of this package; the recipe's field `task` allows the same
 
 
 def named(name: str) -> Task:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from appliance.errors import RecipeError
 from appliance.prompt import batch as prompt_batch
@@ -58,9 +58,19 @@ class Task(ABC):
     columns: tuple[str, ...]  # of the dataset that the trainer gets
     continues: bool  # whether what is generated goes on behind the prompt, as one text
     own_arguments: Mapping[str, Any] = MappingProxyType({})  # beyond those of every Trainer
-    writes: bool = True  # whether it answers with a text; if not, with one of `classes`
+    answers_with: Literal["text", "class", "span"] = "text"  # its own, one of `classes`, or a part of the row's input
     classes: tuple[str, ...] = ()  # by index; empty for a task that writes, and before `bound` and `of_model`
     weights: tuple[float, ...] = ()  # of classes in the loss of training, by index; empty: all labels count alike
+
+    @property
+    def writes(self) -> bool:
+        """Whether it answers with a text of its own."""
+        return self.answers_with == "text"
+
+    @property
+    def gated_as(self) -> dict[str, Any]:
+        """What of it the check of the collated rows goes by (prompt/stop_check.py)."""
+        return {"continues": self.continues, "classes": len(self.classes), "spans": self.answers_with == "span"}
 
     def bound(self, prepare_dir: Path, *, weighs: bool = False) -> Task:  # noqa: ARG002
         """The task for the rows that `prepare` left in this folder; `weighs`: rare classes more than common ones."""
@@ -94,8 +104,10 @@ class Task(ABC):
         if recipe.prompt not in self.formats:
             fitting = sorted(self.formats)
             yield Misfit("prompt", f"{recipe.prompt} is not a format for {self.kind}", " or ".join(fitting))
-        if self.writes and recipe.train.class_weights != "none":
+        if self.answers_with != "class" and recipe.train.class_weights != "none":
             yield Misfit("train.class_weights", "there are no classes", "none")
+        if self.answers_with != "span" and recipe.data.answers != "free":
+            yield Misfit("data.answers", "answers that stand in the input are for task: extract", "free")
         if recipe.publish.gguf and self.only_transformers:
             yield Misfit("publish.gguf", "GGUF files are made of models that continue text", "[]")
 
@@ -123,9 +135,13 @@ class Task(ABC):
         """The trainer's arguments; import it only after the engine, which may rewrite the library."""
         return _of(*self.arguments)(**values, **self.own_arguments)
 
+    def pieces(self, row: Encoded, max_seq_length: int) -> Sequence[Encoded]:  # noqa: ARG002
+        """What a model reads of a row at a time, each a row of `features` of its own; the row itself if that is all."""
+        return (row,)
+
     @abstractmethod
     def features(self, row: Encoded) -> Features:
-        """A row as a dataset holds it, in the columns that `collate` reads."""
+        """A piece of a row as a dataset holds it, in the columns that `collate` reads."""
 
     def length(self, row: Encoded) -> int:
         """How many tokens of a row a model computes on."""

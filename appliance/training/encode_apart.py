@@ -112,7 +112,7 @@ def _batches(records: Iterable[Record]) -> Iterator[tuple[list[Record], list[Cel
         if isinstance(record, Row):
             cells = _cells(record)
             rows.append(cells)
-            letters += sum(map(len, cells))
+            letters += sum(map(len, cells[:3]))
         if len(batch) == _BATCH_ROWS or letters > _BATCH_LETTERS:
             yield batch, rows, letters
             batch, rows, letters = [], [], 0
@@ -121,7 +121,7 @@ def _batches(records: Iterable[Record]) -> Iterator[tuple[list[Record], list[Cel
 
 
 def _cells(row: Row) -> Cells:
-    return row.instruction, row.input, row.output
+    return row.instruction, row.input, row.output, row.answer_start
 
 
 def _refusal(prompt: Prompt, rows: Sequence[Row], path: Path, lost: Lost) -> EnvironmentUnavailable:
@@ -130,11 +130,11 @@ def _refusal(prompt: Prompt, rows: Sequence[Row], path: Path, lost: Lost) -> Env
 
     def tried(step: tuple[str, Cells]) -> None:
         with suppress(DataError):  # what else the row is refused for is not asked here
-            steps[step[0]](*step[1])
+            steps[step[0]](*(step[1][:3] if step[0] == "the chat template" else step[1]))
 
     with Worker(tried, LIMITS.memory_bytes, _ONE_THREAD) as worker:
         for row, what in product(rows, steps):
-            seconds = LIMITS.cpu(sum(map(len, _cells(row))))
+            seconds = LIMITS.cpu(sum(map(len, _cells(row)[:3])))
             worker.send((what, _cells(row)), cpu_seconds=seconds)
             try:
                 worker.receive(wall_seconds=seconds * LIMITS.wall_factor)

@@ -16,7 +16,6 @@ from appliance.errors import DataError
 from appliance.prompt.encoding import Encoding
 from appliance.prompt.format import Encoded, Prompt
 from appliance.rows import csv_file
-from appliance.tasks import causal
 from appliance.tasks.task import Task
 from appliance.training import encode_apart, kept_ids
 
@@ -37,21 +36,23 @@ class Rows:
 
     def name(self, indexes: Sequence[int]) -> str:
         """'CSV rows 3, 17'."""
-        lines = sorted(self.lines[i] for i in indexes)
+        lines = sorted({self.lines[i] for i in indexes})  # once, however many windows a row has
         return f"CSV row{'s' if len(lines) > 1 else ''} {', '.join(map(str, lines))}"
 
 
 def read(
-    prompt: Prompt, path: Path, encoding: Encoding, *, only: Collection[int] | None = None
+    prompt: Prompt, path: Path, encoding: Encoding, *, task: Task, only: Collection[int] | None = None
 ) -> tuple[list[Encoded], Rows]:
-    """Every row of a prepared CSV, or `only` the rows from these lines of the user's CSV.
+    """Every row of a prepared CSV, or `only` the rows from these lines of the user's CSV, in the pieces of `task`.
 
     Raises DataError: a row does not fit max_seq_length, or cannot be encoded.
     """
-    encoded, lines = [], []
+    encoded: list[Encoded] = []
+    lines: list[int] = []
     for line, whole in uncut(prompt, path, loss_on=encoding.loss_on, only=only):
-        encoded.append(fitting(prompt, path, encoding, line, whole))
-        lines.append(line)
+        pieces = task.pieces(fitting(prompt, path, encoding, line, whole, task), encoding.max_seq_length)
+        encoded.extend(pieces)
+        lines.extend([line] * len(pieces))
     return encoded, Rows(lines, [len(one) for one in encoded])
 
 
@@ -61,7 +62,7 @@ def as_dataset(
     encoding: Encoding,
     *,
     only: Collection[int] | None = None,
-    task: Task = causal.TASK,
+    task: Task,
 ) -> tuple[Dataset, Rows]:
     """The same for a trainer, in the columns of `task`: 4 bytes a number, where a list of them takes 40."""
     import pyarrow as pa
@@ -73,19 +74,20 @@ def as_dataset(
     wholes = uncut(prompt, path, loss_on=encoding.loss_on, only=only)
     batches = []
     while part := list(islice(wholes, _BATCH)):
-        encoded = [fitting(prompt, path, encoding, line, whole) for line, whole in part]
-        features = [task.features(one) for one in encoded]
+        wholes_of = [(line, fitting(prompt, path, encoding, line, whole, task)) for line, whole in part]
+        encoded = [(line, one) for line, row in wholes_of for one in task.pieces(row, encoding.max_seq_length)]
+        features = [task.features(one) for _, one in encoded]
         columns = [pa.array([one[name] for one in features], kind) for name in task.columns]
         batches.append(pa.record_batch(columns, schema=schema))
-        rows.lines.extend(line for line, _ in part)
-        rows.lengths.extend(map(task.length, encoded))
+        rows.lines.extend(line for line, _ in encoded)
+        rows.lengths.extend(task.length(one) for _, one in encoded)
     return Dataset(InMemoryTable(pa.Table.from_batches(batches, schema))), rows
 
 
-def fitting(prompt: Prompt, path: Path, encoding: Encoding, line: int, whole: Encoded) -> Encoded:
+def fitting(prompt: Prompt, path: Path, encoding: Encoding, line: int, whole: Encoded, task: Task) -> Encoded:
     """A row as training has it, its answer cut if long rows are. Raises DataError: it does not fit max_seq_length."""
     one = encoding.fitted(prompt, whole)
-    if len(one) > encoding.max_seq_length:
+    if task.answers_with != "span" and len(one) > encoding.max_seq_length:
         raise DataError(
             f"{path}: row {line} has {len(one)} tokens, over max_seq_length {encoding.max_seq_length}",
             hint="the tokenizer changed after `prepare`; redo it with --redo prepare",

@@ -67,9 +67,15 @@ def schedule(train: TrainSection, train_rows: int, val_rows: int, *, used_val_ro
 
 def schedule_of(train: TrainSection, prepared: Mapping[str, Any], prepare_dir: Path) -> Schedule:
     """The schedule of training on prepared rows. `prepared`: prepare/summary.json."""
-    lines = chosen(train, prepared["train"], prepare_dir)
-    used = prepared["val"] if lines is None else len(lines)
-    return schedule(train, prepared["train"], prepared["val"], used_val_rows=used)
+    trained, of_val = (computed(prepared, side) for side in ("train", "val"))
+    lines = chosen(train, trained, prepare_dir)
+    used = of_val if lines is None else ceil(len(lines) * of_val / prepared["val"])
+    return schedule(train, trained, of_val, used_val_rows=used)
+
+
+def computed(prepared: Mapping[str, Any], side: str) -> int:
+    """What a model computes on for the rows of a side: their windows, if they are read in windows, else themselves."""
+    return int((prepared.get("windows") or prepared)[side])
 
 
 @dataclass(frozen=True)

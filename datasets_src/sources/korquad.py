@@ -17,6 +17,7 @@ from datasets_src.sources.texts import json_kind, parse_json, read_text
 
 UNANSWERABLE = "no answer (unanswerable)"
 _COUNTED = ("articles", "paragraphs", "questions_with_several_answers", "questions_with_different_answers")
+_ABSTAINED = "questions_without_an_answer"
 _EXPECTED = "KorQuAD 1.0 or SQuAD JSON"
 
 
@@ -56,6 +57,50 @@ def pairs(
                     continue
                 chosen = Counter(given).most_common(1)[0][0] if answer == "common" else given[0]
                 yield usable(where, Pair(instruction, chosen, context, group))
+
+
+def spans(path: Path, *, counts: Counter[str] | None = None) -> Iterator[Pair | Dropped]:
+    """Each question with its paragraph as `input` and the place of its answer there, for models that point at it.
+
+    A question with several different answers is a row for each of them; one without an answer is a row with an empty
+    one. `counts` as `pairs`, and questions without an answer. Raises SourceError as `pairs`.
+    """
+    counts = Counter() if counts is None else counts
+    document = _Node(path, "", parse_json(path, read_text(path, _EXPECTED)))
+    counts.update(dict.fromkeys((*_COUNTED, _ABSTAINED), 0))
+    for number, article in enumerate(document.list("data"), 1):
+        counts["articles"] += 1
+        asked = 0
+        for paragraph in article.list("paragraphs"):
+            counts["paragraphs"] += 1
+            context = paragraph.text("context")
+            for question in paragraph.list("qas"):
+                asked += 1
+                instruction, where = question.text("question").strip(), f"article {number}, question {asked}"
+                places = _places(question)
+                several = len({text for text, _ in places}) > 1
+                counts["questions_with_several_answers"] += len(places) > 1
+                counts["questions_with_different_answers"] += several
+                counts[_ABSTAINED] += not places
+                if not places:
+                    yield usable(where, Pair(instruction, "", context, is_answerable=False))
+                starts: dict[str, int | None] = {}
+                for text, start in places:
+                    starts.setdefault(text, start)
+                for text, start in starts.items():
+                    yield usable(where, Pair(instruction, text, context, answer_start=start))
+
+
+def _places(question: _Node) -> list[tuple[str, int | None]]:
+    """The answers' texts, without spaces around them, and where each begins in the paragraph, if that is said."""
+    if question.value.get("is_impossible") is True:
+        return []
+    found: list[tuple[str, int | None]] = []
+    for answer in question.list("answers"):
+        text, start = answer.text("text"), answer.value.get("answer_start")
+        lead = len(text) - len(text.lstrip())
+        found.append((text.strip(), start + lead if isinstance(start, int) and start >= 0 else None))
+    return found
 
 
 def _answers(question: _Node) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import tempfile
@@ -174,6 +175,39 @@ def test_korquad_with_paragraph_groups_its_questions(tmp_path: Path) -> None:
     assert {pair.group for pair in korquad.pairs(path) if isinstance(pair, Pair)} == {None}
     rows, _ = made(tmp_path, pairs)
     assert rows[0] == ("수도는?", "서울은 수도이다.", "서울")
+
+
+def test_korquad_extractive_says_where_answers_stand_and_keeps_questions_without_one(tmp_path: Path) -> None:
+    document = squad(
+        {
+            "question": "수도는?",
+            "answers": [{"text": " 서울 ", "answer_start": 0}, {"text": "서울", "answer_start": 9}],
+        },
+        {"question": "뭐?", "answers": [{"text": "서울", "answer_start": 1}, {"text": "수도", "answer_start": 5}]},
+        qa("없는 답?", "서울", is_impossible=True),
+        {"question": "어디인지?", "answers": [{"text": "수도"}]},
+        context=" 서울은 수도, 서울.",
+    )
+    counts: Counter[str] = Counter()
+    out_path = tmp_path / "out.csv"
+    path = json_file(tmp_path, document)
+    origin = pairs.write(out_path, "korquad", [path], {}, korquad.spans(path, counts=counts), extra=counts, placed=True)
+    with out_path.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["instruction"], row["output"], row["answer_start"]) for row in rows] == [
+        ("수도는?", "서울", "1"),
+        ("뭐?", "서울", "1"),
+        ("뭐?", "수도", "5"),
+        ("없는 답?", "", ""),
+        ("어디인지?", "수도", ""),
+    ]
+    assert {row["input"] for row in rows} == {" 서울은 수도, 서울."}
+    for row in rows:
+        if row["answer_start"]:
+            assert row["input"].startswith(row["output"], int(row["answer_start"]))
+    assert (origin.written, origin.dropped) == (5, {})
+    assert counts["questions_without_an_answer"] == 1
+    assert (counts["questions_with_several_answers"], counts["questions_with_different_answers"]) == (2, 1)
 
 
 QA_TEXT = """

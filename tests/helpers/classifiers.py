@@ -85,7 +85,7 @@ def _word_pieces(texts: Sequence[str], vocabulary: int) -> tuple[Tokenizer, dict
     words = BertWordPieceTokenizer(lowercase=False, strip_accents=False)
     words.train_from_iterator(texts, vocab_size=vocabulary, min_frequency=1, show_progress=False)
     backend = words._tokenizer
-    backend.post_processor = _around(backend, "[CLS]", "[SEP]")
+    backend.post_processor = _around(backend, "[CLS]", "[SEP]", between="[SEP]", second=1)
     return backend, _SQUARE | {"mask_token": "[MASK]"}
 
 
@@ -119,9 +119,13 @@ def _unigrams(texts: Sequence[str], vocabulary: int, names: dict[str, str]) -> t
     return backend, names
 
 
-def _around(backend: Tokenizer, begin: str, end: str) -> TemplateProcessing:
+def _around(backend: Tokenizer, begin: str, end: str, *, between: str = "", second: int = 0) -> TemplateProcessing:
+    """`between`: two texts, if not twice `end` as RoBERTa has it; `second`: the type of the second one's tokens."""
+    between = between or f"{end} {end}"
     ids = [(token, backend.token_to_id(token)) for token in (begin, end)]
-    return TemplateProcessing(single=f"{begin} $A {end}", pair=f"{begin} $A {end} {end} $B {end}", special_tokens=ids)
+    return TemplateProcessing(
+        single=f"{begin} $A {end}", pair=f"{begin} $A {between} $B:{second} {end}:{second}", special_tokens=ids
+    )
 
 
 _OF_ROBERTA = {**_ANGLED, "mask_token": "<mask>", "bos_token": "<s>", "eos_token": "</s>"}

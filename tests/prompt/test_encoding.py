@@ -11,6 +11,7 @@ from appliance.errors import DataError
 from appliance.process import files
 from appliance.prompt import format as prompt_format
 from appliance.prompt.encoding import Encoding
+from appliance.tasks import causal
 from appliance.training import encoded_rows
 
 ROOT = Path(__file__).parents[2]
@@ -39,11 +40,13 @@ def test_the_prompt_is_trained_on_if_the_recipe_says_so(prompt: prompt_format.Pr
 def test_rows_are_chosen_by_their_line_and_refused_if_too_long(prompt: prompt_format.Prompt, tmp_path: Path) -> None:
     path = tmp_path / "val.csv"
     files.write_text(path, "row,instruction,input,output\n2,가?,,하나\n3,나?,,둘\n7,다?,,셋\n")
-    encoded, rows = encoded_rows.read(prompt, path, Encoding("answer", 512, cut_long_rows=False), only=[7, 2])
+    encoded, rows = encoded_rows.read(
+        prompt, path, Encoding("answer", 512, cut_long_rows=False), task=causal.TASK, only=[7, 2]
+    )
     assert (rows.lines, rows.lengths) == ([2, 7], [len(one) for one in encoded])
     assert encoded[1] == prompt.encode("다?", "", "셋")
     with pytest.raises(DataError, match=r"val\.csv: row 2 has \d+ tokens, over max_seq_length 8"):
-        encoded_rows.read(prompt, path, Encoding("answer", 8, cut_long_rows=False))
+        encoded_rows.read(prompt, path, Encoding("answer", 8, cut_long_rows=False), task=causal.TASK)
 
 
 def test_rows_are_cut_in_one_place() -> None:
@@ -52,6 +55,6 @@ def test_rows_are_cut_in_one_place() -> None:
         str(path.relative_to(ROOT))
         for path in (ROOT / "appliance").rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "cut"
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "cut"
     }
     assert callers == {"appliance/prompt/encoding.py"}

@@ -12,14 +12,14 @@ from appliance.errors import DataError
 from appliance.prompt import format as prompt_format
 from appliance.prompt import in_batches
 from appliance.prompt.format import NotTokenized, Prompt, user_message
-from appliance.prompt.templates import _TEMPLATES
+from appliance.prompt.templates import _TEMPLATES, IN_INPUT
 
 # What could change the text around it: the markers and parts of them, line ends, Jinja's own signs, decomposed Hangul.
 PIECES = ["", "가격은?", "\n", "\n\n", "### Input:", "\n\n### Input:", "\n\n### Input:\n", " ### Input: ", "###",
           "{{ x }}{% y %}", "ᄀ\u1161", " 끝 "]  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=sorted(_TEMPLATES))
+@pytest.fixture(scope="module", params=sorted(_TEMPLATES.keys() - IN_INPUT))
 def prompt(request: pytest.FixtureRequest, base_dir: Path) -> Prompt:
     return prompt_format.from_folder(request.param, base_dir)
 

@@ -18,6 +18,7 @@ from appliance.errors import GateRefused
 from appliance.findings import Gate
 from appliance.process import files
 from appliance.prompt import batch as prompt_batch
+from appliance.prompt import encoding as prompt_encoding
 from appliance.prompt import format as prompt_format
 from appliance.prompt import stop_check
 from appliance.prompt.batch import IGNORED
@@ -68,7 +69,7 @@ def test_our_rows_teach_to_stop(kind: str, loss_on: str) -> None:
     rows = encoded(prompt, loss_on)
     assert looked_at(rows, prompt) == (set(), [])
     assert looked_at(Dataset.from_list(rows), prompt) == (set(), [])  # what the trainer gets
-    short = [prompt.cut(prompt.encode(*row), 250) for row in ROWS]
+    short = [prompt_encoding.cut(prompt, prompt.encode(*row), 250) for row in ROWS]
     cut = [{"input_ids": row.input_ids, "labels": row.labels} for row in short]
     assert looked_at(cut, prompt) == (set(), [])
 

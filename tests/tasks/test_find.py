@@ -18,7 +18,7 @@ MODULES = Path(find.__file__).parent.glob("*.py")
 
 def test_the_recipe_allows_what_there_is() -> None:
     assert get_args(Recipe.model_fields["task"].annotation) == find.NAMES
-    assert {path.stem for path in MODULES} - {"__init__", "task", "find"} == set(find.NAMES)
+    assert {path.stem for path in MODULES} - {"__init__", "task", "find", "new_head"} == set(find.NAMES)
 
 
 @pytest.mark.parametrize("name", find.NAMES)

@@ -19,6 +19,7 @@ from appliance.prompt.encoding import Encoding
 from appliance.prompt.format import Prompt
 from appliance.recipe.fields import DataSection
 from appliance.rows import csv_file
+from appliance.tasks import causal
 from appliance.training import encoded_rows, kept_ids
 from tests.conftest import write_qa
 
@@ -75,15 +76,15 @@ def test_kept_ids_are_those_of_a_fresh_encoding(
         with monkeypatch.context() as patch:
             patch.setattr(Prompt, "encode", never)
             for encoding, rows in zip(encodings, wanted, strict=True):
-                encoded, known = encoded_rows.read(prompt, path, encoding)
+                encoded, known = encoded_rows.read(prompt, path, encoding, task=causal.TASK)
                 assert encoded == rows
                 assert (known.lines, known.lengths) == (lines, [len(row) for row in rows])
                 with monkeypatch.context() as small:
                     small.setattr(encoded_rows, "_BATCH", rows_per_batch)
-                    dataset, told = encoded_rows.as_dataset(prompt, path, encoding)
+                    dataset, told = encoded_rows.as_dataset(prompt, path, encoding, task=causal.TASK)
                 assert list(dataset) == [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
                 assert told == known
-            some, known = encoded_rows.read(prompt, path, encodings[0], only=lines[1::2])
+            some, known = encoded_rows.read(prompt, path, encodings[0], task=causal.TASK, only=lines[1::2])
             assert (some, known.lines) == (wanted[0][1::2], lines[1::2])
 
 
@@ -140,7 +141,7 @@ def test_rows_are_encoded_again_if_their_ids_do_not_hold(
     used = change(path, prompt)
     encoding = Encoding("answer", 2048, cut_long_rows=False)
     with caplog.at_level(logging.INFO):
-        encoded, _ = encoded_rows.read(used, path, encoding)
+        encoded, _ = encoded_rows.read(used, path, encoding, task=causal.TASK)
     assert encoded == fresh(used, path, encoding)
     assert "its rows are encoded again: " in caplog.text
     assert told in caplog.text
@@ -149,7 +150,7 @@ def test_rows_are_encoded_again_if_their_ids_do_not_hold(
 def test_kept_ids_over_the_limit_are_refused_by_their_line(prompt: Prompt, tmp_path: Path) -> None:
     path = prepared(tmp_path, prompt) / "val.csv"
     with pytest.raises(DataError, match=r"val\.csv: row \d+ has \d+ tokens, over max_seq_length 8"):
-        encoded_rows.read(prompt, path, Encoding("answer", 8, cut_long_rows=False))
+        encoded_rows.read(prompt, path, Encoding("answer", 8, cut_long_rows=False), task=causal.TASK)
 
 
 def test_nothing_but_the_ids_is_left_of_the_spool(prompt: Prompt, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from appliance.release import gates
 from appliance.rows import csv_file
 from appliance.rundir import directory as rundir_directory
 from appliance.rundir import results
+from appliance.tasks import causal
 from appliance.training import checkpoints, encoded_rows, micro_batch, trainer, validation
 from appliance.training import metrics as training_metrics
 from appliance.training.micro_batch import BatchSize
@@ -608,6 +609,7 @@ def test_what_cannot_be_learnt_from_is_named_by_its_rows(
         prompt_format.from_folder("alpaca", shop.base.dir),
         shop.prepare_dir / "train.csv",
         Encoding("answer", 320, False),
+        task=causal.TASK,
     )
     ids = {line: encoded[i].input_ids for i, line in enumerate(rows.lines)}
     padded = sorted([i for i in row if i != 0] for row in wanted)

@@ -43,6 +43,14 @@ def korquad(
     with_paragraph: Annotated[
         bool, typer.Option("--with-paragraph", help="Put the paragraph into `input`; its questions share a `group`.")
     ] = False,
+    extractive: Annotated[
+        bool,
+        typer.Option(
+            "--extractive",
+            help="For task: extract: the paragraph in `input`, the place of the answer in `answer_start`, an empty "
+            "answer if there is none.",
+        ),
+    ] = False,
     answer: Annotated[
         Literal["first", "common"],
         typer.Option("--answer", metavar="first|common", help="Of several answers, the first or the most common."),
@@ -55,13 +63,21 @@ def korquad(
     appliance dataset korquad KorQuAD_v1.0_dev.json data/train.csv
 
     appliance dataset korquad train-v2.0.json data/train.csv --with-paragraph
+
+    appliance dataset korquad KorQuAD_v1.0_train.json data/train.csv --extractive
     """
     from datasets_src.sources import korquad as sources_korquad
 
     counts: Counter[str] = Counter()
-    pairs = sources_korquad.pairs(in_path, with_paragraph=with_paragraph, answer=answer, counts=counts)
-    options = {"with_paragraph": with_paragraph, "answer": answer}
-    write("korquad", in_path, out_path, options, pairs, counts, force=force, as_json=as_json)
+    options: dict[str, object] = {"with_paragraph": with_paragraph, "answer": answer}
+    if extractive:
+        if answer != "first":
+            raise typer.BadParameter("with --extractive every different answer is a row", param_hint="--answer")
+        pairs, options = sources_korquad.spans(in_path, counts=counts), {"extractive": True}
+    else:
+        pairs = sources_korquad.pairs(in_path, with_paragraph=with_paragraph, answer=answer, counts=counts)
+    how = {"force": force, "as_json": as_json, "placed": extractive}
+    write("korquad", in_path, out_path, options, pairs, counts, **how)
 
 
 @dataset_app.command("qa-text")
@@ -182,13 +198,14 @@ def write(
     *,
     force: bool,
     as_json: bool,
+    placed: bool = False,
 ) -> None:
     """Write a source's pairs to OUT.csv with its origin note; print what became of them."""
     from datasets_src import pairs as datasets_src_pairs
 
     with source_errors():
         origin = datasets_src_pairs.write(
-            out_path, source, [in_path], options, _spoken(pairs), extra=extra, force=force
+            out_path, source, [in_path], options, _spoken(pairs), extra=extra, force=force, placed=placed
         )
     show(origin, out_path, as_json=as_json)
 
