@@ -8,6 +8,7 @@ RUNS/NAME-sweep.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -127,9 +128,10 @@ def _try_all(sweep: Sweep, place: _Place, settled: Evaluations) -> None:
     scratch = place.cluster.session_dir if place.cluster.embedded else None  # gone with it, whatever ends this process
     number = search.search(begun | jobs, on_cluster.resources(place.share), settled, past, scratch)
     if number is not None:
-        left = sum(not trial_runs.is_trained(job.run_path) for job in jobs.values())
-        message = f"stopped; {len(sweep.plan.trials) - left} of {counted(len(sweep.plan.trials), 'trial')} ended"
-        raise Interrupted(number, message, hint="the others are saved; the same command continues")
+        ended = sum(map(trial_runs.has_ended, map(sweep.path, sweep.plan.trials)))
+        name, of = signal.Signals(number).name, counted(len(sweep.plan.trials), "trial")
+        hint = "the others are saved; the same command continues"
+        raise Interrupted(number, f"stopped by {name}; {ended} of {of} ended", hint=hint)
 
 
 def _how(settled: Evaluations) -> str:

@@ -98,6 +98,11 @@ def is_trained(run_path: Path) -> bool:
     return RunDir(run_path).record("train") is not None
 
 
+def has_ended(run_path: Path) -> bool:
+    """Whether it was trained to its end, stopped by ASHA, or has failed."""
+    return is_trained(run_path) or read_note(run_path) is not None
+
+
 def has_looked_at_test_rows(run_path: Path) -> bool:
     return RunDir(run_path).has_begun("evaluate")
 
