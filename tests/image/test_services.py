@@ -14,6 +14,7 @@ import pytest
 from appliance.base_model import demo as base_model_demo
 from tests.image.project import (
     CALLER,
+    FEW,
     HAS_DRIVER,
     IMAGE,
     ONE_THREAD,
@@ -112,6 +113,27 @@ def test_a_csv_is_made_out_of_another_file(tmp_path: Path) -> None:
     code, said = made.run("appliance", "check", "/data/pairs.csv", "--json")
     assert code == 0, said
     assert (made.folder / "data" / "pairs.csv").read_text(encoding="utf-8").count("있어요.") == 3
+
+
+def test_a_fleet_of_two_csvs(tmp_path: Path) -> None:
+    """Ray starts without a root user, capabilities or a writable file system; a wrong CSV does not stop the other."""
+    made = make_project(tmp_path / "fleet")
+    made.environ["COMPOSE_PROJECT_NAME"] = PROJECT + "-fleet"
+    wrong = made.folder / "data" / "틀림.csv"
+    wrong.write_text("foo,bar\n1,2\n", encoding="utf-8")
+    wrong.chmod(0o644)
+    settings = [part for one in FEW for part in ("--set", one)]
+    try:
+        code, said = made.run("fleet", "--cores", "1", "--recipe", "chatbot-cpu", *settings)
+    finally:
+        made.compose("down", "--volumes")
+    assert code == 3, said[-3000:]
+    assert "/data/틀림.csv" in said
+    assert "no column 'instruction'" in said
+    assert "runs 2/2" in said
+    runs = made.folder / "runs"
+    assert {path.name for path in runs.iterdir()} == {"train", "틀림", "compare.html", "fleet.log"}
+    assert (runs / "train" / "publish" / "release" / "model" / "model.safetensors").is_file()
 
 
 def test_doctor_explains_a_machine_without_a_gpu(project: Project) -> None:
