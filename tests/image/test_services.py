@@ -132,7 +132,7 @@ def test_a_fleet_of_two_csvs(tmp_path: Path) -> None:
     assert "no column 'instruction'" in said
     assert "runs 2/2" in said
     runs = made.folder / "runs"
-    assert {path.name for path in runs.iterdir()} == {"train", "틀림", "compare.html", "fleet.log"}
+    assert {path.name for path in runs.iterdir()} == {"train", "틀림", "fleet.log"}
     assert (runs / "train" / "publish" / "release" / "model" / "model.safetensors").is_file()
 
 
