@@ -80,7 +80,7 @@ def test_golden_text_of_a_conversation(name: str, wanted: str) -> None:
 
 
 def test_the_recipe_knows_every_format() -> None:
-    assert get_args(Recipe.model_fields["prompt"].annotation) == (*OURS, "chat", "source")
+    assert get_args(Recipe.model_fields["prompt"].annotation) == (*OURS, "chat", "source", "context")
 
 
 def test_doctests_of_the_templates() -> None:

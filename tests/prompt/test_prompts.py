@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from appliance.errors import DataError, EnvironmentUnavailable
+from appliance.prompt import encoding as prompt_encoding
 from appliance.prompt import format as prompt_format
 from appliance.prompt.batch import IGNORED
 from appliance.prompt.format import Encoded, Prompt, from_folder, from_transformers, render, user_message
@@ -182,7 +183,7 @@ def test_eos_is_there_once_and_trained_at_every_length(
 ) -> None:
     encoded = prompt.encode(instruction, input_text, output)
     for length in range(encoded.prompt_tokens + 2, len(encoded) + 3):
-        cut = prompt.cut(encoded, length)
+        cut = prompt_encoding.cut(prompt, encoded, length)
         assert len(cut) == min(length, len(encoded)) == len(cut.labels)
         assert cut.labels.count(prompt.eos_token_id) == 1 == cut.input_ids[cut.prompt_tokens :].count(cut.labels[-1])
         assert cut.input_ids[-1] == cut.labels[-1] == prompt.eos_token_id
@@ -195,7 +196,7 @@ def test_eos_is_there_once_and_trained_at_every_length(
 def test_no_answer_token_fits(prompt: Prompt) -> None:
     encoded = prompt.encode("가격은?", "", "만 원")
     with pytest.raises(DataError, match=f"the prompt alone has {encoded.prompt_tokens} tokens: no answer fits"):
-        prompt.cut(encoded, encoded.prompt_tokens + 1)
+        prompt_encoding.cut(prompt, encoded, encoded.prompt_tokens + 1)
 
 
 def test_loss_on_all_trains_the_prompt_too(prompt: Prompt) -> None:
@@ -204,7 +205,7 @@ def test_loss_on_all_trains_the_prompt_too(prompt: Prompt) -> None:
     labels = [IGNORED, *encoded.input_ids[1:]]  # nothing predicts the first
     assert encoded == Encoded(encoded.input_ids, labels, question)
     with pytest.raises(DataError, match="no answer fits"):  # a cut takes from the answer only, whatever is trained
-        prompt.cut(encoded, question + 1)
+        prompt_encoding.cut(prompt, encoded, question + 1)
     assert encoded.input_ids == prompt.encode("가격은?", "머그컵", "만 원").input_ids
 
 

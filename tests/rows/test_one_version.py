@@ -75,6 +75,7 @@ class Bytes:
     """A tokenizer of bytes, as far as prepare asks for one."""
 
     fingerprint = "bytes"
+    marks_spans = False
     starts = (fixed_start.NONE, fixed_start.NONE)
     command_ids = frozenset[int]()
     eos_token_id = 256

@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from appliance.errors import DataError
 from appliance.pipeline import prepare
 from appliance.pipeline.prepare import Counts
+from appliance.prompt import encoding as prompt_encoding
 from appliance.prompt import format as prompt_format
 from appliance.recipe.fields import Columns, DataSection
 from appliance.rows import leaks
@@ -318,7 +319,7 @@ def test_too_long_answers_are_cut_on_request(work: Work, prompt: prompt_format.P
     # the row is written whole: train cuts it when it encodes it
     written = [row for name in ("train", "val", "test") for row in read_canonical(work.stage_dir / f"{name}.csv")]
     kept = next(row for row in written if row.line == 7)
-    assert len(prompt.cut(prompt.encode(kept.instruction, "", kept.output), 192)) == 192
+    assert len(prompt_encoding.cut(prompt, prompt.encode(kept.instruction, "", kept.output), 192)) == 192
 
 
 # --- the split
