@@ -160,7 +160,7 @@ def _variables(values: dict[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
-        _have_ray_read_them()
+        have_ray_read_its_variables()
         yield
     finally:
         for name, value in before.items():
@@ -168,11 +168,11 @@ def _variables(values: dict[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        _have_ray_read_them()
+        have_ray_read_its_variables()
 
 
-def _have_ray_read_them() -> None:
-    """It reads some of them once, when it is imported, which may have been long ago."""
+def have_ray_read_its_variables() -> None:
+    """It reads the mode and the token of its authentication once, which may have been long ago."""
     if raylet := sys.modules.get("ray._raylet"):
         raylet.Config.initialize("")
         raylet.AuthenticationTokenLoader.instance().reset_cache()

@@ -23,6 +23,8 @@ from typing import Any
 
 import psutil
 
+from appliance.sweeps import cluster
+
 _CLONE_FS, _CLONE_NEWNS = 0x00000200, 0x00020000  # linux/sched.h
 _STORE_BYTES = 80 << 20
 _SETTINGS = {
@@ -42,10 +44,9 @@ class LocalNodes:
     def __enter__(self) -> LocalNodes:
         self._before = dict(os.environ)
         os.environ.update(_SETTINGS, RAY_AUTH_TOKEN=secrets.token_hex(16))
-        from ray import _raylet  # it reads the settings when it is imported, and the token once
         from ray.cluster_utils import Cluster
 
-        _raylet.AuthenticationTokenLoader.instance().reset_cache()
+        cluster.have_ray_read_its_variables()  # another test may have imported it without them
         self._folder = tempfile.mkdtemp(prefix="nodes-", dir="/tmp")  # a socket's path has at most 107 characters
         self._added: list[Any] = []
         self._cluster = Cluster(
@@ -111,6 +112,7 @@ class LocalNodes:
         self._cluster.shutdown()
         os.environ.clear()
         os.environ.update(self._before)
+        cluster.have_ray_read_its_variables()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
