@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from appliance.cli import inspect
 from appliance.errors import Interrupted, RecipeError
 from appliance.evaluation import compare_runs
 from appliance.pipeline import export
@@ -126,6 +127,17 @@ def test_every_class_is_on_every_side(bert: Path) -> None:
     assert config["id2label"] == {"0": "기쁨", "1": "슬픔", "2": "중립"}
     assert config["label2id"] == {"기쁨": 0, "슬픔": 1, "중립": 2}
     assert config["architectures"] == ["BertForSequenceClassification"]
+
+
+def test_inspect_shows_what_is_read_and_the_class(bert: Path) -> None:
+    run = bert / "runs" / "shop"
+    row = read_csv(run / "prepare" / "test.csv")[0]
+    lines = inspect.inspect(run, int(row["row"]), bert / "cache")
+    names = [one["name"] for one in files.read_json(run / "prepare" / "labels.json")["classes"]]
+    assert lines[0].endswith(f"read, class {names.index(row['output'])} of {len(names)} trained")
+    assert lines[1].startswith("read     [dim]")
+    assert lines[-1] == f"class    [bold]{row['output']}[/]"
+    assert row["output"] not in "".join(lines[1:-1])
 
 
 def test_card_and_page_show_the_classes_and_nothing_of_a_model_that_writes(bert: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from appliance.cli import inspect
 from appliance.errors import Interrupted, RecipeError
 from appliance.evaluation import compare_runs
 from appliance.pipeline import export
@@ -153,6 +154,17 @@ def test_a_text_is_on_one_side_and_read_in_windows(reader: Path) -> None:
     assert summary["cut_rows"] == summary["rejected"] == 0
     assert summary["longest_row_tokens"] == TOKENS
     assert cut["unanswerable"]["train"] > 0
+
+
+def test_inspect_shows_the_windows_and_marks_the_answer(reader: Path) -> None:
+    run = reader / "runs" / "reader"
+    for row in read_csv(run / "prepare" / "test.csv"):
+        lines = inspect.inspect(run, int(row["row"]), reader / "cache")
+        marked = [line.split("[bold]")[1].removesuffix("[/]") for line in lines if line.startswith("answer ")]
+        assert set(marked) == ({row["output"]} if row["output"] else set())
+        windows = [line for line in lines if line.startswith("window ")]
+        assert f"{len(windows)} window" in lines[0]
+        assert sum("begins at token" in line for line in windows) == len(marked)
 
 
 def test_card_and_page_say_how_answers_are_found(reader: Path) -> None:
