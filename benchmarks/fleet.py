@@ -10,7 +10,6 @@ import ctypes
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -139,33 +138,56 @@ def cards(count: int, nodes: int) -> str:
         for _ in range(nodes):
             local.add(cpus=0, gpus=CARDS)
         os.environ["RAY_ADDRESS"] = local.address
-        with _measured() as peak:
+        with _measured(25.0) as tree:
             found = simulate(local, sleeping(count, Path(scratch), SLEEPS), lose_after=1 / 3)
     return (
         f"{count:,} runs of {SLEEPS[0]:.0f} to {SLEEPS[1]:.0f} s on {nodes * CARDS} cards of {nodes} nodes, one lost "
         f"after a third: {found.wall:.0f} s, utilisation {found.utilisation:.1%}; {found.once_all_work:.1%} once all "
         f"worked, after {found.ramp:.0f} s; {found.on_lost_node} had ended on the lost node; peak memory of all "
-        f"processes {peak[0]:.0f} MiB; load {os.getloadavg()[0]:.0f}"
+        f"processes {tree.peak:.0f} MiB; load {os.getloadavg()[0]:.0f}"
     )
 
 
+@dataclass
+class Tree:
+    """What all processes below this one have taken, by looks at them: a process of a moment is missed.
+
+    `peak`: the most memory at once in MiB, shared pages counted once. `cpu`: seconds. Ray reaps its processes without
+    waiting for them, so that the kernel adds up nothing.
+    """
+
+    peak: float = 0.0
+    _cpu: dict[psutil.Process, float] = field(default_factory=dict)
+
+    @property
+    def cpu(self) -> float:
+        return sum(self._cpu.values())
+
+    def look(self, *, at_memory: bool) -> None:
+        total = 0
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error, OSError):
+                used = process.cpu_times()
+                self._cpu[process] = used.user + used.system
+                total += process.memory_full_info().pss if at_memory else 0
+        self.peak = max(self.peak, total / 2**20)
+
+
 @contextmanager
-def _measured(seconds: float = 5.0) -> Iterator[list[float]]:
-    """Yields [peak], the most memory in MiB that all processes below this one take, shared pages counted once."""
-    peak, ended = [0.0], threading.Event()
+def _measured(seconds: float = 1.0) -> Iterator[Tree]:
+    """`seconds` between two looks at memory, which take longer; those at time are five times as often."""
+    tree, ended = Tree(), threading.Event()
 
     def look() -> None:
-        while not ended.wait(seconds):
-            total = 0
-            for process in psutil.Process().children(recursive=True):
-                with suppress(psutil.Error, OSError):
-                    total += process.memory_full_info().pss
-            peak[0] = max(peak[0], total / 2**20)
+        number = 0
+        while not ended.wait(seconds / 5):
+            number += 1
+            tree.look(at_memory=number % 5 == 0)
 
     thread = threading.Thread(target=look)
     thread.start()
     try:
-        yield peak
+        yield tree
     finally:
         ended.set()
         thread.join()
@@ -181,9 +203,9 @@ class Cost:
 def cost_of(command: Sequence[str], folder: Path) -> Cost:
     """Of the command and every process below it, those included that outlive their parents."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    began = time.perf_counter()
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with (folder / "output.log").open("w", encoding="utf-8") as output, _measured(1.0) as peak:
+    with (folder / "output.log").open("w", encoding="utf-8") as output, _measured() as tree:
         code = subprocess.run(command, cwd=folder, stdout=output, stderr=output, env=environ, check=False).returncode
         wall = time.perf_counter() - began
         with suppress(ChildProcessError):
@@ -191,8 +213,7 @@ def cost_of(command: Sequence[str], folder: Path) -> Cost:
                 os.wait()
     if code:
         raise SystemExit(f"{command} ended with {code}:\n{(folder / 'output.log').read_text(encoding='utf-8')[-3000:]}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return Cost(wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, peak[0])
+    return Cost(wall, tree.cpu, tree.peak)
 
 
 def loop(count: int) -> str:

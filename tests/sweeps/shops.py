@@ -117,9 +117,12 @@ def when_trained(run_path: Path, steps: int, strike: Callable[[psutil.Process], 
     while trained(run_path) < steps:
         assert time.monotonic() < end, f"{run_path.name} did not train"
         time.sleep(0.01)
-    worker = process_of(run_path.name).parent()
+    process = process_of(run_path.name)
+    worker = process.parent()
     assert worker is not None
     strike(worker)
+    if psutil.wait_procs([worker], timeout=1)[0]:
+        process.wait(10)  # a run ends with its worker, or the next attempt would find it at work
     return Hit(run_path.name, trained(run_path))
 
 
