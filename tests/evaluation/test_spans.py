@@ -94,6 +94,11 @@ def test_windows_are_joined_and_no_answer_needs_all_of_them() -> None:
     assert one.likeliest == (3, 4)
 
 
+def test_a_window_that_is_sure_to_hold_something_counts_against_no_answer() -> None:
+    windows = [predict_spans._Window([Candidate(1.0, i, i)], nothing, (0, 0)) for i, nothing in enumerate((9.0, -2.0))]
+    assert predict_spans._joined(windows).nothing == predict_spans._joined(windows[::-1]).nothing == -2.0
+
+
 @pytest.mark.parametrize(
     ("nothing", "threshold", "may_abstain", "is_none"),
     [(11, 0, True, True), (10, 0, True, False), (11, 1, True, False), (11, 0, False, False), (9, -2, True, True)],
