@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from ray.tune.schedulers import TrialScheduler
 
 from appliance.sweeps.evaluations import Evaluations
-from appliance.sweeps.trainable import EVALUATION, VAL_LOSS, PatientAsha
+
+if TYPE_CHECKING:  # ray is imported when it is needed: other files' tests fork processes that have none
+    from appliance.sweeps.trainable import PatientAsha
 
 SETTLED = Evaluations(20, {}, "")
 
@@ -33,12 +34,16 @@ def controller() -> Any:
 
 
 def asha(past: Mapping[str, Sequence[float]] | None = None, ended: Sequence[str] = ()) -> PatientAsha:
+    from appliance.sweeps.trainable import PatientAsha
+
     return PatientAsha(SETTLED, past or {}, ended)
 
 
 def is_stopped(scheduler: PatientAsha, of: Trial, number: int, loss: float) -> bool:
+    from appliance.sweeps.trainable import EVALUATION, VAL_LOSS
+
     answer = scheduler.on_trial_result(None, of, {EVALUATION: number, VAL_LOSS: loss})
-    return bool(answer == TrialScheduler.STOP)
+    return bool(answer == scheduler.STOP)
 
 
 @pytest.mark.parametrize("seed", range(30))
