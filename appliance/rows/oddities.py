@@ -39,6 +39,7 @@ _TOKEN = re.compile(
 )
 _QUOTED = re.compile("\\s*[“„][^“”„]*[”“]\\s*")  # a cell in curly quotes, which a CSV does not know
 _LOST = "\ufffd"
+_NONE = 0  # in place of an answer's hash: the row has none
 _BREAKS, _ENTITIES = "literal line breaks", "entities"
 _KINDS = {
     "control characters": "such as terminal colours or a form feed: the model would learn them; remove them",
@@ -52,6 +53,8 @@ _KINDS = {
     "duplicate rows": "a repeated question and answer counts double; remove the repeats unless that is intended",
     "contradictions": "one question with several answers teaches a blend; keep one, or make the questions differ",
 }
+# Of answers that stand in the input: several may be right, and are scored so.
+_HALF_ANSWERED = "one row of a question has an answer, another says that there is none; keep one of them"
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class Remarks:
             self._add("several places", f"line {row.line}, column {self._fmt.column('output')}", row.output)
         self._lines.append(row.line)
         self._questions += question[:8]
-        self._answers.append(hash(row.output))
+        self._answers.append(hash((row.output, row.answer_start)) if row.output else _NONE)
 
     def found(self) -> tuple[Remark, ...]:
         """All remarks, those about single rows first."""
@@ -171,9 +174,15 @@ class Remarks:
         same_question = questions[order[1:]] == questions[order[:-1]]
         same_row = same_question & (answers[order[1:]] == answers[order[:-1]])
         yield from self._pairs("duplicate rows", "line {1} repeats line {0}", order, lines, same_row)
-        yield from self._pairs("contradictions", "lines {0} and {1}", order, lines, same_question & ~same_row)
+        other_answer, fix = same_question & ~same_row, _KINDS["contradictions"]
+        if self._fmt.in_input:
+            has_none = answers[order] == _NONE
+            other_answer, fix = other_answer & (has_none[1:] | has_none[:-1]), _HALF_ANSWERED
+        yield from self._pairs("contradictions", "lines {0} and {1}", order, lines, other_answer, fix)
 
-    def _pairs(self, kind: str, text: str, order: np.ndarray, lines: np.ndarray, hit: np.ndarray) -> Iterator[Remark]:
+    def _pairs(
+        self, kind: str, text: str, order: np.ndarray, lines: np.ndarray, hit: np.ndarray, fix: str = ""
+    ) -> Iterator[Remark]:
         """The remark about pairs of neighbours in `order`: the first ones by line."""
         import numpy as np
 
@@ -183,7 +192,7 @@ class Remarks:
         pairs = np.sort(np.stack((lines[order[where]], lines[order[where + 1]]), axis=1), axis=1)
         first = pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))][:EXAMPLES]
         places = tuple(text.format(*pair) for pair in first.tolist())
-        yield Remark(kind, len(where), places, _KINDS[kind])
+        yield Remark(kind, len(where), places, fix or _KINDS[kind])
 
 
 class _Placeholders:

@@ -14,7 +14,7 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 from tokenizers import BertWordPieceTokenizer, Tokenizer, decoders, models, pre_tokenizers, trainers
-from tokenizers.processors import TemplateProcessing
+from tokenizers.processors import RobertaProcessing, TemplateProcessing
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
 from appliance.process.files import read_json, write_json
@@ -105,6 +105,14 @@ def _bytes(texts: Sequence[str], vocabulary: int, names: dict[str, str]) -> tupl
     return backend, names
 
 
+def _of_roberta(texts: Sequence[str], vocabulary: int) -> tuple[Tokenizer, dict[str, Any]]:
+    """Its offsets leave out the space that a token of bytes begins with."""
+    backend, names = _bytes(texts, vocabulary, _OF_ROBERTA)
+    end, begin = ((token, backend.token_to_id(token)) for token in (names["sep_token"], names["cls_token"]))
+    backend.post_processor = RobertaProcessing(end, begin, trim_offsets=True, add_prefix_space=False)
+    return backend, names
+
+
 def _unigrams(texts: Sequence[str], vocabulary: int, names: dict[str, str]) -> tuple[Tokenizer, dict[str, Any]]:
     backend = Tokenizer(models.Unigram())
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -131,7 +139,7 @@ def _around(backend: Tokenizer, begin: str, end: str, *, between: str = "", seco
 _OF_ROBERTA = {**_ANGLED, "mask_token": "<mask>", "bos_token": "<s>", "eos_token": "</s>"}
 _OF_ALBERT = {**_SQUARE, "mask_token": "[MASK]"}
 _WORDS = {
-    "roberta": lambda texts, size: _bytes(texts, size, _OF_ROBERTA),
+    "roberta": _of_roberta,
     "xlm-roberta": lambda texts, size: _unigrams(texts, size, _OF_ROBERTA),
     "deberta-v2": lambda texts, size: _unigrams(texts, size, _OF_ALBERT),
     "albert": lambda texts, size: _unigrams(texts, size, _OF_ALBERT),

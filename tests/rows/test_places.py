@@ -133,3 +133,16 @@ def test_several_places_are_said_and_several_answers_are_not_torn_apart(tmp_path
     seen = survey.of_csv(path, DataSection(csv="x", answers="in_input"), seed=1)
     assert {remark.kind: remark.rows for remark in seen.remarks}["several places"] == 12
     assert "answer_start says which" in next(one.fix for one in seen.remarks if one.kind == "several places")
+
+
+def test_several_right_answers_are_no_contradiction_but_an_answer_and_none_are(tmp_path: Path) -> None:
+    """The same answer again is a repeated row, unless it stands elsewhere."""
+    twice = str(TEXT.rindex("서울"))
+    both = [("수도는?", TEXT, "서울", "4"), ("수도는?", TEXT, "서울이다", "4"), ("수도는?", TEXT, "서울", twice)]
+    others = [(f"{i}번?", f"{TEXT} {i}", "크다", "") for i in range(12)]
+    half = [("어디?", TEXT, "서울", "4"), ("어디?", TEXT, "", ""), ("3번?", f"{TEXT} 3", "크다", "")]
+    for rows, odd in ((both, {}), (half, {"contradictions": 1, "duplicate rows": 1})):
+        path = written(tmp_path / "x.csv", [*others, *rows], _HEADER)
+        seen = survey.of_csv(path, DataSection(csv="x", answers="in_input"), seed=1)
+        assert {one.kind: one.rows for one in seen.remarks} == odd
+    assert "says that there is none" in next(one.fix for one in seen.remarks if one.kind == "contradictions")
