@@ -2,7 +2,7 @@
 
 Two parts. `gate` writes down the questions of test rows as plain texts and the classes that evaluation recorded, starts
 the process and judges. The process (`python -m appliance.release.reload_classes REQUEST.json`) knows the release folder
-and transformers only; it writes REQUEST.json.result.
+and transformers only.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from appliance.errors import EnvironmentUnavailable, GateRefused
 from appliance.findings import NAMED_ROWS, Gate
 from appliance.process import child
-from appliance.process.files import read_json, write_json
+from appliance.process.files import read_json
+from appliance.release import ask_apart
 from appliance.weights import child_out_of_memory
-from appliance.weights.proof import run_module
 from appliance.wording import counted
 
 NAME = "pipeline_gives_the_same_labels"
@@ -35,21 +34,10 @@ def gate(model_dir: Path, run_path: Path, stage_dir: Path) -> Gate:
     recorded = results.read_predictions(run_path)[:ROWS]
     asked = [rows[int(line["row"])] for line in recorded]
     texts = [f"{row.instruction}\n{row.input}" if row.input else row.instruction for row in asked]
-    path, log = stage_dir / "pipeline.json", stage_dir / "pipeline.log"
-    try:
-        write_json(path, {"folder": str(model_dir), "texts": texts})
-        code, tail = run_module("appliance.release.reload_classes", [str(path)], log)
-        if code == 0:
-            given = read_json(_result_path(path))
-            return judge([line["row"] for line in recorded], [line["tuned"] for line in recorded], given)
-    finally:
-        path.unlink(missing_ok=True)
-        _result_path(path).unlink(missing_ok=True)
+    request = {"folder": str(model_dir), "texts": texts}
     process = "the process that asks the release through `pipeline`"
-    child_out_of_memory.refuse(code, process, tail, log)
-    if code < 0:
-        raise EnvironmentUnavailable(f"{process} was killed by signal {-code}:\n{tail}", hint=f"see {log}")
-    raise GateRefused(f"{process} failed:\n{tail}", hint=f"nothing was uploaded; see {log}")
+    given = ask_apart.reply("appliance.release.reload_classes", request, stage_dir / "pipeline.json", process=process)
+    return judge([line["row"] for line in recorded], [line["tuned"] for line in recorded], given)
 
 
 def judge(lines: list[str], wanted: list[str], given: list[list[dict[str, Any]]]) -> Gate:
@@ -73,11 +61,7 @@ def main(request_path: Path) -> None:
     with child_out_of_memory.ends_the_process():
         classify = pipeline("text-classification", model=wanted["folder"], device="cpu")
         found = classify(wanted["texts"], top_k=2, batch_size=8)
-    write_json(_result_path(request_path), found)
-
-
-def _result_path(request_path: Path) -> Path:
-    return request_path.with_name(request_path.name + ".result")
+    ask_apart.write_reply(request_path, found)
 
 
 if __name__ == "__main__":

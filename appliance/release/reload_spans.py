@@ -2,8 +2,7 @@
 
 Two parts. `gate` writes down the questions and texts of test rows and the code of the card, starts the process and
 compares what comes back with the answers that evaluation recorded. The process (`python -m
-appliance.release.reload_spans REQUEST.json`) knows that code, and by it the release folder and transformers; it writes
-REQUEST.json.result.
+appliance.release.reload_spans REQUEST.json`) knows that code, and by it the release folder and transformers.
 """
 
 from __future__ import annotations
@@ -13,13 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from appliance.errors import EnvironmentUnavailable, GateRefused
 from appliance.findings import NAMED_ROWS, Gate
 from appliance.process import child
-from appliance.process.files import read_json, write_json
-from appliance.release import usage_snippets
+from appliance.process.files import read_json
+from appliance.release import ask_apart, usage_snippets
 from appliance.weights import child_out_of_memory
-from appliance.weights.proof import run_module
 from appliance.wording import counted
 
 NAME = "card_gives_the_same_answers"
@@ -39,21 +36,10 @@ def gate(model_dir: Path, run_path: Path, stage_dir: Path) -> Gate:
     recorded = results.read_predictions(run_path)[:ROWS]
     asked = [rows[int(line["row"])] for line in recorded]
     code = usage_snippets.finder(str(model_dir), results.read_comparison(run_path)["spans"])
-    path, log = stage_dir / "answers.json", stage_dir / "answers.log"
-    try:
-        write_json(path, {"code": code, "asked": [[row.instruction, row.input] for row in asked]})
-        status, tail = run_module("appliance.release.reload_spans", [str(path)], log)
-        if status == 0:
-            given = read_json(_result_path(path))
-            return judge([line["row"] for line in recorded], [line["tuned"] for line in recorded], given)
-    finally:
-        path.unlink(missing_ok=True)
-        _result_path(path).unlink(missing_ok=True)
+    request = {"code": code, "asked": [[row.instruction, row.input] for row in asked]}
     process = "the process that asks the release with the code of its card"
-    child_out_of_memory.refuse(status, process, tail, log)
-    if status < 0:
-        raise EnvironmentUnavailable(f"{process} was killed by signal {-status}:\n{tail}", hint=f"see {log}")
-    raise GateRefused(f"{process} failed:\n{tail}", hint=f"nothing was uploaded; see {log}")
+    given = ask_apart.reply("appliance.release.reload_spans", request, stage_dir / "answers.json", process=process)
+    return judge([line["row"] for line in recorded], [line["tuned"] for line in recorded], given)
 
 
 def judge(lines: Sequence[str], wanted: Sequence[str], given: Sequence[Sequence[tuple[str, float]]]) -> Gate:
@@ -76,11 +62,7 @@ def main(request_path: Path) -> None:
     with child_out_of_memory.ends_the_process():
         exec(compile(wanted["code"], "README.md", "exec"), names)
         found = [names["answers"](question, context)[:_SHOWN] for question, context in wanted["asked"]]
-    write_json(_result_path(request_path), found)
-
-
-def _result_path(request_path: Path) -> Path:
-    return request_path.with_name(request_path.name + ".result")
+    ask_apart.write_reply(request_path, found)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pytest
 import torch
 
 from appliance.cli import inspect
-from appliance.errors import Interrupted, RecipeError
+from appliance.errors import RecipeError
 from appliance.evaluation import compare_runs
 from appliance.pipeline import export
 from appliance.pipeline import run as pipeline_run
@@ -27,6 +25,7 @@ from appliance.training.task_trainer import TaskTrainer
 from tests.conftest import read_csv
 from tests.helpers import plain_process
 from tests.helpers.classifiers import tiny_bert
+from tests.helpers.stopped import stopped_at
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
 
@@ -190,19 +189,9 @@ def test_a_resumed_training_is_the_uninterrupted_one_and_rare_classes_weigh_more
     shutil.copytree(bert / "base", tmp_path / "base")
     shutil.copy(bert / "train.csv", tmp_path)
     resolved = begin(tmp_path)
-    step, sent, weights = TaskTrainer.training_step, list[int](), set[tuple[float, ...]]()
-
-    def stops(self: Any, *args: Any, **kwargs: Any) -> Any:
-        weights.add(self._task.weights)
-        if self.state.global_step == STOPPED_AT and not sent:
-            sent.append(signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TaskTrainer, "training_step", stops)
-        with pytest.raises(Interrupted, match=f"after step {STOPPED_AT + 1}; it is saved"):
-            finish(tmp_path, resolved, until="train")
+    weights: set[tuple[float, ...]] = set()
+    with stopped_at(STOPPED_AT, monkeypatch, lambda trainer, *_: weights.add(trainer._task.weights)):
+        finish(tmp_path, resolved, until="train")
     run, whole = finish(tmp_path, resolved, until="train"), bert / "runs" / "shop"
     assert weights == {(84 / (3 * 42), 84 / (3 * 21), 84 / (3 * 21))}
     for name in ("train/model/model.safetensors", "train/model/config.json"):

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from appliance.errors import Interrupted
 from appliance.process import files
 from appliance.release import replay
-from appliance.training.task_trainer import TaskTrainer
 from appliance.weights import proof
 from tests.conftest import read_csv
 from tests.helpers import plain_process, warm
 from tests.helpers.classifiers import tiny_encoder
+from tests.helpers.stopped import stopped_at
 from tests.whole_runs.test_classify import STOPPED_AT, begin, by_plain_pipeline, finish, write_labelled
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
@@ -88,18 +84,9 @@ def test_a_resumed_training_has_the_head_of_the_uninterrupted_one(
 ) -> None:
     shutil.copytree(lora / "base", tmp_path / "base")
     shutil.copy(lora / "train.csv", tmp_path)
-    resolved, step, sent = begin(tmp_path, **LORA), TaskTrainer.training_step, list[int]()
-
-    def stops(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.state.global_step == STOPPED_AT and not sent:
-            sent.append(signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TaskTrainer, "training_step", stops)
-        with pytest.raises(Interrupted, match=f"after step {STOPPED_AT + 1}; it is saved"):
-            finish(tmp_path, resolved, until="train")
+    resolved = begin(tmp_path, **LORA)
+    with stopped_at(STOPPED_AT, monkeypatch):
+        finish(tmp_path, resolved, until="train")
     resumed, whole = finish(tmp_path, resolved, until="train"), lora / "runs" / "shop"
     name = "train/adapter/adapter_model.safetensors"
     assert files.sha256_of(resumed / name) == files.sha256_of(whole / name)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import random
 import shutil
-import signal
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 import pytest
 
 from appliance.cli import inspect
-from appliance.errors import Interrupted, RecipeError
+from appliance.errors import RecipeError
 from appliance.evaluation import compare_runs
 from appliance.pipeline import export
 from appliance.pipeline import run as pipeline_run
@@ -25,10 +23,10 @@ from appliance.release import reload_spans, replay
 from appliance.rundir import results
 from appliance.rundir.directory import RunDir
 from appliance.serving import loaded_model
-from appliance.training.task_trainer import TaskTrainer
 from tests.conftest import read_csv
 from tests.helpers import plain_process
 from tests.helpers.classifiers import tiny_bert
+from tests.helpers.stopped import stopped_at
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
 
@@ -215,18 +213,8 @@ def test_a_resumed_training_is_the_uninterrupted_one(
     shutil.copytree(reader / "base", tmp_path / "base")
     shutil.copy(reader / "train.csv", tmp_path)
     resolved = begin(tmp_path)
-    step, sent = TaskTrainer.training_step, list[int]()
-
-    def stops(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.state.global_step == STOPPED_AT and not sent:
-            sent.append(signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TaskTrainer, "training_step", stops)
-        with pytest.raises(Interrupted, match=f"after step {STOPPED_AT + 1}; it is saved"):
-            finish(tmp_path, resolved, until="train")
+    with stopped_at(STOPPED_AT, monkeypatch):
+        finish(tmp_path, resolved, until="train")
     run, whole = finish(tmp_path, resolved, until="train"), reader / "runs" / "reader"
     for name in ("train/model/model.safetensors", "train/model/config.json"):
         assert files.sha256_of(run / name) == files.sha256_of(whole / name)

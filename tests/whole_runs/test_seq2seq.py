@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from appliance.errors import Interrupted, RecipeError
+from appliance.errors import RecipeError
 from appliance.pipeline import export
 from appliance.pipeline import run as pipeline_run
 from appliance.process import files
@@ -21,10 +19,10 @@ from appliance.rundir import results
 from appliance.rundir.directory import RunDir
 from appliance.serving import loaded_model
 from appliance.serving.conversation import Conversation
-from appliance.training.task_trainer import TaskTrainer
 from tests.conftest import read_csv, write_qa
 from tests.helpers import plain_process
 from tests.helpers.encoder_decoders import Kind, tiny_encoder_decoder
+from tests.helpers.stopped import stopped_at
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
 
@@ -172,19 +170,9 @@ def test_a_resumed_training_is_the_uninterrupted_one(t5: Path, tmp_path: Path, m
     for name in ("base", "train.csv"):
         (shutil.copytree if name == "base" else shutil.copy)(t5 / name, folder / name)  # type: ignore[operator]
     resolved = begin(folder, "t5")
-    step, sent, items = TaskTrainer.training_step, [], list[int]()
-
-    def stops(self: Any, *args: Any, **kwargs: Any) -> Any:
-        items.append(int(args[2]))
-        if self.state.global_step == STOPPED_AT and not sent:
-            sent.append(signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TaskTrainer, "training_step", stops)
-        with pytest.raises(Interrupted, match=f"after step {STOPPED_AT + 1}; it is saved"):
-            finish(folder, resolved, until="train")
+    items: list[int] = []
+    with stopped_at(STOPPED_AT, monkeypatch, lambda _, *args: items.append(int(args[2]))):
+        finish(folder, resolved, until="train")
     counted = [
         line["trained_tokens"]
         for line in results.read_metrics(folder / "runs/shop/train/metrics.jsonl")
