@@ -101,13 +101,21 @@ def _card(facts: Facts, kind: str, code: str, front: dict[str, str]) -> str:
         f"## Before and after\n\n{card_scores.section(facts)}\n" + (_OVERRIDDEN if facts.overridden else ""),
         *card_chosen.section(facts.chosen),
         *([f"## Limits of these figures\n\n{_limits(facts.warnings)}\n"] if facts.warnings else []),
-        f"## Prompt\n\nFormat `{facts.prompt.name}`; the tokenizer's chat template writes it. A question becomes\n",
-        f"{_CODE}text\n{_asked(facts, '…').rstrip()}\n{_CODE}\n",
+        f"## Prompt\n\nFormat `{facts.prompt.name}`; {_read(facts)}",
         *_ends(facts),
         f"## Use\n\n{code}\n",
     ]
     parts.append(f"## Answers on test rows\n\n{_answers(facts.examples)}\n" if facts.examples else f"{_NO_ROWS}\n")
     return "\n".join(parts)
+
+
+def _read(facts: Facts) -> str:
+    """A question as the model reads it."""
+    if facts.task.answers_with == "span":
+        shown = facts.prompt.text(prompt_format.user_message("QUESTION", "TEXT"))
+        return f"the tokenizer writes it, given both. A question and its text become\n\n{_CODE}text\n{shown}\n{_CODE}\n"
+    shown = _asked(facts, "…").rstrip()
+    return f"the tokenizer's chat template writes it. A question becomes\n\n{_CODE}text\n{shown}\n{_CODE}\n"
 
 
 def _ends(facts: Facts) -> Iterator[str]:

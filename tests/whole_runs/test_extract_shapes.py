@@ -7,6 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from appliance.evaluation import span_scores
 from appliance.process import files
@@ -71,6 +72,18 @@ def test_a_release_of_either_shape_gives_the_evaluated_answers(kind: str, runs: 
     assert files.read_json(run / "merge" / "proof.json")["passed"]
     summary = files.read_json(run / "prepare" / "summary.json")
     assert all(summary["windows"][side] > summary[side] for side in ("train", "test"))
+
+
+@pytest.mark.parametrize("kind", ["roberta", "electra"])
+def test_the_card_shows_question_and_text_as_the_model_reads_them(kind: str, runs: dict[str, Path]) -> None:
+    release = runs[kind] / "publish" / "release" / "model"
+    card = (release / "README.md").read_text(encoding="utf-8")
+    shown = card.split("A question and its text become\n\n```text\n")[1].split("\n```")[0]
+    tokenizer = AutoTokenizer.from_pretrained(release)
+    assert tokenizer(shown, add_special_tokens=False)["input_ids"] == tokenizer("QUESTION", "TEXT")["input_ids"]
+    begin, between, end = shown.replace("TEXT", "QUESTION").split("QUESTION")
+    assert (begin, end) == (tokenizer.cls_token, tokenizer.sep_token)
+    assert between == end * (2 if kind == "roberta" else 1)
 
 
 def test_of_several_right_answers_the_best_counts(runs: dict[str, Path]) -> None:
