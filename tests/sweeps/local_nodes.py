@@ -27,6 +27,7 @@ from appliance.sweeps import cluster
 
 _CLONE_FS, _CLONE_NEWNS = 0x00000200, 0x00020000  # linux/sched.h
 _STORE_BYTES = 80 << 20
+_LARGEST_FILE = 128 << 10  # bytes; Ray's own logs of a few runs have less
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
@@ -76,12 +77,19 @@ class LocalNodes:
         variables: Mapping[str, str] | None = None,
         small: Path | None = None,
     ) -> Any:
-        """Another node. `small`: a folder where it has a file system of 3 MiB that nobody else sees."""
+        """Another node. `small`: a folder where it has a file system of 3 MiB that nobody else sees.
 
-        with _own_mounts(small) if small else nullcontext():
+        If this user may not mount one, the node may write no file as large as the weights of the tiny models.
+        """
+        is_own = small is not None and _may_mount()
+        with _own_mounts(small) if small and is_own else nullcontext():
             node = self._cluster.add_node(
                 num_cpus=cpus, num_gpus=gpus, object_store_memory=_STORE_BYTES, env_vars=dict(variables or {})
             )
+        if small and not is_own:
+            raylet = psutil.Process(next(iter(node.all_processes["raylet"])).process.pid)
+            for process in [raylet, *raylet.children(recursive=True)]:
+                process.rlimit(psutil.RLIMIT_FSIZE, (_LARGEST_FILE, _LARGEST_FILE))
         self._added.append(node)
         return node
 
@@ -135,6 +143,6 @@ def _own_mounts(small: Path) -> Iterator[None]:
         os.chdir(folder)  # setns(2) leaves this thread in the root
 
 
-def may_mount() -> bool:
+def _may_mount() -> bool:
     """Whether this user may give a process mounts of its own."""
     return subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0
