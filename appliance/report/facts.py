@@ -111,9 +111,10 @@ def _score_rows(
 
     metric: scores.Metric = next((m for m in ("rouge_l", "chrf") if m == metrics["primary"]), "f1")
     wanted = [row["wanted"] for row in predictions]
+    names = {"base": base_asked.title(metrics) if metrics.get("spans") else "base", "tuned": "tuned"}
     both = {
-        model: scores.per_row(metric, wanted, [row[model] for row in predictions], metrics["f1_unit"])
-        for model in ("base", "tuned")
+        name: scores.per_row(metric, wanted, [row[model] for row in predictions], metrics["f1_unit"])
+        for model, name in names.items()
     }
     return histogram.of_scores(METRIC_NAMES[metric], both)
 
