@@ -25,6 +25,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from appliance.process import files
+from appliance.tasks import causal
 from appliance.weights.merge import merge_adapter
 from tests.helpers.models import tiny_adapter, tiny_base
 
@@ -39,7 +40,7 @@ def main(turns: int) -> None:
 
         def merge(loaded: Any = None) -> None:
             shutil.rmtree(folder / "merged", ignore_errors=True)
-            merge_adapter(base_dir, adapter_dir, folder / "merged", dtype="bfloat16", loaded=loaded)
+            merge_adapter(base_dir, adapter_dir, folder / "merged", dtype="bfloat16", loaded=loaded, task=causal.TASK)
 
         def copy() -> None:
             (folder / "copy").unlink(missing_ok=True)

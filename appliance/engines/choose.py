@@ -8,7 +8,6 @@ from pathlib import Path
 from appliance.engines.engine import INSTALL_UNSLOTH, Engine
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine.device import Device
-from appliance.tasks import causal
 from appliance.tasks.task import Task
 
 # The model types for which Unsloth has dedicated code (unsloth 2026.10.7, models/loader.py,
@@ -54,7 +53,7 @@ def unsloth_obstacle(device: Device) -> tuple[str, str] | None:
     return None
 
 
-def load_engine(name: str, device: Device, cache_dir: Path, task: Task = causal.TASK) -> Engine:
+def load_engine(name: str, device: Device, cache_dir: Path, task: Task) -> Engine:
     """The engine called `name` for models of `task`; imports its library, which caches code below `cache_dir`."""
     if name == "unsloth":
         from appliance.engines.unsloth import UnslothEngine

@@ -24,7 +24,6 @@ from appliance.process import console
 from appliance.prompt import batch as prompt_batch
 from appliance.prompt import tokenizer as prompt_tokenizer
 from appliance.recipe.fields import ModelSection, TuningSection
-from appliance.tasks import causal
 from appliance.tasks.task import Task
 
 _Asked = tuple[Path, bool, str]  # base, whether in 4 bits, dtype of the weights
@@ -34,7 +33,7 @@ class TransformersEngine:
     name = "transformers"
     trainer_computes_loss = True
 
-    def __init__(self, device: Device, task: Task = causal.TASK) -> None:
+    def __init__(self, device: Device, task: Task) -> None:
         self._device, self._task = device, task
         self.trainer_checkpoints_gradients = device.kind == "cuda"  # a third slower, but saves memory; a CPU has enough
         self._kept: tuple[_Asked, KeptBase] | None = None

@@ -17,7 +17,6 @@ from appliance.engines.decoding import GREEDY, Sampling, end_ids, generation_con
 from appliance.engines.rows_at_once import RowsAtOnce
 from appliance.prompt import batch as prompt_batch
 from appliance.prompt.format import Prompt
-from appliance.tasks import causal
 from appliance.tasks.task import Task
 
 
@@ -49,7 +48,7 @@ def answer(
     sampling: Sampling = GREEDY,
     on_progress: Callable[[int], None] | None = None,
     is_trained_on: bool = False,
-    task: Task = causal.TASK,
+    task: Task,
 ) -> list[Answer]:
     """Answers to `prompts` (ids), in their order.
 

@@ -10,7 +10,6 @@ import torch
 from appliance.engines.engine import Engine
 from appliance.engines.rows_at_once import RowsAtOnce
 from appliance.prompt import format as prompt_format
-from appliance.tasks import causal
 from appliance.tasks.task import Task
 from appliance.wording import counted
 
@@ -24,7 +23,8 @@ def mean_loss(
     pad_token_id: int,
     at_once: RowsAtOnce,
     on_progress: Callable[[str], None] | None = None,
-    task: Task = causal.TASK,
+    *,
+    task: Task,
 ) -> float:
     """Mean negative log-likelihood in nats over all trained tokens of `rows` (answers and EOS).
 

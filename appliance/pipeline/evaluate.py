@@ -49,7 +49,6 @@ from appliance.recipe.fields import EvaluateSection, ModelSection
 from appliance.release import gates
 from appliance.rows import csv_file
 from appliance.rundir import results
-from appliance.tasks import causal
 from appliance.tasks.extract import Extract
 from appliance.tasks.task import Task
 from appliance.training import encoded_rows
@@ -110,7 +109,7 @@ def run(
     prepare_dir: Path,
     trained_dir: Path,
     stage_dir: Path,
-    task: Task = causal.TASK,
+    task: Task,
 ) -> Comparison | ClassComparison | SpanComparison:
     """Writes metrics.json, measures.json (for the gates), predictions.csv, proof_rows.json and extra_answers.csv.
 
@@ -244,9 +243,10 @@ def _ask(
     ways = asked.of_base.asked if who == "base" else (asked.ours,)
     extra = () if who == "earlier" else asked.extra_prompts
     with console.Steps(f"answers of the {who} model", len(ways) * len(asked.rows) + len(extra)) as bar:
-        seen.losses[who] = mean_loss(engine, loaded, asked.encoded, pad, seen.in_losses, bar.between, task)
+        seen.losses[who] = mean_loss(engine, loaded, asked.encoded, pad, seen.in_losses, bar.between, task=task)
         if who == "tuned":  # its adapter, or all of it, has just come from disk: as good as the best?
-            seen.val_loss["again"] = mean_loss(engine, loaded, asked.val_rows, pad, seen.in_losses, bar.between, task)
+            again = mean_loss(engine, loaded, asked.val_rows, pad, seen.in_losses, bar.between, task=task)
+            seen.val_loss["again"] = again
             seen.val_loss["compute_dtype"] = str(loaded.dtype).removeprefix("torch.")
         answer = partial(
             generate.answer,

@@ -74,8 +74,8 @@ def run(
     loaded, _ = engine.load_for_inference(*folders)
     pad = prompt.pad_token_id
     with console.Steps("classes that the tuned model gives", len(rows)) as bar:
-        loss = mean_loss(engine, loaded, encoded, pad, in_losses, bar.between, task)
-        again = mean_loss(engine, loaded, val_rows, pad, in_losses, bar.between, task)
+        loss = mean_loss(engine, loaded, encoded, pad, in_losses, bar.between, task=task)
+        again = mean_loss(engine, loaded, val_rows, pad, in_losses, bar.between, task=task)
         answers, likely = predict_classes.predict(
             loaded, questions, task, pad_token_id=pad, at_once=in_answers, on_progress=bar.advance
         )

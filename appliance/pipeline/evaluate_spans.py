@@ -114,8 +114,8 @@ def run(
     loaded, _ = engine.load_for_inference(trained_dir, model, None)
     pad = prompt.pad_token_id
     with console.Steps("windows that the tuned model reads", len(windows)) as bar:
-        loss = mean_loss(engine, loaded, windows, pad, in_losses, bar.between, task)
-        again = mean_loss(engine, loaded, val_rows, pad, in_losses, bar.between, task)
+        loss = mean_loss(engine, loaded, windows, pad, in_losses, bar.between, task=task)
+        again = mean_loss(engine, loaded, val_rows, pad, in_losses, bar.between, task=task)
         found = predict_spans.predict(
             loaded,
             [question.windows for question in asked],

@@ -16,7 +16,6 @@ from appliance.errors import ApplianceError, GateRefused
 from appliance.machine import device, write_errors
 from appliance.pipeline.base_in_memory import BaseInMemory
 from appliance.process.files import write_json
-from appliance.tasks import causal
 from appliance.tasks import find as tasks_find
 from appliance.weights import merge, proof, proof_place
 from appliance.weights.merge import MergeSummary, round_model
@@ -34,7 +33,7 @@ def run(
     device: device.Device,
     decoding: Mapping[str, Any] = GREEDY,
     expected_bytes: int | None = None,
-    task: str = causal.TASK.name,
+    task: str,
     in_memory: BaseInMemory | None = None,
 ) -> tuple[MergeSummary, proof.Proof]:
     """Merges into `stage_dir/model` and proves it; `stage_dir/proof.json` is written whatever the result.

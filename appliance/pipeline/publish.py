@@ -39,7 +39,6 @@ from appliance.release import (
 )
 from appliance.release.base import Base
 from appliance.release.card_facts import Facts
-from appliance.tasks import causal
 from appliance.tasks.task import Task
 from appliance.weights import model_files
 
@@ -82,7 +81,7 @@ def run(
     stage_dir: Path,
     even_if_worse: bool = False,
     into_existing: bool = False,
-    task: Task = causal.TASK,
+    task: Task,
 ) -> str:
     """Writes release/model, release/adapter, release/dataset and hub.json, the passport into run.json; uploads.
 

@@ -14,7 +14,6 @@ from appliance.prompt.format import Prompt
 from appliance.recipe.fields import EvaluateSection, TrainSection
 from appliance.rows import csv_file
 from appliance.rundir import results
-from appliance.tasks import causal
 from appliance.tasks.task import Task
 from appliance.training import encoded_rows, samples
 from appliance.training.samples import Question, SampleAnswers
@@ -32,7 +31,7 @@ def of_training(
     *,
     max_seq_length: int,
     resume_step: int,
-    task: Task = causal.TASK,
+    task: Task,
 ) -> SampleAnswers:
     """The callback that asks.
 

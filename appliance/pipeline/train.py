@@ -29,7 +29,6 @@ from appliance.prompt.encoding import Encoding
 from appliance.recipe.fields import EvaluateSection, ModelSection, TrainSection, TuningSection
 from appliance.release import gates
 from appliance.rundir.token_choice import TokenChoice
-from appliance.tasks import causal
 from appliance.tasks.task import Task
 from appliance.training import checkpoints, task_trainer, trackers
 from appliance.training import material as training_material
@@ -60,7 +59,7 @@ def run(
     trained_dir: Path,
     tokens: TokenChoice | None = None,
     cache_dir: Path | None = None,
-    task: Task = causal.TASK,
+    task: Task,
 ) -> str:
     """Writes `trained_dir` and, into `stage_dir`, metrics.jsonl, samples.jsonl, loss.png, gates.json and fit.json.
 

@@ -16,7 +16,6 @@ from appliance.rows import csv_file, leaks
 from appliance.rundir import chosen, exported, results, run_json
 from appliance.rundir.chosen import Chosen
 from appliance.rundir.directory import RunDir
-from appliance.tasks import causal
 from appliance.tasks.task import Task
 
 EXAMPLES = 10
@@ -32,6 +31,7 @@ class Facts:
     counts: dict[str, Any]  # prepare/summary.json
     metrics: dict[str, Any]  # evaluate/metrics.json
     tuning: dict[str, Any] | None  # the adapter's adapter_config.json; None after full fine-tuning
+    task: Task
     examples: tuple[dict[str, str], ...]  # rows of predictions.csv; empty unless the recipe allows showing them
     cautions: tuple[Caution, ...] = ()  # about verdict and proof; their rows only if they may be shown
     overridden: bool = False  # whether it was released despite the verdict
@@ -44,7 +44,6 @@ class Facts:
     gguf: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # type -> its entry in export.json
     earlier: Mapping[str, Any] = field(default_factory=dict)  # of run.json, if the run continues another
     chosen: Chosen | None = None  # among which settings, if a sweep chose them
-    task: Task = causal.TASK
 
     def repo(self, part: str) -> str:
         return self.repos.get(part, "FOLDER_OR_REPO")
@@ -62,7 +61,7 @@ def gather(
     stop: Sequence[str] = (),
     max_new_tokens: int = 256,
     gguf: Sequence[str] = (),
-    task: Task = causal.TASK,
+    task: Task,
 ) -> Facts:
     """Reads the finished stages of a run.
 

@@ -25,6 +25,7 @@ from appliance.machine.out_of_memory import is_out_of_memory
 from appliance.process import console
 from appliance.prompt import format as prompt_format
 from appliance.recipe.fields import ModelSection
+from appliance.tasks import causal
 
 _BATCH = 16  # prompts answered together, and the most that a kill can lose
 
@@ -64,6 +65,7 @@ class LocalModel:
                     [encoded[i] for i in batch],
                     max_new_tokens=self._max_new_tokens,
                     sampling=sampling,
+                    task=causal.TASK,
                 )
                 for i, answer in zip(batch, answers, strict=True):
                     keep(i, answer)
@@ -79,7 +81,7 @@ class LocalModel:
         if self._loaded is None:
             section = ModelSection(id=str(self._base.dir), load_in_4bit=False)
             console.say(f"loading {self._base.public_id} …", style="dim")
-            engine = choose.load_engine("transformers", device.device(), self._cache_dir)
+            engine = choose.load_engine("transformers", device.device(), self._cache_dir, causal.TASK)
             console.quiet_libraries()
             self._loaded = engine.load_for_inference(self._base.dir, section, None)
         return self._loaded

@@ -8,7 +8,6 @@ from typing import Any
 from appliance.engines import master_weights
 from appliance.machine.device import Device
 from appliance.recipe.fields import TrainSection
-from appliance.tasks import causal
 from appliance.tasks.task import Task
 from appliance.training.micro_batch import BatchSize
 
@@ -24,7 +23,7 @@ def trainer_arguments(
     method: master_weights.Method,
     gradient_checkpointing: bool,
     loss_type: str | None,
-    task: Task = causal.TASK,
+    task: Task,
 ) -> Any:
     """`loss_type`: trl's name for how the loss is computed; None: the engine's library decides.
 

@@ -16,7 +16,6 @@ from appliance.prompt import format as prompt_format
 from appliance.prompt.encoding import Encoding
 from appliance.recipe.fields import TrainSection
 from appliance.rundir.token_choice import TokenChoice
-from appliance.tasks import causal
 from appliance.tasks.task import Task
 from appliance.training import encoded_rows, untrained_tokens, validation
 from appliance.training.encoded_rows import Rows
@@ -51,7 +50,7 @@ def of_rows(
     tokens: TokenChoice,
     prompt_name: str,
     tokenizer: Any,
-    task: Task = causal.TASK,
+    task: Task,
 ) -> Material:
     """The rows of both sides as ids; says on which val rows training is evaluated.
 

@@ -20,7 +20,6 @@ from appliance.errors import TrainingFailed
 from appliance.machine import gpu_memory, one_gpu
 from appliance.machine.disk import human
 from appliance.process import console
-from appliance.tasks import causal
 from appliance.tasks.task import Task
 from appliance.training import checkpoints, row_order
 from appliance.training.answer_loss import LossTrainer
@@ -87,7 +86,7 @@ class Ordered(AnyTrainer):  # type: ignore[misc]
         stop: StopOnSignal,
         evaluation_due: bool,
         decays_all: bool = False,
-        task: Task = causal.TASK,
+        task: Task,
     ) -> None:
         """Hands over what the Trainer's constructor does not take.
 

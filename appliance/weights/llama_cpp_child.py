@@ -105,6 +105,7 @@ def _reference(work_dir: Path) -> None:
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
 
+    from appliance.tasks import causal
     from appliance.weights import proof_child
 
     asked = _read_request(work_dir)
@@ -114,7 +115,7 @@ def _reference(work_dir: Path) -> None:
     kept, lumped = [], []
     with torch.no_grad():
         for row in asked.rows:
-            said = proof_child.log_probs(model, row)
+            said = proof_child.log_probs(model, row, causal.TASK)
             kept.append(said.topk(min(TOP_TOKENS, said.shape[1] - 1)).indices)
             lumped.append(proof_child.lump(said, kept[-1]))
     save_file({"ids": torch.cat(kept).int(), "merged": torch.cat(lumped)}, work_dir / "reference.safetensors")

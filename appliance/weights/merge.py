@@ -17,7 +17,6 @@ from appliance.machine import disk
 from appliance.process.files import atomic_dir, read_json
 from appliance.prompt import format as prompt_format
 from appliance.prompt.special_tokens import eos_ids
-from appliance.tasks import causal
 from appliance.tasks.task import Task
 from appliance.weights import token_rows, whole_head
 from appliance.weights.embedding_rows import EMBEDDINGS, HEADS, is_tied
@@ -69,7 +68,7 @@ def merge_adapter(
     dtype: str,
     decoding: Mapping[str, Any] | None = None,
     loaded: Any = None,
-    task: Task = causal.TASK,
+    task: Task,
 ) -> MergeSummary:
     """Writes base + adapter as 16-bit safetensors, with config and tokenizer files; `out_dir` is complete or absent.
 

@@ -33,7 +33,6 @@ from appliance.findings import Gate, finite
 from appliance.process import files, redact
 from appliance.process.child import child_environment
 from appliance.process.files import read_json, write_json
-from appliance.tasks import causal
 from appliance.weights import child_out_of_memory
 from appliance.weights.model_config import GREEDY
 from appliance.weights.shards import is_adapter
@@ -88,8 +87,8 @@ class ProofRequest:
     weights_dtype: str
     device: str
     rows: tuple[ProofRow, ...]
+    task: str
     decoding: Mapping[str, Any] = field(default_factory=lambda: dict(GREEDY))
-    task: str = causal.TASK.name
 
     @property
     def weights_dir(self) -> Path:
@@ -180,18 +179,16 @@ def request(
     dtype: str,
     device: str,
     rows: Sequence[ProofRow],
+    task: str,
     compute_dtype: str = "float32",
     weights_dtype: str = "float32",
-    decoding: Mapping[str, Any] = GREEDY,
 ) -> ProofRequest:
-    """A request for the first ROWS rows. Which types fit which device: weights/proof_place.py.
+    """A request for the first ROWS rows, of greedy answers. Which types fit which device: weights/proof_place.py.
 
     Raises GateRefused: there is no row to compare.
     """
     refuse_no_rows(rows)
-    return ProofRequest(
-        base_dir, trained_dir, dtype, compute_dtype, weights_dtype, device, tuple(rows[:ROWS]), dict(decoding)
-    )
+    return ProofRequest(base_dir, trained_dir, dtype, compute_dtype, weights_dtype, device, tuple(rows[:ROWS]), task)
 
 
 def refuse_no_rows(rows: Sequence[ProofRow]) -> None:

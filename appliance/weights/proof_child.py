@@ -24,7 +24,6 @@ from appliance.errors import ApplianceError, EnvironmentUnavailable, GateRefused
 from appliance.machine import write_errors
 from appliance.process import child
 from appliance.process.files import read_json, write_json
-from appliance.tasks import causal
 from appliance.tasks import find as tasks_find
 from appliance.tasks.task import Task
 from appliance.weights import child_out_of_memory, held, proof_files, proof_tensors, proof_wanted, whole_head, widened
@@ -143,7 +142,7 @@ def _blamed_on(changed: list[str]) -> Iterator[None]:
         raise GateRefused(f"its configs were changed ({'; '.join(changed)}), and it does not load: {error}") from error
 
 
-def load_with_peft(model_dir: Path, adapter_dir: Path | None, dtype: str, device: str, task: Task = causal.TASK) -> Any:
+def load_with_peft(model_dir: Path, adapter_dir: Path | None, dtype: str, device: str, task: Task) -> Any:
     """A model of `task` loaded by transformers and its adapter by peft, in `dtype` on `device`."""
     import torch
     from peft import PeftModel
@@ -219,7 +218,7 @@ def _read_request(work_dir: Path) -> ProofRequest:
     return ProofRequest(**{**saved, "rows": rows, **{k: Path(saved[k]) for k in ("base_dir", "trained_dir")}})
 
 
-def log_probs(model: Any, row: ProofRow, task: Task = causal.TASK) -> torch.Tensor:
+def log_probs(model: Any, row: ProofRow, task: Task) -> torch.Tensor:
     """(P, V) in float64: in float32 the normalisation alone would cost 1e-7 nats."""
     import torch
 

@@ -25,7 +25,6 @@ from appliance.machine import host_memory
 from appliance.machine.device import Device
 from appliance.machine.disk import human
 from appliance.process import console
-from appliance.tasks import causal
 from appliance.weights import proof
 from appliance.weights.child_out_of_memory import OutOfMemory
 from appliance.weights.model_config import GREEDY
@@ -114,7 +113,7 @@ def prove(
     device: Device,
     log_path: Path,
     decoding: Mapping[str, Any] = GREEDY,
-    task: str = causal.TASK.name,
+    task: str,
 ) -> Proof:
     """Runs both processes in the first place with enough memory; `work_dir` is for their files and removed at the end.
 
@@ -149,11 +148,11 @@ def prove(
                 dtype=dtype,
                 device=place.kind,
                 rows=some_rows,
+                task=task,
                 compute_dtype=place.compute_dtype,
                 weights_dtype=place.weights_dtype,
-                decoding=decoding,
             )
-            wanted = replace(wanted, task=task)
+            wanted = replace(wanted, decoding=dict(decoding))
             try:
                 with proof.work_folder(work_dir):
                     proof.run_reference(wanted, work_dir, merged_dir, log_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from appliance.process.files import write_json
 from appliance.recipe import resolve
 from appliance.recipe.fields import ModelSection, TuningSection
 from appliance.rundir.directory import RunDir
+from appliance.tasks import causal
 from appliance.weights import merge, proof, proof_child
 from appliance.weights.proof import ProofRow, judge
 from tests.conftest import write_qa
@@ -79,7 +81,7 @@ def test_trained_merged_and_proven(family: Family, tied: bool, method: str, per_
         tuned = {name for name in adapter if name.endswith("lora_B.weight") and adapter[name].abs().sum() > 0}
         assert len(tuned) == 2 * per_block  # every linear layer of both blocks has moved, and nothing else is tuned
         assert len(adapter) == 2 * len(tuned)
-        summary = merge.merge_adapter(base_dir, trained_dir, merged_dir, dtype="bfloat16")
+        summary = merge.merge_adapter(base_dir, trained_dir, merged_dir, dtype="bfloat16", task=causal.TASK)
     assert summary.merged_tensors == 2 * per_block
     stored, merged = load_file(base_dir / "model.safetensors"), load_file(merged_dir / "model.safetensors")
     assert stored.keys() == merged.keys()
@@ -99,16 +101,16 @@ def examined(base_dir: Path, trained_dir: Path, merged_dir: Path, run: Path, wor
         for row in files.read_json(run / "evaluate" / "proof_rows.json")
     ]
     work_dir.mkdir()
-    wanted = proof.request(base_dir, trained_dir, dtype="bfloat16", device="cpu", rows=rows)
+    wanted = proof.request(base_dir, trained_dir, dtype="bfloat16", device="cpu", rows=rows, task=causal.TASK.name)
     write_json(work_dir / "request.json", {k: str(v) if isinstance(v, Path) else v for k, v in asdict(wanted).items()})
-    proof_child.write_reference(work_dir, merged_dir, proof_child.load_with_peft)
+    proof_child.write_reference(work_dir, merged_dir, partial(proof_child.load_with_peft, task=causal.TASK))
     seen = proof_child.examine(work_dir, merged_dir)
     return {gate.name for gate in judge(seen) if not gate.passed}, seen.kl_effect
 
 
 def test_gpt2_in_4_bits_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
     base_dir = tiny_base(tmp_path / "base", family="gpt2")
-    engine = TransformersEngine(device.device())
+    engine = TransformersEngine(device.device(), causal.TASK)
     with pytest.raises(EnvironmentUnavailable, match="transposed layers") as caught:
         engine.load_for_training(base_dir, ModelSection(id="x", load_in_4bit=True), TuningSection(), 64, 0)
     assert "model.load_in_4bit=false" in caught.value.hint

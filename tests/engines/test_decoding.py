@@ -15,6 +15,7 @@ from appliance.engines.decoding import GREEDY, Sampling
 from appliance.engines.transformers import TransformersEngine
 from appliance.machine.device import Device
 from appliance.recipe.fields import ModelSection, SamplingSection
+from appliance.tasks import causal
 from tests.weights.test_merge import edit_json
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +104,7 @@ def test_a_bases_own_decoding_takes_no_part_in_evaluation(base_dir: Path, tmp_pa
     own = shutil.copytree(base_dir, tmp_path / "base")
     settings = {"suppress_tokens": [2], "min_new_tokens": 9, "forced_eos_token_id": 7, "eos_token_id": [2, 5]}
     edit_json(own / "generation_config.json", **settings)
-    engine = TransformersEngine(Device("cpu", "a CPU", 8 << 30, "float32"))
+    engine = TransformersEngine(Device("cpu", "a CPU", 8 << 30, "float32"), causal.TASK)
     model, _ = engine.load_for_inference(own, ModelSection(id="x", load_in_4bit=False), None)
     with torch.no_grad():
         model.get_output_embeddings().weight.zero_()  # all tokens are as likely: greedily, the first is chosen

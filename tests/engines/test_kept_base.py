@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from appliance.engines.transformers import TransformersEngine
 from appliance.machine.device import Device
 from appliance.recipe.fields import ModelSection, TuningSection
+from appliance.tasks import causal
 from tests.helpers.models import tiny_adapter, tiny_base
 
 PLAIN, IN_4BIT = ModelSection(id="x", load_in_4bit=False), ModelSection(id="x", load_in_4bit=True)
@@ -48,7 +49,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def engine(dtype: str = "float32") -> TransformersEngine:
-    return TransformersEngine(Device("cpu", "a CPU", 8 << 30, dtype))
+    return TransformersEngine(Device("cpu", "a CPU", 8 << 30, dtype), causal.TASK)
 
 
 def train(engine: TransformersEngine, base_dir: Path, model: ModelSection, rows: list[int] | None = None) -> None:

@@ -16,6 +16,7 @@ from appliance.engines.transformers import TransformersEngine
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine import device
 from appliance.recipe.fields import ModelSection, TuningSection
+from appliance.tasks import causal
 from tests.helpers.models import Family, tiny_base
 
 FAMILIES: list[tuple[Family, bool, str]] = [
@@ -45,7 +46,7 @@ def test_a_missing_tensor_is_named_at_load(tmp_path: Path, family: Family, tied:
     assert loaded.missing_of(plain, stored) == []
     assert loaded.missing_of(plain, {part.removeprefix("transformer.") for part in stored}) == []
 
-    engine = TransformersEngine(device.device())
+    engine = TransformersEngine(device.device(), causal.TASK)
     engine.load_for_inference(base, MODEL, None)  # whole: it loads
     _change(base, lambda tensors: tensors.pop(name))
     with pytest.raises(EnvironmentUnavailable, match=rf"the weights lack .*{name}: the model") as caught:
@@ -58,14 +59,14 @@ def test_five_missing_tensors_are_named_and_the_others_counted(tmp_path: Path) -
     base = tiny_base(tmp_path / "base")
     _change(base, lambda tensors: [tensors.pop(name) for name in list(tensors) if ".layers.1." in name])
     with pytest.raises(EnvironmentUnavailable, match=r"lack .*input_layernorm.weight, .* and 4 more: the model"):
-        TransformersEngine(device.device()).load_for_inference(base, MODEL, None)
+        TransformersEngine(device.device(), causal.TASK).load_for_inference(base, MODEL, None)
 
 
 def test_a_tensor_of_another_shape_is_refused(tmp_path: Path) -> None:
     base = tiny_base(tmp_path / "base")
     _change(base, lambda tensors: tensors.update({"model.norm.weight": torch.ones(65)}))
     with pytest.raises(EnvironmentUnavailable, match="does not load"):
-        TransformersEngine(device.device()).load_for_inference(base, MODEL, None)
+        TransformersEngine(device.device(), causal.TASK).load_for_inference(base, MODEL, None)
     info = {"mismatched_keys": {("model.norm.weight", torch.Size([65]), torch.Size([64]))}}
     with pytest.raises(EnvironmentUnavailable, match=r"model.norm.weight: \[65\] in the files, \[64\] by config.json"):
         loaded.judge(base, info)
@@ -74,7 +75,7 @@ def test_a_tensor_of_another_shape_is_refused(tmp_path: Path) -> None:
 def test_unused_tensors_are_a_warning_unless_the_architecture_ignores_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base, engine = tiny_base(tmp_path / "base"), TransformersEngine(device.device())
+    base, engine = tiny_base(tmp_path / "base"), TransformersEngine(device.device(), causal.TASK)
     rotary = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}  # of older Llamas; ignored by a rule
     _change(base, lambda tensors: tensors.update(rotary))
     engine.load_for_inference(base, MODEL, None)

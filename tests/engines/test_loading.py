@@ -43,8 +43,8 @@ def test_an_unsloth_that_does_not_load_is_no_bug(tmp_path: Path) -> None:
     (tmp_path / "unsloth.py").write_text("raise ImportError('torchvision 0.1 is for torch 1')", encoding="utf-8")
     code = (
         "from pathlib import Path\nfrom appliance import errors as appliance_errors; from appliance.engines import "
-        "choose\nfrom appliance.machine.device import Device\n"
-        "try: choose.load_engine('unsloth', Device('cpu', 'x', 1, 'float32'), Path('.'))\n"
+        "choose\nfrom appliance.machine.device import Device; from appliance.tasks import causal\n"
+        "try: choose.load_engine('unsloth', Device('cpu', 'x', 1, 'float32'), Path('.'), causal.TASK)\n"
         "except appliance_errors.EnvironmentUnavailable as error: print(error, '|', error.hint)\n"
     )
     environ = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(engine.__file__).parents[2]}"}

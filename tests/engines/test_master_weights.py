@@ -29,6 +29,7 @@ from appliance.recipe.fields import ModelSection, TrainSection, TuningSection
 from appliance.report import page as report_page
 from appliance.rundir.directory import RunDir
 from appliance.rundir.token_choice import TokenChoice
+from appliance.tasks import causal
 from appliance.training import arguments, checkpoints, micro_batch
 from appliance.weights import moved
 from appliance.weights.moved import Moved
@@ -72,7 +73,16 @@ def test_what_the_trainer_is_told(
     train = TrainSection(optimizer=optimizer)
     for dtype in ("bfloat16", "float32"):
         arguments.trainer_arguments(
-            train, 20, size, device, dtype, tmp_path, method=method, gradient_checkpointing=False, loss_type=None
+            train,
+            20,
+            size,
+            device,
+            dtype,
+            tmp_path,
+            method=method,
+            gradient_checkpointing=False,
+            loss_type=None,
+            task=causal.TASK,
         )
         assert asked["optim"] == name
         assert asked["bf16"] is (dtype == "bfloat16" and (method == "full" or device.kind == "cuda"))

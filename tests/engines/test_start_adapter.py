@@ -14,11 +14,12 @@ from appliance.engines.transformers import TransformersEngine
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine.device import Device
 from appliance.recipe.fields import ModelSection, TuningSection
+from appliance.tasks import causal
 from tests.helpers.models import tiny_adapter, tiny_base
 
 IDS = torch.tensor([[1, 40, 70, 100, 130, 2]])
 PLAIN = ModelSection(id="x", load_in_4bit=False)
-ENGINE = TransformersEngine(Device("cpu", "a CPU", 8 << 30, "float32"))
+ENGINE = TransformersEngine(Device("cpu", "a CPU", 8 << 30, "float32"), causal.TASK)
 IN_4BIT = ModelSection(id="x", load_in_4bit=True)
 # Base, adapter, recipe's section, ids whose rows are trained.
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], TuningSection, list[int]]] = {

@@ -23,6 +23,7 @@ from appliance.machine import device
 from appliance.machine.out_of_memory import is_out_of_memory
 from appliance.prompt import batch as prompt_batch
 from appliance.recipe.fields import ModelSection
+from appliance.tasks import causal
 from tests.helpers.models import Family, tiny_adapter, tiny_base
 
 SIZES: dict[str, Any] = {
@@ -65,7 +66,7 @@ def test_it_is_the_one_of_all_logits(
     monkeypatch.setattr(answer_head, "HEAD_TOKENS", 7)  # several parts, the last one smaller
     base = tiny_base(tmp_path / "base", family=family, tied=family.startswith("gemma"))
     adapter = tiny_adapter(tmp_path / "adapter", base) if adapted else None
-    engine = TransformersEngine(device.device())
+    engine = TransformersEngine(device.device(), causal.TASK)
     model, _ = engine.load_for_inference(base, ModelSection(id="x", load_in_4bit=False), adapter)
     with torch.inference_mode():
         assert float(engine.summed_loss(model, batch())) == pytest.approx(from_logits(model, batch()), rel=1e-6)
@@ -91,7 +92,7 @@ class OwnHead(LlamaForCausalLM):  # type: ignore[misc]
 def test_a_scaled_head_is_scaled(config: Any) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
-    engine = TransformersEngine(device.device())
+    engine = TransformersEngine(device.device(), causal.TASK)
     with torch.inference_mode():
         assert float(engine.summed_loss(model, batch())) == pytest.approx(from_logits(model, batch()), rel=1e-6)
 
@@ -101,13 +102,13 @@ def test_a_model_with_other_logits_than_its_heads_computes_them_itself() -> None
     model = OwnHead(LlamaConfig(**SIZES)).eval()
     assert answer_head.after_head(model) is None
     with torch.inference_mode():
-        summed = TransformersEngine(device.device()).summed_loss(model, batch())
+        summed = TransformersEngine(device.device(), causal.TASK).summed_loss(model, batch())
     assert float(summed) == pytest.approx(from_logits(model, batch()), rel=1e-6)
 
 
 def test_no_more_logits_are_held_than_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answer_head, "HEAD_TOKENS", 8)
-    engine = TransformersEngine(device.device())
+    engine = TransformersEngine(device.device(), causal.TASK)
     base = tiny_base(tmp_path / "base")
     model, _ = engine.load_for_inference(base, ModelSection(id="x", load_in_4bit=False), None)
     seen: list[int] = []

@@ -25,6 +25,7 @@ from appliance.recipe.fields import EvaluateSection, ModelSection
 from appliance.report import page as report_page
 from appliance.rows import csv_file
 from appliance.rows.csv_file import Row
+from appliance.tasks import causal
 from tests.conftest import read_csv
 from tests.evaluation.test_evaluate import prepare_dir as _prepare_dir
 from tests.evaluation.test_evaluate import run
@@ -208,12 +209,14 @@ def test_the_templates_end_of_turn_ends_an_answer_though_the_model_does_not_decl
     way = base_prompts._in_chat_template(ours_of(base_dir, rows), rows, base_dir, 512, is_ours_too=True)
     assert isinstance(way, Way)
     section = ModelSection(id="x", load_in_4bit=False)
-    model, _ = TransformersEngine(device.device()).load_for_inference(base_dir, section, None)
+    model, _ = TransformersEngine(device.device(), causal.TASK).load_for_inference(base_dir, section, None)
     bias = torch.zeros(model.config.vocab_size)
     bias[way.prompt.eos_token_id] = 100.0
     model.get_output_embeddings().register_forward_hook(lambda _m, _a, logits: logits + bias)
     asked = [(way.prompt, way.prompts), (ours_of(base_dir, rows).prompt, way.prompts)]
-    turned, plain = (generate.answer(model, prompt, ids, max_new_tokens=4)[0] for prompt, ids in asked)
+    turned, plain = (
+        generate.answer(model, prompt, ids, max_new_tokens=4, task=causal.TASK)[0] for prompt, ids in asked
+    )
     assert turned == Answer((way.prompt.eos_token_id,), "", True)
     assert not plain.stopped
 
@@ -309,7 +312,7 @@ def test_an_answer_that_goes_on_with_an_example_is_cut_there(base_dir: Path, pre
         return torch.cat([input_ids, torch.tensor([said] * len(input_ids))], dim=1)
 
     model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=None), device="cpu", generate=continued)
-    (cut,) = generate.answer(model, way.prompt, way.prompts[:1], max_new_tokens=99, stop=way.stop)
+    (cut,) = generate.answer(model, way.prompt, way.prompts[:1], max_new_tokens=99, stop=way.stop, task=causal.TASK)
     assert (cut.text, cut.stopped) == ("답 7", True)
 
 

@@ -20,6 +20,7 @@ from appliance.process import files
 from appliance.prompt import batch as prompt_batch
 from appliance.prompt import format as prompt_format
 from appliance.recipe.fields import EvaluateSection, ModelSection
+from appliance.tasks import causal
 from tests.conftest import out_of_memory_over, read_csv
 from tests.helpers.models import tiny_adapter, tiny_base
 
@@ -49,7 +50,7 @@ def prepare_dir(tmp_path: Path) -> Path:
 def run(base_dir: Path, adapter_dir: Path, prepare_dir: Path, stage_dir: Path, **changes: object) -> verdict.Comparison:
     stage_dir.mkdir()
     return evaluate.run(
-        engine=TransformersEngine(device.device()),
+        engine=TransformersEngine(device.device(), causal.TASK),
         device=device.device(),
         base=base_model_find.resolve(str(base_dir), None, base_dir),
         model=ModelSection(id=str(base_dir), load_in_4bit=False),
@@ -59,6 +60,7 @@ def run(base_dir: Path, adapter_dir: Path, prepare_dir: Path, stage_dir: Path, *
         prepare_dir=prepare_dir,
         trained_dir=adapter_dir,
         stage_dir=stage_dir,
+        task=causal.TASK,
     )
 
 
@@ -68,7 +70,7 @@ def test_base_and_tuned_are_two_models(base_dir: Path, prepare_dir: Path, tmp_pa
     assert seen.base.loss != seen.tuned.loss
 
     # the base's figures are those of the base loaded alone, the tuned ones those of the adapter loaded alone
-    engine = TransformersEngine(device.device())
+    engine = TransformersEngine(device.device(), causal.TASK)
     prompt = prompt_format.from_folder("alpaca", base_dir)
     rows = read_csv(prepare_dir / "test.csv")
     encoded = [prompt.encode(r["instruction"], r["input"], r["output"]) for r in rows]

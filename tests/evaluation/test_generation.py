@@ -17,6 +17,7 @@ from appliance.machine import device
 from appliance.prompt import batch as prompt_batch
 from appliance.prompt import format as prompt_format
 from appliance.recipe.fields import ModelSection
+from appliance.tasks import causal
 from tests.conftest import out_of_memory_over
 
 pytestmark = pytest.mark.slow
@@ -25,7 +26,7 @@ QUESTIONS = ["가?", "배송은 얼마나 걸리나요?", "a" * 90, "주차장�
 
 @pytest.fixture(scope="module")
 def loaded(base_dir: Path) -> tuple[Any, prompt_format.Prompt]:
-    engine = TransformersEngine(device.device())
+    engine = TransformersEngine(device.device(), causal.TASK)
     model, tokenizer = engine.load_for_inference(base_dir, ModelSection(id="x", load_in_4bit=False), None)
     return model, prompt_format.from_transformers("alpaca", tokenizer)
 
@@ -50,8 +51,8 @@ def test_a_batch_gives_each_row_the_logits_it_has_alone(loaded: tuple[Any, promp
 def test_answers_stand_in_the_order_of_the_questions(loaded: tuple[Any, prompt_format.Prompt]) -> None:
     model, prompt = loaded
     rows = ids_of(prompt)
-    together = generate.answer(model, prompt, rows, max_new_tokens=6, at_once=RowsAtOnce(2))
-    alone = [generate.answer(model, prompt, [row], max_new_tokens=6)[0] for row in rows]
+    together = generate.answer(model, prompt, rows, max_new_tokens=6, at_once=RowsAtOnce(2), task=causal.TASK)
+    alone = [generate.answer(model, prompt, [row], max_new_tokens=6, task=causal.TASK)[0] for row in rows]
     assert [a.ids for a in together] == [a.ids for a in alone]
     assert all(len(a.ids) <= 6 for a in together)
 
@@ -63,14 +64,14 @@ def test_an_answer_ends_at_eos_and_says_so(loaded: tuple[Any, prompt_format.Prom
     bias[prompt.eos_token_id] = 100.0
     handle = model.get_output_embeddings().register_forward_hook(lambda _m, _a, logits: logits + bias)
     try:
-        (stopped,) = generate.answer(model, prompt, [row], max_new_tokens=6)
+        (stopped,) = generate.answer(model, prompt, [row], max_new_tokens=6, task=causal.TASK)
     finally:
         handle.remove()
     assert stopped == generate.Answer((prompt.eos_token_id,), "", True)
     bias[prompt.eos_token_id] = -100.0
     handle = model.get_output_embeddings().register_forward_hook(lambda _m, _a, logits: logits + bias)
     try:
-        (endless,) = generate.answer(model, prompt, [row], max_new_tokens=6)
+        (endless,) = generate.answer(model, prompt, [row], max_new_tokens=6, task=causal.TASK)
     finally:
         handle.remove()
     assert not endless.stopped
@@ -80,9 +81,9 @@ def test_an_answer_ends_at_eos_and_says_so(loaded: tuple[Any, prompt_format.Prom
 def test_a_stop_text_ends_an_answer(loaded: tuple[Any, prompt_format.Prompt]) -> None:
     model, prompt = loaded
     row = ids_of(prompt)[1]
-    (whole,) = generate.answer(model, prompt, [row], max_new_tokens=8)
+    (whole,) = generate.answer(model, prompt, [row], max_new_tokens=8, task=causal.TASK)
     stop = next(c for c in whole.text[1:] if c.strip())
-    (cut,) = generate.answer(model, prompt, [row], max_new_tokens=8, stop=[stop])
+    (cut,) = generate.answer(model, prompt, [row], max_new_tokens=8, stop=[stop], task=causal.TASK)
     assert cut.text == whole.text[: whole.text.index(stop)].strip()
     assert cut.stopped
 
@@ -90,11 +91,11 @@ def test_a_stop_text_ends_an_answer(loaded: tuple[Any, prompt_format.Prompt]) ->
 def test_the_bases_own_end_tokens_count_as_stopping(loaded: tuple[Any, prompt_format.Prompt]) -> None:
     model, prompt = loaded
     row = ids_of(prompt)[2]
-    (free,) = generate.answer(model, prompt, [row], max_new_tokens=6)
+    (free,) = generate.answer(model, prompt, [row], max_new_tokens=6, task=causal.TASK)
     before = model.generation_config.eos_token_id
     model.generation_config.eos_token_id = [prompt.eos_token_id, free.ids[2]]
     try:
-        (ended,) = generate.answer(model, prompt, [row], max_new_tokens=6)
+        (ended,) = generate.answer(model, prompt, [row], max_new_tokens=6, task=causal.TASK)
     finally:
         model.generation_config.eos_token_id = before
     assert ended.ids == free.ids[: free.ids.index(free.ids[2]) + 1]
@@ -138,7 +139,7 @@ def test_a_row_that_only_repeats_itself_is_ended(loaded: tuple[Any, prompt_forma
 
     handle = model.get_output_embeddings().register_forward_hook(logits_of)
     try:
-        loop, others, stopped = generate.answer(model, prompt, rows, max_new_tokens=100)
+        loop, others, stopped = generate.answer(model, prompt, rows, max_new_tokens=100, task=causal.TASK)
     finally:
         handle.remove()
     assert (len(loop.ids), loop.stopped) == (generate.LOOP_TOKENS, False)
@@ -155,7 +156,9 @@ def test_a_drawn_answer_depends_on_its_prompt_and_the_seed_not_on_its_batch(
 
     def drawn(some: list[list[int]], seed: int, at_once: RowsAtOnce | None = None) -> list[tuple[int, ...]]:
         sampling = decoding.Sampling(temperature=1.0, seed=seed)
-        answers = generate.answer(model, prompt, some, max_new_tokens=8, at_once=at_once, sampling=sampling)
+        answers = generate.answer(
+            model, prompt, some, max_new_tokens=8, at_once=at_once, sampling=sampling, task=causal.TASK
+        )
         return [answer.ids for answer in answers]
 
     together = drawn(rows, 7)
@@ -177,9 +180,9 @@ def test_without_temperature_or_room_for_chance_the_likeliest_token_is_taken(
 ) -> None:
     model, prompt = loaded
     rows = ids_of(prompt)
-    greedy = generate.answer(model, prompt, rows, max_new_tokens=6)
+    greedy = generate.answer(model, prompt, rows, max_new_tokens=6, task=causal.TASK)
     for sampling in (decoding.Sampling(temperature=0.0), decoding.Sampling(temperature=5.0, top_p=1e-6)):
-        assert generate.answer(model, prompt, rows, max_new_tokens=6, sampling=sampling) == greedy
+        assert generate.answer(model, prompt, rows, max_new_tokens=6, sampling=sampling, task=causal.TASK) == greedy
 
 
 @pytest.mark.parametrize(
@@ -207,9 +210,9 @@ def test_repetition_is_held_down_where_that_is_asked_for(loaded: tuple[Any, prom
     bias[50] = 30.0  # a model that says one thing for ever
     handle = model.get_output_embeddings().register_forward_hook(lambda _m, _a, logits: logits + bias)
     try:
-        (stuck,) = generate.answer(model, prompt, [row], max_new_tokens=6)
+        (stuck,) = generate.answer(model, prompt, [row], max_new_tokens=6, task=causal.TASK)
         free = [
-            generate.answer(model, prompt, [row], max_new_tokens=6, sampling=sampling)[0].ids
+            generate.answer(model, prompt, [row], max_new_tokens=6, sampling=sampling, task=causal.TASK)[0].ids
             for sampling in (
                 decoding.Sampling(temperature=0.0, no_repeat_ngram_size=2),
                 decoding.Sampling(temperature=0.0, repetition_penalty=50.0),
@@ -227,10 +230,11 @@ def test_a_row_is_finished_at_a_stop_text_if_that_is_wanted(loaded: tuple[Any, p
     """The same texts, in fewer tokens; the other rows of the batch go on."""
     model, prompt = loaded
     rows = ids_of(prompt)
-    whole = generate.answer(model, prompt, rows, max_new_tokens=24)
+    whole = generate.answer(model, prompt, rows, max_new_tokens=24, task=causal.TASK)
     stop = whole[0].text[1:3]
     cut, halted = (
-        generate.answer(model, prompt, rows, max_new_tokens=24, stop=[stop], halts=halts) for halts in (False, True)
+        generate.answer(model, prompt, rows, max_new_tokens=24, stop=[stop], halts=halts, task=causal.TASK)
+        for halts in (False, True)
     )
     assert [(one.text, one.stopped) for one in halted] == [(one.text, one.stopped) for one in cut]
     assert halted[0].stopped

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.process import child
+from appliance.tasks import causal
 
 ROOT = Path(__file__).parents[2]  # `appliance` and `tests` are found there
 POLL_SECONDS = 0.2  # how soon a signal is noticed
@@ -184,7 +185,7 @@ def _imported(bench: Bench, stack: ExitStack) -> Callable[[str, Bench], None]:
         proof.subprocess = warm  # type: ignore[attr-defined]
     if bench.is_tiny:
         choose.choose = lambda *args: (bench.engine, "tiny parts name it")  # noqa: ARG005
-    choose.load_engine(bench.engine, device.device(), bench.work_dir / "cache")
+    choose.load_engine(bench.engine, device.device(), bench.work_dir / "cache", causal.TASK)
     from tests.gpu import parts
 
     gc.freeze()  # what was imported stays: looking through it before every stage takes a third of a second

@@ -119,8 +119,9 @@ def serve(engine: str, cache: Path) -> None:
     with pretend_cuda():
         from appliance.engines import choose
         from appliance.machine import device
+        from appliance.tasks import causal
 
-        choose.load_engine(engine, device.device(), cache)
+        choose.load_engine(engine, device.device(), cache, causal.TASK)
         for line in sys.stdin:
             answers.write(f"{_forked(report, *json.loads(line))}\n")
             answers.flush()
@@ -156,6 +157,7 @@ def _run(request: Request, report: Report) -> None:
     from appliance.pipeline import run as pipeline_run
     from appliance.recipe import resolve
     from appliance.rundir.directory import RunDir
+    from appliance.tasks import causal
 
     trained: list[Any] = []
     load_engine = choose.load_engine
@@ -209,7 +211,7 @@ def _run(request: Request, report: Report) -> None:
     if request.full:
         run(request.full, *FULL, until="evaluate")
     if request.lacking:
-        engine = load_engine(request.engine, device.device(), Path(request.cache))
+        engine = load_engine(request.engine, device.device(), Path(request.cache), causal.TASK)
         settings = resolve.load(request.recipe, environ={}).recipe.model
         try:
             with redirect_stdout(sys.stderr):

@@ -28,6 +28,7 @@ from appliance.recipe import resolve
 from appliance.recipe.fields import EvaluateSection, PublishSection
 from appliance.release import gates
 from appliance.rundir.directory import RunDir
+from appliance.tasks import causal
 from appliance.training import tokenizer_files
 from appliance.weights import merge
 from tests.conftest import write_qa
@@ -59,6 +60,7 @@ class FinishedRun:
             run_path=self.path,
             stage_dir=stage_dir,
             even_if_worse=even_if_worse,
+            task=causal.TASK,
         )
         run_dir.finish("publish", {}, summary)
         return summary
@@ -101,7 +103,9 @@ def finished_run(path: Path, base_dir: Path, *, full: bool = False) -> FinishedR
     if full:
         merge.round_model(path / "train" / "model", stage_dir / "model", dtype="bfloat16")
     else:
-        merge.merge_adapter(base_dir, path / "train" / "adapter", stage_dir / "model", dtype="bfloat16")
+        merge.merge_adapter(
+            base_dir, path / "train" / "adapter", stage_dir / "model", dtype="bfloat16", task=causal.TASK
+        )
     gate = Gate("merged_equals_trained", True, 1e-6, 1e-5, "divergence")
     write_json(stage_dir / "proof.json", {"passed": True, "gates": [gate.as_json()]})
     run_dir.finish("merge", {}, "done")

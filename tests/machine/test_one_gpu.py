@@ -23,6 +23,7 @@ from appliance.preflight import gpu as preflight_gpu
 from appliance.process import child
 from appliance.prompt import format as prompt_format
 from appliance.recipe.fields import DataSection, ModelSection, TrainSection, TuningSection
+from appliance.tasks import causal
 from appliance.training import trainer
 
 FOUR = (
@@ -151,7 +152,8 @@ def asked(*_):
 torch.cuda.is_available = torch.cuda.device_count = asked
 from appliance.engines import choose
 from appliance.machine import device
-choose.load_engine("transformers", device.device(), None)
+from appliance.tasks import causal
+choose.load_engine("transformers", device.device(), None, causal.TASK)
 import bitsandbytes
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -210,7 +212,7 @@ def fit(base_dir: Path, qa_csv: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setattr(trainer.OrderedTrainer, "compute_loss", noted)
         (tmp_path / name).mkdir()
         train.run(
-            engine=TransformersEngine(Device("cpu", "CPU", 8 << 30, "float32")),
+            engine=TransformersEngine(Device("cpu", "CPU", 8 << 30, "float32"), causal.TASK),
             device=Device(kind, "card", 8 << 30, "float32"),  # type: ignore[arg-type]
             base=base,
             model=ModelSection(id=str(base.dir), load_in_4bit=False),
@@ -224,6 +226,7 @@ def fit(base_dir: Path, qa_csv: Path, tmp_path: Path, monkeypatch: pytest.Monkey
             prepare_dir=tmp_path / "prepare",
             stage_dir=tmp_path / name,
             trained_dir=tmp_path / name / "adapter",
+            task=causal.TASK,
         )
         return seen
 

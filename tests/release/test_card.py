@@ -18,6 +18,7 @@ from appliance.release import card, card_facts, dataset_card, languages, usage_s
 from appliance.release.card_facts import Facts
 from appliance.rundir import chosen
 from appliance.rundir.directory import RunDir
+from appliance.tasks import causal
 from tests.helpers.finished import FinishedRun, finished_run
 from tests.helpers.models import tiny_adapter
 from tests.rundir.test_chosen import CHOSEN
@@ -35,7 +36,7 @@ def facts(run: FinishedRun, **changes: Any) -> Facts:
         "max_new_tokens": 64,
         "examples": True,
     }
-    wanted |= {"name": "shop", "base": run.base, "prompt_name": "alpaca", "run_path": run.path}
+    wanted |= {"name": "shop", "base": run.base, "prompt_name": "alpaca", "run_path": run.path, "task": causal.TASK}
     return card_facts.gather(**wanted | changes)
 
 

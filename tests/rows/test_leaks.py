@@ -16,6 +16,7 @@ from appliance.rows import leaks
 from appliance.rows.leaks import Example, Shared
 from appliance.rows.near_duplicates import Near, Pair
 from appliance.rundir import run_json
+from appliance.tasks import causal
 
 SCORES = {"exact_match": 0.5, "f1": 0.5, "rouge_l": 0.5, "chrf": 0.5, "stop_rate": 1.0, "loss": 1.0}
 METRICS = {
@@ -64,7 +65,9 @@ def prepared(run_dir: Path, found: Shared, twins: Near) -> None:
 def model_card(run_dir: Path, *, examples: bool = True) -> str:
     base = Base(run_dir, "someone/base", None, "mit")
     run_json.write(run_dir, {"name": "x"})
-    facts = card_facts.gather(name="x", base=base, prompt_name="alpaca", run_path=run_dir, examples=examples)
+    facts = card_facts.gather(
+        name="x", base=base, prompt_name="alpaca", run_path=run_dir, examples=examples, task=causal.TASK
+    )
     return card.model_card(facts)
 
 

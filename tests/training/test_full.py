@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from appliance.process import files
 from appliance.process.files import write_json
 from appliance.recipe import resolve
 from appliance.rundir.directory import RunDir
+from appliance.tasks import causal
 from appliance.weights import proof, proof_child
 from appliance.weights.merge import round_model
 from appliance.weights.proof import ProofRow, judge
@@ -35,9 +37,9 @@ def rows() -> list[ProofRow]:
 def examined(base_dir: Path, trained_dir: Path, merged_dir: Path, work_dir: Path, dtype: str = "bfloat16") -> set[str]:
     """The gates that refuse."""
     work_dir.mkdir()
-    wanted = proof.request(base_dir, trained_dir, dtype=dtype, device="cpu", rows=rows())
+    wanted = proof.request(base_dir, trained_dir, dtype=dtype, device="cpu", rows=rows(), task=causal.TASK.name)
     write_json(work_dir / "request.json", {k: str(v) if isinstance(v, Path) else v for k, v in asdict(wanted).items()})
-    proof_child.write_reference(work_dir, merged_dir, proof_child.load_with_peft)
+    proof_child.write_reference(work_dir, merged_dir, partial(proof_child.load_with_peft, task=causal.TASK))
     seen = proof_child.examine(work_dir, merged_dir)
     return {gate.name for gate in judge(seen) if not gate.passed}
 

@@ -23,6 +23,7 @@ from appliance.prompt import format as prompt_format
 from appliance.recipe.fields import DataSection, EvaluateSection, ModelSection, TrainSection, TuningSection
 from appliance.rows import csv_file
 from appliance.rundir import results
+from appliance.tasks import causal
 from appliance.training import samples, trainer, validation
 from tests.conftest import write_qa
 
@@ -64,7 +65,7 @@ def fit(base: Base, prepare_dir: Path, stage_dir: Path, **changes: Any) -> Path:
     settings = {"max_steps": 8, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2, "warmup_steps": 0}
     settings |= {"optimizer": "adamw_torch", "eval_every": 4, "patience": 9}
     train.run(
-        engine=TransformersEngine(device),
+        engine=TransformersEngine(device, causal.TASK),
         device=device,
         base=base,
         model=ModelSection(id=str(base.dir), load_in_4bit=False),
@@ -77,6 +78,7 @@ def fit(base: Base, prepare_dir: Path, stage_dir: Path, **changes: Any) -> Path:
         prepare_dir=prepare_dir,
         stage_dir=stage_dir,
         trained_dir=stage_dir / "adapter",
+        task=causal.TASK,
     )
     return stage_dir
 
@@ -119,14 +121,14 @@ def test_training_learns_the_same_with_and_without(asked: Path, base: Base, prep
 
 def test_the_last_answers_are_those_of_the_trained_model(asked: Path, base: Base) -> None:
     """In evaluation's prompt, with its decoding."""
-    engine = TransformersEngine(machine_device.device())
+    engine = TransformersEngine(machine_device.device(), causal.TASK)
     settings = ModelSection(id=str(base.dir), load_in_4bit=False)
     model, tokenizer = engine.load_for_inference(base.dir, settings, asked / "adapter")
     assert files.read_json(asked / "fit.json")["best_step"] == 8
     prompt = prompt_format.from_transformers("alpaca", tokenizer)
     rows = results.read_samples(asked / FILE)[-1]["rows"]
     ids = [prompt.prompt_ids(prompt_format.user_message(one["question"], "")) for one in rows]
-    given = generate.answer(model, prompt, ids, max_new_tokens=NEW_TOKENS)
+    given = generate.answer(model, prompt, ids, max_new_tokens=NEW_TOKENS, task=causal.TASK)
     assert [one.text for one in given] == [one["answer"] for one in rows]
 
 

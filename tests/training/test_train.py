@@ -29,6 +29,7 @@ from appliance.prompt import format as prompt_format
 from appliance.recipe.fields import DataSection, ModelSection, TrainSection, TuningSection
 from appliance.rundir import results
 from appliance.rundir.token_choice import TokenChoice
+from appliance.tasks import causal
 from appliance.training import checkpoints, trainer
 from appliance.training import metrics as training_metrics
 
@@ -76,7 +77,7 @@ def fit(base: Base, prepare_dir: Path, stage_dir: Path, *, tuning: dict[str, Any
     four_bit, tokens = changes.pop("load_in_4bit", False), changes.pop("tokens", None)
     cache_dir = changes.pop("cache_dir", None)
     return train.run(
-        engine=TransformersEngine(device),
+        engine=TransformersEngine(device, causal.TASK),
         device=device,
         base=base,
         model=ModelSection(id=str(base.dir), load_in_4bit=four_bit),
@@ -90,6 +91,7 @@ def fit(base: Base, prepare_dir: Path, stage_dir: Path, *, tuning: dict[str, Any
         trained_dir=stage_dir / ("model" if (tuning or {}).get("method") == "full" else "adapter"),
         tokens=tokens,
         cache_dir=cache_dir,
+        task=causal.TASK,
     )
 
 
@@ -338,7 +340,7 @@ def test_four_bits_train_on_a_cpu(base: Base, prepare_dir: Path, tmp_path: Path)
 
 def test_4_bit_weights_keep_the_layout_that_has_gradients(base: Base) -> None:
     """On a processor with AVX512-BF16 bitsandbytes would repack them in the first evaluation, for good."""
-    engine = TransformersEngine(machine_device.device())
+    engine = TransformersEngine(machine_device.device(), causal.TASK)
     model, _ = engine.load_for_training(base.dir, ModelSection(id=str(base.dir)), TuningSection(), 64, seed=1)
     layers = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
     assert layers

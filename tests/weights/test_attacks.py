@@ -17,6 +17,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from safetensors.torch import load_file, save_file
 
+from appliance.tasks import causal
 from appliance.weights import proof, proof_child, proof_files, proof_wanted
 from appliance.weights.merge import changed_by, merge_adapter, round_model
 from appliance.weights.proof import ProofRequest, judge
@@ -114,10 +115,10 @@ class Case:
 def made(folder: Path, base: dict[str, Any], adapter: dict[str, Any], dtype: str = "bfloat16") -> Case:
     base_dir = tiny_base(folder / "base", **base)
     adapter_dir = tiny_adapter(folder / "adapter", base_dir, **adapter)
-    merge_adapter(base_dir, adapter_dir, folder / "merged", dtype=dtype)
-    wanted = proof.request(base_dir, adapter_dir, dtype=dtype, device="cpu", rows=rows(count=2))
+    merge_adapter(base_dir, adapter_dir, folder / "merged", dtype=dtype, task=causal.TASK)
+    wanted = proof.request(base_dir, adapter_dir, dtype=dtype, device="cpu", rows=rows(count=2), task=causal.TASK.name)
     with torch.no_grad():
-        model = proof_child.load_with_peft(base_dir, adapter_dir, "float32", "cpu")
+        model = proof_child.load_with_peft(base_dir, adapter_dir, "float32", "cpu", causal.TASK)
         return Case(folder, wanted, proof_child._round_like_a_merge(model, wanted))
 
 
@@ -298,7 +299,7 @@ def test_a_misread_adapter_is_refused(name: str, setting: dict[str, Any], cases:
     honest = config.read_text()
     edit_json(config, **setting)
     try:
-        merge_adapter(case.base, case.folder / "adapter", case.folder / "misread", dtype="bfloat16")
+        merge_adapter(case.base, case.folder / "adapter", case.folder / "misread", dtype="bfloat16", task=causal.TASK)
         refused = case.judged(case.folder / "misread")
     finally:
         config.write_text(honest)
@@ -310,7 +311,9 @@ def test_a_misread_adapter_is_refused(name: str, setting: dict[str, Any], cases:
 def test_a_fully_tuned_model_is_its_weights_rounded(tmp_path: Path) -> None:
     base_dir = tiny_base(tmp_path / "base")
     trained_dir = tiny_full(tmp_path / "trained", base_dir)
-    wanted = proof.request(base_dir, trained_dir, dtype="bfloat16", device="cpu", rows=rows(count=2))
+    wanted = proof.request(
+        base_dir, trained_dir, dtype="bfloat16", device="cpu", rows=rows(count=2), task=causal.TASK.name
+    )
     case = Case(tmp_path, wanted, {})
     round_model(trained_dir, case.merged, dtype="bfloat16")
     assert case.judged(case.merged) == {}

@@ -13,6 +13,7 @@ import pytest
 from appliance.engines import decoding
 from appliance.engines.decoding import GREEDY, Sampling
 from appliance.errors import GateRefused
+from appliance.tasks import causal
 from appliance.weights import proof, proof_child, proof_configs
 from appliance.weights.merge import merge_adapter
 from tests.helpers.models import tiny_adapter, tiny_base
@@ -100,15 +101,15 @@ def test_a_base_that_decodes_in_its_own_way_is_released_as_evaluated(tmp_path: P
     adapter_dir = tiny_adapter(tmp_path / "adapter", base_dir)
     for name, used in (("greedy", GREEDY), ("sampled", Sampling(0.5, 0.9, repetition_penalty=1.1))):
         settings = decoding.as_settings(used)
-        merge_adapter(base_dir, adapter_dir, tmp_path / name, dtype="bfloat16", decoding=settings)
+        merge_adapter(base_dir, adapter_dir, tmp_path / name, dtype="bfloat16", decoding=settings, task=causal.TASK)
         written = json.loads((tmp_path / name / DECODING).read_text())
         kept = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "max_length": 4096, "use_cache": True}
         assert {key: value for key, value in written.items() if key != "transformers_version"} == kept | settings
-        wanted = proof.request(
-            base_dir, adapter_dir, dtype="bfloat16", device="cpu", rows=rows(count=2), decoding=settings
+        greedily = proof.request(
+            base_dir, adapter_dir, dtype="bfloat16", device="cpu", rows=rows(count=2), task=causal.TASK.name
         )
+        wanted = replace(greedily, decoding=settings)
         assert proof_configs.changed_decoding(wanted, tmp_path / name) == []
-        greedily = replace(wanted, decoding={"do_sample": False})
         assert bool(proof_configs.changed_decoding(greedily, tmp_path / name)) == (name == "sampled")
 
 
@@ -116,7 +117,7 @@ def test_a_config_with_which_nothing_computes_is_named(tmp_path: Path) -> None:
     """GPT-2 looks its positions up in a table: the model neither loads nor answers."""
     base_dir = tiny_base(tmp_path / "base", family="gpt2")
     adapter_dir = tiny_adapter(tmp_path / "adapter", base_dir, fan_in_fan_out=True)
-    merge_adapter(base_dir, adapter_dir, tmp_path / "merged", dtype="bfloat16")
+    merge_adapter(base_dir, adapter_dir, tmp_path / "merged", dtype="bfloat16", task=causal.TASK)
     reference(base_dir, adapter_dir, tmp_path / "work", tmp_path / "merged")
     edit_json(tmp_path / "merged" / CONFIG, n_head=5)
     with pytest.raises(GateRefused, match=r"n_head: base 4, merged 5.*does not load"):

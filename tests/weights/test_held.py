@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from appliance.errors import GateRefused
+from appliance.tasks import causal
 from appliance.weights import held, proof, proof_child, proof_tensors, proof_wanted
 from appliance.weights.merge import merge_adapter, round_model
 from appliance.weights.shards import Header
@@ -51,7 +52,9 @@ def loaded(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def compared(base_dir: Path, trained_dir: Path, merged_dir: Path, model: Any) -> proof_tensors.Compared:
-    wanted = proof.request(base_dir, trained_dir, dtype="bfloat16", device="cpu", rows=rows(count=1))
+    wanted = proof.request(
+        base_dir, trained_dir, dtype="bfloat16", device="cpu", rows=rows(count=1), task=causal.TASK.name
+    )
     return proof_tensors.compare(wanted, merged_dir, model)
 
 
@@ -85,8 +88,8 @@ def test_a_base_with_an_adapter_is_not_read_again(
 ) -> None:
     base_dir = tiny_base(tmp_path / "base", **base)
     adapter_dir = tiny_adapter(tmp_path / "adapter", base_dir, **adapter)
-    merge_adapter(base_dir, adapter_dir, tmp_path / "merged", dtype="bfloat16")
-    model = proof_child.load_with_peft(base_dir, adapter_dir, "float32", "cpu")
+    merge_adapter(base_dir, adapter_dir, tmp_path / "merged", dtype="bfloat16", task=causal.TASK)
+    model = proof_child.load_with_peft(base_dir, adapter_dir, "float32", "cpu", causal.TASK)
     found = compared(base_dir, adapter_dir, tmp_path / "merged", model)
     assert (found.unlike_base, found.unlike_trained, found.not_finite) == ([], [], [])
     assert set(read) == {tmp_path / "merged"}

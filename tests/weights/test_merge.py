@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from appliance.errors import EnvironmentUnavailable, GateRefused
+from appliance.tasks import causal
 from appliance.weights import merge, shards
 from appliance.weights.merge import merge_adapter
 from tests.helpers.models import change_adapter, tiny_adapter, tiny_base
@@ -107,7 +108,7 @@ def test_bit_equal_to_peft_in_float32(case: str, tmp_path: Path) -> None:
     adapter_dir = tiny_adapter(tmp_path / "adapter", base_dir, **adapter_options)
     out = tmp_path / "out"
 
-    summary = merge_adapter(base_dir, adapter_dir, out, dtype=dtype)
+    summary = merge_adapter(base_dir, adapter_dir, out, dtype=dtype, task=causal.TASK)
 
     wanted, got, stored = peft_merge(base_dir, adapter_dir, dtype), weights(out), weights(base_dir)
     assert got.keys() == stored.keys()
@@ -134,7 +135,7 @@ def test_a_tied_head_that_is_stored_as_well_gets_the_trained_rows(tmp_path: Path
     save_file(stored | head, path, metadata={"format": "pt"})
     adapter_dir = tiny_adapter(tmp_path / "adapter", base_dir, trainable_token_indices=[2])
 
-    merge_adapter(base_dir, adapter_dir, tmp_path / "out", dtype="bfloat16")
+    merge_adapter(base_dir, adapter_dir, tmp_path / "out", dtype="bfloat16", task=causal.TASK)
 
     got = load_file(tmp_path / "out" / "model.safetensors")
     assert torch.equal(got["lm_head.weight"], got["model.embed_tokens.weight"])
@@ -161,7 +162,7 @@ def test_rows_that_are_not_those_of_the_config_are_refused(change: Any, message:
     whole = tiny_adapter(tmp_path / "whole", base_dir, trainable_token_indices=[2])
     spoilt = change_adapter(whole, tmp_path / "spoilt", change)
     with pytest.raises(GateRefused, match=message):
-        merge_adapter(base_dir, spoilt, tmp_path / "out", dtype="bfloat16")
+        merge_adapter(base_dir, spoilt, tmp_path / "out", dtype="bfloat16", task=causal.TASK)
     assert not (tmp_path / "out").exists()
 
 
@@ -174,7 +175,7 @@ def test_names_without_the_inner_model_are_found(tmp_path: Path) -> None:
     stripped = {name.removeprefix("transformer."): tensor for name, tensor in load_file(path).items()}
     save_file(stripped, path, metadata={"format": "pt"})
 
-    merge_adapter(base_dir, adapter_dir, tmp_path / "out", dtype="bfloat16")
+    merge_adapter(base_dir, adapter_dir, tmp_path / "out", dtype="bfloat16", task=causal.TASK)
 
     got = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(tensor, wanted.get(f"transformer.{name}", wanted.get(name))) for name, tensor in got.items())
@@ -182,7 +183,7 @@ def test_names_without_the_inner_model_are_found(tmp_path: Path) -> None:
 
 def test_files_equal_the_reference_writers(base: Path, adapter: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    merge_adapter(base, adapter, out, dtype="bfloat16")
+    merge_adapter(base, adapter, out, dtype="bfloat16", task=causal.TASK)
     save_file(load_file(out / "model.safetensors"), tmp_path / "reference.safetensors", metadata={"format": "pt"})
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "reference.safetensors").read_bytes()
 
@@ -202,16 +203,16 @@ def test_writer_keeps_integers_scalars_empty_and_korean_names(tmp_path: Path) ->
 
 def test_a_second_merge_gives_identical_files(base: Path, adapter: Path, tmp_path: Path) -> None:
     for name in ("first", "second"):
-        merge_adapter(base, adapter, tmp_path / name, dtype="bfloat16")
+        merge_adapter(base, adapter, tmp_path / name, dtype="bfloat16", task=causal.TASK)
     assert contents(tmp_path / "first") == contents(tmp_path / "second")
 
 
 def test_long_tensors_are_written_in_runs(
     base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    merge_adapter(base, adapter, tmp_path / "whole", dtype="float16")
+    merge_adapter(base, adapter, tmp_path / "whole", dtype="float16", task=causal.TASK)
     monkeypatch.setattr(merge, "_RUN_ITEMS", 300)  # not a divisor of any tensor's rows
-    merge_adapter(base, adapter, tmp_path / "runs", dtype="float16")
+    merge_adapter(base, adapter, tmp_path / "runs", dtype="float16", task=causal.TASK)
     assert contents(tmp_path / "whole") == contents(tmp_path / "runs")
 
 
@@ -222,7 +223,7 @@ def test_config_index_and_tokenizer(tmp_path: Path) -> None:
     (adapter_dir / "chat_template.jinja").write_text("{{ 'ours' }}")
     out = tmp_path / "out"
 
-    summary = merge_adapter(base_dir, adapter_dir, out, dtype="bfloat16")
+    summary = merge_adapter(base_dir, adapter_dir, out, dtype="bfloat16", task=causal.TASK)
 
     config = json.loads((out / "config.json").read_text())
     assert (config["dtype"], config["torch_dtype"]) == ("bfloat16", "bfloat16")
@@ -256,7 +257,7 @@ def test_adapters_that_a_merge_cannot_express_are_refused(
     other = copy(adapter, tmp_path / "adapter")
     edit_json(other / "adapter_config.json", **changes)
     with pytest.raises(GateRefused, match=said):
-        merge_adapter(base, other, tmp_path / "out", dtype="bfloat16")
+        merge_adapter(base, other, tmp_path / "out", dtype="bfloat16", task=causal.TASK)
     assert not (tmp_path / "out").exists()
 
 
@@ -278,7 +279,7 @@ def test_every_adapter_tensor_finds_its_place(
 
     other = change_adapter(adapter, tmp_path / "adapter", change)
     with pytest.raises(GateRefused, match=said):
-        merge_adapter(base, other, tmp_path / "out", dtype="bfloat16")
+        merge_adapter(base, other, tmp_path / "out", dtype="bfloat16", task=causal.TASK)
 
 
 @pytest.mark.parametrize("key_present", [True, False])
@@ -290,7 +291,7 @@ def test_a_tied_head_is_not_merged(key_present: bool, tmp_path: Path) -> None:
         del config["tie_word_embeddings"]
         (base_dir / "config.json").write_text(json.dumps(config))
     with pytest.raises(GateRefused, match="a merge would change both"):
-        merge_adapter(base_dir, adapter_dir, tmp_path / "out", dtype="bfloat16")
+        merge_adapter(base_dir, adapter_dir, tmp_path / "out", dtype="bfloat16", task=causal.TASK)
 
 
 @pytest.mark.parametrize(("value", "dtype"), [(float("nan"), "bfloat16"), (1e5, "float16")])
@@ -304,7 +305,7 @@ def test_results_that_are_not_finite_are_refused(value: float, dtype: str, base:
         save_file(tensors, path, metadata={"format": "pt"})
         wanted = name.replace(".lora_B", "")
         with pytest.raises(GateRefused, match=f"{wanted} holds values that are not finite"):
-            merge_adapter(base_dir, adapter_dir, tmp_path / "out", dtype=dtype)
+            merge_adapter(base_dir, adapter_dir, tmp_path / "out", dtype=dtype, task=causal.TASK)
         assert not (tmp_path / "out").exists()
 
 
@@ -330,7 +331,7 @@ def test_bases_that_cannot_be_merged_into(base: Path, adapter: Path, tmp_path: P
         (tmp_path, "no config.json"),
     ]:
         with pytest.raises(EnvironmentUnavailable, match=said) as caught:
-            merge_adapter(folder, adapter, tmp_path / "out", dtype="bfloat16")
+            merge_adapter(folder, adapter, tmp_path / "out", dtype="bfloat16", task=causal.TASK)
         assert caught.value.hint
 
 
@@ -341,7 +342,7 @@ def test_a_full_disk_is_seen_before_anything_is_written(
     usage = namedtuple("usage", "total used free")(10**9, 10**9 - needed + 1, needed - 1)
     monkeypatch.setattr("shutil.disk_usage", lambda _path: usage)
     with pytest.raises(EnvironmentUnavailable, match=f"merged model: {needed} bytes .* needed, {needed - 1} "):
-        merge_adapter(base, adapter, tmp_path / "out", dtype="bfloat16")
+        merge_adapter(base, adapter, tmp_path / "out", dtype="bfloat16", task=causal.TASK)
     assert not list(tmp_path.iterdir())
 
 
@@ -358,15 +359,15 @@ def test_an_interrupted_merge_leaves_nothing(
 
     monkeypatch.setattr(merge, "_merged", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        merge_adapter(base, adapter, tmp_path / "out", dtype="bfloat16")
+        merge_adapter(base, adapter, tmp_path / "out", dtype="bfloat16", task=causal.TASK)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_trainers_matmul_precision_does_not_matter(base: Path, adapter: Path, tmp_path: Path) -> None:
-    merge_adapter(base, adapter, tmp_path / "highest", dtype="float16")
+    merge_adapter(base, adapter, tmp_path / "highest", dtype="float16", task=causal.TASK)
     torch.set_float32_matmul_precision("medium")
     try:
-        merge_adapter(base, adapter, tmp_path / "medium", dtype="float16")
+        merge_adapter(base, adapter, tmp_path / "medium", dtype="float16", task=causal.TASK)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
@@ -377,6 +378,7 @@ CHILD = """
 import sys
 from pathlib import Path
 import torch, safetensors
+from appliance.tasks import causal
 from appliance.weights.merge import merge_adapter
 
 def memory(field):
@@ -384,10 +386,12 @@ def memory(field):
     return int(line.split()[1]) // 1024
 
 base_dir, adapter_dir, out_dir = map(Path, sys.argv[1:])
-merge_adapter(base_dir, adapter_dir, out_dir.with_name("first"), dtype="bfloat16")  # loads the code that it needs
+merge_adapter(  # loads the code that it needs
+    base_dir, adapter_dir, out_dir.with_name("first"), dtype="bfloat16", task=causal.TASK
+)
 Path("/proc/self/clear_refs").write_text("5")  # resets the peak (proc(5))
 before = memory("VmRSS")
-merge_adapter(base_dir, adapter_dir, out_dir, dtype="bfloat16")
+merge_adapter(base_dir, adapter_dir, out_dir, dtype="bfloat16", task=causal.TASK)
 print(memory("VmHWM") - before)
 """
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from appliance.engines.transformers import TransformersEngine
 from appliance.machine.device import Device
 from appliance.recipe.fields import ModelSection, TuningSection
+from appliance.tasks import causal
 from appliance.weights import merge, proof, proof_tensors
 from appliance.weights.merge import merge_adapter
 from tests.helpers.models import tiny_adapter, tiny_base
@@ -51,7 +52,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def merged(folder: Path, loaded: Any = None, dtype: str = "bfloat16") -> dict[str, bytes]:
     """The files of the model merged from `base` and `adapter` in `folder`."""
-    merge_adapter(folder / "base", folder / "adapter", folder / "out", dtype=dtype, loaded=loaded)
+    merge_adapter(folder / "base", folder / "adapter", folder / "out", dtype=dtype, loaded=loaded, task=causal.TASK)
     return {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
 
 
@@ -61,7 +62,7 @@ def test_the_bytes_are_those_of_a_merge_from_files(kind: str, read: list[int], t
     base_dir = tiny_base(tmp_path / "base", **base)
     tiny_adapter(tmp_path / "adapter", base_dir, **adapter)
     wanted, size = merged(tmp_path), sum(read)
-    engine = TransformersEngine(Device("cpu", "a CPU", 8 << 30, "float32"))
+    engine = TransformersEngine(Device("cpu", "a CPU", 8 << 30, "float32"), causal.TASK)
     model = model.model_copy(update={"dtype": dtype})
     engine.load_for_training(base_dir, model, TuningSection(r=4, alpha=8), 64, 1)
     engine.release(keep_base=True)
@@ -93,6 +94,8 @@ def test_the_proof_sees_what_a_merge_from_wrong_memory_wrote(folder: Path) -> No
     merged(folder, model)
     stored = load_file(folder / "base" / "model.safetensors")[UP]
     assert not torch.equal(load_file(folder / "out" / "model.safetensors")[UP], stored)
-    wanted = proof.request(folder / "base", folder / "adapter", dtype="bfloat16", device="cpu", rows=rows(count=1))
+    wanted = proof.request(
+        folder / "base", folder / "adapter", dtype="bfloat16", device="cpu", rows=rows(count=1), task=causal.TASK.name
+    )
     found = proof_tensors.compare(wanted, folder / "out")
     assert found.unlike_base == [f"{UP} (1 of {stored.numel()} values)"]

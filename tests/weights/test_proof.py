@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from appliance.machine.device import Device
 from appliance.pipeline import merge as pipeline_merge
 from appliance.process.files import write_json
 from appliance.process.hashed_file import HashedFile
+from appliance.tasks import causal
 from appliance.weights import merge as weights_merge
 from appliance.weights import proof, proof_child, proof_files, proof_tensors
 from appliance.weights.merge import merge_adapter
@@ -73,7 +75,9 @@ def reference(
 ) -> Path:
     """The work folder with what the first process leaves for the second."""
     work_dir.mkdir()
-    wanted = proof.request(base_dir, adapter_dir, dtype=dtype, device="cpu", rows=rows(count=count))
+    wanted = proof.request(
+        base_dir, adapter_dir, dtype=dtype, device="cpu", rows=rows(count=count), task=causal.TASK.name
+    )
     _in_process(wanted, work_dir, merged_dir)
     return work_dir
 
@@ -88,7 +92,7 @@ def examined(work_dir: Path, merged_dir: Path) -> Measures:
 
 def _in_process(wanted: proof.ProofRequest, work_dir: Path, merged_dir: Path, _log: Path | None = None) -> None:
     write_request(wanted, work_dir)
-    proof_child.write_reference(work_dir, merged_dir, proof_child.load_with_peft)
+    proof_child.write_reference(work_dir, merged_dir, partial(proof_child.load_with_peft, task=causal.TASK))
 
 
 def _examined_in_process(work_dir: Path, merged_dir: Path, _log: Path) -> proof.Proof:
@@ -110,7 +114,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("case")
     tiny_base(folder / "base", family="qwen3", tied=True, sharded=True)
     tiny_adapter(folder / "adapter", folder / "base", strength=0.1)
-    merge_adapter(folder / "base", folder / "adapter", folder / "merged", dtype="bfloat16")
+    merge_adapter(folder / "base", folder / "adapter", folder / "merged", dtype="bfloat16", task=causal.TASK)
     reference(folder / "base", folder / "adapter", folder / "work", folder / "merged")
     return folder
 
@@ -134,7 +138,7 @@ def test_a_proper_merge_passes(
 ) -> None:
     base_dir = tiny_base(tmp_path / "base", **base_options)
     adapter_dir = tiny_adapter(tmp_path / "adapter", base_dir, **adapter_options)
-    merge_adapter(base_dir, adapter_dir, tmp_path / "merged", dtype=dtype)
+    merge_adapter(base_dir, adapter_dir, tmp_path / "merged", dtype=dtype, task=causal.TASK)
     work_dir = reference(base_dir, adapter_dir, tmp_path / "work", tmp_path / "merged", dtype)
 
     seen = proof_child.examine(work_dir, tmp_path / "merged")
@@ -161,7 +165,7 @@ def test_a_proper_merge_passes(
 )
 def test_a_wrong_merge_fails(change: Change, gates: set[str], case: Path, tmp_path: Path) -> None:
     wrong = change_adapter(case / "adapter", tmp_path / "adapter", change)
-    merge_adapter(case / "base", wrong, tmp_path / "merged", dtype="bfloat16")
+    merge_adapter(case / "base", wrong, tmp_path / "merged", dtype="bfloat16", task=causal.TASK)
     assert gates <= failed(examined(case / "work", tmp_path / "merged"))
 
 
@@ -175,7 +179,7 @@ def test_a_merge_with_a_wrong_row_beside_the_adapter_fails(tied: bool, row: int,
     base_dir = tiny_base(tmp_path / "base", tied=tied)
     indices: Any = [300] if tied else {"embed_tokens": [300], "lm_head": [300]}
     adapter_dir = tiny_adapter(tmp_path / "adapter", base_dir, trainable_token_indices=indices)
-    merge_adapter(base_dir, adapter_dir, tmp_path / "merged", dtype="bfloat16")
+    merge_adapter(base_dir, adapter_dir, tmp_path / "merged", dtype="bfloat16", task=causal.TASK)
     path, name = tmp_path / "merged" / "model.safetensors", "model.embed_tokens.weight" if tied else "lm_head.weight"
     tensors = load_file(path)
     tensors[name][row] = factor * load_file(base_dir / "model.safetensors")[name][row]
@@ -190,7 +194,7 @@ def test_a_zeroed_merge_of_a_weak_adapter_fails_by_its_weights(tmp_path: Path) -
     base_dir = tiny_base(tmp_path / "base")
     adapter_dir = tiny_adapter(tmp_path / "adapter", base_dir, strength=0.0005)
     zeroed = change_adapter(adapter_dir, tmp_path / "zeroed", scaled(0))
-    merge_adapter(base_dir, zeroed, tmp_path / "merged", dtype="bfloat16")
+    merge_adapter(base_dir, zeroed, tmp_path / "merged", dtype="bfloat16", task=causal.TASK)
     work_dir = reference(base_dir, adapter_dir, tmp_path / "work", tmp_path / "merged")
 
     seen = proof_child.examine(work_dir, tmp_path / "merged")
@@ -202,7 +206,7 @@ def test_a_zeroed_merge_of_a_weak_adapter_fails_by_its_weights(tmp_path: Path) -
 @pytest.mark.parametrize("damage", ["missing", "added", "float32", "nan"])
 def test_damaged_folders_fail(damage: str, case: Path, tmp_path: Path) -> None:
     merged = tmp_path / "merged"
-    merge_adapter(case / "base", case / "adapter", merged, dtype="bfloat16")
+    merge_adapter(case / "base", case / "adapter", merged, dtype="bfloat16", task=causal.TASK)
     index = json.loads((merged / "model.safetensors.index.json").read_text())["weight_map"]
     tensors = {k: v for name in set(index.values()) for k, v in load_file(merged / name).items()}
     for path in merged.glob("model*"):
@@ -228,7 +232,7 @@ def test_a_weight_that_no_row_meets_must_be_finite_too(tmp_path: Path) -> None:
     """The embedding of a token that the compared rows do not hold: their logits are finite, the tensor is not."""
     base_dir = tiny_base(tmp_path / "base")
     adapter_dir = tiny_adapter(tmp_path / "adapter", base_dir)
-    merge_adapter(base_dir, adapter_dir, tmp_path / "merged", dtype="bfloat16")
+    merge_adapter(base_dir, adapter_dir, tmp_path / "merged", dtype="bfloat16", task=causal.TASK)
     path = tmp_path / "merged" / "model.safetensors"
     tensors = load_file(path)
     tensors["model.embed_tokens.weight"][310, 7] = float("inf")
@@ -245,15 +249,17 @@ def test_agreement_with_the_evaluated_answers_is_reported(tmp_path: Path) -> Non
     """Rows whose answers are the model's own greedy ones agree wholly; random ones hardly."""
     base_dir = tiny_base(tmp_path / "base")
     adapter_dir = tiny_adapter(tmp_path / "adapter", base_dir)
-    model = proof_child.load_with_peft(base_dir, adapter_dir, "float32", "cpu")
+    model = proof_child.load_with_peft(base_dir, adapter_dir, "float32", "cpu", causal.TASK)
     asked = torch.tensor([row.input_ids[:31] for row in rows(count=4)])
     answered = model.generate(input_ids=asked, max_new_tokens=20, min_new_tokens=20, do_sample=False)
     greedy = [ProofRow(tuple(ids), 31) for ids in answered.tolist()]
-    merge_adapter(base_dir, adapter_dir, tmp_path / "merged", dtype="bfloat16")
+    merge_adapter(base_dir, adapter_dir, tmp_path / "merged", dtype="bfloat16", task=causal.TASK)
     shares = []
     for name, compared in (("greedy", greedy), ("random", rows(count=4))):
         (tmp_path / name).mkdir()
-        wanted = proof.request(base_dir, adapter_dir, dtype="bfloat16", device="cpu", rows=compared)
+        wanted = proof.request(
+            base_dir, adapter_dir, dtype="bfloat16", device="cpu", rows=compared, task=causal.TASK.name
+        )
         _in_process(wanted, tmp_path / name, tmp_path / "merged")
         seen = proof_child.examine(tmp_path / name, tmp_path / "merged")
         shares.append((seen.agreement_evaluated_16bit, seen.agreement_evaluated))
@@ -295,17 +301,17 @@ def test_compared_positions() -> None:
     assert row.positions() == [2, 3, 4]  # they predict 20, 21 and EOS
     long = ProofRow(tuple(range(300)), prompt_tokens=100)
     assert (len(long.positions()), long.positions()[0], long.positions()[-1]) == (proof.POSITIONS, 99, 298)
-    request = proof.request(Path(), Path(), dtype="bfloat16", device="cpu", rows=rows(count=40))
+    request = proof.request(Path(), Path(), dtype="bfloat16", device="cpu", rows=rows(count=40), task=causal.TASK.name)
     assert (len(request.rows), request.compute_dtype) == (proof.ROWS, "float32")
     with pytest.raises(GateRefused, match="no held-out row"):
-        proof.request(Path(), Path(), dtype="bfloat16", device="cpu", rows=[])
+        proof.request(Path(), Path(), dtype="bfloat16", device="cpu", rows=[], task=causal.TASK.name)
 
 
 def test_the_stage_with_its_two_processes(case: Path, tmp_path: Path) -> None:
     stage = tmp_path / "merge"
 
     summary, result = pipeline_merge.run(
-        case / "base", case / "adapter", stage, dtype="bfloat16", rows=rows(count=4), device=CPU
+        case / "base", case / "adapter", stage, dtype="bfloat16", rows=rows(count=4), device=CPU, task=causal.TASK.name
     )
 
     written = json.loads((stage / "proof.json").read_text())
@@ -331,7 +337,9 @@ def test_a_refused_merge_is_kept_under_another_name(
     stage = tmp_path / "merge"
 
     with pytest.raises(GateRefused, match=r"every_delta_is_in: 14, bound 0 .*up_proj") as caught:
-        pipeline_merge.run(case / "base", case / "adapter", stage, dtype="bfloat16", rows=rows(), device=CPU)
+        pipeline_merge.run(
+            case / "base", case / "adapter", stage, dtype="bfloat16", rows=rows(), device=CPU, task=causal.TASK.name
+        )
 
     assert "the trained weights are kept" in caught.value.hint
     assert {path.name for path in stage.iterdir()} == {"model.refused", "proof.json"}
@@ -343,11 +351,27 @@ def test_a_merge_that_cannot_be_made_writes_proof_json(
 ) -> None:
     monkeypatch.setattr(proof, "run_reference", lambda *_: None)
     with pytest.raises(EnvironmentUnavailable):
-        pipeline_merge.run(tmp_path / "no-base", case / "adapter", tmp_path, dtype="bfloat16", rows=rows(), device=CPU)
+        pipeline_merge.run(
+            tmp_path / "no-base",
+            case / "adapter",
+            tmp_path,
+            dtype="bfloat16",
+            rows=rows(),
+            device=CPU,
+            task=causal.TASK.name,
+        )
     assert json.loads((tmp_path / "proof.json").read_text())["passed"] is False
     assert {path.name for path in tmp_path.iterdir()} == {"proof.json"}
     with pytest.raises(GateRefused, match="no held-out row"):
-        pipeline_merge.run(case / "base", case / "adapter", tmp_path / "none", dtype="bfloat16", rows=[], device=CPU)
+        pipeline_merge.run(
+            case / "base",
+            case / "adapter",
+            tmp_path / "none",
+            dtype="bfloat16",
+            rows=[],
+            device=CPU,
+            task=causal.TASK.name,
+        )
     assert json.loads((tmp_path / "none" / "proof.json").read_text())["passed"] is False
 
 
@@ -366,7 +390,14 @@ def test_a_disk_that_fills_up_under_the_merge_is_named_and_nothing_is_left(
     monkeypatch.setattr(disk, "free_disk_bytes", lambda _: 1000)
     with pytest.raises(EnvironmentUnavailable) as caught:
         pipeline_merge.run(
-            case / "base", case / "adapter", tmp_path, dtype="bfloat16", rows=rows(), device=CPU, expected_bytes=2000
+            case / "base",
+            case / "adapter",
+            tmp_path,
+            dtype="bfloat16",
+            rows=rows(),
+            device=CPU,
+            expected_bytes=2000,
+            task=causal.TASK.name,
         )
     assert "not enough disk space for the merged model: 2000 bytes (2.0 KiB) needed, 1000" in str(caught.value)
     assert "the same command continues" in caught.value.hint

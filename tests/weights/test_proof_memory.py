@@ -12,6 +12,7 @@ import pytest
 
 from appliance.process import child
 from appliance.process.files import write_json
+from appliance.tasks import causal
 from appliance.weights import proof
 from appliance.weights.merge import merge_adapter
 from tests.helpers.models import tiny_adapter, tiny_base
@@ -52,10 +53,16 @@ def test_memory_never_holds_two_models(weights_dtype: str, models: float, tmp_pa
         folder = tmp_path / name
         base_dir = tiny_base(folder / "base", **options)
         adapter_dir = tiny_adapter(folder / "adapter", base_dir, r=2, alpha=4)
-        merge_adapter(base_dir, adapter_dir, folder / "merged", dtype="bfloat16")
+        merge_adapter(base_dir, adapter_dir, folder / "merged", dtype="bfloat16", task=causal.TASK)
         (folder / "work").mkdir()
         wanted = proof.request(
-            base_dir, adapter_dir, dtype="bfloat16", device="cpu", rows=rows(count=2), weights_dtype=weights_dtype
+            base_dir,
+            adapter_dir,
+            dtype="bfloat16",
+            device="cpu",
+            rows=rows(count=2),
+            weights_dtype=weights_dtype,
+            task=causal.TASK.name,
         )
         saved = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(wanted).items()}
         write_json(folder / "work" / "request.json", saved)

@@ -22,6 +22,7 @@ from appliance.machine import host_memory
 from appliance.machine.device import Device
 from appliance.pipeline import merge, stages
 from appliance.process import console
+from appliance.tasks import causal
 from appliance.weights import proof, proof_place
 from appliance.weights.proof import ProofRow
 from appliance.weights.proof_place import Weights, memory_finding, places
@@ -74,7 +75,9 @@ def card(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 def merged(case: Path, stage: Path, device: Device, some_rows: list[ProofRow] | None = None) -> dict[str, Any]:
     """The stage; what proof.json says after it."""
     some_rows = some_rows or rows(count=4)
-    merge.run(case / "base", case / "adapter", stage, dtype="bfloat16", rows=some_rows, device=device)
+    merge.run(
+        case / "base", case / "adapter", stage, dtype="bfloat16", rows=some_rows, device=device, task=causal.TASK.name
+    )
     return dict(json.loads((stage / "proof.json").read_text()))
 
 

@@ -108,8 +108,8 @@ def test_a_base_in_memory_is_used_if_it_is_exact(case: Path, tmp_path: Path, mon
 def request(case: Path, **changed: Any) -> proof.ProofRequest:
     ids = torch.randint(5, 60, (16, 12), generator=torch.Generator().manual_seed(0)).tolist()
     rows = [ProofRow((2, *row, 3, 0), prompt_tokens=14) for row in ids]
-    wanted = proof.request(case / "base", case / "adapter", dtype="bfloat16", device="cpu", rows=rows)
-    return replace(wanted, task="classify", **changed)
+    wanted = proof.request(case / "base", case / "adapter", dtype="bfloat16", device="cpu", rows=rows, task="classify")
+    return replace(wanted, **changed)
 
 
 def proven(case: Path, merged: Path, work_dir: Path, **changed: Any) -> Measures:

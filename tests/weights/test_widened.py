@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from appliance.tasks import causal
 from appliance.weights import proof_child
 from appliance.weights.widened import widen
 from tests.helpers.models import tiny_adapter, tiny_base
@@ -34,8 +35,8 @@ def test_answers_are_those_of_float32(
 ) -> None:
     base_dir = tiny_base(tmp_path / "base", dtype=dtype, **base)
     adapter_dir = None if adapter is None else tiny_adapter(tmp_path / "adapter", base_dir, **adapter)
-    wide = proof_child.load_with_peft(base_dir, adapter_dir, "float32", "cpu")
-    held = proof_child.load_with_peft(base_dir, adapter_dir, dtype, "cpu")
+    wide = proof_child.load_with_peft(base_dir, adapter_dir, "float32", "cpu", causal.TASK)
+    held = proof_child.load_with_peft(base_dir, adapter_dir, dtype, "cpu", causal.TASK)
     before = {name: (p.dtype, p.data_ptr()) for name, p in held.named_parameters()}
     widen(held)
     with torch.no_grad():

@@ -85,7 +85,7 @@ class Shop:
         stage_dir.mkdir(exist_ok=True)
         device = machine_device.device()
         return train.run(
-            engine=TransformersEngine(device),
+            engine=TransformersEngine(device, causal.TASK),
             device=device,
             base=self.base,
             model=ModelSection(id=str(self.base.dir), load_in_4bit=False),
@@ -97,6 +97,7 @@ class Shop:
             prepare_dir=self.prepare_dir,
             stage_dir=stage_dir,
             trained_dir=stage_dir / "adapter",
+            task=causal.TASK,
         )
 
 
@@ -322,7 +323,7 @@ def test_a_choice_of_val_rows_is_the_same_after_a_kill_and_after_a_reload(
 
     (tmp_path / "evaluate").mkdir()
     evaluate.run(
-        engine=TransformersEngine(machine_device.device()),
+        engine=TransformersEngine(machine_device.device(), causal.TASK),
         device=machine_device.device(),
         base=shop.base,
         model=ModelSection(id=str(shop.base.dir), load_in_4bit=False),
@@ -332,6 +333,7 @@ def test_a_choice_of_val_rows_is_the_same_after_a_kill_and_after_a_reload(
         prepare_dir=shop.prepare_dir,
         trained_dir=tmp_path / "few" / "adapter",
         stage_dir=tmp_path / "evaluate",
+        task=causal.TASK,
     )
     gate = gates.best_val_loss_again(files.read_json(tmp_path / "evaluate" / "measures.json")["val_loss"])
     assert gate.passed
