@@ -60,6 +60,7 @@ class Extract(Task):
     columns = ("input_ids", "token_type_ids", "labels")
     pipeline_tag = "question-answering"
     only_transformers = "an extractive reader"
+    tried_with_transformers_4 = True
     answers_with = "span"
 
     def bound(self, prepare_dir: Path, *, weighs: bool = False) -> Extract:  # noqa: ARG002

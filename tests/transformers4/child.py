@@ -30,7 +30,11 @@ def main(request_path: Path) -> None:
 
 
 def answers(request: dict[str, Any]) -> dict[str, Any]:
-    """`request`: base, model and adapter folders and their class of model, conversations, and texts."""
+    """`request`: base, model and adapter folders and their class of model, conversations, and texts; or, of a model
+    without an adapter that finds answers, the code of its card, and questions with their texts.
+    """
+    if "code" in request:
+        return {"model": found_in_texts(request["code"], request["asked"]), "adapter": {}}
     kind = getattr(transformers, request["class"])
     if request["class"] == CLASSIFIER:
         own = {"config": AutoConfig.from_pretrained(request["adapter"]), "ignore_mismatched_sizes": True}
@@ -44,6 +48,16 @@ def answers(request: dict[str, Any]) -> dict[str, Any]:
     return {
         "model": used(model, request["model"], request),
         "adapter": used(tuned, request["adapter"], request),
+    }
+
+
+def found_in_texts(code: str, asked: list[tuple[str, str]]) -> dict[str, Any]:
+    """Parts of texts with their scores, as the card's code gives them, and how the tokenizer reads both."""
+    names: dict[str, Any] = {}
+    exec(code, names)
+    return {
+        "prompts": [names["tokenizer"](*both)["input_ids"] for both in asked],
+        "answers": [[[text, round(score, 3)] for text, score in names["answers"](*both)] for both in asked],
     }
 
 

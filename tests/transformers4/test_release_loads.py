@@ -19,8 +19,8 @@ from transformers import PreTrainedTokenizerFast
 from appliance.process import files
 from appliance.prompt import format as prompt_format
 from appliance.prompt import round_trip, tokenizer
-from appliance.release import card
-from appliance.tasks import find, seq2seq
+from appliance.release import card, usage_snippets
+from appliance.tasks import extract, find, seq2seq
 from appliance.tasks.classify import Classify
 from appliance.tasks.task import Task
 from appliance.training import tokenizer_files
@@ -51,6 +51,8 @@ OTHER_TASKS: dict[str, tuple[Task, str, Callable[..., Path]]] = {
     "a classifier, BERT": (Classify(("기쁨", "슬픔", "중립")), "bert", tiny_encoder),
     "a classifier, RoBERTa": (Classify(("기쁨", "슬픔", "중립")), "roberta", tiny_encoder),
 }
+READERS = {"a reader, BERT": "bert", "a reader, RoBERTa": "roberta"}
+TEXT = "사과 배 감 좋아요 1 2 3 최고 늦어요 " * 5
 ASKED = ("가격은?", "배송은 며칠?", " Below ▁")
 
 
@@ -71,6 +73,9 @@ def requests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     for kind, (task, shape, make) in OTHER_TASKS.items():
         folder = tmp_path_factory.mktemp("other")
         found[kind] = a_release(folder, make(folder / "base", shape), task)
+    for kind, shape in READERS.items():
+        folder = tmp_path_factory.mktemp("reader")
+        found[kind] = a_reader(folder, tiny_encoder(folder / "base", shape), has_types=shape == "bert")
     return {
         kind: {"class": "AutoModelForCausalLM", "texts": list(round_trip.TEXTS), **one} for kind, one in found.items()
     }
@@ -89,7 +94,7 @@ def with_4(requests: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPat
     return dict(files.read_json(path.with_suffix(".result")))
 
 
-@pytest.mark.parametrize("kind", [*BASES, *OTHER_TASKS])
+@pytest.mark.parametrize("kind", [*BASES, *OTHER_TASKS, *READERS])
 def test_a_release_gives_the_same_with_transformers_4(
     kind: str, requests: dict[str, dict[str, Any]], with_4: dict[str, Any]
 ) -> None:
@@ -113,7 +118,7 @@ def test_the_card_names_the_versions_that_were_seen(with_4: dict[str, Any]) -> N
 
 
 def test_a_task_says_whether_transformers_4_was_seen_to_load_its_releases() -> None:
-    tried = {"causal", *(task.name for task, _, _ in OTHER_TASKS.values())}
+    tried = {"causal", "extract", *(task.name for task, _, _ in OTHER_TASKS.values())}
     assert tried == {name for name in find.NAMES if find.named(name).tried_with_transformers_4}
 
 
@@ -132,6 +137,19 @@ def a_release(folder: Path, base: Path, task: Task) -> dict[str, Any]:
         "adapter": str(folder / "adapter"),
         "conversations": [prompt_format.user_message(text) for text in ASKED],
     }
+
+
+def a_reader(folder: Path, base: Path, *, has_types: bool) -> dict[str, Any]:
+    """What is asked of the release of a model that finds answers: all of it was trained, and read in windows."""
+    trained = folder / "trained"
+    extract.TASK.load(base).save_pretrained(trained)
+    prompt = prompt_format.from_transformers("context", tokenizer.load(base))
+    tokenizer_files.write(trained, base, prompt)
+    files.write_json(trained / "prompt.json", {"prompt": "context", "eos": prompt.eos_token, "pad": prompt.pad_token})
+    merge.round_model(trained, folder / "model", dtype="bfloat16")
+    how = {"max_seq_length": 64, "stride": 8, "max_answer_tokens": 6, "token_types": has_types, "threshold": 0.0}
+    code = usage_snippets.finder(str(folder / "model"), how)
+    return {"base": str(base), "code": code, "asked": [(question, TEXT + question) for question in ASKED]}
 
 
 def a_base(folder: Path, family: Family, words: Callable[[Path], Path] | None) -> Path:
