@@ -81,7 +81,7 @@ class LocalNodes:
 
         If this user may not mount one, the node may write no file as large as the weights of the tiny models.
         """
-        is_own = small is not None and _may_mount()
+        is_own = small is not None and may_mount()
         with _own_mounts(small) if small and is_own else nullcontext():
             node = self._cluster.add_node(
                 num_cpus=cpus, num_gpus=gpus, object_store_memory=_STORE_BYTES, env_vars=dict(variables or {})
@@ -143,6 +143,6 @@ def _own_mounts(small: Path) -> Iterator[None]:
         os.chdir(folder)  # setns(2) leaves this thread in the root
 
 
-def _may_mount() -> bool:
+def may_mount() -> bool:
     """Whether this user may give a process mounts of its own."""
     return subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0

@@ -40,7 +40,7 @@ def test_the_bounds_are_of_the_same_files() -> None:
 @pytest.mark.parametrize(
     ("name", "downloaded", "loaded", "released"),
     [
-        ("config.json", True, True, {"model"}),
+        ("config.json", True, True, {"model", "adapter"}),
         ("generation_config.json", True, True, {"model"}),
         ("model-00001-of-00002.safetensors", True, True, {"model"}),
         ("model.safetensors.index.json", True, True, {"model"}),
