@@ -31,7 +31,7 @@ def sweep(
         ),
     ] = None,
     metric: Annotated[
-        Literal["val_loss"], typer.Option("--metric", metavar="val_loss", help="What the trials are compared by.")
+        Literal["val_loss"], typer.Option("--metric", metavar="METRIC", help="What the trials are compared by.")
     ] = "val_loss",
     set_: SetOption = None,
     runs_per_gpu: RunsPerGpuOption = 1,

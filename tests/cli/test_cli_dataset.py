@@ -22,7 +22,7 @@ from datasets_src.sources import delimited
 from tests.helpers.in_process import Appliance, command_line
 
 OPTIONS = {
-    "korquad": ["--with-paragraph", "--answer", "--force", "--json"],
+    "korquad": ["--with-paragraph", "--extractive", "--answer", "--force", "--json"],
     "qa-text": ["--question-marker", "--answer-marker", "--force", "--json"],
     "delimited": ["--separator", "--pattern", "--force", "--json"],
     "records": [

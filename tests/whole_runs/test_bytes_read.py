@@ -13,7 +13,7 @@ import pytest
 
 from appliance.machine import device as machine_device
 from appliance.pipeline import run as pipeline_run
-from appliance.pipeline import train
+from appliance.pipeline.training_setup import Training
 from appliance.process import known_hashes
 from appliance.recipe import resolve
 from appliance.rundir.directory import RunDir
@@ -58,13 +58,13 @@ def test_what_is_read_of_the_base(counts: dict[str, Counter[str]]) -> None:
 @pytest.mark.usefixtures("patched")
 def test_what_a_rehearsal_adds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The base is read by its proof; what its training has loaded, the run trains on, with as much room as it had."""
-    rooms, first_size = [], train._Training.first_size
+    rooms, first_size = [], Training.first_size
 
-    def seen(task: train._Training, lengths: Sequence[int], room: int) -> BatchSize:
+    def seen(task: Training, lengths: Sequence[int], room: int) -> BatchSize:
         rooms.append(room)
         return first_size(task, lengths, room)
 
-    monkeypatch.setattr(train._Training, "first_size", seen)
+    monkeypatch.setattr(Training, "first_size", seen)
     monkeypatch.setattr(machine_device, "room_bytes", lambda _: 8 << 30)
     counts = reads.count(tmp_path, hidden=64, layers=2, overrides=["rehearse=always"])
     kept = 2 * sum(path.stat().st_size for path in (tmp_path / "base").glob("*.safetensors"))  # in float32

@@ -279,8 +279,8 @@ def test_llama3_ko_alpaca(tmp_path: Path) -> None:
 
 def test_every_shipped_recipe_is_run_somewhere() -> None:
     here = {"kanana-full-ft", "kogpt2-cpu", "llama2-korquad", "self-instruct", "llama3-ko-alpaca"}
-    # tests/base_model/test_demo.py, tests/whole_runs/test_seq2seq.py and test_classify.py
-    elsewhere = {"demo", "seq2seq-instruct", "bert-classify"}
+    # tests/base_model/test_demo.py, tests/whole_runs/test_seq2seq.py, test_classify.py and test_extract.py
+    elsewhere = {"demo", "seq2seq-instruct", "bert-classify", "bert-squad"}
     assert {*FAMILIES, *here, *elsewhere} == set(resolve.shipped())
 
 

@@ -399,7 +399,7 @@ def test_who_asks_for_it_by_name_gets_one(begun: Path, monkeypatch: pytest.Monke
 class Words:
     """A prompt format whose tokens are the answer's words: as many bytes are more or fewer tokens."""
 
-    def encode(self, instruction: str, context: str, output: str) -> list[str]:  # noqa: ARG002
+    def encode(self, instruction: str, context: str, output: str, answer_start: int | None) -> list[str]:  # noqa: ARG002
         return output.split()
 
 
