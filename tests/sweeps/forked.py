@@ -24,8 +24,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
+
 MODULE = "tests.sweeps.forked"
-_VARIABLE = "TEST_FORKS"
+_VARIABLE = "TEST_FORKS"  # in the environment of every process of a server and of its commands: its address
 
 
 @contextmanager
@@ -73,6 +75,7 @@ def _serve() -> None:
     from tests.helpers import warm
 
     warm.load()
+    _number_file().write_text(str(os.getpid()), encoding="ascii")
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(os.environ[_VARIABLE])
     listener.listen()
@@ -125,6 +128,29 @@ def _see_mounts_of(connection: socket.socket) -> None:
     with Path(f"/proc/{asking}/ns/mnt").open("rb") as theirs:
         if not os.path.samestat(os.fstat(theirs.fileno()), Path("/proc/self/ns/mnt").stat()):
             assert ctypes.CDLL(None).setns(theirs.fileno(), 0) == 0
+
+
+def _number_file() -> Path:
+    return Path(os.environ[_VARIABLE] + ".pid")
+
+
+def commands() -> list[psutil.Process]:
+    """Those that are at work: the commands of this test's server, not of another test's."""
+    return [process for process in psutil.process_iter() if _is_command(process)]
+
+
+def _is_command(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        words = process.cmdline()
+        is_ours = process.environ().get(_VARIABLE) == os.environ[_VARIABLE]
+        return is_ours and MODULE in words and "--serve" not in words and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def forks() -> list[psutil.Process]:
+    """In which the commands take place."""
+    server = psutil.Process(int(_number_file().read_text(encoding="ascii")))
+    return [one for one in server.children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
 
 
 def _ask(words: list[str]) -> int:

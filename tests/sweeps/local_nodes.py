@@ -112,6 +112,13 @@ class LocalNodes:
     def newest(self) -> Any:
         return self._added[-1]
 
+    def leave(self, number: int) -> None:
+        """Cuts or adds nodes, until there are that many."""
+        for node in sorted(self._cluster.worker_nodes, key=lambda node: str(node.node_id))[number:]:
+            self.cut(node)
+        while self.alive < number:
+            self.add()
+
     def cut(self, node: Any) -> None:
         """Its raylet dies; whatever it started has to end by itself."""
         self._cluster.remove_node(node, allow_graceful=False)

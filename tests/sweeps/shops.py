@@ -111,7 +111,7 @@ class Hit:
     step: int
 
 
-def when_trained(run_path: Path, steps: int, strike: Callable[[psutil.Process], None]) -> Hit:
+def when_trained(run_path: Path, steps: int, strike: Callable[[psutil.Process], object]) -> Hit:
     """Calls `strike` with the worker that the run is a child of, once that many steps are trained."""
     end = time.monotonic() + 120
     while trained(run_path) < steps:
@@ -128,10 +128,9 @@ def when_trained(run_path: Path, steps: int, strike: Callable[[psutil.Process], 
 
 def process_of(name: str) -> psutil.Process:
     """The stand-in at work on the run."""
-    for process in psutil.process_iter():
+    for process in forked.commands():
         with suppress(psutil.Error):
-            words = process.cmdline()
-            if forked.MODULE in words and f"name={name}" in words:
+            if f"name={name}" in process.cmdline():
                 return process
     raise LookupError(name)
 
@@ -139,10 +138,9 @@ def process_of(name: str) -> psutil.Process:
 def at_work() -> list[str]:
     """The command lines of all stand-ins, and of all forks in which runs take place."""
     found = []
-    for process in psutil.process_iter():
+    for process in [*forked.commands(), *forked.forks()]:
         with suppress(psutil.Error):
-            if process.status() != psutil.STATUS_ZOMBIE and forked.MODULE in process.cmdline():
-                found.append(" ".join(process.cmdline()))
+            found.append(" ".join(process.cmdline()))
     return found
 
 
