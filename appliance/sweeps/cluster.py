@@ -112,7 +112,7 @@ def connected(*, cpus: int | None = None, gpus: int | None = None) -> Iterator[C
                 "include_dashboard": False,
                 "object_store_memory": _STORE_BYTES,
                 "_node_ip_address": _LOOPBACK,
-                "_temp_dir": str(folder / "r"),  # below: Ray gives its own to all users (0777)
+                "_temp_dir": str(folder / keeper.RAY_FOLDER),  # below: Ray gives its own to all users (0777)
             }
         stack.callback(_shut_down, ray)
         with _signals_kept(), _named("appliance"), _on_loopback(address is None):

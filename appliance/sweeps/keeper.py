@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 VARIABLE = "FINETUNE_RAY_FOLDER"  # in the environment of every process that is to be ended
+RAY_FOLDER = "r"  # in the folder: where Ray's own files are
 _SECONDS = 10.0  # to die of SIGKILL: longer only in the kernel's hands, as on a file server that does not answer
 
 
@@ -43,10 +44,10 @@ def of(folder: Path) -> Iterator[None]:
 def _main() -> None:
     for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(one, signal.SIG_IGN)
-    folder = Path(sys.argv[1])
+    folder, starter = Path(sys.argv[1]), os.getppid()
     sys.stdin.read()
     end = time.monotonic() + _SECONDS
-    while (left := _with(folder)) and time.monotonic() < end:
+    while (left := _with(folder, starter)) and time.monotonic() < end:
         for number in left:
             with suppress(OSError):
                 os.kill(number, signal.SIGKILL)
@@ -54,14 +55,27 @@ def _main() -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _with(folder: Path) -> list[int]:
-    """The processes of this user with the folder in their environment. A zombie has none."""
-    wanted, found = f"{VARIABLE}={folder}".encode(), []
-    for path in Path("/proc").glob("[0-9]*/environ"):
+def _with(folder: Path, starter: int) -> list[int]:
+    """The processes of this user with the folder in their environment, or with a file of Ray's there open.
+
+    Some of Ray's write a title over their environment (setproctitle). `starter` is not among them: it has Ray's files
+    open as well, and ends by itself. A zombie has neither.
+    """
+    wanted, files, found = f"{VARIABLE}={folder}".encode(), f"{folder / RAY_FOLDER}/", []
+    for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended, or is another user's
-            if wanted in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
+            is_ours = wanted in (path / "environ").read_bytes().split(b"\0")
+            if (is_ours or _has_open(path, files)) and int(path.name) not in (starter, os.getpid()):
+                found.append(int(path.name))
     return found
+
+
+def _has_open(process: Path, prefix: str) -> bool:
+    for handle in (process / "fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            if str(handle.readlink()).startswith(prefix):
+                return True
+    return False
 
 
 if __name__ == "__main__":
