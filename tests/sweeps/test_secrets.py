@@ -12,7 +12,7 @@ import pytest
 
 from appliance.recipe import resolve
 from appliance.sweeps import cluster as sweeps_cluster
-from appliance.sweeps import fleet, plan
+from appliance.sweeps import attempts, fleet, plan
 from appliance.sweeps.cluster import Cluster
 from appliance.sweeps.fleet import Fleet, Share
 from appliance.sweeps.fleet_shown import Progress
@@ -29,10 +29,11 @@ SECRETS = {
 
 
 class Watched(Progress):
-    """Kills the worker of `killed` once it is at work, and keeps the command lines that it sees."""
+    """Kills the worker of the run `killed` once that is noted as begun, and keeps the command lines that it sees."""
 
-    def __init__(self, runs: int) -> None:
+    def __init__(self, runs: int, killed: Path) -> None:
         super().__init__(runs, 0)
+        self._killed = killed
         self.lines = set[str]()
         self._is_killed = False
 
@@ -42,7 +43,8 @@ class Watched(Progress):
             try:
                 words = process.cmdline()
                 self.lines.add(" ".join(words))
-                if "killed" in words and not self._is_killed and (worker := process.parent()):
+                is_due = "killed" in words and attempts.read(self._killed) and not self._is_killed
+                if is_due and (worker := process.parent()):
                     self._is_killed = True
                     worker.kill()
             except psutil.Error:
@@ -69,7 +71,7 @@ def test_a_run_has_the_secrets_and_ray_has_none(cluster: Cluster, tmp_path: Path
     jobs = [
         _job(name, words, tmp_path, *(["NOT_SET_KEY"] if name == "lacking" else [])) for name, words in ways.items()
     ]
-    with Watched(len(jobs)) as watched:
+    with Watched(len(jobs), tmp_path / "killed") as watched:
         outcomes = Fleet(cluster, jobs, Share(0, 1, 1), watched, waits=False).run()
     codes = {name: outcome.exit_code for name, outcome in outcomes.items()}
     assert codes == {"done": 0, "refused": 3, "killed": 0, "lacking": 4}
