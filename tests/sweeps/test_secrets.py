@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from appliance.recipe import resolve
-from appliance.sweeps import cluster as sweeps_cluster
 from appliance.sweeps import attempts, fleet, plan
+from appliance.sweeps import cluster as sweeps_cluster
 from appliance.sweeps.cluster import Cluster
 from appliance.sweeps.fleet import Fleet, Share
 from appliance.sweeps.fleet_shown import Progress
