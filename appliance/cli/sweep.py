@@ -18,7 +18,9 @@ def sweep(
     try_: Annotated[
         list[str],
         typer.Option(
-            "--try", metavar="KEY=A,B,C", help="Values to try for a field of train or tuning. May be repeated."
+            "--try",
+            metavar="KEY=VALUES",
+            help="Values to try for a field of train or tuning, between commas. May be repeated.",
         ),
     ],
     samples: Annotated[

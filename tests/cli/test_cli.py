@@ -242,7 +242,7 @@ def test_arguments_and_options_are_named_by_words(command: str) -> None:
     shown = [part for part in listed if part.startswith(("Arguments:", "Options:"))]
     for name in re.findall(r"^  (\S.*?)(?:  |$)", "\n".join(shown), re.MULTILINE):
         values = re.sub(r"--?[\w-]+", "", name).strip(" ,/")
-        assert re.fullmatch(r"([A-Z][A-Za-z_./]*|[a-z]+\|[a-z]+|\[|\]|[|@=, ])*", values), (command, name)
+        assert re.fullmatch(r"([A-Z][A-Za-z_./]*|[a-z]+\|[a-z]+|\[|\]|[|@= ])*", values), (command, name)
     assert "x>=" not in _help(command)
     assert "<=x" not in _help(command)
 
