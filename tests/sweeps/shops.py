@@ -111,7 +111,7 @@ class Hit:
     step: int
 
 
-def when_trained(run_path: Path, steps: int, strike: Callable[[psutil.Process], object]) -> Hit:
+def when_trained(run_path: Path, steps: int, strike: Callable[[psutil.Process], None]) -> Hit:
     """Calls `strike` with the worker that the run is a child of, once that many steps are trained."""
     end = time.monotonic() + 120
     while trained(run_path) < steps:
@@ -123,6 +123,16 @@ def when_trained(run_path: Path, steps: int, strike: Callable[[psutil.Process], 
     strike(worker)
     if psutil.wait_procs([worker], timeout=1)[0]:
         process.wait(10)  # a run ends with its worker, or the next attempt would find it at work
+    return Hit(run_path.name, trained(run_path))
+
+
+def held_when_trained(run_path: Path) -> Hit:
+    """Suspends the run once it has trained a step more than its first evaluation needs: only SIGKILL ends it."""
+    end = time.monotonic() + 120
+    while trained(run_path) < EVAL_EVERY + 1:
+        assert time.monotonic() < end, f"{run_path.name} did not train"
+        time.sleep(0.01)
+    psutil.Process(int((run_path / ".lock").read_text(encoding="ascii"))).suspend()
     return Hit(run_path.name, trained(run_path))
 
 
