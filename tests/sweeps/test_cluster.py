@@ -18,6 +18,7 @@ import pytest
 from appliance.errors import EnvironmentUnavailable, RecipeError
 from appliance.process import signals
 from appliance.sweeps import cluster as sweeps_cluster
+from appliance.sweeps import keeper
 from appliance.sweeps.cluster import Cluster, Node
 
 pytestmark = pytest.mark.slow
@@ -175,3 +176,22 @@ def test_as_many_runs_as_fit() -> None:
     assert sweeps_cluster.slots(nodes, gpus=1, cpus=0) == {"a": 2}
     assert sweeps_cluster.slots(nodes, gpus=1 / 3, cpus=0) == {"a": 6}
     assert sweeps_cluster.slots(nodes, gpus=0, cpus=2) == {"a": 8, "b": 1}
+
+
+def test_a_process_that_hid_its_environment_is_ended_too(tmp_path: Path) -> None:
+    """Some of Ray's write a title over it; a file of Ray's is what they have open. Others may open the lock."""
+    ray_dir = tmp_path / "new" / keeper.RAY_FOLDER
+    ray_dir.mkdir(parents=True)
+    with (ray_dir / "agent.log").open("w") as log, (tmp_path / "new" / "owner.lock").open("w") as lock:
+        hidden = subprocess.Popen(["sleep", "60"], stdout=log, env={}, start_new_session=True)
+        other = subprocess.Popen(["sleep", "60"], stdout=lock, env={}, start_new_session=True)
+    try:
+        with keeper.of(tmp_path / "new"):
+            pass
+        assert hidden.wait(10) == -signal.SIGKILL
+        assert other.poll() is None
+        assert not (tmp_path / "new").exists()
+    finally:
+        for process in (hidden, other):
+            process.kill()
+            process.wait()
