@@ -1,6 +1,6 @@
 """What a model that finds answers in a text has to beat: the sentence most like the question, and no answer at all.
 
-A head without training points anywhere: it is no opponent.
+An untrained head points at random places, so beating it would prove nothing.
 
 >>> sentences("서울은 수도다. 부산은 크다! 끝")
 ['서울은 수도다.', '부산은 크다!', '끝']

@@ -1,6 +1,7 @@
 """A model that finds answers in texts, on the untouched test rows, beside the sentence most like the question.
 
-The stage `evaluate` of a task whose answers stand in the rows' inputs. The base is not asked: its head points anywhere.
+The stage `evaluate` of a task whose answers stand in the rows' inputs. The base is not asked: as a rule
+its head is untrained.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How the model scored, as its card says it: the table of before and after, the verdict, the Hub's model-index."""
+"""The scores as the model card shows them: the table of before and after, the verdict, the Hub's model-index."""
 
 from __future__ import annotations
 

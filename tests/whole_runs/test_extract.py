@@ -178,7 +178,7 @@ def test_card_and_page_say_how_answers_are_found(reader: Path) -> None:
     for text in ("appliance chat", "appliance serve", "stopped by themselves", "vllm", "generate("):
         assert text not in card, text
     assert "def answers(question, context)" in page
-    assert "<bdi>base</bdi>" not in page  # it is no opponent: what its head says is chance
+    assert "<bdi>base</bdi>" not in page  # what its untrained head says is chance
 
 
 def test_replay_finds_nothing_changed_and_it_cannot_be_talked_to(reader: Path) -> None:
