@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import gc
 import os
+import signal
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,14 @@ def pytest_runtest_protocol() -> Generator[None, object, object]:
         if len(sys.modules) > before + _MODULES_WORTH_FREEZING:
             gc.collect()
             gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_before() -> Iterator[None]:
+    """What a test leaves behind would be blamed on another."""
+    before = [signal.getsignal(number) for number in signals.SIGNALS]
+    yield
+    assert [signal.getsignal(number) for number in signals.SIGNALS] == before
 
 
 @pytest.fixture(autouse=True)

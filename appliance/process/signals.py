@@ -48,6 +48,18 @@ def first_one_calls(do: Callable[[int], None]) -> None:
 
 
 @contextmanager
+def first_one_calling(do: Callable[[int], None]) -> Iterator[None]:
+    """`first_one_calls` while the block runs. After it the signals do what they did before."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    first_one_calls(do)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def deferred() -> Iterator[Callable[[], None]]:
     """While the block runs, a signal raises nothing where it arrives: native code of others would make a bug of it.
 
@@ -58,18 +70,13 @@ def deferred() -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     came: list[int] = []
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    first_one_calls(came.append)
 
     def check_deferred() -> None:
         if came:
             _raise(came[0])
 
-    try:
+    with first_one_calling(came.append):
         yield check_deferred
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def end_process(number: int) -> None:

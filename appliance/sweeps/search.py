@@ -92,8 +92,5 @@ def _stopping(stop: Any) -> Iterator[None]:
     def take(number: int) -> None:
         stop.wanted = number
 
-    signals.first_one_calls(take)
-    try:
+    with signals.first_one_calling(take):
         yield
-    finally:
-        signals.install()

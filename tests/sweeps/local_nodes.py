@@ -13,6 +13,7 @@ import ctypes
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -44,6 +45,11 @@ class LocalNodes:
 
     def __enter__(self) -> LocalNodes:
         self._before = dict(os.environ)
+        with _sigterm_as_before():
+            self._start()
+        return self
+
+    def _start(self) -> None:
         os.environ.update(_SETTINGS, RAY_AUTH_TOKEN=secrets.token_hex(16))
         from ray.cluster_utils import Cluster
 
@@ -59,7 +65,6 @@ class LocalNodes:
                 "temp_dir": self._folder,
             },
         )
-        return self
 
     @property
     def address(self) -> str:
@@ -82,7 +87,7 @@ class LocalNodes:
         If this user may not mount one, the node may write no file as large as the weights of the tiny models.
         """
         is_own = small is not None and may_mount()
-        with _own_mounts(small) if small and is_own else nullcontext():
+        with _own_mounts(small) if small and is_own else nullcontext(), _sigterm_as_before():
             node = self._cluster.add_node(
                 num_cpus=cpus, num_gpus=gpus, object_store_memory=_STORE_BYTES, env_vars=dict(variables or {})
             )
@@ -129,6 +134,14 @@ class LocalNodes:
         os.environ.update(self._before)
         cluster.have_ray_read_its_variables()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextmanager
+def _sigterm_as_before() -> Iterator[None]:
+    """Every node that Ray starts takes it for itself."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

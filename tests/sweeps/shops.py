@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,14 +126,20 @@ def when_trained(run_path: Path, steps: int, strike: Callable[[psutil.Process], 
     return Hit(run_path.name, trained(run_path))
 
 
-def held_when_trained(run_path: Path) -> Hit:
-    """Suspends the run once it has trained a step more than its first evaluation needs: only SIGKILL ends it."""
-    end = time.monotonic() + 120
-    while trained(run_path) < EVAL_EVERY + 1:
-        assert time.monotonic() < end, f"{run_path.name} did not train"
+def held_when_trained(run_paths: Iterable[Path], count: int) -> list[Hit]:
+    """Suspends each run once it has trained a step more than its first evaluation needs, until that many are held.
+
+    Only SIGKILL ends them. Which ones begin first is for Ray to say.
+    """
+    end, hits, waiting = time.monotonic() + 120, list[Hit](), list(run_paths)
+    while len(hits) < count:
+        assert time.monotonic() < end, f"only {hits} did train"
+        for run_path in [path for path in waiting if trained(path) > EVAL_EVERY]:
+            psutil.Process(int((run_path / ".lock").read_text(encoding="ascii"))).suspend()
+            hits.append(Hit(run_path.name, trained(run_path)))
+            waiting.remove(run_path)
         time.sleep(0.01)
-    psutil.Process(int((run_path / ".lock").read_text(encoding="ascii"))).suspend()
-    return Hit(run_path.name, trained(run_path))
+    return hits
 
 
 def process_of(name: str) -> psutil.Process:

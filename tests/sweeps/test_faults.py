@@ -80,20 +80,21 @@ def test_a_killed_driver_takes_its_runs_with_it_and_the_next_one_continues_them(
     nodes.leave(2)
     command = [sys.executable, "-m", "tests.sweeps.fleet_driver", str(jobs)]
     with subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL) as driver:
-        with ThreadPoolExecutor() as pool:  # both are held while the driver dies: they would go on meanwhile
-            held = [pool.submit(sweeps_shops.held_when_trained, runs_dir / name) for name in ("one", "two")]
-            hits = [one.result() for one in held]
+        # both are held while the driver dies: they would go on meanwhile
+        hits = sweeps_shops.held_when_trained([runs_dir / name for name in NAMES], 2)
         driver.kill()
     end = time.monotonic() + 30
     while left := sweeps_shops.at_work():
         assert time.monotonic() < end, left
         time.sleep(0.1)
     hits = [Hit(hit.name, max(hit.step, sweeps_shops.trained(runs_dir / hit.name))) for hit in hits]
-    assert not (runs_dir / "three").exists()
+    (third,) = set(NAMES) - {hit.name for hit in hits}
+    assert not (runs_dir / third).exists()
     outcomes = fleet_driver.run(runs)
     assert {name: outcome.exit_code for name, outcome in outcomes.items()} == dict.fromkeys(NAMES, 0)
     refuse_other_results(shops, runs_dir, hits)
-    assert {name: len(attempts.read(runs_dir / name)) for name in NAMES} == {"one": 2, "two": 2, "three": 1}
+    tried = {name: len(attempts.read(runs_dir / name)) for name in NAMES}
+    assert tried == {hit.name: 2 for hit in hits} | {third: 1}
 
 
 def test_a_node_with_a_full_disk_fails_no_run_and_gets_no_more(

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,17 @@ def _prompt(folder: Path, spoil: Callable[[Path], object], name: str) -> Prompt:
     return prompt_format.from_folder(name, folder / "base")
 
 
+@pytest.fixture(autouse=True)
+def no_fork_stays() -> Iterator[None]:
+    before = _children()
+    yield
+    assert _children() == before
+
+
+def _children() -> list[str]:
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
+
+
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_prepare_names_the_row_on_which_a_base_explodes(
     tmp_path: Path, bomb: str, monkeypatch: pytest.MonkeyPatch
@@ -118,7 +129,6 @@ def test_prepare_names_the_row_on_which_a_base_explodes(
     assert str(caught.value).replace(" of the base model", "") == f"{seen} on line {LINE} of {csv_path}"
     assert caught.value.hint.endswith(f"or remove line {LINE} of {csv_path}")
     assert csv_bytes(tmp_path) == before
-    assert not _children()
 
 
 def csv_bytes(folder: Path) -> bytes:
@@ -162,8 +172,3 @@ def test_a_fork_that_gets_no_turn_ends_all_the_same(tmp_path: Path, monkeypatch:
     prompt = _prompt(tmp_path, lambda _: None, "alpaca")
     with pytest.raises(EnvironmentUnavailable, match=r"did not end within 0\.2 s on line 2 of rows\.csv"):
         list(encode_apart.ids(prompt, [Row(2, "질문", "", "답")], Path("rows.csv")))
-    assert not _children()
-
-
-def _children() -> list[str]:
-    return Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
