@@ -122,7 +122,8 @@ def _cautions(wanted: Sequence[Sequence[str]], tuned: Sequence[str], *, may_abst
     if len(tuned) > 1 and not any(tuned):
         found.append(Caution("no_answers", "every test question was answered with no answer"))
     elif len(tuned) > 1 and len(set(tuned)) == 1:
-        found.append(Caution("one_answer", f"every test question was answered with {tuned[0]!r}"))
+        # without the text, a part of a row: the card shows this sentence, and may not be allowed to show rows
+        found.append(Caution("one_answer", "every test question was answered with the same text"))
     if may_abstain and not any("" in right for right in wanted):
         sentence = "no test question is without an answer: whether the model recognises such questions is unknown"
         found.append(Caution("untested_abstention", sentence))

@@ -222,6 +222,7 @@ def _published(facts: Facts, repo_id: str | None) -> list[str]:
     cells = [cell for row in facts.examples for cell in row.values() if cell]
     cells += [cell for caution in facts.cautions for row in caution.rows for cell in (row.wanted, row.got) if cell]
     public = [facts.name, facts.base.public_id, repo_id or "", str(config.get("model_type", ""))]
+    public += facts.task.classes
     return [*public, *(config.get("architectures") or []), *cells, *map(leak_scan.as_cell, cells)]
 
 

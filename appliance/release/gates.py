@@ -19,6 +19,7 @@ from appliance.process import files
 from appliance.release import dataset as release_dataset
 from appliance.release import gguf_files, leak_scan
 from appliance.rundir import earlier_compared, exported, results
+from appliance.tasks import classify
 from appliance.weights import model_files
 from appliance.weights.shards import FLOATS, SHORT_NAME, stored_headers
 from appliance.wording import counted
@@ -165,7 +166,8 @@ def of_cleanliness(
     hits = leak_scan.scan(release_dir, secrets, private)
     if not shown:
         cells = {row[key] for row in results.read_predictions(run_path) for key in results.TEXT_COLUMNS}
-        hits += leak_scan.holds_text(release_dir, cells)
+        named = classify.TASK.bound(run_path / "prepare").classes  # public: config.json and the card list them
+        hits += leak_scan.holds_text(release_dir, cells.difference(named))
     logs = sorted(run_path.rglob("*.log"))
     traces = leak_scan.Private(private.names, (), private.public)
     in_logs = [hit for path in logs for hit in leak_scan.scan(path, secrets, traces)]

@@ -8,6 +8,8 @@ than memory can be read.
 from __future__ import annotations
 
 import csv
+import json
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ from appliance.errors import DataError
 from appliance.process import files
 from appliance.prompt import turns
 from appliance.rows import places
+from appliance.rows.cell_text import PLACEHOLDERS
 from appliance.rows.charset import open_lines, wrong_byte
 from appliance.rows.dialect import ROLES
 from appliance.rows.dialect import CsvFormat as CsvFormat
@@ -39,6 +42,7 @@ ABOVE_HEADER = "above the header"
 NO_ROWS = (BLANK_LINE, ABOVE_HEADER)  # reasons of lines that nobody has to correct
 CANONICAL_COLUMNS = ("row", "instruction", "input", "output")
 PLACED_COLUMNS = (*CANONICAL_COLUMNS, "answer_start")  # of rows whose answers stand in their input
+_MOST_DIGITS = 18  # of a place; Python refuses to read a number of more than 4,300
 LEDGER_COLUMNS = ("row", "side", "reason")
 
 # What a `side` column may contain (case and surrounding spaces are ignored), and the side that it means.
@@ -209,16 +213,26 @@ def _placed(fmt: CsvFormat, text: str, output: str, typed: list[str]) -> Place |
     if not start:
         return places.find(text, answer) or (
             f"column {fmt.column('output')}: {quoted(answer)} does not stand in the column {fmt.column('input')}"
+            + _meant_as_none(answer)
         )
     where = f"column {fmt.column('answer_start')}"
-    if not start.removesuffix(".0").isdecimal():  # spreadsheets and pandas write whole numbers so
+    digits = start.removesuffix(".0")  # spreadsheets and pandas write whole numbers so
+    if not digits.isdecimal() or len(digits) > _MOST_DIGITS:
         return f"{where}: {quoted(start)} is not a number of characters"
-    begin = int(start.removesuffix(".0"))
+    begin = int(digits)
     if fmt.cells.changes and fmt.input is not None:
         begin = len(fmt.cells.of(typed[fmt.input][:begin]))
     begin += len(output) - len(output.lstrip())
     there = quoted(text[begin : begin + len(answer)])
     return places.at(text, answer, begin) or f"{where}: at character {begin} stands {there}, not {quoted(answer)}"
+
+
+def _meant_as_none(answer: str) -> str:
+    """What else a program may have meant that wrote this answer; "" if it is not one of those that programs write."""
+    if plain_name(answer) not in PLACEHOLDERS:
+        return ""
+    setting = shlex.quote(f"data.na_values={json.dumps([answer], ensure_ascii=False)}")
+    return f"; if it says that there is no answer: --set {setting}"
 
 
 @contextmanager

@@ -27,10 +27,9 @@ class Place:
 
 def find(text: str, answer: str) -> Place | None:
     """The first place of `answer`, as typed or else in another spelling of the same letters; None: there is none."""
-    begin = text.find(answer)
-    end = begin + len(answer)
-    if begin >= 0 and not continues(text, end):  # else it would cut a letter
-        return Place(begin, end, len(_all(text, answer)))
+    typed = [begin for begin in _all(text, answer) if _is_whole(text, begin, begin + len(answer))]
+    if typed:
+        return Place(typed[0], typed[0] + len(answer), len(typed))
     if text.isascii():
         return None
     spelt, wanted = _Spelt(text), _normal(answer)
@@ -40,13 +39,18 @@ def find(text: str, answer: str) -> Place | None:
 
 def at(text: str, answer: str, begin: int) -> Place | None:
     """The place of `answer` that begins at this character; None: something else stands there."""
-    if text.startswith(answer, begin):
+    if text.startswith(answer, begin) and _is_whole(text, begin, begin + len(answer)):
         return Place(begin, begin + len(answer))
     wanted = _normal(answer)
     for end in range(begin + 1, min(len(text), begin + 2 * len(wanted)) + 1):
         if not continues(text, end) and _normal(text[begin:end]) == wanted:
             return None if continues(text, begin) else Place(begin, end)
     return None
+
+
+def _is_whole(text: str, begin: int, end: int) -> bool:
+    """Whether both are where a letter begins: else the part between would cut one."""
+    return not continues(text, begin) and not continues(text, end)
 
 
 class _Spelt:

@@ -134,9 +134,11 @@ def compared(tuned: list[str], wanted: list[list[str]], *, abstains: bool) -> sp
 
 
 def test_the_verdict_is_about_the_better_opponent_and_odd_answers_are_cautions() -> None:
-    better = compared(["가"] * 40, [["가"]] * 40, abstains=False)
+    better = compared(["가나다"] * 40, [["가나다"]] * 40, abstains=False)
     assert (better.verdict, better.base_asked, better.wins) == ("better", "sentence", 40)
-    assert [one.name for one in better.cautions] == ["one_answer"]
+    (caution,) = better.cautions
+    assert caution.name == "one_answer"
+    assert "가나다" not in caution.sentence  # a card that shows no rows shows cautions
     assert "better than the sentence most like the question (TF-IDF)" in better.summary()
     same = compared([""] * 12, [[""]] * 12, abstains=True)
     assert (same.verdict, same.base_asked) == ("not proven", "abstain")

@@ -11,8 +11,11 @@ from safetensors.torch import save_file
 
 from appliance.hub import token as hub_token
 from appliance.process import console, known_secrets, redact
-from appliance.release import leak_scan
+from appliance.process.files import write_json
+from appliance.release import gates, leak_scan
 from appliance.release.leak_scan import Private, scan
+from appliance.rows import csv_file
+from appliance.rundir import results
 
 TOKEN = "hf_" + "aB3dE" * 7
 SECRET = "s3cret-value-of-the-environment"
@@ -183,3 +186,31 @@ def test_nothing_private_gets_into_a_log(tmp_path: Path, monkeypatch: pytest.Mon
     assert "run shop in ~/runs/shop" in text
     assert "ValueError: no such file: ~/" in text
     assert scan(path, [], Private(names=("hongkildong", "seoul-07"))) == []
+
+
+LABEL = "배송이 늦어 환불을 요청함"
+
+
+@pytest.mark.parametrize(
+    ("card", "shown", "clean"),
+    [
+        (f"classes: `{LABEL}` or `기타`", False, True),
+        (f"classes: `{LABEL}`; asked: 언제쯤 받아 볼 수 있을까요?", False, False),
+        (f"classes: `{LABEL}`; asked: 언제쯤 받아 볼 수 있을까요?", True, True),
+    ],
+)
+def test_the_card_of_a_classifier_names_its_classes_but_quotes_no_text(
+    card: str, shown: bool, clean: bool, tmp_path: Path
+) -> None:
+    """Labels of a dozen letters are no text of a row, which the card must not show: config.json names them as well."""
+    release = tmp_path / "publish" / "release"
+    for folder in (release, tmp_path / "prepare", tmp_path / "evaluate"):
+        folder.mkdir(parents=True)
+    (release / "README.md").write_text(card, encoding="utf-8")
+    classes = [{"name": name, "ids": [[i]], "rows": {"train": 1}} for i, name in enumerate(("기타", LABEL))]
+    write_json(tmp_path / "prepare" / "labels.json", {"classes": classes})
+    row = (2, "언제쯤 받아 볼 수 있을까요?", LABEL, "기타", LABEL, "win")
+    with csv_file.csv_writer(tmp_path / "evaluate" / "predictions.csv", results.PREDICTION_COLUMNS) as write:
+        write(row)
+    gate = gates.of_cleanliness(release, tmp_path, secrets=[], private=Private(), shown=shown)[0]
+    assert (gate.name, gate.passed) == ("release_is_clean", clean)

@@ -42,6 +42,21 @@ def test_no_part_of_a_letter_is_an_answer(text: str, answer: str) -> None:
     assert places.find(text, nfd(answer)) is None
 
 
+@pytest.mark.parametrize("part", [slice(1, None), slice(None, -1)], ids=["without the first", "without the last"])
+def test_an_answer_that_cuts_a_syllable_is_not_found_as_typed_either(part: slice) -> None:
+    """Some exports cut decomposed text by characters: the vowel of 서울 is in the text, and no letter of it."""
+    answer = nfd("서울")[part]
+    assert answer in nfd(TEXT)
+    assert places.find(nfd(TEXT), answer) is None
+    assert places.at(nfd(TEXT), answer, nfd(TEXT).index(answer)) is None
+
+
+def test_a_place_in_the_middle_of_a_letter_does_not_count() -> None:
+    text = nfd("선 서 새")
+    assert places.find(text, nfd("서")) == Place(text.index(nfd("서 새")), text.index(nfd(" 새")))
+    assert places.find("갸 " + nfd("가각"), nfd("가")) == Place(2, 4)
+
+
 def test_another_character_than_the_one_that_was_meant() -> None:
     assert places.at(TEXT, "서울", 5) is None
     assert places.at(TEXT, "서울", 400) is None
@@ -87,6 +102,15 @@ def test_rows_whose_answers_stand_in_their_texts(tmp_path: Path) -> None:
         (("어디?", TEXT, "서울", "3"), "column 'answer_start': at character 3 stands ' 서', not '서울'"),
         (("어디?", TEXT, "서울", "-4"), "column 'answer_start': '-4' is not a number of characters"),
         (("어디?", TEXT, "서울", "four"), "column 'answer_start': 'four' is not a number of characters"),
+        (
+            ("어디?", TEXT, "서울", "1" * 5000),
+            f"column 'answer_start': '{'1' * 39}…' is not a number of characters",
+        ),
+        (
+            ("어디?", TEXT, "N/A", ""),
+            "column 'answer': 'N/A' does not stand in the column 'context'; if it says that there is no answer: "
+            """--set 'data.na_values=["N/A"]'""",
+        ),
         (("어디?", " ", "서울", ""), "column 'context': the text that the answer has to stand in is empty"),
         (("어디?", "", "", ""), "column 'context': the text that the answer has to stand in is empty"),
         (("", TEXT, "서울", ""), "column 'question': the instruction is empty"),
@@ -95,6 +119,15 @@ def test_rows_whose_answers_stand_in_their_texts(tmp_path: Path) -> None:
 def test_a_row_that_cannot_be_used_says_why(cells: tuple[str, ...], reason: str, tmp_path: Path) -> None:
     (found,) = read(tmp_path, [cells])
     assert found == Rejected(2, reason)
+
+
+def test_the_setting_that_a_reason_names_turns_a_placeholder_into_no_answer(tmp_path: Path) -> None:
+    path = written(tmp_path / "x.csv", [("어디?", TEXT, "N/A", ""), ("어디?", TEXT, "서울", "")], _HEADER)
+    data = DataSection.model_validate({"csv": "x", "answers": "in_input", "na_values": ["N/A"]})
+    none, found = csv_file.read(path, survey.csv_format(path, data))
+    assert isinstance(none, Row)
+    assert isinstance(found, Row)
+    assert (none.output, found.output) == ("", "서울")
 
 
 def test_a_file_without_texts_is_refused(tmp_path: Path) -> None:
