@@ -129,7 +129,7 @@ def run(
     if not task.writes:
         dirs = (prepare_dir, trained_dir, stage_dir)
         if isinstance(task, Extract):
-            return evaluate_spans.run(engine, model, evaluate, prompt_name, seed, *dirs, task)
+            return evaluate_spans.run(engine, base.dir, model, evaluate, prompt_name, seed, *dirs, task)
         return evaluate_classes.run(engine, base.dir, model, evaluate, prompt_name, seed, *dirs, task)
     fit = files.read_json(trained_dir.parent / "fit.json")
     asked = _questions(evaluate, base, fit, prompt_name, seed, prepare_dir, trained_dir, task)

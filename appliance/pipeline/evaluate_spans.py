@@ -42,6 +42,7 @@ from appliance.rows.csv_file import Row
 from appliance.rundir import results
 from appliance.tasks.extract import Extract, reads_types
 from appliance.training import encoded_rows
+from appliance.weights.shards import is_adapter
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class _Question:
 
 def run(
     engine: Engine,
+    base_dir: Path,
     model: ModelSection,
     evaluate: EvaluateSection,
     prompt_name: str,
@@ -95,11 +97,12 @@ def run(
 
     Args:
         engine: loads the trained model.
+        base_dir: the base model, to which an adapter is added.
         model, evaluate: sections of the recipe.
         prompt_name: the recipe's `prompt`.
         seed: which test rows are chosen.
         prepare_dir: the prepared rows.
-        trained_dir: the model that training left; fit.json is beside it.
+        trained_dir: the adapter or the model that training left; fit.json is beside it.
         stage_dir: what is written.
         task: with what `prepare` found of the rows.
     """
@@ -112,7 +115,8 @@ def run(
     val_rows, _ = encoded_rows.read(prompt, prepare_dir / "val.csv", encoding, task=task, only=evaluated["lines"])
     windows = [one for question in asked for one in question.windows]
     in_losses, in_answers = RowsAtOnce(LOSS_ROWS_AT_ONCE, "losses"), RowsAtOnce(generate.ROWS_AT_ONCE, "answers")
-    loaded, _ = engine.load_for_inference(trained_dir, model, None)
+    folders = (base_dir, model, trained_dir) if is_adapter(trained_dir) else (trained_dir, model, None)
+    loaded, _ = engine.load_for_inference(*folders)
     pad = prompt.pad_token_id
     with console.Steps("windows that the tuned model reads", len(windows)) as bar:
         loss = mean_loss(engine, loaded, windows, pad, in_losses, bar.between, task=task)

@@ -53,11 +53,17 @@ def _asking(facts: Facts, repo: str) -> str:
     return usage_snippets.with_transformers(repo, facts.max_new_tokens, facts.task)
 
 
+def _asking_with_peft(facts: Facts, repo: str) -> str:
+    """The code that asks the base with the adapter."""
+    base = facts.base.public_id if facts.base.is_on_hub else None, facts.base.revision
+    if facts.task.answers_with == "span":
+        return usage_snippets.with_answers_of_peft(*base, repo, facts.metrics["spans"])
+    return usage_snippets.with_peft(*base, repo, facts.prompt.eos_token, facts.task)
+
+
 def adapter_card(facts: Facts) -> str:
     """README.md of the adapter."""
-    base_id = facts.base.public_id if facts.base.is_on_hub else None
-    repo, eos = facts.repo("adapter"), facts.prompt.eos_token
-    code = usage_snippets.with_peft(base_id, facts.base.revision, repo, eos, facts.task)
+    code = _asking_with_peft(facts, facts.repo("adapter"))
     kind = f"A LoRA adapter for {facts.base.public_id}."
     # 4 would silently read other rotary embeddings from such a base's own config.json; a merged model says both
     versions = SEEN_TO_LOAD[1:] if rope.is_newer_only(facts.base.config) else _versions(facts)

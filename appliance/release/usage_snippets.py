@@ -38,14 +38,49 @@ print(tokenizer.decode({answer}, skip_special_tokens=True))
 
 def with_answers(repo: str, how: Mapping[str, Any]) -> str:
     """A model that finds answers in texts. `how`: `spans` of metrics.json."""
+    return _found(finder(repo, how))
+
+
+def with_answers_of_peft(base: str | None, revision: str | None, repo: str, how: Mapping[str, Any]) -> str:
+    """As `with_answers`, of an adapter and its head on the base they were trained on; see `with_peft`."""
+    return _found(_finder(_added(base, revision, repo), how))
+
+
+def _found(code: str) -> str:
     return f"""{_CODE}python
-{finder(repo, how)}
+{code}
 print(answers("…", "…")[0])  # a question, and the text that the answer stands in
 {_CODE}"""
 
 
 def finder(repo: str, how: Mapping[str, Any]) -> str:
     """The function `answers` in plain transformers, as evaluation chose them; version 5 has no pipeline for it."""
+    return _finder(_merged(repo), how)
+
+
+def _merged(repo: str) -> str:
+    """A reader of texts by itself: the lines that load it as `model`, and its `tokenizer`."""
+    return f"""from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+repo = {json.dumps(repo, ensure_ascii=False)}
+tokenizer = AutoTokenizer.from_pretrained(repo)
+model = AutoModelForQuestionAnswering.from_pretrained(repo, dtype=torch.float32).eval()"""
+
+
+def _added(base: str | None, revision: str | None, repo: str) -> str:
+    """As `_merged`, of an adapter. peft's own model would leave out the types of tokens: it is merged."""
+    at = f', revision="{revision}"' if revision else ""
+    return f"""from peft import PeftModel
+from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoTokenizer
+
+repo = {json.dumps(repo, ensure_ascii=False)}
+tokenizer = AutoTokenizer.from_pretrained(repo)
+own = {{"config": AutoConfig.from_pretrained(repo), "ignore_mismatched_sizes": True, "dtype": torch.float32}}
+base = AutoModelForQuestionAnswering.from_pretrained("{base or "FOLDER_OF_THE_BASE_MODEL"}"{at}, **own)
+model = PeftModel.from_pretrained(base, repo).merge_and_unload().eval()"""
+
+
+def _finder(loading: str, how: Mapping[str, Any]) -> str:
     length, stride, longest = how["max_seq_length"], how["stride"], how["max_answer_tokens"]
     types, given = "", ""
     if how["token_types"]:
@@ -62,11 +97,7 @@ def finder(repo: str, how: Mapping[str, Any]) -> str:
     return f'''import unicodedata
 
 import torch
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer
-
-repo = {json.dumps(repo, ensure_ascii=False)}
-tokenizer = AutoTokenizer.from_pretrained(repo)
-model = AutoModelForQuestionAnswering.from_pretrained(repo, dtype=torch.float32).eval()
+{loading}
 
 
 def is_mark(character):

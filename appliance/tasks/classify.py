@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from appliance.process import files
+from appliance.tasks import new_head
 from appliance.tasks.task import Features, Misfit, Task
 
 if TYPE_CHECKING:
@@ -24,14 +25,8 @@ if TYPE_CHECKING:
     from appliance.recipe.fields import Recipe
 
 LABELS = "labels.json"  # written by the stage prepare
-HEAD_SEED = 0  # of a head that the base doesn't have: the same one wherever it is loaded
 _INVISIBLE = r"[\s\u200b-\u200d\u2060\ufeff]+"  # white space, and characters of no width
 _AROUND = re.compile(rf"^{_INVISIBLE}|{_INVISIBLE}$")
-# What is behind the encoder in transformers' ...ForSequenceClassification: a base has none of it, or another's.
-_HEAD = re.compile(r"(^|\.)(classifier|pooler|pre_classifier|score|sequence_summary|head)\.")
-_OF_OTHER_TASKS = re.compile(
-    r"^(cls|lm_head|generator_\w+|\w*predictions|sop_classifier|mlm|nsp|vocab_\w+|decoder|qa_outputs)\b"
-)
 
 
 @dataclass(frozen=True)
@@ -92,8 +87,6 @@ class Classify(Task):
 
     def load(self, folder: str | Path, **options: Any) -> Any:
         """With the classes of this task; a head that the files don't have, or have for others, is made from a seed."""
-        import torch
-
         if self.classes:
             options |= {
                 "id2label": dict(enumerate(self.classes)),
@@ -101,8 +94,7 @@ class Classify(Task):
                 "problem_type": "single_label_classification",
                 "ignore_mismatched_sizes": True,  # `found_in` decides which ones may differ
             }
-        with torch.random.fork_rng():
-            torch.manual_seed(HEAD_SEED)
+        with new_head.from_seed():
             return super().load(folder, **options)
 
     def found_in(self, folder: Path, info: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -112,16 +104,10 @@ class Classify(Task):
         is_one = any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
         if is_one and _named_by(config) == self.classes:
             return info
-        return {
-            **info,
-            "missing_keys": [name for name in info.get("missing_keys", ()) if not _HEAD.search(name)],
-            "mismatched_keys": [one for one in info.get("mismatched_keys", ()) if not _HEAD.search(one[0])],
-            "unexpected_keys": [name for name in info.get("unexpected_keys", ()) if not _OF_OTHER_TASKS.search(name)],
-        }
+        return new_head.without(info)
 
     def trained_whole(self, model: Any) -> list[str]:
-        heads = (_HEAD.search(name) for name, _ in model.named_parameters())
-        return sorted({found.string[: found.end() - 1] for found in heads if found})
+        return new_head.modules(model)
 
     def misfits(self, recipe: Recipe) -> Iterator[Misfit]:
         yield from super().misfits(recipe)

@@ -7,7 +7,6 @@ without it points at its first token.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 SPANS = "spans.json"  # written by the stage prepare
 LABELS = 2  # of the head, whose outputs are begin and end
-_HEAD = re.compile(r"^(qa_outputs|qa_classifier)\.|(^|\.)pooler\.")
 _TRAINED = "ForQuestionAnswering"
 
 
@@ -89,7 +87,10 @@ class Extract(Task):
         named = files.read_json(folder / "config.json").get("architectures") or []
         if any(str(name).endswith(_TRAINED) for name in named):
             return info
-        return new_head.without(info, _HEAD)
+        return new_head.without(info)
+
+    def trained_whole(self, model: Any) -> list[str]:
+        return new_head.modules(model)
 
     def misfits(self, recipe: Recipe) -> Iterator[Misfit]:
         yield from super().misfits(recipe)
@@ -101,8 +102,8 @@ class Extract(Task):
             )
         if recipe.data.on_too_long == "cut":
             yield Misfit("data.on_too_long", "a long input is read in windows; nothing is cut", "drop")
-        if recipe.tuning.method != "full":
-            yield Misfit("tuning.method", "the head is trained as a whole, which a LoRA does not hold", "full")
+        if recipe.start_from:
+            yield Misfit("start_from", "what the earlier run finds is not compared with what this one does", "null")
         if recipe.model.load_in_4bit:
             yield Misfit("model.load_in_4bit", "encoders are trained in 16 or 32 bits", "false")
         if recipe.train.loss_on != "answer":
@@ -175,13 +176,18 @@ def both_logits(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 
 def _logits(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Without padding: the answer is never there, and the loss would depend on how long the batch's longest row is."""
+    """Without padding: the answer is never there, and the loss would depend on how long the batch's longest row is.
+
+    The model itself is called, not peft's around it, which is called with types of tokens and does not pass them on
+    (peft 0.21, PeftModelForQuestionAnswering.forward).
+    """
     import torch
 
     seen = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     if reads_types(model):
         seen["token_type_ids"] = batch["token_type_ids"]
-    found = model(**seen)
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    found = inner(**seen)
     both = torch.stack([found.start_logits, found.end_logits]).float()
     return both.masked_fill(batch["attention_mask"] == 0, -torch.inf)
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from appliance.base_model import tunable
@@ -19,7 +20,7 @@ from appliance.prompt import spans, stop_check, tokenizer
 from appliance.prompt.format import Prompt
 from appliance.recipe import resolve
 from appliance.tasks import causal, extract, find
-from tests.helpers.classifiers import tiny_bert
+from tests.helpers.classifiers import random_adapter, tiny_bert
 
 TASK = extract.TASK
 ROWS = [
@@ -94,6 +95,24 @@ def test_padding_changes_neither_loss_nor_answers(base: Path, prompt: Prompt) ->
             assert (said[:, alone.shape[1] :] == -torch.inf).all()
 
 
+def test_an_adapter_changes_nothing_about_what_the_model_reads(base: Path, prompt: Prompt, tmp_path: Path) -> None:
+    """peft's own model for question answering takes types of tokens, and drops them."""
+    tuned = PeftModel.from_pretrained(TASK.load(base), random_adapter(tmp_path / "adapter", base, TASK)).eval()
+    some = windows(prompt)
+    batch = batch_of(some, prompt)
+    with torch.no_grad():
+        logits, _ = TASK.predicted(tuned, batch)
+        seen = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        untyped = tuned(**seen, token_type_ids=batch["token_type_ids"]).start_logits
+        merged = tuned.merge_and_unload()
+        wanted, _ = TASK.predicted(merged, batch)
+        typed = merged(**seen, token_type_ids=batch["token_type_ids"]).start_logits
+    assert torch.allclose(logits, wanted, atol=1e-4)
+    begins = logits[: len(some)][batch["attention_mask"] == 1]
+    assert torch.allclose(begins, typed[batch["attention_mask"] == 1], atol=1e-4)
+    assert not torch.allclose(begins, untyped[batch["attention_mask"] == 1], atol=1e-2)  # if so, peft passes them on
+
+
 def test_types_are_given_only_to_models_that_have_them(base: Path) -> None:
     model = TASK.load(base)
     assert extract.reads_types(model)
@@ -157,6 +176,7 @@ def test_the_collated_rows_are_checked(prompt: Prompt) -> None:
         ("data.answers=free", "data.answers: an answer is a part of the row's input"),
         ("data.group_by=title", "data.group_by: rows with the same input are the groups"),
         ("data.on_too_long=cut", "data.on_too_long: a long input is read in windows"),
+        ("start_from=runs/x", "start_from: what the earlier run finds is not compared with what this one does"),
         ("train.loss_on=all", "train.loss_on: only the places of the answer are trained"),
         ("train.class_weights=balanced", "train.class_weights: there are no classes"),
         ("engine=unsloth", "engine: Unsloth has no code for encoders"),
@@ -167,7 +187,8 @@ def test_the_collated_rows_are_checked(prompt: Prompt) -> None:
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_reason(settings: str, said: str) -> None:
-    recipe = resolve.load("bert-squad", overrides=[settings], environ={}).recipe
+    method = ["tuning.method=lora"] * settings.startswith("start_from")  # full fine-tuning has no adapter to go on from
+    recipe = resolve.load("bert-squad", overrides=[settings, *method], environ={}).recipe
     with pytest.raises(RecipeError) as refused:
         TASK.refuse(recipe)
     assert said in str(refused.value)
@@ -177,6 +198,7 @@ def test_what_does_not_fit_is_refused_with_its_reason(settings: str, said: str) 
 def test_the_shipped_recipe_fits_and_other_tasks_have_no_answers_in_inputs() -> None:
     recipe = resolve.load("bert-squad", environ={}).recipe
     find.named(recipe.task).refuse(recipe)
+    find.named(recipe.task).refuse(resolve.load("bert-squad", overrides=["tuning.method=lora"], environ={}).recipe)
     other = resolve.load("chatbot-cpu", overrides=["data.answers=in_input"], environ={}).recipe
     with pytest.raises(RecipeError, match=r"data\.answers: answers that stand in the input are for task: extract"):
         causal.TASK.refuse(other)

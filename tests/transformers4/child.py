@@ -30,11 +30,11 @@ def main(request_path: Path) -> None:
 
 
 def answers(request: dict[str, Any]) -> dict[str, Any]:
-    """`request`: base, model and adapter folders and their class of model, conversations, and texts; or, of a model
-    without an adapter that finds answers, the code of its card, and questions with their texts.
+    """`request`: base, model and adapter folders and their class of model, conversations, and texts; or, of what finds
+    answers, the code of the cards of model and adapter, and questions with their texts.
     """
     if "code" in request:
-        return {"model": found_in_texts(request["code"], request["asked"]), "adapter": {}}
+        return {part: found_in_texts(code, request["asked"]) for part, code in request["code"].items()}
     kind = getattr(transformers, request["class"])
     if request["class"] == CLASSIFIER:
         own = {"config": AutoConfig.from_pretrained(request["adapter"]), "ignore_mismatched_sizes": True}

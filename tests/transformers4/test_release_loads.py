@@ -140,15 +140,16 @@ def a_release(folder: Path, base: Path, task: Task) -> dict[str, Any]:
 
 
 def a_reader(folder: Path, base: Path, *, has_types: bool) -> dict[str, Any]:
-    """What is asked of the release of a model that finds answers: all of it was trained, and read in windows."""
-    trained = folder / "trained"
-    extract.TASK.load(base).save_pretrained(trained)
+    """What is asked of the release of an adapter that finds answers in texts, which are read in windows."""
+    adapter, model, task = folder / "adapter", folder / "model", extract.TASK
+    random_adapter(adapter, base, task, strength=0.2)
     prompt = prompt_format.from_transformers("context", tokenizer.load(base))
-    tokenizer_files.write(trained, base, prompt)
-    files.write_json(trained / "prompt.json", {"prompt": "context", "eos": prompt.eos_token, "pad": prompt.pad_token})
-    merge.round_model(trained, folder / "model", dtype="bfloat16")
+    tokenizer_files.write(adapter, base, prompt)
+    files.write_json(adapter / "prompt.json", {"prompt": "context", "eos": prompt.eos_token, "pad": prompt.pad_token})
+    merge.merge_adapter(base, adapter, model, dtype="bfloat16", task=task)
     how = {"max_seq_length": 64, "stride": 8, "max_answer_tokens": 6, "token_types": has_types, "threshold": 0.0}
-    code = usage_snippets.finder(str(folder / "model"), how)
+    shown = usage_snippets.with_answers_of_peft(str(base), None, str(adapter), how)
+    code = {"model": usage_snippets.finder(str(model), how), "adapter": shown.split("python\n")[1].split("print(")[0]}
     return {"base": str(base), "code": code, "asked": [(question, TEXT + question) for question in ASKED]}
 
 

@@ -1,4 +1,4 @@
-"""A head that was trained as a whole beside an adapter: its merge and its proof, for a classifier's adapter."""
+"""A head that was trained as a whole beside an adapter, of classifiers and readers: its merge and its proof."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, BertModel
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    BertForSequenceClassification,
+    BertModel,
+)
 
+from appliance.engines import loaded as engines_loaded
 from appliance.errors import EnvironmentUnavailable, GateRefused
 from appliance.process.files import read_json, write_json
+from appliance.tasks import extract
 from appliance.tasks.classify import Classify
+from appliance.tasks.task import Task
 from appliance.weights import proof, proof_child, shards, whole_head
 from appliance.weights.merge import merge_adapter
 from appliance.weights.proof import Measures, ProofRow
-from tests.helpers.classifiers import head_adapter, tiny_bert
+from tests.helpers.classifiers import head_adapter, random_adapter, tiny_bert, tiny_encoder
 
 NAMES = ("기쁨", "슬픔", "중립")
 TASK = Classify(NAMES)
@@ -34,9 +42,9 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def by_peft(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
+def by_peft(base: Path, adapter: Path, task: Task = TASK) -> dict[str, torch.Tensor]:
     """peft's own merge in float32, rounded once."""
-    tuned = PeftModel.from_pretrained(TASK.load(base), adapter).merge_and_unload()
+    tuned = PeftModel.from_pretrained(task.load(base), adapter).merge_and_unload()
     return {name: values.bfloat16() for name, values in tuned.state_dict().items()}
 
 
@@ -90,6 +98,38 @@ def test_a_merge_is_pefts_own_whatever_the_base_calls_its_tensors_and_whatever_h
     assert config["architectures"] == ["BertForSequenceClassification"]
     assert config["id2label"] == {"0": "기쁨", "1": "슬픔", "2": "중립"}
     _, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values())
+
+
+# What is trained as a whole in a reader of texts, as transformers calls it.
+OF_READERS = {
+    "bert": ["qa_outputs"],
+    "roberta": ["qa_outputs"],
+    "xlm-roberta": ["qa_outputs"],
+    "electra": ["qa_outputs"],
+    "distilbert": ["qa_outputs"],
+    "deberta-v2": ["qa_outputs"],
+    "albert": ["qa_outputs"],
+    "modernbert": ["classifier", "head"],
+}
+
+
+@pytest.mark.parametrize("kind", OF_READERS)
+def test_a_readers_merge_is_pefts_own_whatever_its_shape(kind: str, tmp_path: Path) -> None:
+    base, task = tiny_encoder(tmp_path / "base", kind, hidden=32), extract.TASK
+    loaded, info = task.load(base, output_loading_info=True)
+    engines_loaded.judge(base, task.found_in(base, info))
+    assert task.trained_whole(loaded) == OF_READERS[kind]
+    random_adapter(tmp_path / "adapter", base, task)
+    merge_adapter(base, tmp_path / "adapter", tmp_path / "out", dtype="bfloat16", task=task)
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert same(found, by_peft(base, tmp_path / "adapter", task))
+    trained = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    whole = [name for name in found if name.startswith(tuple(f"{module}." for module in OF_READERS[kind]))]
+    assert whole
+    for name in whole:
+        assert torch.equal(found[name], trained[f"base_model.model.{name}"].bfloat16())
+    _, info = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values())
 
 
