@@ -18,7 +18,7 @@ from appliance.machine import place as machine_place
 from appliance.machine.device import Device
 from appliance.machine.place import Place
 from appliance.notify import deliver
-from appliance.pipeline import check_base, check_hub
+from appliance.pipeline import check_base, check_hub, classes
 from appliance.preflight import disk_needs, doctor, gpu, gpu_probe
 from appliance.process import files
 from appliance.recipe.fields import DataSection, ModelSection, PublishSection, TrainSection, TuningSection
@@ -53,6 +53,7 @@ def run(
     notify: Sequence[str] = (),
     kept_sides: KeptSides | None = None,
     gguf: Sequence[str] = (),
+    by_class: bool = False,
 ) -> list[Finding]:
     """All findings; writes table.json. Cheap checks come first: a bad CSV is reported before any model is fetched.
 
@@ -65,6 +66,7 @@ def run(
         engine, rehearse: of the recipe; `rehearse` is always if the stage was asked for by name.
         todo: the stages that this call will run, the only ones judged. None: it runs none, and all are judged.
         stage_dir: where table.json goes, in the run directory; gguf: types of GGUF files that this call is to make.
+        by_class: whether the outputs of the CSV are classes.
         again: the stages that are redone; their old results stay until the new ones are done.
         into_existing, notify: whether a repository on the Hub may hold something else; addresses of notifications.
 
@@ -73,8 +75,8 @@ def run(
     """
     ahead = set(STAGES) if todo is None or ("rehearse" in todo and rehearse != "never") else set(todo)
     loads = not ahead.isdisjoint(("train", "evaluate"))  # into the engine
-    seen = _survey(csv_path, data, train.seed, kept_sides) if csv_path else None
-    findings = survey.findings(seen) if seen else []
+    seen = _survey(csv_path, data, train.seed, kept_sides, by_class=by_class) if csv_path else None
+    findings = [*survey.findings(seen), *classes.findings(seen.classes)] if seen else []
     if seen and "train" in ahead:
         findings.append(validation.finding(validation.schedule(train, *_train_and_val(seen)), train))
     findings += [*learning_rate.findings(train.learning_rate), *trackers.findings(train)] if "train" in ahead else []
@@ -153,12 +155,14 @@ def _cache(cache_dir: Path, place: Place) -> Finding:
     )
 
 
-def _survey(csv_path: Path, data: DataSection, seed: int, kept: KeptSides | None) -> survey.Survey:
-    """What is in the CSV. Raises DataError: it cannot be read, or has too few rows to split.
+def _survey(csv_path: Path, data: DataSection, seed: int, kept: KeptSides | None, *, by_class: bool) -> survey.Survey:
+    """What is in the CSV. Raises DataError: it cannot be read, holds no classes, or has too few rows to split.
 
     Bad rows are a warning here: `prepare`, which has the ledger, refuses them.
     """
-    seen = survey.of_csv(csv_path, data, seed, kept)
+    seen = survey.of_csv(csv_path, data, seed, kept, by_class=by_class)
+    if by_class:
+        classes.refuse(seen.classes, f"{csv_path}: the column {seen.fmt.column('output')}")
     if seen.too_few:
         raise DataError(f"{csv_path}: {seen.too_few}", hint=seen.too_few.hint) from seen.too_few
     return seen

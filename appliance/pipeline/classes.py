@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
 from appliance.errors import DataError, EnvironmentUnavailable
+from appliance.findings import Finding
 from appliance.process import console, files
 from appliance.prompt.format import Prompt
 from appliance.prompt.special_tokens import unknown_word
 from appliance.prompt.templates import INPUT_MARKER, user_message
-from appliance.recipe.fields import DataSection
-from appliance.rows import csv_file, survey
+from appliance.rows import csv_file
 from appliance.rows.csv_file import Row
 from appliance.tasks.classify import LABELS, class_of
-from appliance.tasks.task import Task
 from appliance.wording import counted
 
 MOST = 1000  # of classes: a head and a table of this size are still usable
@@ -29,15 +30,32 @@ ANOTHER_BASE = "choose a base whose tokenizer reads the language of the texts: f
 _SIDES = ("train", "val", "test")
 
 
-def refuse_unfit(task: Task, csv_path: Path, data: DataSection) -> None:
-    """Raises DataError: the rows of a task that chooses a class have one class, or no classes at all."""
-    if task.answers_with != "class":
-        return
-    fmt = survey.csv_format(csv_path, data)
-    rows = (row for row in csv_file.read(csv_path, fmt) if isinstance(row, Row))
-    counts = _count(rows)
-    if counts:  # a CSV without a usable row is refused with its own words
-        _refuse(counts, f"{csv_path}: the column {fmt.column('output')}")
+def findings(counts: Mapping[str, int]) -> list[Finding]:
+    """The classes with their rows, for the table of `check`; a warning if some are probably the same. None: no finding.
+
+    Such as a class that pandas wrote as 1 in one file and as 1.0 in another, or that people typed in two ways.
+    """
+    if not counts:
+        return []
+    ranked = sorted(counts, key=lambda name: (-counts[name], name))
+    listed = ", ".join(f"{_listed([name])} {counted(counts[name], 'row')}" for name in ranked[:_SHOWN])
+    found = f"{len(counts)}: {listed}" + (f" and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else "")
+    alike: dict[str, list[str]] = {}
+    for name in sorted(counts):
+        alike.setdefault(_plain(name), []).append(name)
+    if not (same := [names for names in alike.values() if len(names) > 1]):
+        return [Finding("classes", found, "", "ok")]
+    pairs = "; ".join(_listed(names, " and ") for names in same[:_SHOWN])
+    more = f"; and {len(same) - _SHOWN} more" if len(same) > _SHOWN else ""
+    fix = "they are learnt and scored as different classes; write those that are one in one way"
+    return [Finding("classes", f"{found}\nalike but for case, width, spaces or .0: {pairs}{more}", "", "warning", fix)]
+
+
+def _plain(name: str) -> str:
+    """Equal for names that people take for the same."""
+    text = unicodedata.normalize("NFKC", name).casefold()
+    text = "".join(one for one in text if not one.isspace() and unicodedata.category(one) != "Cf")  # Cf: no width
+    return re.sub(r"^([+-]?\d+)\.0+$", r"\1", text)
 
 
 def write(prepare_dir: Path, prompt: Prompt) -> None:
@@ -55,7 +73,7 @@ def write(prepare_dir: Path, prompt: Prompt) -> None:
         for output, rows in outputs.items():
             sides[side][class_of(output)] += rows
     counts = sum(sides.values(), Counter[str]())
-    _refuse(counts, "the rows that are left")
+    refuse(counts, "the rows that are left")
     ids: dict[str, list[list[int]]] = {name: [] for name in sorted(counts)}
     names: dict[tuple[int, ...], str] = {}
     for output in sorted(spelt):
@@ -63,7 +81,7 @@ def write(prepare_dir: Path, prompt: Prompt) -> None:
         found = row.input_ids[row.prompt_tokens :]
         if (other := names.setdefault(tuple(found), name)) != name:
             raise DataError(
-                f"the base's tokenizer makes the same tokens of the labels {other!r} and {name!r}",
+                f"the base's tokenizer makes the same tokens of the labels {_listed([other])} and {_listed([name])}",
                 hint="write them in another way in the CSV, for example as words of the base's language or as numbers",
             )
         if found not in ids[name]:
@@ -103,27 +121,27 @@ def refuse_unread(prompt: Prompt, rows: Sequence[Row]) -> None:
         console.say(f"{said}: the model sees only that a word is there; {ANOTHER_BASE}", style="warning")
 
 
-def _count(rows: Iterable[Row]) -> Counter[str]:
-    return Counter(class_of(row.output) for row in rows)
+def refuse(counts: Counter[str], where: str) -> None:
+    """Raises DataError: these are one class only, or too many for their rows to be classes at all.
 
-
-def _refuse(counts: Counter[str], where: str) -> None:
+    `counts`: class -> rows; `where`: what holds them.
+    """
     rows = counts.total()
     if len(counts) == 1:
         raise DataError(
             f"{where} holds one class only, {next(iter(counts))!r}, in all {counted(rows, 'row')}; expected two",
             hint="add rows of the other classes, or name the column of labels with --set data.columns.output=NAME",
         )
-    if len(counts) > min(MOST, rows / ROWS_PER_CLASS):
+    if len(counts) > (most := min(MOST, rows // ROWS_PER_CLASS)):
+        why = f": {counted(ROWS_PER_CLASS, 'row')} of each on average" if most < MOST else ""
         raise DataError(
             f"{where} holds {len(counts)} different labels in {counted(rows, 'row')}, such as "
-            f"{_listed(list(counts))}; expected at most {MOST}, and "
-            f"{counted(ROWS_PER_CLASS, 'row')} of each or more on average",
-            hint="name the column of labels with --set data.columns.output=NAME; to learn to write texts, choose a "
-            "recipe of another task (`appliance recipes`)",
+            f"{_listed(list(counts))}; expected at most {most}{why}",
+            hint="add rows of each class; or name the column of labels with --set data.columns.output=NAME; to learn "
+            "to write texts, choose a recipe of another task (`appliance recipe`)",
         )
 
 
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(repr(name if len(name) <= 40 else name[:40] + "…") for name in names[:_SHOWN])
+def _listed(names: Sequence[str], between: str = ", ") -> str:
+    shown = between.join(repr(name if len(name) <= 40 else name[:40] + "…") for name in names[:_SHOWN])
     return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

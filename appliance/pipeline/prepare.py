@@ -95,7 +95,7 @@ def run(
     that hash.
     """
     with one_version(csv_path, csv_sha256) as passes, _spool(stage_dir) as spool:
-        fmt = survey.csv_format(csv_path, data)
+        fmt = survey.csv_format(csv_path, data, by_class=by_class)
         judged = judge_rows.judge(csv_path, fmt, prompt, passes, spool, taken.behind if taken else iter)
         for remark in judged.remarks:
             _log.warning("%s: %s; %s", csv_path, remark, remark.fix)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from appliance.engines import decoding
 from appliance.machine import device, disk, packages
-from appliance.pipeline import before_evaluate, before_publish, classes, due
+from appliance.pipeline import before_evaluate, before_publish, due
 from appliance.pipeline.job import Job
 from appliance.preflight import disk_needs
 from appliance.process import console, files
@@ -36,8 +36,6 @@ def check(job: Job, stage_dir: Path) -> str:
     if todo is None or "evaluate" in todo:
         before_evaluate.refuse_unreadable(recipe.evaluate)
     gguf = before_publish.due_types(job, todo)
-    if job.csv.to_check:
-        classes.refuse_unfit(job.task, job.csv.to_check, recipe.data)
     try:
         findings = check.run(
             data=recipe.data,
@@ -59,6 +57,7 @@ def check(job: Job, stage_dir: Path) -> str:
             notify=recipe.notify,
             kept_sides=job.kept_sides if job.csv.to_check else None,
             gguf=gguf,
+            by_class=job.task.answers_with == "class",
         )
     finally:
         # Also shown if a finding refuses the run; the command `check` prints the table on stdout itself.

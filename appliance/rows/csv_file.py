@@ -31,6 +31,7 @@ from appliance.rows.in_messages import quoted, shown
 from appliance.rows.one_version import Passes
 from appliance.rows.places import Place
 from appliance.rows.records import records
+from appliance.tasks.classify import class_of, is_label
 
 _Write = Callable[[Sequence[object]], object]
 BLANK_LINE = "blank line"
@@ -169,6 +170,8 @@ def _row(line: int, cells: list[str], fmt: CsvFormat, used: Sequence[int]) -> Ro
     if not instruction or instruction.isspace():
         return Rejected(line, f"column {fmt.column('instruction')}: the instruction is empty")
     if (not output or output.isspace()) and not fmt.in_input:
+        return Rejected(line, f"column {fmt.column('output')}: the answer is empty")
+    if fmt.names_class and not is_label(output := class_of(output)):
         return Rejected(line, f"column {fmt.column('output')}: the answer is empty")
     group = cells[fmt.group] if fmt.group is not None and cells[fmt.group].strip() else None
     input_text = "" if fmt.input is None else cells[fmt.input]

@@ -45,6 +45,7 @@ class CsvFormat:
     tools: int | None = None
     answer_start: int | None = None
     in_input: bool = False  # whether answers stand in the input, or are empty
+    names_class: bool = False  # whether outputs are classes (tasks/classify.py), written alike if they are the same
     quoting: Quoting = "double"
     cells: CellText = AS_TYPED
     header_line: int = 1  # the physical line where the header begins

@@ -8,7 +8,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -49,6 +49,7 @@ class Survey:
     too_few: DataError | None
     preview: tuple[Row, ...]
     longest: Row | None = None  # by the characters of its three cells
+    classes: Counter[str] = field(default_factory=Counter)  # name -> usable rows; empty unless outputs are classes
 
     @property
     def rejected(self) -> int:
@@ -69,9 +70,9 @@ class Survey:
         return self.rejected - sum(self.reasons.get(reason, 0) for reason in csv_file.NO_ROWS)
 
 
-def csv_format(csv_path: Path, data: DataSection) -> CsvFormat:
-    """How this recipe reads this CSV. Raises DataError as `csv_file.sniff`."""
-    return csv_file.sniff(
+def csv_format(csv_path: Path, data: DataSection, *, by_class: bool = False) -> CsvFormat:
+    """How this recipe reads this CSV; `by_class`: its outputs are classes. Raises DataError as `csv_file.sniff`."""
+    found = csv_file.sniff(
         csv_path,
         data.columns.model_dump(),
         data.group_by,
@@ -82,23 +83,32 @@ def csv_format(csv_path: Path, data: DataSection) -> CsvFormat:
         cells=CellText(data.normalize, tuple(data.unescape), tuple(data.na_values)),
         header_line=data.header_line,
     )
+    return replace(found, names_class=by_class)
 
 
-def of_csv(csv_path: Path, data: DataSection, seed: int, kept: KeptSides | None = None) -> Survey:
-    """Reads the whole file once. `kept`: the sides that its questions have in a run that is continued.
+def of_csv(
+    csv_path: Path, data: DataSection, seed: int, kept: KeptSides | None = None, *, by_class: bool = False
+) -> Survey:
+    """Reads the whole file once. `kept`: the sides that its questions have in a run that is continued; `by_class`: its
+    outputs are classes, each of which is split by itself.
 
-    Raises DataError: it cannot be read, has no usable row, or was changed meanwhile."""
+    Raises DataError: it cannot be read, has no usable row, or was changed meanwhile; or no answer stands in its text.
+    """
     with one_version(csv_path) as passes:
-        return _of_passes(csv_path, data, seed, kept, passes)
+        return _of_passes(csv_path, csv_format(csv_path, data, by_class=by_class), data, seed, kept, passes)
 
 
-def _of_passes(csv_path: Path, data: DataSection, seed: int, kept: KeptSides | None, passes: Passes) -> Survey:
-    fmt = csv_format(csv_path, data)
+def _of_passes(
+    csv_path: Path, fmt: CsvFormat, data: DataSection, seed: int, kept: KeptSides | None, passes: Passes
+) -> Survey:
     seen = FirstPass(csv_path, fmt, passes)
     reasons: Counter[str] = Counter()
     bad: list[tuple[int, str]] = []
     preview: list[Row] = []
     longest: Row | None = None
+    labels: list[str] = []
+    names: dict[str, str] = {}  # one text for equal labels
+    answered = 0
     for row in seen.records():
         if isinstance(row, Rejected):
             reasons[row.reason] += 1
@@ -109,14 +119,24 @@ def _of_passes(csv_path: Path, data: DataSection, seed: int, kept: KeptSides | N
             longest = row
         if len(preview) < PREVIEW:
             preview.append(row)
+        answered += bool(row.output)
+        if fmt.names_class:
+            labels.append(names.setdefault(row.output, row.output))
     if not seen.keys:
         raise DataError(
             f"{csv_path}: no usable row" + "".join(f"; line {line}: {reason}" for line, reason in bad[:1]),
             hint=_width_fix(csv_path, fmt, bad) or "every row needs a question and an answer",
         )
+    if not answered:
+        raise DataError(
+            f"{csv_path}: the column {fmt.column('output')} is empty in all {counted(len(seen.keys), 'usable row')}: "
+            "there is no answer to learn",
+            hint="name the column of answers with --set data.columns.output=NAME; that a text has no answer is learnt "
+            "only beside others that have one",
+        )
     too_few, counts, few = None, {}, []
     try:
-        order = _order(seen, data, seed, kept)
+        order = _order(seen, data, seed, kept, labels)
         counts = {side: len(rows) for side, rows in order.items()}
         few = few_groups.findings(counts, few_groups.count(seen.keys, order), data)
     except DataError as error:
@@ -133,6 +153,7 @@ def _of_passes(csv_path: Path, data: DataSection, seed: int, kept: KeptSides | N
         too_few,
         tuple(preview),
         longest,
+        Counter(labels),
     )
 
 
@@ -214,8 +235,10 @@ def previews(seen: Survey, prompt_name: str) -> list[tuple[int, str]]:
     return found
 
 
-def _order(seen: FirstPass, data: DataSection, seed: int, kept: KeptSides | None) -> Mapping[Side, Sequence[int]]:
-    """Side -> positions of the usable rows; without those that `kept` leaves out."""
+def _order(
+    seen: FirstPass, data: DataSection, seed: int, kept: KeptSides | None, labels: Sequence[str]
+) -> Mapping[Side, Sequence[int]]:
+    """Side -> positions of the usable rows; without those that `kept` leaves out. `labels`: their classes, if any."""
     if kept is not None:
         placed = kept_sides.place(seen.keys, seen.questions, seen.sides, len(seen.keys), kept)
         stay = [i for i in range(len(seen.keys)) if i not in placed.left_out]
@@ -228,7 +251,11 @@ def _order(seen: FirstPass, data: DataSection, seed: int, kept: KeptSides | None
     if data.split == "notebook":
         return split.notebook_split(len(seen.keys), **fractions, seed=seed)
     order = {side: array("q") for side in get_args(Side)}  # 8 bytes a row; a list takes 36
-    for position, side in enumerate(split.question_split(seen.keys, **fractions, seed=seed)):
+    if labels:
+        sides = split.stratified_split(seen.keys, labels, **fractions, seed=seed)
+    else:
+        sides = split.question_split(seen.keys, **fractions, seed=seed)
+    for position, side in enumerate(sides):
         order[side].append(position)
     return order
 

@@ -162,6 +162,11 @@ def class_of(output: str) -> str:
     return unicodedata.normalize("NFC", _AROUND.sub("", output) or output)
 
 
+def is_label(output: str) -> bool:
+    """Whether there is anything to see in it."""
+    return bool(_AROUND.sub("", output))
+
+
 def balanced(rows: Sequence[int]) -> tuple[float, ...]:
     """The weight of each class from its train rows: with them, every class weighs as much, and a row 1 on average.
 

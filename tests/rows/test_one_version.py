@@ -167,8 +167,8 @@ def test_the_survey_refuses_a_csv_that_changes(
 def test_a_change_between_the_format_and_the_rows_is_refused(csv_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sniff = survey.csv_format
 
-    def then_changed(*arguments: Any) -> csv_file.CsvFormat:
-        found = sniff(*arguments)
+    def then_changed(*arguments: Any, **options: Any) -> csv_file.CsvFormat:
+        found = sniff(*arguments, **options)
         replaced(csv_path)
         return found
 

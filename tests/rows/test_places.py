@@ -135,6 +135,14 @@ def test_a_file_without_texts_is_refused(tmp_path: Path) -> None:
         read(tmp_path, [("어디?", "서울")], "question", "answer")
 
 
+def test_a_file_without_any_answer_is_refused(tmp_path: Path) -> None:
+    """A model would learn from it that no text has an answer: rather, the column of answers is another."""
+    path = written(tmp_path / "x.csv", [(f"{i}?", f"{TEXT} {i}", "", "") for i in range(9)], _HEADER)
+    with pytest.raises(DataError, match="column 'answer' is empty in all 9 usable rows") as raised:
+        survey.of_csv(path, DataSection(csv="x", answers="in_input"), seed=1)
+    assert "data.columns.output=NAME" in raised.value.hint
+
+
 def test_places_are_kept_in_the_prepared_rows(tmp_path: Path) -> None:
     rows = [Row(2, "어디?", TEXT, "서울", answer_start=10), Row(3, "어디?", TEXT + "\r", "")]
     with csv_file.row_writer(tmp_path / "train.csv", placed=True) as write:

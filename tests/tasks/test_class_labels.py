@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import unicodedata
@@ -15,12 +16,13 @@ from tokenizers.processors import TemplateProcessing
 from appliance.base_model.base import Base
 from appliance.engines import engine, loaded
 from appliance.errors import DataError, EnvironmentUnavailable
-from appliance.pipeline import classes
+from appliance.pipeline import classes, prepare
 from appliance.process import files
 from appliance.prompt import format as prompt_format
 from appliance.prompt import tokenizer
 from appliance.prompt.format import Prompt
-from appliance.rows import csv_file
+from appliance.recipe.fields import DataSection
+from appliance.rows import csv_file, survey
 from appliance.rows.csv_file import Row
 from appliance.tasks.classify import Classify, class_of
 from tests.helpers.classifiers import KINDS, POSITIONS, tiny_bert, tiny_encoder
@@ -57,6 +59,74 @@ def written(folder: Path, prompt: Prompt, labels: Sequence[str], *, on: str = "t
 )
 def test_labels_that_look_the_same_are_one_class(same: tuple[str, ...], prompt: Prompt, tmp_path: Path) -> None:
     assert written(tmp_path, prompt, ["기쁨"] * 6 + [label for label in same for _ in range(3)]) == ["기쁨", "슬픔"]
+
+
+def labelled(path: Path, labels: Sequence[str]) -> DataSection:
+    """A CSV with a text for each label."""
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([("text", "label"), *((f"사과 {i}", label) for i, label in enumerate(labels))])
+    named = {"instruction": "text", "output": "label"}
+    return DataSection.model_validate({"csv": str(path), "columns": named, "on_bad_row": "drop"})
+
+
+def test_rows_name_their_class_in_one_way_however_it_was_typed(prompt: Prompt, tmp_path: Path) -> None:
+    """A tokenizer that knows composed letters only makes one unknown word of all decomposed labels."""
+    words = ("기쁨", "슬픔")
+    typed = [form for word in words for form in (word, f" {word}\u200b", unicodedata.normalize("NFD", word))] * 5
+    path = tmp_path / "labels.csv"
+    data = labelled(path, [*typed, "\u200b \ufeff"])
+    seen = survey.of_csv(path, data, 1, by_class=True)
+    assert seen.classes == dict.fromkeys(words, 15)
+    assert seen.bad == ((32, "column 'label': the answer is empty"),)
+    assert seen.remarks == ()
+    counts = prepare.run(
+        csv_path=path,
+        data=data,
+        prompt=prompt,
+        max_seq_length=None,
+        longest_possible=POSITIONS,
+        seed=1,
+        stage_dir=tmp_path,
+        by_class=True,
+    )
+    assert seen.sides == {"train": counts.train, "val": counts.val, "test": counts.test}
+    classes.write(tmp_path, prompt)
+    found = files.read_json(tmp_path / "labels.json")["classes"]
+    assert [(one["name"], len(one["ids"]), sum(one["rows"].values())) for one in found] == [(w, 1, 15) for w in words]
+
+
+def test_check_splits_by_class_as_prepare_does(tmp_path: Path) -> None:
+    """Of 30 classes with four rows each, every class is on every side: half as many train rows as without classes."""
+    data = labelled(tmp_path / "x.csv", [str(i % 30) for i in range(120)])
+    assert survey.of_csv(tmp_path / "x.csv", data, 1, by_class=True).sides == {"train": 60, "val": 30, "test": 30}
+    assert survey.of_csv(tmp_path / "x.csv", data, 1).sides == {"train": 96, "val": 12, "test": 12}
+    data = labelled(tmp_path / "x.csv", [str(i % 30) for i in range(60)])
+    too_few = survey.of_csv(tmp_path / "x.csv", data, 1, by_class=True).too_few
+    assert "30 classes, the largest with 2 different questions (or groups), leave no row for val" in str(too_few)
+
+
+def test_check_lists_the_classes_and_remarks_names_that_people_take_for_the_same() -> None:
+    assert classes.findings({}) == []
+    (found,) = classes.findings({"a": 1, "b": 30, "c": 2, "d": 3, "e": 4, "f": 5, "x" * 50: 1})
+    assert (found.verdict, found.fix) == ("ok", "")
+    assert found.found == "7: 'b' 30 rows, 'f' 5 rows, 'e' 4 rows, 'd' 3 rows, 'c' 2 rows and 2 more"
+    for same in (
+        ("1", "1.0"),
+        ("Pos", "pos", "ＰＯＳ"),
+        ("배송 문의", "배송\u00a0문의", "배송문의"),
+        ("a\u200bb", "ab"),
+    ):
+        (found,) = classes.findings(dict.fromkeys([*same, "other", "2"], 9))
+        assert found.verdict == "warning"
+        assert found.found.splitlines()[1].endswith(": " + " and ".join(map(repr, sorted(same))))
+    for different in (("1", "10"), ("1.5", "1"), ("C", "C++"), ("1", "v1.0"), ("😀", "😡"), ("-1", "1")):
+        assert classes.findings(dict.fromkeys(different, 9))[0].verdict == "ok"
+
+
+def test_a_long_label_does_not_flood_the_message(prompt: Prompt, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the same tokens of the labels") as raised:
+        written(tmp_path, prompt, ["가" * 500, "각" * 500] * 3)
+    assert len(str(raised.value)) < 200
 
 
 def test_a_label_is_a_name_whatever_programs_take_it_for(prompt: Prompt, tmp_path: Path) -> None:
