@@ -66,8 +66,8 @@ def run(
         engine, rehearse: of the recipe; `rehearse` is always if the stage was asked for by name.
         todo: the stages that this call will run, the only ones judged. None: it runs none, and all are judged.
         stage_dir: where table.json goes, in the run directory; gguf: types of GGUF files that this call is to make.
-        by_class: whether the outputs of the CSV are classes.
         again: the stages that are redone; their old results stay until the new ones are done.
+        by_class: whether the outputs of the CSV are classes.
         into_existing, notify: whether a repository on the Hub may hold something else; addresses of notifications.
 
     Raises DataError (CSV), RecipeError (`notify`), HubError (it will not accept what is to be published, or cannot be
@@ -76,9 +76,7 @@ def run(
     ahead = set(STAGES) if todo is None or ("rehearse" in todo and rehearse != "never") else set(todo)
     loads = not ahead.isdisjoint(("train", "evaluate"))  # into the engine
     seen = _survey(csv_path, data, train.seed, kept_sides, by_class=by_class) if csv_path else None
-    findings = [*survey.findings(seen), *classes.findings(seen.classes)] if seen else []
-    if seen and "train" in ahead:
-        findings.append(validation.finding(validation.schedule(train, *_train_and_val(seen)), train))
+    findings = _csv_findings(seen, train if "train" in ahead else None) if seen else []
     findings += [*learning_rate.findings(train.learning_rate), *trackers.findings(train)] if "train" in ahead else []
     place = machine_place.place()
     findings += [*doctor.pins(place), _cache(cache_dir, place), *deliver.findings(notify), *gguf_convert.findings(gguf)]
@@ -114,6 +112,14 @@ def run(
         findings += check_base.merging_memory(base, device)
     _judge(findings, table_path)
     return findings
+
+
+def _csv_findings(seen: survey.Survey, train: TrainSection | None) -> list[Finding]:
+    """`train`: if this call will train."""
+    found = [*survey.findings(seen), *classes.findings(seen.classes)]
+    if train:
+        found.append(validation.finding(validation.schedule(train, *_train_and_val(seen)), train))
+    return found
 
 
 def _train_and_val(seen: survey.Survey) -> tuple[int, int]:
