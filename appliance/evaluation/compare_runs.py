@@ -18,6 +18,7 @@ from typing import Any
 
 from appliance.errors import RunDirError
 from appliance.process import files
+from appliance.rows.in_messages import quoted
 from appliance.rundir import base_asked, results, run_json
 
 COLUMNS = ("answers of", "exact match", "facts right", "F1", "ROUGE-L", "chrF", "difference from the first run")
@@ -162,7 +163,7 @@ def _refuse_other_rows(first: _Run, run: _Run) -> None:
     question, *_ = min(run.rows.keys() ^ first.rows.keys())
     raise RunDirError(
         f"{first.path} and {run.path} were not tested on the same rows: {len(first.rows)} and {len(run.rows)} rows, "
-        f"{len(shared)} of them shared; only one has {question!r}",
+        f"{len(shared)} of them shared; only one has {quoted(question)}",
         hint="for the same test rows, use the same CSV, data.split, fractions, train.seed and evaluate.max_rows; "
         "`appliance dataset paraphrase` keeps the test rows if you train with --set data.split=column",
     )

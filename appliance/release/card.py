@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -176,7 +177,13 @@ def _limits(warnings: tuple[leaks.Caveat, ...]) -> str:
 
 
 def _listed(texts: Sequence[str]) -> str:
-    return " or ".join(f"`{json.dumps(text, ensure_ascii=False)[1:-1]}`" for text in texts)
+    return " or ".join(_code(json.dumps(text, ensure_ascii=False)[1:-1]) for text in texts)
+
+
+def _code(text: str) -> str:
+    """As a code span: between more backticks than stand in it (spec.commonmark.org/0.31.2/#code-spans)."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    return f"`{text}`" if not longest else f"{'`' * (longest + 1)} {text} {'`' * (longest + 1)}"
 
 
 def _asked(facts: Facts, question: str) -> str:

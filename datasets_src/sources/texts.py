@@ -79,10 +79,10 @@ def parse_json(path: Path, text: str, *, line: int | None = None, numbers_as_tex
         ended = not text[error.pos :].strip() or error.msg.startswith("Unterminated string")
         unit = "file" if line is None else "line"
         what = f"the {unit} ends within the JSON; it is cut off" if ended else f"not valid JSON ({error.msg})"
-        raise SourceError(
-            f"{path}, line {line or error.lineno}, column {error.colno}: {what}",
-            hint="download the file again" if ended else "fix that place",
-        ) from error
+        hint = "download the file again" if ended else "fix that place"
+        if line is None and error.msg == "Extra data":  # a value ends, and another begins
+            hint = "a file with one record a line (JSONL) is read by `appliance dataset records`"
+        raise SourceError(f"{path}, line {line or error.lineno}, column {error.colno}: {what}", hint=hint) from error
     except (RecursionError, ValueError) as error:
         raise SourceError(f"{path}, line {line or 1}: JSON that cannot be read: {error}") from error
 

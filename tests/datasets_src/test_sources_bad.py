@@ -107,6 +107,14 @@ def test_json_that_is_damaged_is_told_by_line_and_column(
     assert refusal(tmp_path, SOURCES[source], content.encode())[0].startswith(message)
 
 
+def test_one_record_a_line_is_named_as_what_it_is(tmp_path: Path) -> None:
+    """As the Hub has SQuAD: it seemed to be damaged in its second line."""
+    record = json.dumps({"question": "질문?", "context": "글", "answers": {"text": ["글"], "answer_start": [0]}})
+    message, hint = refusal(tmp_path, SOURCES["korquad"], f"{record}\n{record}\n".encode())
+    assert message == "in.dat, line 2, column 1: not valid JSON (Extra data)"
+    assert "`appliance dataset records`" in hint
+
+
 def changed(*path: Any, to: Any = None, remove: bool = False) -> bytes:
     """The good document with one place of it replaced or removed."""
     document = json.loads(json.dumps(GOOD_SQUAD))

@@ -84,6 +84,15 @@ def test_other_rows_are_refused(tmp_path: Path) -> None:
         compare_runs.across([first, tmp_path / "new"])
 
 
+def test_a_question_with_its_text_does_not_flood_the_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fewer = evaluated(tmp_path / "fewer", dict(RIGHT))
+    monkeypatch.setitem(RIGHT, "누구?\n\n" + "글" * 2000, "답")
+    first = evaluated(tmp_path / "first", dict(RIGHT))
+    with pytest.raises(RunDirError, match="only one has '누구") as raised:
+        compare_runs.across([first, fewer])
+    assert len(str(raised.value)) < 400
+
+
 def test_rows_that_stand_twice_count_twice(tmp_path: Path) -> None:
     path = evaluated(tmp_path / "run", {q: RIGHT[q] for q in list(RIGHT)[:3]})
     predictions = path / "evaluate" / "predictions.csv"

@@ -44,6 +44,11 @@ def front(text: str) -> dict[str, Any]:
     return dict(yaml.safe_load(text.split("---\n")[1]))
 
 
+def test_a_text_with_backticks_stays_one_piece_of_code() -> None:
+    assert card._code("a|b") == "`a|b`"
+    assert card._code("run `x` or ``y``") == "``` run `x` or ``y`` ```"
+
+
 def test_what_the_hub_reads(run: FinishedRun) -> None:
     on_hub = replace(run.base, public_id="maker/base", revision="0123abc")
     matter = front(card.model_card(facts(run, base=on_hub)))
