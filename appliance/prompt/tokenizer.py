@@ -143,6 +143,16 @@ def from_ids(base_dir: Path, backend: Tokenizer) -> dict[str, str]:
     return {name: text for name, text in texts.items() if text is not None}
 
 
+def takes_types(base_dir: Path) -> bool:
+    """Whether a base has embeddings for types of tokens, by its config.json: DistilBERT and causal models don't."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config = read(base_dir / "config.json")
+    kind = config.get("model_type")
+    by_default = hasattr(CONFIG_MAPPING[kind], "type_vocab_size") if kind in CONFIG_MAPPING else True
+    return by_default or "type_vocab_size" in config
+
+
 def settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json with special_tokens_map.json and chat_template.jinja, as transformers 4 and 5 join them.
 

@@ -7,7 +7,7 @@ and our padding. Pure: dicts in, dicts out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from appliance.prompt.format import Prompt
@@ -20,17 +20,21 @@ TRACES = frozenset(
     | {"is_local", "local_files_only", "_commit_hash", "auto_map", "device_map", "backend"}
 )
 _INPUTS = ["input_ids", "attention_mask"]  # of a causal LM; 4's plain class would make token_type_ids, too
+_TYPES = "token_type_ids"
 _FURTHER_NAMES = ("mask_token", "sep_token", "cls_token")
 _VERY_LONG = int(1e30)  # what transformers saves for "no limit": VERY_LARGE_INTEGER in tokenization_utils_base.py
 
 
-def candidates(own: Mapping[str, Any], prompt: Prompt) -> Iterator[dict[str, Any]]:
+def candidates(own: Mapping[str, Any], prompt: Prompt, *, takes_types: bool = True) -> Iterator[dict[str, Any]]:
     """What to save, best first: the base's own class; then the class that takes tokenizer.json as it is.
 
-    `own`: the base's settings (`tokenizer.settings`). The second is for bases whose class rebuilds the tokenizer by
-    rules that are not those of its tokenizer.json, such as Llama 2's in transformers 5.
+    `own`: the base's settings (`tokenizer.settings`); `takes_types`: see tokenizer.takes_types. The second is for bases
+    whose class rebuilds the tokenizer by rules that are not those of its tokenizer.json, such as Llama 2's in
+    transformers 5.
     """
     kept = readable(own)
+    if not takes_types and _TYPES in (kept.get("model_input_names") or ()):
+        kept["model_input_names"] = _without_types(kept["model_input_names"])
     for name, text in (("pad_token", prompt.pad_token), ("eos_token", prompt.tokenizer_eos)):
         if token_text(kept.get(name)) != text:  # EOS: config.json's, or another that the base trained
             kept[name] = text
@@ -55,6 +59,10 @@ def readable(own: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def _without_types(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name != _TYPES]
+
+
 def _missing(kept: Mapping[str, Any], prompt: Prompt) -> dict[str, str]:
     """Special tokens that the base's files don't name: its class did."""
     known = {"bos_token": prompt.bos_token, "unk_token": getattr(prompt.backend.model, "unk_token", None)}
@@ -70,12 +78,14 @@ def differences(
     released: Mapping[str, Any],
     trained: Mapping[str, str | None],
     is_special: Callable[[str], bool],
+    *,
+    takes_types: bool = True,
 ) -> list[str]:
     """Fields of a released tokenizer_config.json that are neither the base's nor one of our changes.
 
     `own`, `released`: settings as `tokenizer.settings` reads them. `trained`: pad_token and, if training
     chose another than the tokenizer's, eos_token. `is_special`: whether a text is one of the base's added tokens; only
-    those may get a name that the base left to its class or its config.json.
+    those may get a name that the base left to its class or its config.json. `takes_types`: see tokenizer.takes_types.
     """
     ours, theirs = _normal(released), _normal(own)
     found = []
@@ -87,6 +97,8 @@ def differences(
             continue
         if field == "model_input_names" and (base, value) == (None, _INPUTS):
             continue
+        if field == "model_input_names" and not takes_types and value == _without_types(base or ()):
+            continue  # transformers 4 gives a model whatever its tokenizer makes
         if field in (*NAMES, *_FURTHER_NAMES) and base is None and is_special(str(value)):
             continue
         if field == "add_prefix_space" and base is None:

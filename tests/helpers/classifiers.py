@@ -32,6 +32,8 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "xlm-roberta": ("xlm-roberta", "XLMRobertaTokenizer", {"type_vocab_size": 1}),
     "electra": ("electra", "ElectraTokenizer", {"embedding_size": 32}),
     "distilbert": ("distilbert", "DistilBertTokenizer", {}),
+    # no model of its kind takes token_type_ids, which its tokenizer makes
+    "distilbert-of-bert": ("distilbert", "BertTokenizer", {}),
     "deberta-v2": ("deberta-v2", "DebertaV2Tokenizer", {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}),
     "albert": ("albert", "AlbertTokenizer", {"embedding_size": 32}),
     "modernbert": ("modernbert", "PreTrainedTokenizerFast", {"global_attn_every_n_layers": 2, "local_attention": 16}),
@@ -74,6 +76,8 @@ def tiny_encoder(
     model.save_pretrained(folder)
     words.save_pretrained(folder)
     own = {"tokenizer_class": word_class, "model_max_length": POSITIONS, **names}
+    if kind == "distilbert-of-bert":
+        own["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     if word_class == "BertTokenizer":
         own |= {"do_lower_case": False, "strip_accents": False}
     write_json(folder / "tokenizer_config.json", own)

@@ -18,6 +18,7 @@ from appliance.prompt import tokenizer
 from appliance.release import tokenizer_files
 from appliance.rundir.token_choice import TokenChoice
 from appliance.training import tokenizer_files as training_files
+from tests.helpers.classifiers import tiny_encoder
 from tests.helpers.finished import edit_json
 from tests.helpers.tokenizer_kinds import KINDS, folder_of, llama2_folder, qwen_folder
 
@@ -48,6 +49,22 @@ def test_our_own_changes_pass(kind: str, tmp_path: Path) -> None:
     base = BASES[kind](tmp_path / "base")
     gate = tokenizer_files.gate(*run_of(tmp_path, base), base)
     assert (gate.name, gate.passed, gate.measured, gate.bound) == ("tokenizer_is_the_bases", True, 0, 0), gate
+
+
+@pytest.mark.parametrize(("kind", "takes_types"), [("distilbert-of-bert", False), ("bert", True)])
+def test_a_tokenizer_makes_no_types_of_tokens_for_a_model_that_takes_none(
+    kind: str, takes_types: bool, tmp_path: Path
+) -> None:
+    """transformers 4 gives a model whatever its tokenizer makes; a model may do without, but not with."""
+    base, names = tiny_encoder(tmp_path / "base", kind), ["input_ids", "token_type_ids", "attention_mask"]
+    edit_json(base / "tokenizer_config.json", model_input_names=names)
+    release, run_path = run_of(tmp_path, base, "source")
+    given = AutoTokenizer.from_pretrained(release / "model")("사과")
+    assert ("token_type_ids" in given) == takes_types
+    assert tokenizer_files.gate(release, run_path, base).passed
+    for wrong in (["input_ids"], ["input_ids", "attention_mask"] if takes_types else names[:2]):
+        edit_json(release / "model" / "tokenizer_config.json", model_input_names=wrong)
+        assert "model_input_names: base" in tokenizer_files.gate(release, run_path, base).meaning
 
 
 def test_an_eos_that_training_chose_passes(tmp_path: Path) -> None:

@@ -50,8 +50,17 @@ OTHER_TASKS: dict[str, tuple[Task, str, Callable[..., Path]]] = {
     "BART": (seq2seq.TASK, "bart", tiny_encoder_decoder),
     "a classifier, BERT": (Classify(("기쁨", "슬픔", "중립")), "bert", tiny_encoder),
     "a classifier, RoBERTa": (Classify(("기쁨", "슬픔", "중립")), "roberta", tiny_encoder),
+    "a classifier, DistilBERT with BERT's tokenizer": (
+        Classify(("기쁨", "슬픔", "중립")),
+        "distilbert-of-bert",
+        tiny_encoder,
+    ),
 }
-READERS = {"a reader, BERT": "bert", "a reader, RoBERTa": "roberta"}
+READERS = {
+    "a reader, BERT": "bert",
+    "a reader, RoBERTa": "roberta",
+    "a reader, DistilBERT": "distilbert-of-bert",
+}
 TEXT = "사과 배 감 좋아요 1 2 3 최고 늦어요 " * 5
 ASKED = ("가격은?", "배송은 며칠?", " Below ▁")
 

@@ -23,6 +23,7 @@ HEADS = {
     "xlm-roberta": ["classifier"],
     "electra": ["classifier"],
     "distilbert": ["classifier", "pre_classifier"],
+    "distilbert-of-bert": ["classifier", "pre_classifier"],
     "deberta-v2": ["classifier", "pooler"],
     "albert": ["albert.pooler", "classifier"],
     "modernbert": ["classifier", "head"],
