@@ -114,7 +114,7 @@ def connected(*, cpus: int | None = None, gpus: int | None = None) -> Iterator[C
                 "_node_ip_address": _LOOPBACK,
                 "_temp_dir": str(folder / keeper.RAY_FOLDER),  # below: Ray gives its own to all users (0777)
             }
-        stack.callback(_shut_down, ray)
+        stack.callback(_shut_down, ray, embedded=address is None)
         with _signals_kept(), _named("appliance"), _on_loopback(address is None):
             _start(ray, how)
         session_dir = ray._private.worker._global_node.get_session_dir_path()
@@ -134,8 +134,13 @@ def _imported() -> Any:
     return ray
 
 
-def _shut_down(ray: Any) -> None:
+def _shut_down(ray: Any, *, embedded: bool) -> None:
+    """Ends the embedded cluster by SIGKILL: Ray would wait a second for each process to end by SIGTERM, which they
+    block (_signals_kept). What is below them, and their files, are the keeper's."""
     with signals.deferred() as check:
+        if embedded and (node := ray._private.worker._global_node):
+            kill = node.kill_all_processes
+            node.kill_all_processes = lambda **_: kill(check_alive=False, allow_graceful=False)
         ray.shutdown()
         check()
 
@@ -182,12 +187,18 @@ def have_ray_read_its_variables() -> None:
 def _signals_kept() -> Iterator[None]:
     """A signal is dealt with after the block, and all do what they did before: Ray takes SIGTERM for itself.
 
-    Ray's processes ignore SIGHUP, as they do SIGINT: a closed terminal sends it to all, and this one ends them.
+    Ray's processes ignore SIGHUP, which a closed terminal sends to all. They block SIGINT, as Ray has it, and SIGTERM:
+    timeout(1), `kill -- -GROUP` and service managers send that to the whole group. This process ends them, once every
+    run has saved what it has; without them it could not reach the runs.
     """
     with signals.deferred() as check:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        yield
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         check()
 
 

@@ -101,6 +101,26 @@ def test_signals_do_what_they_did_before() -> None:
     assert [signal.getsignal(number) for number in signals.SIGNALS] == [BEFORE[number] for number in signals.SIGNALS]
 
 
+def test_a_sigterm_to_all_of_rays_processes_ends_none(cluster: Cluster) -> None:
+    """timeout(1) and service managers send it to the whole group; without them no run could be told to save."""
+    worker = cluster.ray.get(cluster.ray.remote(pid_of_worker).remote())
+    processes = tree()[1:]
+    assert len(processes) >= 5
+    assert worker in {process.pid for process in processes}
+    assert [process.cmdline() for process in processes if not outlives_sigterm(process)] == []
+    for process in processes:
+        process.terminate()
+    assert cluster.ray.get(cluster.ray.remote(pid_of_worker).remote(), timeout=60) == worker
+    assert [process.cmdline() for process in processes if not process.is_running()] == []
+
+
+def outlives_sigterm(process: psutil.Process) -> bool:
+    """Whether it blocks or ignores it."""
+    lines = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8").splitlines()
+    masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigBlk:", "SigIgn:"))]
+    return any(mask >> (signal.SIGTERM - 1) & 1 for mask in masks)
+
+
 BEFORE = {number: signal.getsignal(number) for number in signals.SIGNALS}
 DRIVER = """
 import sys, time
