@@ -19,6 +19,7 @@ from appliance.prompt.format import Prompt, from_folder
 from appliance.prompt.special_tokens import eos_ids, unused_ids
 from appliance.recipe.fields import TuningSection
 from appliance.rundir.token_choice import TokenChoice
+from appliance.tasks.task import Task
 from appliance.weights.embedding_rows import Matrices, Untrained, matrices_of, untrained_of
 
 WHAT = "control tokens"  # the finding's name
@@ -59,13 +60,15 @@ class Rows:
         return untrained_of(matrix, unused_ids(self._prompt.backend, matrix.shape[0]), self._judged)
 
 
-def of_base(base: Base, prompt_name: str) -> TokenChoice:
+def of_base(base: Base, prompt_name: str, task: Task) -> TokenChoice:
     """As `choose`, with the tokenizer in the base's folder, which is read without transformers.
 
     Raises as prompt/format.py's `bind`.
     """
+    if not task.writes:
+        return TokenChoice(why_not="nothing is written, so no token has to end an answer")
     if not (base.dir / "tokenizer.json").is_file():
-        return TokenChoice()
+        return TokenChoice(why_not="not looked at: the base has no tokenizer.json")
     return choose(base, from_folder(prompt_name, base.dir))
 
 
@@ -77,7 +80,7 @@ def choose(base: Base, prompt: Prompt) -> TokenChoice:
     """
     matrices = matrices_of(base.dir, base.config)
     if matrices is None:
-        return TokenChoice()
+        return TokenChoice(why_not="not looked at: the base's embeddings have another name, or another type of numbers")
     rows, eos = Rows(base, matrices, prompt), prompt.eos_token_id
     found = [token for token in prompt.control_ids if rows.is_untrained(token, ends=token == eos)]
     texts = {token: str(prompt.backend.id_to_token(token)) for token in {*found, *rows.named}}
@@ -111,12 +114,7 @@ def finding(choice: TokenChoice | None, base: Base, tuning: TuningSection) -> Fi
     if choice is None:
         return Finding(WHAT, "looked at when the weights are here, before any row is read", "", "ok")
     if not choice.is_compared:
-        return Finding(
-            WHAT,
-            "not looked at: begun by an earlier version, or a base whose embeddings have another name",
-            "",
-            "ok",
-        )
+        return Finding(WHAT, choice.why_not or "not looked at: training was begun by an earlier version", "", "ok")
     if not choice.notes:
         return Finding(WHAT, "EOS and the template's tokens look trained", "", "ok")
     found, needed = "; ".join(choice.notes), "trained tokens"

@@ -193,10 +193,10 @@ class Job:
         if self.earlier:  # its adapter has their rows
             return token_choice.read(self._taken_to / results.EARLIER if self._taken_to else self.earlier.train_dir)
         if not packages.can_train():
-            return TokenChoice()
+            return TokenChoice(why_not="not looked at: no torch")
         from appliance.base_model import never_trained
 
-        return never_trained.of_base(self.found_base, self.resolved.recipe.prompt)
+        return never_trained.of_base(self.found_base, self.resolved.recipe.prompt, self.task)
 
     @cached_property
     def earlier(self) -> Earlier | None:

@@ -25,13 +25,15 @@ class TokenChoice:
     """`eos_token` ends an answer in place of the tokenizer's own; None: it is the tokenizer's own.
 
     `untrained`: text -> id of EOS and of the template's tokens whose rows the base never trained. `notes`: why, for
-    people. `is_compared`: whether the base's rows were looked at.
+    people. `is_compared`: whether the base's rows were looked at; `why_not`: if they were not, for people, but for a
+    record of an earlier version, which has no reason.
     """
 
     eos_token: str | None = None
     untrained: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     is_compared: bool = False
+    why_not: str = ""
 
     @property
     def rows(self) -> list[int]:

@@ -20,6 +20,7 @@ from appliance.prompt import format as prompt_format
 from appliance.recipe.fields import TuningSection
 from appliance.rundir import token_choice
 from appliance.rundir.token_choice import TokenChoice
+from appliance.tasks import causal, classify, extract
 from appliance.weights import embedding_rows
 from tests.helpers.tokenizer_kinds import byte_level, with_bos
 
@@ -222,7 +223,27 @@ def test_what_the_check_says_before_the_weights_are_here_and_if_all_is_well(toke
     assert never_trained.finding(None, made, TuningSection()).verdict == "ok"
     assert never_trained.finding(chosen(made), made, TuningSection()).verdict == "ok"
     unknown = base(tmp_path / "unknown", tokenizer, {"transformer.words.weight": matrix()})
-    assert "not looked at" in never_trained.finding(chosen(unknown), unknown, TuningSection()).found
+    assert (
+        "not looked at: the base's embeddings" in never_trained.finding(chosen(unknown), unknown, TuningSection()).found
+    )
+
+
+def test_why_no_rows_were_looked_at(tokenizer: Path, tmp_path: Path) -> None:
+    made = base(tmp_path / "base", tokenizer, tied(matrix()))
+
+    def said(choice: TokenChoice) -> str:
+        choice.write(tmp_path / "run" / "train")
+        return never_trained.finding(token_choice.read(tmp_path / "run" / "train"), made, TuningSection()).found
+
+    (tmp_path / "run" / "train").mkdir(parents=True)
+    for task in (classify.TASK, extract.TASK):
+        silent = never_trained.of_base(made, "source", task)
+        assert silent.rows == []
+        assert said(silent) == "nothing is written, so no token has to end an answer"
+    assert said(TokenChoice()) == "not looked at: training was begun by an earlier version"
+    assert never_trained.of_base(made, "alpaca", causal.TASK).is_compared
+    (made.dir / "tokenizer.json").unlink()
+    assert said(never_trained.of_base(made, "alpaca", causal.TASK)) == "not looked at: the base has no tokenizer.json"
 
 
 def test_the_choice_is_kept_beside_the_training_and_earlier_runs_have_none(tokenizer: Path, tmp_path: Path) -> None:
