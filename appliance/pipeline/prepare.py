@@ -120,10 +120,10 @@ def run(
         )
         if data.split == "column" and found.count:
             _refuse_shared(found, judged, out, csv_path, stage_dir)
-        groups = few_groups.count(keys, order)
-        for warning in few_groups.warnings({side: len(indexes) for side, indexes in order.items()}, groups, data):
+        rows, groups = {side: len(indexes) for side, indexes in order.items()}, few_groups.count(keys, order)
+        for warning in few_groups.warnings(rows, groups, data):
             _log.warning("%s: %s", csv_path, warning)
-        prepared_rows.write_sides(csv_path, fmt, stage_dir, order, lines, sides, passes, taken)
+        letters = prepared_rows.write_sides(csv_path, fmt, stage_dir, order, lines, sides, passes, taken)
         if spool:
             _write_ids(spool, stage_dir, order, kept, judged, prompt.fingerprint)
     prepared_rows.write_ledger(
@@ -135,7 +135,7 @@ def run(
     side_of = dict(zip(lines, sides, strict=True)) if taken else {}
     if taken:
         taken.write(stage_dir / results.TAKEN, side_of)
-    twins = near_duplicates.near_pairs(stage_dir, {side: len(indexes) for side, indexes in order.items()}, seed)
+    twins = near_duplicates.near_pairs(stage_dir, rows, letters, seed)
     leaks.write(stage_dir, found, twins)
     cut = windows.write(stage_dir, judged, kept, order, limit, data.stride) if prompt.marks_spans else {}
     counts = replace(_count(fmt, judged, kept, keys, order, groups, found, twins, limit), **cut)

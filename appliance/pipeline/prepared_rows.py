@@ -12,7 +12,7 @@ from types import MappingProxyType
 from appliance.pipeline.judge_rows import Judged
 from appliance.pipeline.taken_rows import TakenRows
 from appliance.process import files
-from appliance.rows import csv_file
+from appliance.rows import csv_file, near_duplicates
 from appliance.rows.csv_file import Row
 from appliance.rows.one_version import Passes
 from appliance.rows.split import Side
@@ -29,14 +29,15 @@ def write_sides(
     sides: Sequence[Side],
     passes: Passes,
     taken: TakenRows | None,
-) -> None:
+) -> int:
     """The three CSVs, in the file's order, taken rows last; only a notebook split has another order, and needs all rows
-    in memory.
+    in memory. Returns the letters of the test and val rows (`near_duplicates.letters_of`).
     """
     rows = _at(lines, sides, chain(csv_file.read(csv_path, fmt, passes), taken.again() if taken else ()))
     if any(indexes != sorted(indexes) for indexes in order.values()):
         by_line = {row.line: row for _, row in rows}
         rows = ((sides[i], by_line[lines[i]]) for indexes in order.values() for i in indexes)
+    letters = 0
     with ExitStack() as stack:
         write = {
             side: stack.enter_context(csv_file.row_writer(stage_dir / f"{side}.csv", placed=fmt.in_input))
@@ -44,6 +45,9 @@ def write_sides(
         }
         for side, row in rows:
             write[side](row)
+            if side != "train":
+                letters += near_duplicates.letters_of(row)
+    return letters
 
 
 def _at(

@@ -29,7 +29,7 @@ _LETTERS, _PUNCTUATION = frozenset(string.ascii_letters), frozenset(string.punct
 _PROBES = ("", "a", " a", "\n\n", ":b", "가 ", "\u1161", "\u0301", "'s", "1")  # what may follow in a row
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a key of mappings, for every row: the hash of all its ids would be made each time
 class Start:
     """Of a prompt that begins with `text`, the first `length` characters have these ids, and the rest has its own."""
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import compress, islice
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Literal
 
 from appliance.errors import DataError
 from appliance.process import files
@@ -33,7 +33,6 @@ from appliance.rows.places import Place
 from appliance.rows.records import records
 from appliance.tasks.classify import class_of, is_label
 
-_Write = Callable[[Sequence[object]], object]
 BLANK_LINE = "blank line"
 WRONG_WIDTH = "fields; the header has"  # part of a reason
 NO_TURNS = 'not earlier turns, JSON such as [["question", "answer"]]; to ignore them: --set data.columns.history=null'
@@ -101,24 +100,22 @@ def row_writer(path: Path, *, placed: bool = False) -> Iterator[Callable[[Row], 
 
     `placed`: with the place of the answer, which the rows have.
     """
-    with _writers(path, PLACED_COLUMNS if placed else CANONICAL_COLUMNS) as (plain, careful):
+    with _text(path, PLACED_COLUMNS if placed else CANONICAL_COLUMNS) as write:
 
-        def write(row: Row) -> None:
-            instruction, input_text, output = row.instruction, row.input, row.output
-            is_plain = "\r" not in instruction and "\r" not in input_text and "\r" not in output
-            cells: tuple[object, ...] = (row.line, instruction, input_text, output)
+        def write_row(row: Row) -> None:
+            line = f"{row.line},{_cell(row.instruction)},{_cell(row.input)},{_cell(row.output)}"
             if placed:
-                cells = (*cells, "" if row.answer_start is None else row.answer_start)
-            (plain if is_plain else careful)(cells)
+                line += "," if row.answer_start is None else f",{row.answer_start}"
+            write(line + "\n")
 
-        yield write
+        yield write_row
 
 
 @contextmanager
 def ledger_writer(path: Path) -> Iterator[Callable[[int, str, str], object]]:
     """The ledger of all physical rows (LEDGER_COLUMNS): call the yielded function with line, side and reason."""
-    with csv_writer(path, LEDGER_COLUMNS) as write:
-        yield lambda line, side, reason: write((line, side, reason))
+    with _text(path, LEDGER_COLUMNS) as write:
+        yield lambda line, side, reason: write(f"{line},{side},{_cell(reason)}\n")
 
 
 def iter_canonical(path: Path, wanted: Iterator[bool] | None = None) -> Iterator[Row]:
@@ -151,9 +148,9 @@ def read_canonical(path: Path) -> list[Row]:
 
 
 def _row(line: int, cells: list[str], fmt: CsvFormat, used: Sequence[int]) -> Row | Rejected:
-    if not any(map(str.strip, cells)):  # also `,,,,`, which spreadsheets write for rows that were once filled
-        return Rejected(line, BLANK_LINE)
     if len(cells) != len(fmt.header):
+        if _is_blank(cells):
+            return Rejected(line, BLANK_LINE)
         wrong = wrong_byte("".join(cells), fmt.encoding.codec)
         return Rejected(line, f"{len(cells)} {WRONG_WIDTH} {len(fmt.header)}" + (f"; {wrong}" if wrong else ""))
     for index in used:
@@ -168,6 +165,8 @@ def _row(line: int, cells: list[str], fmt: CsvFormat, used: Sequence[int]) -> Ro
         cells = [fmt.cells.of(cell) for cell in cells]
     instruction, output = cells[fmt.instruction], cells[fmt.output]
     if not instruction or instruction.isspace():
+        if _is_blank(typed):
+            return Rejected(line, BLANK_LINE)
         return Rejected(line, f"column {fmt.column('instruction')}: the instruction is empty")
     if (not output or output.isspace()) and not fmt.in_input:
         return Rejected(line, f"column {fmt.column('output')}: the answer is empty")
@@ -200,6 +199,11 @@ def _row(line: int, cells: list[str], fmt: CsvFormat, used: Sequence[int]) -> Ro
     row = object.__new__(Row)  # a frozen dataclass sets its fields one by one: 1.5 of a row's 6 microseconds
     row.__dict__.update(line=line, instruction=instruction, input=input_text, output=output, group=group, side=side)
     return row
+
+
+def _is_blank(cells: list[str]) -> bool:
+    """Also `,,,,`, which spreadsheets write for rows that were once filled."""
+    return not any(map(str.strip, cells))
 
 
 def _placed(fmt: CsvFormat, text: str, output: str, typed: list[str]) -> Place | str | None:
@@ -241,26 +245,31 @@ def _meant_as_none(answer: str) -> str:
 @contextmanager
 def csv_writer(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Sequence[object]], object]]:
     """A CSV of ours (UTF-8, LF, with its header); yields the function that writes a row. On disk at the end."""
-    with _writers(path, columns) as (_, careful):
-        yield careful
+    with _text(path, columns) as write:
+        # csv quotes the characters of its own line terminator and, before Python 3.13, no others: with LF as the
+        # terminator, a lone CR in a cell would stay unquoted and end the row for every reader.
+        yield csv.writer(_LineFeeds(write), lineterminator="\r\n").writerow
 
 
 @contextmanager
-def _writers(path: Path, columns: Sequence[str]) -> Iterator[tuple[_Write, _Write]]:
-    """What writes a row to one file of ours: quickly, if no cell holds a carriage return, and in any case."""
+def _text(path: Path, columns: Sequence[str]) -> Iterator[Callable[[str], object]]:
+    """The file, with its header; yields what writes text to it. On disk at the end."""
     with files.naming(path), path.open("w", encoding="utf-8", newline="") as stream:
-        plain = csv.writer(stream, lineterminator="\n").writerow
-        # csv quotes the characters of its own line terminator and, before Python 3.13, no others: with LF as the
-        # terminator, a lone CR in a cell would stay unquoted and end the row for every reader.
-        careful = csv.writer(_LineFeeds(stream), lineterminator="\r\n").writerow
-        careful(columns)
-        yield plain, careful
+        stream.write(",".join(columns) + "\n")
+        yield stream.write
     files.fsync(path)
+
+
+def _cell(text: str) -> str:
+    """As csv writes a cell that is not alone in its row, in half the time: it looks at every character by itself."""
+    if '"' in text or "," in text or "\n" in text or "\r" in text:
+        return '"' + text.replace('"', '""') + '"'
+    return text
 
 
 @dataclass(frozen=True)
 class _LineFeeds:
-    stream: TextIO
+    to: Callable[[str], object]
 
     def write(self, record: str) -> None:
-        self.stream.write(record[:-2] + "\n")
+        self.to(record[:-2] + "\n")

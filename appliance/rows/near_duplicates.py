@@ -95,14 +95,15 @@ class _Held:
     pairs: list[Pair] = field(default_factory=list)
 
 
-def near_pairs(prepare_dir: Path, rows: Mapping[Side, int], seed: int) -> Near:
-    """Compares test.csv and val.csv with train.csv of `prepare_dir`; `rows`: how many rows each file has.
+def near_pairs(prepare_dir: Path, rows: Mapping[Side, int], letters: int, seed: int) -> Near:
+    """Compares test.csv and val.csv with train.csv of `prepare_dir`.
 
-    Equal questions are left out: `split.leaks` counts every one of those.
+    `rows`: how many rows each file has. `letters`: the sum of `letters_of` over the test and val rows, whose mean is
+    taken as that of the train rows too. Equal questions are left out: `split.leaks` counts every one of those.
     """
     import numpy as np
 
-    mean_letters = _mean_letters(prepare_dir)
+    mean_letters = letters / (rows["test"] + rows["val"])
     held: list[_Held] = []
     index = minhash.Index()
     compared: dict[Side, int] = {"train": 0, "val": 0, "test": 0}
@@ -134,6 +135,11 @@ def near_pairs(prepare_dir: Path, rows: Mapping[Side, int], seed: int) -> Near:
         given_up=sum(one.checks == _CHECKS and not one.pairs for one in held),
         pairs=tuple(pairs),
     )
+
+
+def letters_of(row: Row) -> int:
+    """How many letters of its question are compared, before those that do not count are left out."""
+    return min(LETTERS, len(row.instruction) + len(row.input))
 
 
 def _compare(one: _Held, row: Row, shingles: set[int]) -> None:
@@ -219,13 +225,3 @@ def _sampled(prepare_dir: Path, side: Side, share: float, seed: int) -> Iterator
     """The rows of a side, or a seeded share of them if `share` is below 1."""
     generator = Random(f"{seed}:{side}")
     yield from csv_file.iter_canonical(prepare_dir / f"{side}.csv", (generator.random() < share for _ in count()))
-
-
-def _mean_letters(prepare_dir: Path) -> float:
-    """The mean over test and val rows, taken as that of the train rows too."""
-    lengths = [
-        min(LETTERS, len(row.instruction) + len(row.input))
-        for side in ("test", "val")
-        for row in csv_file.iter_canonical(prepare_dir / f"{side}.csv")
-    ]
-    return sum(lengths) / len(lengths)

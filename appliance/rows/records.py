@@ -32,18 +32,14 @@ def records(
         reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
     else:
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    while True:
-        start = reader.line_num + first_line
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            other = (
-                "" if quoting == "literal" else "; if quotes are plain text in this file: --set data.quoting=literal"
-            )
-            raise DataError(
-                f"{path}, line {start}: the record that begins here cannot be read ({error})",
-                hint='look for an unclosed quote; a quote inside a quoted cell is written ""' + other,
-            ) from error
-        yield start, cells
+    start = first_line
+    try:
+        for cells in reader:
+            yield start, cells
+            start = reader.line_num + first_line
+    except csv.Error as error:
+        other = "" if quoting == "literal" else "; if quotes are plain text in this file: --set data.quoting=literal"
+        raise DataError(
+            f"{path}, line {start}: the record that begins here cannot be read ({error})",
+            hint='look for an unclosed quote; a quote inside a quoted cell is written ""' + other,
+        ) from error

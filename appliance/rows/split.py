@@ -53,9 +53,12 @@ def question_key(row: Row) -> bytes:
     """
     if row.key is not None:
         return row.key
-    parts = ("question", row.instruction, row.input) if row.group is None else ("group", row.group)
     # Cells contain no NUL (`read` rejects them), so different parts never join to the same bytes.
-    return blake2b("\0".join(map(folded, parts)).encode(), digest_size=16).digest()
+    if row.group is None:
+        text = f"question\0{folded(row.instruction)}\0{folded(row.input)}"
+    else:
+        text = f"group\0{folded(row.group)}"
+    return blake2b(text.encode(), digest_size=16).digest()
 
 
 def folded(text: str) -> str:
@@ -63,7 +66,9 @@ def folded(text: str) -> str:
 
     The joiners in emoji and Persian words are among the latter: without them the text still asks the same.
     """
-    if text.isascii():  # nothing to normalise, as in the many rows whose input is empty
+    if not text:  # the input of many rows
+        return text
+    if text.isascii():  # nothing to normalise
         return " ".join(text.lower().split())
     # NFKC twice, as in Unicode's toNFKC_Casefold: folding case can undo the normal form.
     normal = unicodedata.normalize("NFKC", _UNSEEN.sub("", text))

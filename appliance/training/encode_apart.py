@@ -112,7 +112,7 @@ def _batches(records: Iterable[Record]) -> Iterator[tuple[list[Record], list[Cel
         if isinstance(record, Row):
             cells = _cells(record)
             rows.append(cells)
-            letters += sum(map(len, cells[:3]))
+            letters += len(cells[0]) + len(cells[1]) + len(cells[2])
         if len(batch) == _BATCH_ROWS or letters > _BATCH_LETTERS:
             yield batch, rows, letters
             batch, rows, letters = [], [], 0

@@ -29,7 +29,8 @@ def find(folder: Path, seed: int = 1, **sides: list[Row]) -> Near:
             for row in sides[side]:
                 write(row)
         rows[side] = len(sides[side])
-    return near_duplicates.near_pairs(folder, rows, seed)
+    letters = sum(map(near_duplicates.letters_of, sides["val"] + sides["test"]))
+    return near_duplicates.near_pairs(folder, rows, letters, seed)
 
 
 def made(count: int, first_line: int = 1000) -> list[Row]:
@@ -192,7 +193,8 @@ def test_numpy_is_loaded_when_it_is_needed_and_scipy_never(tmp_path: Path) -> No
     code = (
         "import sys; from pathlib import Path; from appliance.pipeline import prepare; print('numpy' in sys.modules); "
         "from appliance.rows import near_duplicates; rows = dict(train=9, val=9, test=9); "
-        "near_duplicates.near_pairs(Path(sys.argv[1]), rows, 1); print('numpy' in sys.modules, 'scipy' in sys.modules)"
+        "near_duplicates.near_pairs(Path(sys.argv[1]), rows, 9, 1); "
+        "print('numpy' in sys.modules, 'scipy' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True", "False"]
