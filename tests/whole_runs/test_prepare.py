@@ -19,7 +19,7 @@ from appliance.pipeline.prepare import Counts
 from appliance.prompt import encoding as prompt_encoding
 from appliance.prompt import format as prompt_format
 from appliance.recipe.fields import Columns, DataSection
-from appliance.rows import leaks
+from appliance.rows import leaks, near_duplicates
 from appliance.rows.csv_file import read_canonical
 from tests.conftest import write_qa
 
@@ -445,6 +445,20 @@ def test_near_twins_are_told_and_stay_where_they_are(work: Work) -> None:
     assert warning.examples[0].startswith(first)
     assert len(warning.examples) == min(5, len(pairs))
     assert len(work.ledger()) == 48
+
+
+def test_as_many_rows_are_compared_as_the_letters_of_test_and_val_questions_allow(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    sampled = near_duplicates._sampled
+    monkeypatch.setattr(near_duplicates, "LETTERS", 30)
+    monkeypatch.setattr(near_duplicates, "_sampled", lambda *of: (asked.append(of[2]), sampled(*of))[1])
+    counts = work.run([("질문" * (i % 20) + str(i), f"답 {i}") for i in range(60)])
+    held = [row for side in ("test", "val") for row in read_canonical(work.stage_dir / f"{side}.csv")]
+    mean = sum(min(30, len(row.instruction)) for row in held) / len(held)
+    wanted = [(400_000, counts.test), (400_000, counts.val), (8_000_000, counts.train)]
+    assert asked == pytest.approx([budget / (100 + mean) / rows for budget, rows in wanted])
 
 
 SIDES = ["train"] * 14 + ["val"] * 3 + ["test"] * 3
