@@ -88,7 +88,7 @@ def run(
         stage_dir: what is written.
         csv_sha256: of the CSV, as the run depends on it.
         taken: rows of the earlier run that this one continues.
-        by_class: whether outputs are classes, each of which has to be on every side.
+        by_class: whether outputs are classes, each of which has to be on every side; their tokens count nowhere.
 
     Raises DataError: bad or too long rows under `refuse` (all named, the ledger written), too few rows to split, a
     column `side` that puts equal questions on two sides, or a CSV that is not the same file from beginning to end, with
@@ -97,6 +97,8 @@ def run(
     with one_version(csv_path, csv_sha256) as passes, _spool(stage_dir) as spool:
         fmt = survey.csv_format(csv_path, data, by_class=by_class)
         judged = judge_rows.judge(csv_path, fmt, prompt, passes, spool, taken.behind if taken else iter)
+        if by_class:  # a model reads the text, and never its class
+            judged = replace(judged, lengths=judged.prompt_lengths)
         for remark in judged.remarks:
             _log.warning("%s: %s; %s", csv_path, remark, remark.fix)
         limit, too_long = _fitting(judged, prompt, data, max_seq_length, longest_possible)

@@ -13,6 +13,7 @@ from appliance.report import answers, curves, headline, histogram, samples, spee
 from appliance.rows import leaks
 from appliance.rundir import base_asked, chosen, earlier_compared, outcome, results, run_json
 from appliance.rundir.directory import STAGES, RunDir
+from appliance.tasks.task import Task
 from appliance.weights import moved
 
 SHOWN_ROWS = 200  # of a list of rows beside the answers
@@ -81,7 +82,8 @@ def of(run_dir: Path) -> Mapping[str, Any]:
         "curves": curves.of_run(lines, fit),
         "samples": samples.of(results.read_samples(asked)) if files.is_there(asked) else [],
     }
-    shown |= {"lengths": _lengths(run_dir, shown["prepare"]), "score_rows": _score_rows(metrics, shown["predictions"])}
+    shown |= {"lengths": _lengths(run_dir, shown["prepare"], uses.task_of(recipe))}
+    shown |= {"score_rows": _score_rows(metrics, predictions)}
     head = headline.of(shown)
     return shown | {
         "shown_headline": head,
@@ -91,13 +93,14 @@ def of(run_dir: Path) -> Mapping[str, Any]:
     }
 
 
-def _lengths(run_dir: Path, prepared: Mapping[str, Any] | None) -> histogram.Histogram | None:
-    """None for runs of versions that kept no ids."""
+def _lengths(run_dir: Path, prepared: Mapping[str, Any] | None, task: Task) -> histogram.Histogram | None:
+    """Of what a model reads: not of its class, if a row has one. None for runs of versions that kept no ids."""
     if not prepared:
         return None
     from appliance.training import kept_ids
 
-    found = {side: kept_ids.lengths(run_dir / "prepare" / f"{side}.csv") for side in ("train", "val", "test")}
+    by_class, folder = task.answers_with == "class", run_dir / "prepare"
+    found = {side: kept_ids.lengths(folder / f"{side}.csv", of_prompts=by_class) for side in ("train", "val", "test")}
     return histogram.of_lengths({side: lengths or () for side, lengths in found.items()}, prepared["max_seq_length"])
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from appliance.release import usage_snippets
 from appliance.tasks import causal
 from appliance.tasks import find as tasks_find
+from appliance.tasks.task import Task
 
 _DEFAULT_NEW_TOKENS = 256  # of runs whose recipe does not say
 
@@ -29,7 +30,7 @@ def of(run_dir: Path, shown: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not where:  # the weights were removed, or are another machine's
         return []
     limit, _ = shown["recipe_values"].get("evaluate.max_new_tokens", (_DEFAULT_NEW_TOKENS, ""))
-    task = tasks_find.named(str(shown["recipe_values"].get("task", (causal.TASK.name, ""))[0]))
+    task = task_of(shown["recipe_values"])
     if task.answers_with == "span":
         return [("From Python", _code(usage_snippets.with_answers(where, (shown["metrics"] or {})["spans"])))]
     if not task.writes:
@@ -42,6 +43,11 @@ def of(run_dir: Path, shown: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not task.only_transformers:
         code.append(("As a server, with vLLM", _code(usage_snippets.with_vllm(where))))
     return code
+
+
+def task_of(recipe: Mapping[str, tuple[Any, Any]]) -> Task:
+    """The task of a run by its recipe: field -> value and origin. Recipes of earlier versions name none."""
+    return tasks_find.named(str(recipe.get("task", (causal.TASK.name, ""))[0]))
 
 
 def _code(fenced: str) -> str:

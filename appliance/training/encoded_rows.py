@@ -53,7 +53,7 @@ def read(
         pieces = task.pieces(fitting(prompt, path, encoding, line, whole, task), encoding.max_seq_length)
         encoded.extend(pieces)
         lines.extend([line] * len(pieces))
-    return encoded, Rows(lines, [len(one) for one in encoded])
+    return encoded, Rows(lines, [task.length(one) for one in encoded])
 
 
 def as_dataset(
@@ -87,9 +87,9 @@ def as_dataset(
 def fitting(prompt: Prompt, path: Path, encoding: Encoding, line: int, whole: Encoded, task: Task) -> Encoded:
     """A row as training has it, its answer cut if long rows are. Raises DataError: it does not fit max_seq_length."""
     one = encoding.fitted(prompt, whole)
-    if task.answers_with != "span" and len(one) > encoding.max_seq_length:
+    if task.answers_with != "span" and task.length(one) > encoding.max_seq_length:
         raise DataError(
-            f"{path}: row {line} has {len(one)} tokens, over max_seq_length {encoding.max_seq_length}",
+            f"{path}: row {line} has {task.length(one)} tokens, over max_seq_length {encoding.max_seq_length}",
             hint="the tokenizer changed after `prepare`; redo it with --redo prepare",
         )
     return one

@@ -166,10 +166,10 @@ def read(csv_path: Path, *, only: Collection[int] | None = None) -> Iterator[Kep
             yield from _rows(batches.get_batch(number), only)
 
 
-def lengths(csv_path: Path) -> list[int] | None:
+def lengths(csv_path: Path, *, of_prompts: bool = False) -> list[int] | None:
     """How many tokens each prepared row has, EOS included, uncut; None if no ids are kept or pyarrow is not here.
 
-    Reads where rows begin, not their ids. Raises RunDirError: the file is damaged.
+    `of_prompts`: without its answer. Reads where rows begin, not their ids. Raises RunDirError: the file is damaged.
     """
     path = beside(csv_path)
     if not path.is_file() or not can_be_kept():
@@ -181,9 +181,9 @@ def lengths(csv_path: Path) -> list[int] | None:
         with pa.memory_map(str(path)) as source:
             batches = pa.ipc.open_file(source)
             for number in range(batches.num_record_batches):
-                lists = batches.get_batch(number).column("ids")
-                lists.validate(full=True)
-                found += _lengths(lists)
+                batch = batches.get_batch(number)
+                batch.validate(full=True)
+                found += batch.column("prompt_tokens").to_pylist() if of_prompts else _lengths(batch.column("ids"))
     except (pa.ArrowException, OSError, LookupError, AttributeError, TypeError) as error:
         hint = "make it again with --redo prepare"
         raise RunDirError(f"{path} is damaged: {error!s:.300}", hint=hint) from error

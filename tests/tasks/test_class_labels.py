@@ -7,6 +7,7 @@ import json
 import shutil
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,14 @@ from appliance.pipeline import classes, prepare
 from appliance.process import files
 from appliance.prompt import format as prompt_format
 from appliance.prompt import tokenizer
+from appliance.prompt.encoding import Encoding
 from appliance.prompt.format import Prompt
 from appliance.recipe.fields import DataSection
 from appliance.rows import csv_file, survey
 from appliance.rows.csv_file import Row
 from appliance.tasks.classify import Classify, class_of
+from appliance.training import encoded_rows, kept_ids
+from tests.conftest import read_csv
 from tests.helpers.classifiers import KINDS, POSITIONS, tiny_bert, tiny_encoder
 
 
@@ -93,6 +97,37 @@ def test_rows_name_their_class_in_one_way_however_it_was_typed(prompt: Prompt, t
     classes.write(tmp_path, prompt)
     found = files.read_json(tmp_path / "labels.json")["classes"]
     assert [(one["name"], len(one["ids"]), sum(one["rows"].values())) for one in found] == [(w, 1, 15) for w in words]
+
+
+def test_a_class_takes_nothing_of_the_tokens_that_a_text_may_have(prompt: Prompt, tmp_path: Path) -> None:
+    """Labels of 23 tokens, beside texts of three; and one text that is too long by itself."""
+    path = tmp_path / "labels.csv"
+    names = [" ".join([word] * 22) for word in ("기쁨", "슬픔")]
+    data = labelled(path, names * 9)
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(f"{'사과 ' * 9},{names[0]}\n")
+    counts = prepare.run(
+        csv_path=path,
+        data=data.model_copy(update={"on_too_long": "drop"}),
+        prompt=prompt,
+        max_seq_length=10,
+        longest_possible=POSITIONS,
+        seed=1,
+        stage_dir=tmp_path,
+        by_class=True,
+    )
+    (dropped,) = (row for row in read_csv(tmp_path / "rows.csv") if row["reason"])
+    assert (dropped["row"], dropped["reason"]) == ("20", "11 tokens, over max_seq_length 10")
+    texts = [prompt.encode(row["instruction"], "", row["output"]) for row in read_csv(tmp_path / "train.csv")]
+    longest = max(one.prompt_tokens for one in texts)
+    assert counts.longest_row_tokens == longest < 10 < min(len(one) for one in texts)
+    classes.write(tmp_path, prompt)
+    task, encoding = Classify().bound(tmp_path), Encoding("answer", longest, cut_long_rows=False)
+    _, rows = encoded_rows.read(prompt, tmp_path / "train.csv", encoding, task=task)
+    assert sorted(rows.lengths) == sorted(one.prompt_tokens for one in texts)
+    assert kept_ids.lengths(tmp_path / "train.csv", of_prompts=True) == rows.lengths
+    with pytest.raises(DataError, match=f"has {longest} tokens, over max_seq_length {longest - 1}"):
+        encoded_rows.read(prompt, tmp_path / "train.csv", replace(encoding, max_seq_length=longest - 1), task=task)
 
 
 def test_check_splits_by_class_as_prepare_does(tmp_path: Path) -> None:
