@@ -27,7 +27,7 @@ ROUND_UP_TO = 64  # max_seq_length: auto is a multiple of this, for even tensor 
 
 @dataclass(frozen=True)
 class Judged:
-    """What the first pass keeps of the usable rows, by position."""
+    """What the first pass keeps of the usable rows, by position. `lengths`: the tokens of each that a model reads."""
 
     rows: FirstPass
     lines: array[int]
@@ -80,7 +80,8 @@ def judge(
         else:
             lines.append(row.line)
             with_turns.append(turns.held_by(row.instruction))
-    return Judged(rows, lines, lengths, prompt_lengths, with_turns, rejected, records, rows.remarks())
+    read = prompt_lengths if fmt.names_class else lengths  # a model reads the text, and never its class
+    return Judged(rows, lines, read, prompt_lengths, with_turns, rejected, records, rows.remarks())
 
 
 @dataclass(frozen=True)

@@ -97,8 +97,6 @@ def run(
     with one_version(csv_path, csv_sha256) as passes, _spool(stage_dir) as spool:
         fmt = survey.csv_format(csv_path, data, by_class=by_class)
         judged = judge_rows.judge(csv_path, fmt, prompt, passes, spool, taken.behind if taken else iter)
-        if by_class:  # a model reads the text, and never its class
-            judged = replace(judged, lengths=judged.prompt_lengths)
         for remark in judged.remarks:
             _log.warning("%s: %s; %s", csv_path, remark, remark.fix)
         limit, too_long = _fitting(judged, prompt, data, max_seq_length, longest_possible)
