@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from appliance.machine import disk, place
 from appliance.prompt import format as prompt_format
@@ -274,12 +275,22 @@ def test_transformers_finds_every_weight_of_a_random_base(
         shapes.random_base(tmp_path / "other", small, alpaca_tokenizer(), device="cpu")
 
 
+def a_wide_tokenizer(count: int) -> PreTrainedTokenizerFast:
+    """The tests' own with that many ids: in its model, as in Qwen3's. As added tokens they take seconds to load."""
+    words = alpaca_tokenizer()
+    backend = json.loads(words.backend_tokenizer.to_str())
+    vocabulary = backend["model"]["vocab"]
+    vocabulary |= {f"<{i}>": i for i in range(len(vocabulary), count)}
+    special = {name: getattr(words, name) for name in ("bos_token", "eos_token", "pad_token", "padding_side")}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(backend)), **special)
+
+
 def test_a_real_tokenizer_is_taken_where_the_vocabulary_has_room(tmp_path: Path) -> None:
     """Qwen3's has more ids than Llama 3's vocabulary."""
-    words, wide = alpaca_tokenizer(), alpaca_tokenizer()
-    wide.add_tokens([f"<{i}>" for i in range(130_000 - len(wide))])
+    words, wide = alpaca_tokenizer(), a_wide_tokenizer(130_000)
     wide.save_pretrained(tmp_path / "wide")
     bench = Bench("unsloth", False, tmp_path, tmp_path, tmp_path / "wide", lambda _: None)
+    assert len(wide) == 130_000
     taken = {base: len(parts._tokenizer(bench, base)) for base in parts.BASES}
     assert taken == {"small": len(wide), "qwen3-0.6b": len(wide), "qwen3-4b": len(wide), "llama-3-8b": len(words)}
     rows = read_csv(parts._rows(bench, "llama-3-8b", count=20, longest=300))
