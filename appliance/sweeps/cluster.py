@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -25,7 +26,7 @@ from typing import Any
 
 from appliance.errors import EnvironmentUnavailable, RecipeError
 from appliance.machine import device
-from appliance.process import console, signals
+from appliance.process import child, console, signals
 from appliance.sweeps import keeper
 
 INSTALL = "uv pip install -c constraints.txt '.[ray]'"
@@ -35,6 +36,9 @@ _LOCK = "owner.lock"
 _LONGEST_FOLDER = 40  # characters: a socket's path has at most 107 (unix(7)), and Ray appends up to 64
 _STORE_BYTES = 80 << 20  # of the object store: what goes between processes are names and exit codes. Ray takes no less
 _LOOPBACK = "127.0.0.1"
+_NEEDED = ("raylet", "gcs_server")  # of Ray's processes: without either, its client waits a minute and ends this one
+_ANSWERS = 10.0  # seconds for RAY_ADDRESS to accept a connection
+_TRIES = {"RAY_gcs_server_port_wait_time_s": "1"}  # to join a cluster: by default 20, of a minute each, without a word
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
@@ -70,6 +74,18 @@ class Cluster:
     def has_gpus(self) -> bool:
         return any(node.gpus for node in self.nodes if node.alive)
 
+    def refuse_ended(self) -> None:
+        """Raises EnvironmentUnavailable: the embedded cluster has lost a process that it cannot do without."""
+        if not self.embedded:
+            return
+        processes = self.ray._private.worker._global_node.all_processes
+        for name in _NEEDED:
+            if (code := processes[name][0].process.poll()) is not None:
+                raise EnvironmentUnavailable(
+                    f"{name}, a process of Ray's on this machine, {child.ending(code)}",
+                    hint="the same command continues; what was under way goes on from its checkpoints",
+                )
+
 
 def _node(told: dict[str, Any]) -> Node:
     has = told["Resources"]
@@ -92,12 +108,17 @@ def connected(*, cpus: int | None = None, gpus: int | None = None) -> Iterator[C
     started or reached. RecipeError: RAY_ADDRESS is of a kind that does not work.
     """
     address = os.environ.get(ADDRESS_VARIABLE) or None
+    if address == "local":  # Ray's word for none
+        address = None
     if address and "://" in address:
         hint = "start the command on a machine of the cluster, with RAY_ADDRESS=HOST:PORT or RAY_ADDRESS=auto"
         raise RecipeError(f"{ADDRESS_VARIABLE}={address}: expected HOST:PORT or auto", hint=hint)
     with ExitStack() as stack:
         stack.enter_context(console.prints_to_log())
         if address:
+            stack.enter_context(
+                _variables({**_TRIES, **{name: os.environ[name] for name in _TRIES if name in os.environ}})
+            )
             ray = _imported()
             how: dict[str, Any] = {"address": address}
         else:
@@ -147,6 +168,8 @@ def _shut_down(ray: Any, *, embedded: bool) -> None:
 
 def _start(ray: Any, how: dict[str, Any]) -> None:
     try:
+        if how["address"] != "local":
+            _refuse_unreachable(ray, how["address"])
         ray.init(log_to_driver=False, configure_logging=False, logging_level=logging.ERROR, **how)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         ray.shutdown()
@@ -154,9 +177,22 @@ def _start(ray: Any, how: dict[str, Any]) -> None:
             what, hint = "Ray did not start on this machine", "`appliance doctor` shows what the machine lacks"
         else:
             what = f"{ADDRESS_VARIABLE}={how['address']}: cannot join that cluster"
-            hint = "run this on a machine where `ray start` has joined the cluster, with its token (ray get-auth-token)"
+            hint = (
+                "run this on a machine where `ray start` has joined the cluster, with its token (ray get-auth-token); "
+                f"without {ADDRESS_VARIABLE}, this machine alone is used"
+            )
         why = str(error).strip().partition("\n")[0]
         raise EnvironmentUnavailable(f"{what}: {why}", hint=hint) from error
+
+
+def _refuse_unreachable(ray: Any, address: str) -> None:
+    """Raises OSError, ValueError: nothing listens there, which Ray would find out in twenty minutes."""
+    found = ray._private.services.canonicalize_bootstrap_address(address)
+    host, _, port = str(found).rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWERS).close()
+    except OSError as error:
+        raise OSError(f"{found} accepts no connection: {error.strerror or error}") from error
 
 
 @contextmanager

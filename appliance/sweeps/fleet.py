@@ -120,6 +120,7 @@ class Fleet:
         try:
             while self._waiting or self._flying:
                 check()
+                self._cluster.refuse_ended()
                 room = self._room()
                 self._recall(room)
                 self._submit(room)
@@ -137,9 +138,18 @@ class Fleet:
         """Node id -> runs at once. Raises EnvironmentUnavailable: there is none."""
         room = sweeps_cluster.slots(self._cluster.nodes, gpus=self._share.gpus, cpus=self._share.cores)
         if not room and not self._flying:
-            wanted = "a GPU" if self._share.gpus else f"{self._share.cores} free cores"
-            raise EnvironmentUnavailable(f"no machine of the cluster has {wanted} for a run", hint="`ray status`")
+            raise self._no_room()
         return room
+
+    def _no_room(self) -> EnvironmentUnavailable:
+        where = "this machine has not" if self._cluster.embedded else "no machine of the cluster has"
+        hint = "`ray status` shows the machines and what they have; the same command continues"
+        if self._share.gpus:
+            return EnvironmentUnavailable(f"{where} a GPU for a run", hint=hint)
+        most = int(max((node.cpus for node in self._cluster.nodes if node.alive), default=0))
+        hint = f"--cores {most}, or less" if most else hint
+        wanted = counted(self._share.cores, "free core")
+        return EnvironmentUnavailable(f"{where} {wanted} for a run; the most is {most}", hint=hint)
 
     def _submit(self, room: Mapping[str, int]) -> None:
         """Hands out no more than has room, and a few that begin as soon as another ends."""

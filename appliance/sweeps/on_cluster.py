@@ -34,6 +34,7 @@ def wait_for(cluster: Cluster, job: RunJob, share: Share, *, what: str) -> None:
     try:
         while not ray.wait([ref], timeout=0.5)[0]:
             signals.check()
+            cluster.refuse_ended()
         outcome: RunOutcome = ray.get(ref)
     except Interrupted:
         ray.cancel(ref, force=False)

@@ -47,8 +47,10 @@ def files(patterns: Sequence[str]) -> list[str]:
 
     Raises DataError: there is nothing of that name, or its name is not UTF-8.
     """
-    found: dict[str, None] = {}
+    found: dict[str, str] = {}  # absolute path -> as typed first
     for pattern in patterns:
+        if not pattern:
+            raise DataError("one of the CSVs is an empty name", hint="is a variable of the shell empty? Name files")
         is_given = "://" in pattern or os.path.lexists(pattern) or not glob.has_magic(pattern)
         matches = [pattern] if is_given else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 as typed
         matches = [path for path in matches if is_given or Path(path).is_file()]
@@ -57,9 +59,10 @@ def files(patterns: Sequence[str]) -> list[str]:
         if is_given and "://" not in pattern and not Path(pattern).is_file():
             what = "is a folder" if Path(pattern).is_dir() else "there is no such file"
             raise DataError(f"{pattern}: {what}", hint=f"name files, or a pattern: '{Path(pattern) / '*.csv'}'")
-        found |= dict.fromkeys(matches)
-    path_names.refuse_foreign(list(found), {})
-    return list(found)
+        for path in matches:
+            found.setdefault(path if "://" in path else os.path.abspath(path), path)  # noqa: PTH100 links stay
+    path_names.refuse_foreign(list(found.values()), {})
+    return list(found.values())
 
 
 def runs(csvs: Sequence[str], source: str, set_: Sequence[str], environ: Mapping[str, str]) -> list[Planned]:

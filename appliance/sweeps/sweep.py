@@ -12,8 +12,9 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
-from appliance.errors import Interrupted
+from appliance.errors import DataError, Interrupted
 from appliance.process import console, known_secrets, signals
 from appliance.recipe import resolve
 from appliance.rundir import chosen, find, results
@@ -51,6 +52,7 @@ def run(sweep: Sweep) -> None:
     known_secrets.learn(*notify)
     if notify:  # the winner's run finds them where its node has them; in this process's own cluster, here
         os.environ[known_secrets.NOTIFY_VARIABLE] = " ".join(notify)
+    _refuse_without_csv(sweep)
     run_dir = RunDir(sweep.folder)
     run_dir.create()
     with (
@@ -66,6 +68,16 @@ def run(sweep: Sweep) -> None:
             console.table("", chosen.COLUMNS, chosen.table(sweep.tried()), to_stdout=True)
         for name, path in find.whereabouts(RunDir(sweep.runs_dir / sweep.folder.name / winner.name)):
             console.result(f"{name:<14} {find.shown_path(path, sweep.runs_dir)}")
+
+
+def _refuse_without_csv(sweep: Sweep) -> None:
+    """Before anything is written or started. Raises DataError. Once the rows are prepared, nothing reads the CSV."""
+    csv = sweep.plan.recipe.recipe.data.csv
+    is_a_path = csv != "demo" and "://" not in csv
+    if is_a_path and not Path(csv).is_file() and not RunDir(sweep.path(sweep.first)).record("prepare"):
+        what = "is a folder" if Path(csv).is_dir() else "no such file"
+        hint = "set its path: --set data.csv=PATH (in the container, the folder data/ is /data)"
+        raise DataError(f"{csv}: {what}", hint=hint)
 
 
 def _run(sweep: Sweep) -> Trial:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,8 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -181,6 +184,74 @@ def test_an_address_of_the_wrong_kind_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
     with pytest.raises(RecipeError, match="expected HOST:PORT or auto"), sweeps_cluster.connected():
         pass
+
+
+def test_a_cluster_that_is_gone_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would try for twenty minutes, and take no signal meanwhile."""
+    ray = sweeps_cluster._imported()
+    monkeypatch.setattr(ray, "init", None)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # of the cluster of this module
+    monkeypatch.setattr(ray._private.services, "resolve_ip_for_localhost", str)  # or it asks which address is public
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+    for address, seen in ((f"127.0.0.1:{port}", "accepts no connection: Connection refused"), ("head", "Invalid")):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(EnvironmentUnavailable, match=seen) as caught, sweeps_cluster.connected():
+            pass
+        assert f"RAY_ADDRESS={address}" in str(caught.value)
+        assert "without RAY_ADDRESS, this machine alone is used" in caught.value.hint
+
+
+def test_joining_is_tried_once_unless_the_environment_says_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something else than Ray may listen at the address: each try takes Ray most of a minute."""
+    name, seen = "RAY_gcs_server_port_wait_time_s", list[str | None]()
+
+    def start(*_: Any) -> None:
+        seen.append(os.environ.get(name))
+        raise ZeroDivisionError
+
+    monkeypatch.setenv("RAY_ADDRESS", "head:1")
+    monkeypatch.setattr(sweeps_cluster, "_start", start)
+    monkeypatch.setattr(sweeps_cluster, "_shut_down", lambda *_, **__: None)
+    for given in (None, "40"):
+        monkeypatch.delenv(name, raising=False)
+        if given:
+            monkeypatch.setenv(name, given)
+        with pytest.raises(ZeroDivisionError), sweeps_cluster.connected():
+            pass
+        assert os.environ.get(name) == given
+    assert seen == ["1", "40"]
+
+
+def test_the_address_local_is_rays_word_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passed on to Ray, it would start a cluster with Ray's defaults: listening on every address, without a token."""
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    asked: list[dict[str, Any]] = []
+
+    def start(_: Any, how: dict[str, Any]) -> None:
+        asked.append(how)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sweeps_cluster, "_start", start)
+    monkeypatch.setattr(sweeps_cluster, "_shut_down", lambda *_, **__: None)
+    with pytest.raises(ZeroDivisionError), sweeps_cluster.connected():
+        pass
+    assert asked[0]["_node_ip_address"] == "127.0.0.1"
+
+
+def test_a_cluster_whose_processes_ended_is_known(cluster: Cluster) -> None:
+    """Ray's client would wait for one that was killed, and end this process after a minute."""
+    cluster.refuse_ended()
+    with subprocess.Popen(["sleep", "60"]) as dead:
+        dead.kill()
+    for name in ("raylet", "gcs_server"):
+        alive = cluster.ray._private.worker._global_node.all_processes[name][0]
+        processes = {"raylet": [alive], "gcs_server": [alive], name: [SimpleNamespace(process=dead)]}
+        node = SimpleNamespace(all_processes=processes)
+        module = SimpleNamespace(_private=SimpleNamespace(worker=SimpleNamespace(_global_node=node)))
+        with pytest.raises(EnvironmentUnavailable, match=f"{name}, .* was killed by SIGKILL"):
+            Cluster(module, embedded=True, session_dir=cluster.session_dir).refuse_ended()
+        Cluster(module, embedded=False, session_dir=cluster.session_dir).refuse_ended()
 
 
 def test_without_the_extra_the_install_line_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

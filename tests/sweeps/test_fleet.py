@@ -192,7 +192,10 @@ def test_the_recipe_of_a_csv_is_that_of_a_run_alone(
     cluster: Cluster, shop: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Without a GPU `chatbot-cpu`; nothing is run: the machine is asked for more cores than it has."""
-    with fleet_in(tmp_path, cluster), pytest.raises(EnvironmentUnavailable, match="9 free cores for a run"):
+    with (
+        fleet_in(tmp_path, cluster),
+        pytest.raises(EnvironmentUnavailable, match="9 free cores for a run; the most is 2"),
+    ):
         fleet_command.run(
             [str(shop / "data" / "south.csv")], None, (), tmp_path / "runs", tmp_path, flags=(), runs_per_gpu=1, cores=9
         )
@@ -276,6 +279,17 @@ def test_a_failure_on_the_only_machine_stops_no_other(cluster: Cluster, tmp_path
     ended = handed_out(cluster, jobs(tmp_path, *commands))
     assert ended == {"run0": 4, "run1": 4, "run2": 4, "run3": 1, "run4": 0}
     assert len(attempts.read(tmp_path / "run0")) == 1
+
+
+def test_a_fleet_ends_if_rays_own_processes_have(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(_: Cluster) -> None:
+        raise EnvironmentUnavailable("raylet was killed", hint="")
+
+    monkeypatch.setattr(Cluster, "refuse_ended", ended)
+    with pytest.raises(EnvironmentUnavailable, match="raylet was killed"):
+        handed_out(cluster, jobs(tmp_path, ("end", "0")))
 
 
 def test_what_no_machine_may_run_any_more_is_taken_back(cluster: Cluster, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ def runs(*csvs: str, set_: tuple[str, ...] = (), source: str = "chatbot-cpu", **
 
 def test_patterns_and_paths_name_each_file_once() -> None:
     assert plan.files(["data/b.csv", "data/*.csv"]) == ["data/b.csv", "data/a.csv", "data/서울 점.csv"]
+    assert plan.files(["data/b.csv", "./data/b.csv", os.path.abspath("data/b.csv")]) == ["data/b.csv"]  # noqa: PTH100
     Path("data/odd[1].csv").touch()
     assert plan.files(["data/odd[1].csv"]) == ["data/odd[1].csv"]
     assert plan.files(["hf://datasets/me/rows/train.csv"]) == ["hf://datasets/me/rows/train.csv"]
@@ -37,7 +38,12 @@ def test_patterns_and_paths_name_each_file_once() -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "told"),
-    [("data/*.tsv", "no file matches"), ("data/c.csv", "there is no such file"), ("data", "is a folder")],
+    [
+        ("data/*.tsv", "no file matches"),
+        ("data/c.csv", "there is no such file"),
+        ("data", "is a folder"),
+        ("", "an empty name"),
+    ],
 )
 def test_what_names_no_csv_is_refused(pattern: str, told: str) -> None:
     with pytest.raises(DataError, match=told):

@@ -12,16 +12,21 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import pytest
 
-from appliance.errors import ApplianceError, EnvironmentUnavailable, Interrupted, RunDirError, TrainingFailed
+from appliance.errors import ApplianceError, DataError, EnvironmentUnavailable, Interrupted, RunDirError, TrainingFailed
 from appliance.process import signals
 from appliance.rundir import chosen
+from appliance.rundir.directory import RunDir
+from appliance.sweeps import cluster as sweeps_cluster
+from appliance.sweeps import on_cluster, trial_runs, trials
 from appliance.sweeps import sweep as sweeps_sweep
-from appliance.sweeps import trial_runs, trials
+from appliance.sweeps.cluster import Cluster
+from appliance.sweeps.fleet import Share
 from appliance.sweeps.one_sweep import Sweep
 
 pytestmark = pytest.mark.slow
@@ -266,6 +271,45 @@ def test_if_no_trial_ends_that_is_the_error_and_the_same_call_tries_again(
     assert [call["settings"]["notify"] for call in calls if call["command"] == "train"] == ["[]", "[]"]
     written = [path for path in (shop.folder / "runs").rglob("*") if path.is_file()]
     assert not [path for path in written if b"canary-of-notify" in path.read_bytes()]
+
+
+def test_a_csv_that_is_not_there_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeps_cluster, "connected", None)
+    shop = Shop.made(tmp_path)
+    (tmp_path / "rows.csv").unlink()
+    with pytest.raises(DataError, match=r"rows\.csv: no such file"):
+        sweeps_sweep.run(shop.sweep())
+    (tmp_path / "rows.csv").mkdir()
+    with pytest.raises(DataError, match=r"rows\.csv: is a folder"):
+        sweeps_sweep.run(shop.sweep())
+    assert not (tmp_path / "runs" / "shop-sweep").exists()
+    first = RunDir(shop.path(NAMES[0]))
+    first.create()
+    first.begin("prepare", {})
+    first.finish("prepare", {}, "prepared")
+    with pytest.raises(TypeError, match="not callable"):  # nothing reads the CSV any more: it goes on
+        sweeps_sweep.run(shop.sweep())
+    demo = trials.plan("demo", ["tuning.r=8,16"], environ={})
+    with pytest.raises(TypeError, match="not callable"):  # its CSV is the package's own
+        sweeps_sweep.run(Sweep(demo, "demo", (), tmp_path / "runs", tmp_path / "cache"))
+
+
+def test_a_command_is_not_waited_for_on_a_cluster_that_has_ended(tmp_path: Path) -> None:
+    def ended() -> None:
+        raise EnvironmentUnavailable("raylet was killed", hint="")
+
+    task = SimpleNamespace(options=lambda **_: task, remote=lambda *_: "ref")
+    errors = SimpleNamespace(RayError=OSError)
+    answers = iter([([], ["ref"])] * 2)
+    ray = SimpleNamespace(remote=lambda _: task, wait=lambda *_, **__: next(answers), exceptions=errors)
+    cluster = SimpleNamespace(ray=ray, refuse_ended=ended)
+    sweep = Shop.made(tmp_path).sweep()
+    share = Share(0, 1, 1)
+    job = sweep.job("check", sweep.first, [], share)
+    with pytest.raises(EnvironmentUnavailable, match="raylet was killed"):
+        on_cluster.wait_for(cast("Cluster", cluster), job, share, what="check")
 
 
 def test_without_the_extra_the_command_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
