@@ -305,7 +305,8 @@ def test_a_missing_source_names_the_nearest_recipe(tmp_path: Path) -> None:
     assert "did you mean 'chatbot-cpu'?" in caught.value.hint
     with pytest.raises(RecipeError) as caught:
         load(str(tmp_path))
-    assert "did you mean" not in caught.value.hint
+    assert str(caught.value) == f"{tmp_path} is a folder without a recipe.yaml"
+    assert "the command that started it" in caught.value.hint
 
 
 # --- the recipe itself
