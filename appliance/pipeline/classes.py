@@ -11,9 +11,9 @@ from pathlib import Path
 
 from appliance.errors import DataError, EnvironmentUnavailable
 from appliance.findings import Finding
+from appliance.pipeline import unread
 from appliance.process import console, files
 from appliance.prompt.format import Prompt
-from appliance.prompt.special_tokens import unknown_word
 from appliance.prompt.templates import INPUT_MARKER, user_message
 from appliance.rows import csv_file
 from appliance.rows.csv_file import Row
@@ -23,10 +23,6 @@ from appliance.wording import counted
 MOST = 1000  # of classes: a head and a table of this size are still usable
 ROWS_PER_CLASS = 3  # on average: what is below that is a column of texts, not of classes
 _SHOWN = 5
-_COMPARED = 100  # rows whose text the tokenizer is called on as users of the release call it
-# Shares of the tokens of a text that are unknown. A tokenizer of the texts' language has less than one in a hundred.
-_MUCH_UNKNOWN, _UNREADABLE = 0.05, 0.5
-ANOTHER_BASE = "choose a base whose tokenizer reads the language of the texts: for Korean, for example, klue/bert-base"
 _SIDES = ("train", "val", "test")
 
 
@@ -64,7 +60,7 @@ def write(prepare_dir: Path, prompt: Prompt) -> None:
     Raises DataError: as `refuse_unfit`, now that rows were left out, or two names that the tokenizer cannot tell apart.
     EnvironmentUnavailable: as `refuse_unread`.
     """
-    refuse_unread(prompt, list(islice(csv_file.iter_canonical(prepare_dir / "test.csv"), _COMPARED)))
+    refuse_unread(prompt, list(islice(csv_file.iter_canonical(prepare_dir / "test.csv"), unread.COMPARED)))
     sides, spelt = dict[str, Counter[str]](), set[str]()
     for side in _SIDES:
         outputs = Counter(row.output for row in csv_file.iter_canonical(prepare_dir / f"{side}.csv"))
@@ -101,7 +97,7 @@ def refuse_unread(prompt: Prompt, rows: Sequence[Row]) -> None:
     of a text than behind a control token; or it can spell less than half of the texts. A few unknown words are a
     warning.
     """
-    unknown, seen = prompt.backend.token_to_id(unknown_word(prompt.backend) or ""), Counter[int]()
+    texts = []
     for row in rows:
         trained = prompt.prompt_ids(user_message(row.instruction, row.input))
         text = f"{row.instruction}\n{row.input}" if row.input else row.instruction
@@ -110,15 +106,10 @@ def refuse_unread(prompt: Prompt, rows: Sequence[Row]) -> None:
             raise EnvironmentUnavailable(
                 f"the base's tokenizer makes {alone[:_SHOWN]}… of the text of row {row.line}, and {trained[:_SHOWN]}… "
                 "of the same text between what begins and ends it: `pipeline` would ask otherwise than was trained",
-                hint=ANOTHER_BASE,
+                hint=unread.ANOTHER_BASE,
             )
-        seen.update(alone)
-    share = (0 if unknown is None else seen[unknown]) / max(1, seen.total() - 2 * len(rows))  # it is begun and ended
-    said = f"the base's tokenizer cannot spell {share:.0%} of the words of {counted(len(rows), 'test row')}"
-    if share > _UNREADABLE:
-        raise EnvironmentUnavailable(f"{said}: the model would see nothing of them", hint=ANOTHER_BASE)
-    if share > _MUCH_UNKNOWN:
-        console.say(f"{said}: the model sees only that a word is there; {ANOTHER_BASE}", style="warning")
+        texts.append(alone)
+    unread.refuse(prompt, texts, 2)  # a text is begun and ended
 
 
 def refuse(counts: Counter[str], where: str) -> None:

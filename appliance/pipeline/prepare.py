@@ -60,6 +60,7 @@ class Counts:
     warnings: dict[str, int]  # kind of oddity -> usable rows that have it; the log names them
     taken: dict[str, int] = field(default_factory=dict)  # side -> rows of an earlier run that are among its rows
     windows: dict[str, int] = field(default_factory=dict)  # side -> windows of its rows, if they are read in windows
+    too_long: int = 0  # rejected rows that are longer than max_seq_length allows
     left_out: int = 0  # rejected rows whose questions the earlier run uses in another way
 
 
@@ -138,7 +139,8 @@ def run(
     twins = near_duplicates.near_pairs(stage_dir, rows, letters, seed)
     leaks.write(stage_dir, found, twins)
     cut = windows.write(stage_dir, judged, kept, order, limit, data.stride) if prompt.marks_spans else {}
-    counts = replace(_count(fmt, judged, kept, keys, order, groups, found, twins, limit), **cut)
+    counts = _count(fmt, judged, kept, keys, order, groups, found, twins, limit)
+    counts = replace(counts, too_long=len(too_long), **cut)
     if taken:
         counts = replace(counts, taken=taken.count(side_of), left_out=len(left_out))
     files.write_json(stage_dir / "summary.json", asdict(counts))
@@ -288,6 +290,7 @@ def _by_index(order: dict[Side, list[int]], count: int) -> list[Side]:
 def summarise(counts: Counts) -> str:
     """One line for people."""
     sides = f"{counts.train} train, {counts.val} val, {counts.test} test, {counts.rejected} rejected"
+    sides += f" ({counts.too_long} too long)" if counts.too_long else ""
     parts = [f"{counted(counts.rows, 'row')}: {sides}"]
     parts.append(f"max_seq_length {counts.max_seq_length} (longest row {counts.longest_row_tokens} tokens)")
     if counts.windows:

@@ -13,7 +13,7 @@ from pathlib import Path
 from appliance.errors import DataError, EnvironmentUnavailable, RecipeError
 from appliance.evaluation import facts
 from appliance.machine import packages
-from appliance.pipeline import classes, earlier, prepare, saved_tokenizer
+from appliance.pipeline import classes, earlier, prepare, saved_tokenizer, windows
 from appliance.pipeline.job import Job
 from appliance.pipeline.taken_rows import TakenRows
 from appliance.process import console
@@ -21,6 +21,7 @@ from appliance.prompt import format as prompt_format
 from appliance.prompt import tokenizer
 from appliance.prompt.format import Prompt
 from appliance.rows import csv_file, leaks
+from appliance.wording import counted
 
 
 def run(job: Job, stage_dir: Path) -> str:
@@ -32,6 +33,13 @@ def run(job: Job, stage_dir: Path) -> str:
         saved_tokenizer.refuse_lossy(stage_dir, job.base.dir, job.prompt)
     if job.earlier:
         earlier.take(job.earlier, stage_dir)
+    if counts.too_long:
+        too_long = counted(counts.too_long, "row is", "rows are")
+        console.say(
+            f"{too_long} too long for max_seq_length {counts.max_seq_length} and left out: "
+            f"data.on_too_long={job.resolved.recipe.data.on_too_long}; prepare/rows.csv lists them",
+            style="warning",
+        )
     for warning in leaks.warnings(stage_dir):
         console.say(str(warning), style="warning")
     return prepare.summarise(counts)
@@ -82,6 +90,8 @@ def _prepared(job: Job, stage_dir: Path, prompt: Prompt) -> prepare.Counts:
     )
     if job.task.answers_with == "class":
         classes.write(stage_dir, prompt)
+    elif job.task.answers_with == "span":
+        windows.refuse_unread(stage_dir, prompt)
     if recipe.evaluate.primary == "facts_right":  # before hours of training
         facts.refuse_without(row.output for row in csv_file.iter_canonical(stage_dir / "test.csv"))
     return counts

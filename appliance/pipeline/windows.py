@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from appliance.pipeline import unread
 from appliance.pipeline.judge_rows import ROUND_UP_TO, Judged
 from appliance.process import files
 from appliance.prompt import spans
+from appliance.prompt.format import Prompt
 from appliance.rows import csv_file
 from appliance.rows.split import Side
 from appliance.tasks.extract import SPANS
@@ -58,6 +61,12 @@ def of_sides(
             counts[side] += len(found)
             lengths += [head + end - begin + spans.END for begin, end in found]
     return Windows(counts, sorted(lengths))
+
+
+def refuse_unread(prepare_dir: Path, prompt: Prompt) -> None:
+    """What of questions and texts of the test rows the tokenizer cannot spell. Raises as `unread.refuse`."""
+    rows = islice(csv_file.iter_canonical(prepare_dir / "test.csv"), unread.COMPARED)
+    unread.refuse(prompt, [prompt.read(row.instruction, row.input).ids for row in rows], 3)  # around both, and between
 
 
 def write(

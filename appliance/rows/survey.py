@@ -125,7 +125,7 @@ def _of_passes(
     if not seen.keys:
         raise DataError(
             f"{csv_path}: no usable row" + "".join(f"; line {line}: {reason}" for line, reason in bad[:1]),
-            hint=_width_fix(csv_path, fmt, bad) or "every row needs a question and an answer",
+            hint=_kind_of_fix(csv_path, fmt, bad) or "every row needs a question and an answer",
         )
     if not answered:
         raise DataError(
@@ -180,15 +180,25 @@ def bad_rows_error(
     if count > SHOWN:
         shown.append(f"… and {count - SHOWN} more; {where}")
     fix = fix or "correct them, or continue without them: --set data.on_bad_row=drop"
-    if width_fix := _width_fix(path, fmt, first):
-        fix += f"; {width_fix}"
+    if other := _kind_of_fix(path, fmt, first):
+        fix += f"; {other}"
     return DataError(f"{path}: {counted(count, *what)}:\n  " + "\n  ".join(shown), hint=fix)
 
 
-def _width_fix(path: Path, fmt: CsvFormat, bad: Sequence[tuple[int, str]]) -> str:
-    """What to do about the first line with the wrong number of fields; "" if there is none."""
+def _kind_of_fix(path: Path, fmt: CsvFormat, bad: Sequence[tuple[int, str]]) -> str:
+    """What to do about lines with the wrong number of fields, or about places where no answer stands; "" if no line is
+    of these kinds.
+    """
     line = next((line for line, reason in bad if csv_file.WRONG_WIDTH in reason), None)
-    return "" if line is None else wrong_width.fix_for(path, fmt, line)
+    if line is not None:
+        return wrong_width.fix_for(path, fmt, line)
+    where = f"column {fmt.column('answer_start')}: "
+    if fmt.answer_start is None or not any(reason.startswith(where) for _, reason in bad):
+        return ""
+    return (
+        "places are counted in characters from 0; to take the first place of each answer instead: "
+        "--set data.columns.answer_start=null"
+    )
 
 
 def findings(seen: Survey) -> list[Finding]:

@@ -135,6 +135,22 @@ def test_a_file_without_texts_is_refused(tmp_path: Path) -> None:
         read(tmp_path, [("어디?", "서울")], "question", "answer")
 
 
+def test_places_counted_in_another_way_are_refused_with_the_way_to_do_without_them(tmp_path: Path) -> None:
+    """As JavaScript counts them: an emoji is two."""
+    rows = [(f"{i}?", f"😀{i} {TEXT}", "서울", str(f"😀{i} {TEXT}".index("서울") + 1)) for i in range(9)]
+    path = written(tmp_path / "x.csv", rows, _HEADER)
+    data = DataSection(csv="x", answers="in_input")
+    with pytest.raises(DataError, match="no usable row; line 2: column 'answer_start': at character 8") as raised:
+        survey.of_csv(path, data, seed=1)
+    assert raised.value.hint.endswith("--set data.columns.answer_start=null")
+    without = data.model_copy(update={"columns": data.columns.model_copy(update={"answer_start": None})})
+    assert survey.of_csv(path, without, seed=1).usable == 9
+    path = written(tmp_path / "x.csv", [*rows[:1], *((q, c, a, "") for q, c, a, _ in rows[1:])], _HEADER)
+    refusal = survey.refusal(survey.of_csv(path, data, seed=1), data)
+    assert refusal is not None
+    assert refusal.hint.endswith("--set data.columns.answer_start=null")
+
+
 def test_a_file_without_any_answer_is_refused(tmp_path: Path) -> None:
     """A model would learn from it that no text has an answer: rather, the column of answers is another."""
     path = written(tmp_path / "x.csv", [(f"{i}?", f"{TEXT} {i}", "", "") for i in range(9)], _HEADER)

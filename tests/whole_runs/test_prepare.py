@@ -304,7 +304,7 @@ def test_too_long_rows_are_dropped_on_request(work: Work) -> None:
     rows = _rows(20)
     rows[2] = ("x", "y" * 100)
     counts = work.run(rows, 192, on_too_long="drop")
-    assert (counts.rejected, counts.cut_rows, counts.max_seq_length) == (1, 0, 192)
+    assert (counts.rejected, counts.too_long, counts.cut_rows, counts.max_seq_length) == (1, 1, 0, 192)
     assert work.ledger()[4] == ("rejected", f"{FRAME + 101} tokens, over max_seq_length 192")
 
 
