@@ -139,8 +139,7 @@ def run(
     twins = near_duplicates.near_pairs(stage_dir, rows, letters, seed)
     leaks.write(stage_dir, found, twins)
     cut = windows.write(stage_dir, judged, kept, order, limit, data.stride) if prompt.marks_spans else {}
-    counts = _count(fmt, judged, kept, keys, order, groups, found, twins, limit)
-    counts = replace(counts, too_long=len(too_long), **cut)
+    counts = replace(_count(fmt, judged, kept, keys, order, groups, found, twins, limit), too_long=len(too_long), **cut)
     if taken:
         counts = replace(counts, taken=taken.count(side_of), left_out=len(left_out))
     files.write_json(stage_dir / "summary.json", asdict(counts))
