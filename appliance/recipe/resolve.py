@@ -144,7 +144,7 @@ def locate(source: str) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        hint = "name a run directory; a run that was stopped before it kept its recipe: repeat the command that started it"
+        hint = "name a run directory; of a run that was stopped in its first second, repeat the command that started it"
         raise RecipeError(f"{source} is a folder without a recipe.yaml", hint=hint)
     near = difflib.get_close_matches(source, recipes, n=1)
     raise RecipeError(
