@@ -45,7 +45,10 @@ def read(backend: Any, text: str, begin: int, context: str) -> Read:
     end = begin + len(context)
     offsets = found.offsets
     head = next((i for i, (first, _) in enumerate(offsets) if first >= begin), len(offsets))
-    inside = [(max(first, begin) - begin, min(last, end) - begin) for first, last in offsets[head : len(offsets) - END]]
+    inside = [
+        (first - begin if first > begin else 0, (last if last < end else end) - begin)  # max and min are calls
+        for first, last in offsets[head : len(offsets) - END]
+    ]
     return Read(list(found.ids), head, inside)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -109,6 +110,13 @@ def test_ids_are_those_of_two_texts_and_windows_those_of_the_tokenizer(kind: str
         ]
         assert all(found == wanted for found in inside)
         assert inside or length < 400
+
+
+def test_characters_outside_of_the_context_belong_to_no_token_of_it() -> None:
+    offsets = [(0, 1), (2, 5), (1, 5), (5, 9), (9, 10)]  # by a normalizer that moves characters
+    encoding = SimpleNamespace(ids=[1, 2, 3, 4, 5], offsets=offsets)
+    backend = SimpleNamespace(encode=lambda *_, **__: encoding)
+    assert spans.read(backend, "?|서울은 |", 2, "서울은 ") == spans.Read([1, 2, 3, 4, 5], 1, [(0, 3), (0, 3), (3, 4)])
 
 
 @pytest.mark.parametrize(
