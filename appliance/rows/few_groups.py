@@ -1,6 +1,7 @@
 """Sides of the split that hold few different questions: what cannot be shown then, and what to do. Pure.
 
-A group is the rows with the same question, or with the same value in the column that groups them.
+A group is the rows with the same question, with the same text if answers stand in it, or with the same value in the
+column that groups them.
 """
 
 from __future__ import annotations
@@ -58,15 +59,20 @@ def _shown(side: Side, rows: Mapping[Side, int], groups: Mapping[Side, int], dat
     if data.group_by:
         of = f"{counted(groups[side], 'group')} of `{data.group_by}`"
     else:
-        of = counted(groups[side], "different question")
+        of = counted(groups[side], f"different {_kind(data)}")
     return f"{counted(rows[side], 'row')}, {of}"
 
 
 def _more(side: Side, groups: Mapping[Side, int], data: DataSection) -> str:
     """How this side gets more groups."""
     if data.split == "column":
-        return f"write {side} into the column `side` of more rows with other questions"
-    more = "add rows with other questions"
+        return f"write {side} into the column `side` of more rows with other {_kind(data)}s"
+    more = f"add rows with other {_kind(data)}s"
     if groups["train"] >= FOR_A_DIFFERENCE:  # else a few large groups hold nearly all rows: no fraction helps
         more += f", or raise data.{side}_fraction (now {getattr(data, f'{side}_fraction'):g})"
     return more + (", or choose another column with data.group_by" if data.group_by else "")
+
+
+def _kind(data: DataSection) -> str:
+    """What the rows of a group share, if no column groups them."""
+    return "text" if data.answers == "in_input" else "question"

@@ -96,3 +96,11 @@ def test_train_is_counted_only_as_far_as_it_matters() -> None:
     assert few_groups.count(keys, {"train": range(100), "test": range(40), "val": [1, 1, 2]}) == {
         "train": 30, "test": 40, "val": 2,
     }  # fmt: skip
+
+
+def test_answers_in_texts_are_counted_by_text() -> None:
+    """However many questions are asked about a text, they are one group."""
+    data = DataSection(csv="x", answers="in_input")
+    (test,) = few_groups.findings({"test": 80, "val": 80}, {"train": 100, "test": 10, "val": 10}, data)
+    assert test.found == "80 rows, 10 different texts"
+    assert "add rows with other texts, or raise data.test_fraction" in test.fix
