@@ -31,9 +31,9 @@ LONGEST = (
     "whole_runs/test_recipe_runs.py",
     "whole_runs/test_resume.py",
     "whole_runs/test_pipeline.py",
-    "weights/test_proof_memory.py",
     "whole_runs/test_offline.py",
     "whole_runs/test_faults.py",
+    "sweeps/test_faults.py",
 )
 _MODULES_WORTH_FREEZING = 50
 # Without an NVIDIA device they are not collected: skipped tests would look as if something was left out here.

@@ -344,6 +344,7 @@ def test_the_commands_of_the_readme(cache_dir: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "APPLIANCE_CACHE_DIR": str(cache_dir), "OPENAI_MODEL": "scripted"}
     environment["APPLIANCE_TRAIN__MAX_STEPS"] = "2"
     environment |= {"APPLIANCE_EVALUATE__MAX_ROWS": "12", "APPLIANCE_EVALUATE__MAX_NEW_TOKENS": "8"}
+    environment["APPLIANCE_TRAIN__VAL_ROWS"] = "12"
     environment["APPLIANCE_PUBLISH__MIN_STOP_RATE"] = "0"  # which teach no model to stop
     environment |= {"APPLIANCE_MODEL__ID": "demo", "APPLIANCE_MODEL__LOAD_IN_4BIT": "false"}
 
