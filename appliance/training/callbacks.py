@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 from contextlib import suppress
 from types import FrameType
@@ -25,6 +26,15 @@ class EarlyStoppingCallback(transformers.EarlyStoppingCallback):  # type: ignore
     def __init__(self, early_stopping_patience: int = 1, early_stopping_threshold: float = 0.0) -> None:
         super().__init__(early_stopping_patience, early_stopping_threshold)
         self.loss_to_beat: float | None = None  # None also in a checkpoint of an earlier version
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Without the warning that the best model will not be loaded at the end.
+
+        pipeline/keep_best.py copies it from its checkpoint, and nothing uses what the trainer then has in memory.
+        """
+        with_best = copy.copy(args)
+        with_best.load_best_model_at_end = True
+        super().on_train_begin(with_best, state, control, **kwargs)
 
     def check_metric_value(self, args: Any, state: Any, control: Any, metric_value: float) -> None:  # noqa: ARG002
         before = state.best_metric if self.loss_to_beat is None else self.loss_to_beat

@@ -134,22 +134,34 @@ def test_full_fine_tuning_moves_every_weight_and_keeps_a_model(base: Base, prepa
     assert not (stage_dir / "adapter").exists()
 
 
-def test_the_best_checkpoint_is_what_is_kept(base: Base, prepare_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("tuning", "rate", "steps"), [({}, 0.3, 16), (FULL, 0.02, 14)], ids=["LoRA", "full"])
+def test_the_best_checkpoint_is_what_is_kept(
+    tuning: dict[str, Any],
+    rate: float,
+    steps: int,
+    base: Base,
+    prepare_dir: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     stage_dir = tmp_path / "train"
-    rate = matmul_rate.measure_and_keep(machine_device.device(), tmp_path, size=64)
-    fast = {"learning_rate": 0.3, "scheduler": "constant", "cache_dir": tmp_path}
+    speed = matmul_rate.measure_and_keep(machine_device.device(), tmp_path, size=64)
+    fast = {"learning_rate": rate, "scheduler": "constant", "cache_dir": tmp_path}
     # a learning rate that first learns and then runs away: the best is neither the first nor the last evaluation
-    fit(base, prepare_dir, stage_dir, max_steps=16, eval_every=2, **fast)
+    fit(base, prepare_dir, stage_dir, tuning=tuning, max_steps=steps, eval_every=2, **fast)
     val_loss = losses(stage_dir, "val_loss")
     best_step = min((step for step in val_loss if step), key=lambda step: val_loss[step])
     assert files.read_json(stage_dir / "fit.json")["best_step"] == best_step
-    kept = stage_dir / "checkpoints" / f"checkpoint-{best_step}" / "adapter_model.safetensors"
-    assert files.sha256_of(kept) == files.sha256_of(stage_dir / "adapter" / "adapter_model.safetensors")
+    assert best_step < steps
+    name = "model/model.safetensors" if tuning == FULL else "adapter/adapter_model.safetensors"
+    best, last = (stage_dir / f"checkpoints/checkpoint-{step}" / Path(name).name for step in (best_step, steps))
+    assert files.sha256_of(stage_dir / name) == files.sha256_of(best) != files.sha256_of(last)
+    assert "load_best_model_at_end" not in caplog.text  # transformers warns that the best would not be what is left
     assert (stage_dir / "loss.png").read_bytes().startswith(b"\x89PNG")
-    _has_the_mfu(stage_dir, base, rate)
+    _has_the_mfu(stage_dir, base, speed, trains_all=tuning == FULL)
 
 
-def _has_the_mfu(stage_dir: Path, base: Base, rate: float) -> None:
+def _has_the_mfu(stage_dir: Path, base: Base, rate: float, *, trains_all: bool) -> None:
     """By hand, from each line's own speed; the first step has none."""
     shape = memory.shape_of(base.config)
     assert shape
@@ -159,7 +171,8 @@ def _has_the_mfu(stage_dir: Path, base: Base, rate: float) -> None:
     for line in others:
         assert 0 < line["trained_tokens"] < line["tokens"] <= line["padded_tokens"]
         seconds = line["tokens"] / line["tokens_per_second"]
-        flops = 4 * (blocks * line["tokens"] + shape.hidden * shape.vocabulary * line["trained_tokens"])
+        products = blocks * line["tokens"] + shape.hidden * shape.vocabulary * line["trained_tokens"]
+        flops = (6 if trains_all else 4) * products
         assert line["mfu"] == pytest.approx(flops / seconds / rate, rel=1e-2)
     assert files.read_json(stage_dir / "fit.json")["matmul_flops_per_second"] == rate
 
