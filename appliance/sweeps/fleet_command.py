@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.errors import ApplianceError, RecipeError
+from appliance.errors import ApplianceError, RecipeError, RunDirError
 from appliance.process import console, files
 from appliance.recipe import resolve
 from appliance.report import compare
+from appliance.rundir.directory import RunDir
 from appliance.sweeps import cluster as sweeps_cluster
 from appliance.sweeps import fleet, fleet_shown, plan, seen_by_nodes, seen_on_node, stored_run
 from appliance.sweeps.run_child import RunOutcome
@@ -18,6 +20,7 @@ from appliance.sweeps.storage import Storage
 from appliance.wording import counted
 
 LOG = "fleet.log"  # in the runs directory
+_DYING = 5.0  # seconds for the runs of a fleet that was killed: they end with it, within moments
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,9 @@ def run(
         source = resolve.shipped_for_csv(on_gpu=cluster.has_gpus) if len(sources) > 1 else sources[0]
         share = fleet.share(has_gpus=cluster.has_gpus, runs_per_gpu=runs_per_gpu, cores=cores, environ=os.environ)
         todo = fleet.unfinished(planned[source], runs_dir, stored)
-        if not cluster.embedded:
+        if cluster.embedded:
+            _refuse_at_work(todo, runs_dir)
+        else:
             _refuse_blind(cluster, todo, runs_dir, storage)
         _announce(cluster, source, share, len(csvs), len(todo))
         outcomes = fleet.start(
@@ -100,6 +105,21 @@ def _stored(
     stored.storage.folder.refuse_unusable()
     stored.bring_all(runs)
     return stored
+
+
+def _refuse_at_work(todo: Sequence[plan.Planned], runs_dir: Path) -> None:
+    """Raises RunDirError: another command, such as a second fleet, is at work on one of the runs.
+
+    Those of a fleet that was killed just now are waited for.
+    """
+    end = time.monotonic() + _DYING
+    while held := [path for one in todo if RunDir(path := runs_dir / one.name).is_locked]:
+        if time.monotonic() >= end:
+            raise RunDirError(
+                f"another command is at work on {counted(len(held), 'run')} of these, such as {held[0]}",
+                hint=f"wait until it ends, or leave those out; `appliance status --runs-dir {runs_dir}` shows them",
+            )
+        time.sleep(0.2)
 
 
 def _refuse_blind(

@@ -91,7 +91,8 @@ class RunOutcome:
 class Child:
     """The process. A context manager: a block that ends early, whatever ends it, stops the process and waits for it.
 
-    Raises EnvironmentUnavailable: the node lacks a variable, or the run directory cannot be written.
+    Raises EnvironmentUnavailable: the node lacks a variable, or the run directory cannot be written. RunDirError:
+    another command is at work in it.
     """
 
     def __init__(self, job: RunJob, node: str) -> None:
@@ -210,10 +211,13 @@ def environment(job: RunJob, environ: Mapping[str, str]) -> dict[str, str]:
 def await_lock(run_dir: RunDir) -> None:
     """Waits while another process holds the run directory: the child of a worker that was killed, or of a lost node.
 
-    Not for ever: it may be a command of somebody else, which the child then names (exit 8).
+    Raises RunDirError: it may be a command of somebody else, whose output.log and attempts.json are not to be touched.
     """
     end = time.monotonic() + _LOCK_SECONDS
-    while run_dir.is_locked and time.monotonic() < end:
+    while run_dir.is_locked:
+        if time.monotonic() >= end:
+            with run_dir.lock():  # names whose it is
+                return
         time.sleep(_LOOKS)
 
 

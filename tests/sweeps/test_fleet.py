@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from appliance.errors import EnvironmentUnavailable, Interrupted
+from appliance.errors import EnvironmentUnavailable, Interrupted, RunDirError
 from appliance.process import files, signals
 from appliance.recipe import resolve
 from appliance.report import compare
+from appliance.rundir.directory import RunDir
 from appliance.sweeps import attempts, done, fleet, fleet_command, fleet_shown, plan, run_child
 from appliance.sweeps import cluster as sweeps_cluster
 from appliance.sweeps.cluster import Cluster, Node
@@ -186,6 +187,18 @@ def test_only_what_would_do_nothing_counts_as_finished(
     record.write_text("{", encoding="utf-8")
     assert not is_done()
     record.write_text(text, encoding="utf-8")
+
+
+def test_a_second_fleet_on_the_same_runs_is_refused(
+    cluster: Cluster, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_command, "_DYING", 0.0)
+    held = RunDir(tmp_path / "south")
+    held.create()
+    told = "another command is at work on 1 run of these, such as .*south"
+    with fleet_in(shop, cluster), held.lock(), pytest.raises(RunDirError, match=told):
+        fleet_command.run(["data/*.csv"], "my.yaml", (), tmp_path, Path("cache"), flags=(), runs_per_gpu=1, cores=None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [fleet_command.LOG, "south"]
 
 
 def test_the_recipe_of_a_csv_is_that_of_a_run_alone(

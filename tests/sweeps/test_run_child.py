@@ -125,6 +125,17 @@ def test_a_killed_worker_takes_its_child_along_and_its_lock_is_waited_for(tmp_pa
     holder.wait()
 
 
+def test_a_run_that_another_command_works_on_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_child, "_LOCK_SECONDS", 0.0)
+    assert run_child.run(job(tmp_path, "say", "mine"), "x").exit_code == 0
+    folder = tmp_path / "run"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with RunDir(folder).lock():
+        refused = run_child.run(job(tmp_path, "say", "another's"), "y")
+    assert (refused.exit_code, f"is in use by process {os.getpid()}" in refused.message) == (8, True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"} == before
+
+
 def test_a_child_killed_by_a_signal_is_explained(tmp_path: Path) -> None:
     with run_child.Child(job(tmp_path, "sleep", "60"), "here") as child:
         psutil.Process().children()[0].kill()
