@@ -13,13 +13,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from appliance import __version__
+from appliance import __version__, bounds
+from appliance.errors import RunDirError
 from appliance.findings import Gate
 from appliance.machine.packages import installed
 from appliance.process import files
-from appliance.recipe import earlier_runs
+from appliance.recipe import earlier_runs, resolve
 from appliance.release.base import Base
 from appliance.rundir import directory as rundir_directory
 from appliance.rundir import results, run_json
@@ -61,8 +60,15 @@ def write(run_path: Path, base: Base, gates: Sequence[Gate]) -> None:
 
 
 def recipe_sha256(run_path: Path) -> str:
-    """Hash of the values in recipe.yaml: its comments say where each came from, and change with every command."""
-    values: Any = yaml.safe_load((run_path / "recipe.yaml").read_text(encoding="utf-8"))
+    """Hash of the values in recipe.yaml: its comments say where each came from, and change with every command.
+
+    Raises RecipeError: not text. Raises RunDirError: not readable as YAML, or larger than any recipe.
+    """
+    path = run_path / "recipe.yaml"
+    try:
+        values = bounds.yaml_of(resolve.read_text(path), bounds.LARGEST_RECIPE)
+    except ValueError as error:
+        raise RunDirError(f"{path} is damaged: {error}", hint="restore the file") from error
     return rundir_directory.fingerprint(earlier_runs.without_younger(values))
 
 

@@ -32,6 +32,10 @@ ONE_PLACE: dict[str, tuple[Callable[[ast.AST], bool], str]] = {
     "the error of a full disk": (lambda node: "not enough disk space" in text_of(node), "machine/disk.py"),
     "whether a disk is full": (lambda node: "No space left on device" in text_of(node), "machine/write_errors.py"),
     "the size of a folder": (adds_up_sizes, "machine/disk.py"),
+    "YAML, within bounds": (
+        lambda node: calls("yaml.load")(node) or calls("yaml.safe_load")(node),
+        "bounds.py",
+    ),
     "the loop over the CSV": (calls("Remarks"), "rows/first_pass.py"),
 }
 

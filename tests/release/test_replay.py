@@ -17,6 +17,7 @@ from appliance.hub import token as hub_token
 from appliance.process import files
 from appliance.release import passport, reload, replay
 from appliance.rundir import directory as rundir_directory
+from tests.base_model.test_bounds import LAUGHS
 from tests.helpers.finished import FinishedRun, edit_json, finished_run
 
 
@@ -134,6 +135,15 @@ def test_a_file_that_is_not_what_it_was_is_named(
     assert [finding.what for finding in wrong] == [what]
     assert found in wrong[0].found
     assert wrong[0].fix
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"), [(LAUGHS, "it holds more than 100,000 values"), ("a: [", "expected|did not find")]
+)
+def test_a_recipe_that_cannot_be_read_is_refused_at_once(text: str, seen: str, run: Path) -> None:
+    (run / "recipe.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(RunDirError, match=f"recipe.yaml is damaged: .*{seen}"):
+        outcome(run)
 
 
 def test_a_split_that_was_made_anew_is_seen_twice(run: Path) -> None:
