@@ -78,7 +78,7 @@ class RunJob:
 @dataclass(frozen=True)
 class RunOutcome:
     """How the last attempt ended. `seconds` and `attempts`: it, and how many there were with it. `message`: the first
-    line of its error, empty if it has none. `node`: where it took place."""
+    line of its error, or where to look; empty if it went well. `node`: where it took place."""
 
     name: str
     exit_code: int
@@ -152,6 +152,8 @@ class Child:
         message = _last_error(self._job.output) if code else ""
         if code < 0:
             message, code = message or child.ending(code), 128 - code
+        if code and not message:
+            message = f"ended without an error message; what it printed is in {OUTPUT}"
         tried = len(self._before) + 1
         return RunOutcome(self._job.name, code, self._attempt.seconds, self._node, tried, message)
 

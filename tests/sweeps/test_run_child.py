@@ -125,6 +125,11 @@ def test_a_killed_worker_takes_its_child_along_and_its_lock_is_waited_for(tmp_pa
     holder.wait()
 
 
+def test_a_child_that_fails_without_a_word_names_its_output(tmp_path: Path) -> None:
+    failed = run_child.run(job(tmp_path, "say", "half a traceback", "end", "1"), "x")
+    assert (failed.exit_code, failed.message) == (1, "ended without an error message; what it printed is in output.log")
+
+
 def test_a_run_that_another_command_works_on_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_child, "_LOCK_SECONDS", 0.0)
     assert run_child.run(job(tmp_path, "say", "mine"), "x").exit_code == 0
