@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from appliance.errors import RecipeError
 from appliance.hub.dataset_file import DatasetFile
 from appliance.process import files
 from tests.conftest import read_csv
+from tests.helpers import warm
 
 TOKEN = "hf_" + "x" * 20
 OLD, NEW = "a" * 40, "b" * 40
@@ -111,22 +113,19 @@ def hub() -> Iterator[LoopbackHub]:
 
 
 def called(hub_url: str, home: Path, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own: the client reads HF_ENDPOINT when it is imported. Without torch, which takes seconds."""
+    """In a process of its own: the client reads HF_ENDPOINT when it is imported. Commands of `appliance` are forks."""
     environment = {
         "PATH": os.environ["PATH"], "HF_ENDPOINT": hub_url, "HF_HOME": str(home), "HOME": str(home),
         "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", **more,
     }  # fmt: skip
+    if not command[0].startswith("hf:"):
+        return warm.typed(shlex.join(["appliance", *command]), cwd=Path.cwd(), env=environment)
     code = (
-        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None; from appliance.cli.app import main; "
-        "main()"
+        "import sys; from appliance.hub.dataset_file import DatasetFile; from appliance.errors import "
+        "ApplianceError\n"
+        "try: print(*DatasetFile.parse(sys.argv[1]).fetch())\n"
+        "except ApplianceError as error: print(error, '|', error.hint); sys.exit(error.exit_code)"
     )
-    if command[0].startswith("hf:"):
-        code = (
-            "import sys; from appliance.hub.dataset_file import DatasetFile; from appliance.errors import "
-            "ApplianceError\n"
-            "try: print(*DatasetFile.parse(sys.argv[1]).fetch())\n"
-            "except ApplianceError as error: print(error, '|', error.hint); sys.exit(error.exit_code)"
-        )
     return subprocess.run(
         [sys.executable, "-c", code, *command], env=environment, capture_output=True, text=True, check=False
     )
