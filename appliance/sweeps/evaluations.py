@@ -17,6 +17,7 @@ from typing import Any
 
 from appliance.recipe.fields import TrainSection
 from appliance.training import validation
+from appliance.wording import counted
 
 FEWEST = 3  # evaluations of a trial, for ASHA to have a choice among them
 SETTLED = ("train.eval_every", "train.val_rows")  # fields that a sweep sets if trials would differ in them
@@ -100,5 +101,6 @@ def _why_not(found: Mapping[str, _Schedule], count: int) -> str:
             "the learning rate of a shorter one has fallen further"
         )
     if count < FEWEST:
-        return f"{count} evaluations are too few to judge a trial before its end; a smaller train.eval_every has more"
+        few = f"{counted(count, 'evaluation')} {'is' if count == 1 else 'are'} too few"
+        return f"{few} to judge a trial before its end; a smaller train.eval_every has more"
     return ""

@@ -74,7 +74,7 @@ def test_under_auto_a_short_training_would_be_measured_on_other_rows_than_a_long
     [
         ({}, [{"epochs": 1.0}, {"epochs": 3.0}], "different lengths, 1 to 3 epochs"),
         ({"max_steps": 30}, [{"batch_size": 8}, {"batch_size": 16}], "different lengths, 1 to 2 epochs"),
-        ({"epochs": 1.0}, [{"learning_rate": 1e-4}, {"learning_rate": 1e-3}], "too few"),
+        ({"epochs": 1.0}, [{"learning_rate": 1e-4}, {"learning_rate": 1e-3}], "1 evaluation is too few"),
         ({"epochs": 9.0}, [{}], "there is one trial"),
     ],
 )
