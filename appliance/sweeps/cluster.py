@@ -156,12 +156,13 @@ def _imported() -> Any:
 
 
 def _shut_down(ray: Any, *, embedded: bool) -> None:
-    """Ends the embedded cluster by SIGKILL: Ray would wait a second for each process to end by SIGTERM, which they
-    block (_signals_kept). What is below them, and their files, are the keeper's."""
+    """Ends the embedded cluster by SIGKILL: Ray's processes block SIGTERM (_signals_kept), for which Ray would wait a
+    second each. Waits until they are gone; by default a slow one is left as a zombie. The rest is the keeper's.
+    """
     with signals.deferred() as check:
         if embedded and (node := ray._private.worker._global_node):
             kill = node.kill_all_processes
-            node.kill_all_processes = lambda **_: kill(check_alive=False, allow_graceful=False)
+            node.kill_all_processes = lambda **_: kill(check_alive=False, allow_graceful=False, wait=True)
         ray.shutdown()
         check()
 

@@ -142,7 +142,7 @@ class Fleet:
         return room
 
     def _no_room(self) -> EnvironmentUnavailable:
-        where = "this machine has not" if self._cluster.embedded else "no machine of the cluster has"
+        where = "this machine does not have" if self._cluster.embedded else "no machine of the cluster has"
         hint = "`ray status` shows the machines and what they have; the same command continues"
         if self._share.gpus:
             return EnvironmentUnavailable(f"{where} a GPU for a run", hint=hint)
