@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO, Any
 
 from appliance.process import known_secrets, masked_streams
@@ -42,11 +43,20 @@ def take_environment() -> None:
 Tell = Callable[[dict[str, Any]], None]
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PARENT = "FINETUNE_PARENT_PROCESS"
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 def of_this_process() -> dict[str, str]:
-    """The variable that tells a child who its parent is."""
-    return {_PARENT: str(os.getpid())}
+    """The variables that tell a child who its parent is, and where not to look for libraries."""
+    return {_PARENT: str(os.getpid()), **safe_path(Path.cwd())}
+
+
+def safe_path(folder: Path) -> dict[str, str]:
+    """The variable with which `python -m`, started in `folder`, imports nothing from there.
+
+    A file of the user's may be called datasets.py or queue.py. In a checkout, the folder is where this package is.
+    """
+    return {} if folder == _ROOT else {"PYTHONSAFEPATH": "1"}
 
 
 def die_with_parent() -> None:

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from appliance.process import child
+
 VARIABLE = "FINETUNE_RAY_FOLDER"  # in the environment of every process that is to be ended
 RAY_FOLDER = "r"  # in the folder: where Ray's own files are
 _SECONDS = 10.0  # to die of SIGKILL: longer only in the kernel's hands, as on a file server that does not answer
@@ -31,6 +33,7 @@ def of(folder: Path) -> Iterator[None]:
     with subprocess.Popen(
         [sys.executable, "-m", "appliance.sweeps.keeper", str(folder)],
         stdin=subprocess.PIPE,
+        env={**os.environ, **child.safe_path(Path.cwd())},
         start_new_session=True,
     ) as keeper:
         try:

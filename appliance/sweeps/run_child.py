@@ -196,6 +196,7 @@ def environment(job: RunJob, environ: Mapping[str, str]) -> dict[str, str]:
     the machine where the command was typed into words of the job.
     """
     kept = {name: value for name, value in environ.items() if not name.startswith("RAY_")}
+    kept |= child.safe_path(job.folder)
     for name in resolve.variables(environ):
         if name not in job.variables:
             del kept[name]

@@ -11,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from appliance import __version__
 from appliance.process import child
+from appliance.sweeps import run_child
+from appliance.sweeps.run_child import RunJob
+from appliance.weights import proof
 
 _WAITS = (
     "from appliance.process import child; child.die_with_parent(); print('lives', flush=True); import time; "
@@ -33,7 +37,7 @@ import json, os
 from appliance.process import child
 (open({str(tmp_path / "waits.py")!r}, "w")).write({_WAITS!r})
 os.chdir({str(tmp_path)!r})
-with child.started("waits", {{}}, {{**os.environ, "PYTHONPATH": ""}}) as process:
+with child.started("waits", {{}}, {{**os.environ, "PYTHONPATH": {str(tmp_path)!r}}}) as process:
     print(process.pid, process.stdout.readline().decode().strip(), flush=True)
     process.wait()
 """
@@ -80,3 +84,18 @@ print(*sorted(name for name in {sorted({*left_out, "torch"})!r} if find_spec(nam
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == left_out
+
+
+def test_a_child_imports_nothing_from_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("datasets", "queue", "random", "tokenizers"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the user's')", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    code, tail = proof.run_module("appliance", ["--version"], tmp_path / "log")
+    assert (code, tail) == (0, f"{__version__}")
+    job = RunJob("a", (), tmp_path / "a", tmp_path, gpus=0)
+    for environ in (run_child.environment(job, os.environ), {**os.environ, **child.of_this_process()}):
+        found = subprocess.run(
+            [sys.executable, "-m", "tokenizers"], cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
+        )
+        assert "No module named tokenizers.__main__" in found.stderr
+    assert child.safe_path(Path(__file__).parents[2]) == {}  # a checkout that is not installed
