@@ -13,7 +13,7 @@ from appliance.process import files
 from appliance.release import replay
 from appliance.weights import proof
 from tests.conftest import read_csv
-from tests.helpers import plain_process, warm
+from tests.helpers import plain_process, warm, whole_heads
 from tests.helpers.stopped import stopped_at
 from tests.whole_runs.test_extract import begin, finish
 
@@ -56,17 +56,7 @@ def test_the_cards_of_model_and_adapter_give_the_evaluated_answers_without_anyth
 
 def test_the_head_is_the_best_checkpoints_in_the_adapter_and_that_rounded_in_the_merged_model(lora: Path) -> None:
     run = lora / "runs" / "reader"
-    best = files.read_json(run / "train" / "fit.json")["best_step"]
-    saved = [
-        run / "train" / "checkpoints" / f"checkpoint-{best}" / "adapter_model.safetensors",
-        run / "train" / "adapter" / "adapter_model.safetensors",
-        run / "publish" / "release" / "adapter" / "adapter_model.safetensors",
-    ]
-    assert len({files.sha256_of(path) for path in saved}) == 1
-    trained = load_file(saved[0])
-    merged = load_file(run / "publish" / "release" / "model" / "model.safetensors")
-    for name in HEAD:
-        assert torch.equal(merged[name], trained[f"base_model.model.{name}"].bfloat16())
+    merged = whole_heads.merged_with_head(run, HEAD)
     name = "bert.embeddings.word_embeddings.weight"
     assert torch.equal(merged[name], load_file(lora / "base" / "model.safetensors")[name].bfloat16())
     assert not any(name.startswith("cls.") for name in merged)
