@@ -27,9 +27,10 @@ _SIDES = ("train", "val", "test")
 
 
 def findings(counts: Mapping[str, int]) -> list[Finding]:
-    """The classes with their rows, for the table of `check`; a warning if some are probably the same. None: no finding.
+    """The classes with their rows, for the table of `check`; none if there are no classes. A warning if some are
+    probably the same: one that pandas wrote as 1 in one file and as 1.0 in another, or that people typed in two ways.
 
-    Such as a class that pandas wrote as 1 in one file and as 1.0 in another, or that people typed in two ways.
+    `counts`: class -> rows.
     """
     if not counts:
         return []
@@ -57,7 +58,7 @@ def _plain(name: str) -> str:
 def write(prepare_dir: Path, prompt: Prompt) -> None:
     """labels.json: the classes in the order of their indices, how their names are encoded, their rows on each side.
 
-    Raises DataError: as `refuse_unfit`, now that rows were left out, or two names that the tokenizer cannot tell apart.
+    Raises DataError: as `refuse`, now that rows were left out, or two names that the tokenizer cannot tell apart.
     EnvironmentUnavailable: as `refuse_unread`.
     """
     refuse_unread(prompt, list(islice(csv_file.iter_canonical(prepare_dir / "test.csv"), unread.COMPARED)))
@@ -124,10 +125,12 @@ def refuse(counts: Counter[str], where: str) -> None:
             hint="add rows of the other classes, or name the column of labels with --set data.columns.output=NAME",
         )
     if len(counts) > (most := min(MOST, rows // ROWS_PER_CLASS)):
-        why = f": {counted(ROWS_PER_CLASS, 'row')} of each on average" if most < MOST else ""
+        each = f"{counted(ROWS_PER_CLASS, 'row')} of each"
+        why = f": {each} on average" if most < MOST else ""
+        expected = f"at most {most}{why}" if most > 1 else f"{each} or more"
         raise DataError(
             f"{where} holds {len(counts)} different labels in {counted(rows, 'row')}, such as "
-            f"{_listed(list(counts))}; expected at most {most}{why}",
+            f"{_listed(list(counts))}; expected {expected}",
             hint="add rows of each class; or name the column of labels with --set data.columns.output=NAME; to learn "
             "to write texts, choose a recipe of another task (`appliance recipe`)",
         )

@@ -190,6 +190,7 @@ def test_labels_that_the_tokenizer_cannot_tell_apart_are_named(prompt: Prompt, t
             [f"답 {i}" for i in range(12)],
             r"12 different labels in 12 rows, such as '답 0'.*; expected at most 4: 3 rows of each on average",
         ),
+        (["기쁨", "슬픔"], "2 different labels in 2 rows, .*; expected 3 rows of each or more"),
     ],
 )
 def test_what_is_no_column_of_classes_is_refused_by_check(
