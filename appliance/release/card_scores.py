@@ -1,4 +1,4 @@
-"""The scores as the model card shows them: the table of before and after, the verdict, the Hub's model-index."""
+"""The scores as the model card shows them: the before-and-after table, the verdict, and the Hub's model-index."""
 
 from __future__ import annotations
 
