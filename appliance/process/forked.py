@@ -25,8 +25,9 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -61,10 +62,24 @@ class Worker(Generic[_A, _R]):
         self._work, self._environ, self._before = work, dict(environ or {}), before
         self._answers: queue.Queue[tuple[str, Any] | None] = queue.Queue()
         self._limits = deque[float]()  # CPU seconds of what was sent and not answered yet
+        self._ends = ExitStack()
 
     def __enter__(self) -> Worker[_A, _R]:
-        self._said = tempfile.TemporaryFile()
+        try:
+            with signals.deferred():  # nobody would end a fork that is half made
+                self._start()
+        except BaseException:
+            self._ends.close()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._ends.close()
+
+    def _start(self) -> None:
+        self._said = self._ends.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  closed with the rest
         self._here, there = _FORK.Pipe()
+        self._ends.enter_context(self._here)
         parent = os.getpid()
 
         def serve() -> None:
@@ -79,16 +94,17 @@ class Worker(Generic[_A, _R]):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # about threads: see above
             self._process.start()
+        self._ends.callback(self._end_process)
+        # If a signal comes before `_end_process` has killed it: Python's own exit waits for every fork, and this one
+        # ignores the SIGTERM by which it is told to end.
+        Finalize(self, self._process.kill, exitpriority=0)
         there.close()
         # What it answers is taken off its hands at once: it and `send` would otherwise wait for each other.
         threading.Thread(target=self._listen, daemon=True).start()
-        return self
 
-    def __exit__(self, *exc: object) -> None:
+    def _end_process(self) -> None:
         self._process.kill()
         self._process.join()
-        self._here.close()
-        self._said.close()
 
     def send(self, argument: _A, *, cpu_seconds: float) -> None:
         """Lets the fork work on it, for at most so long: the processor time of all its threads together."""

@@ -19,6 +19,7 @@ from appliance.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ONE_PRESS = 0.5  # seconds: a terminal and a program between, such as a container engine, may pass on the same Ctrl-C
+_NO_MORE = b"\0"  # no signal has this number. The pipe's end would not do: a fork may hold a copy of it open
 _arrived: list[int] = []
 
 
@@ -63,8 +64,8 @@ def first_one_calling(do: Callable[[int], None]) -> Iterator[None]:
 def deferred() -> Iterator[Callable[[], None]]:
     """While the block runs, a signal raises nothing where it arrives: native code of others would make a bug of it.
 
-    Yields a function that raises Interrupted if one has come. A second one ends the process at once. After the block
-    the signals do what they did before.
+    At the end of the block it raises Interrupted if one has come, and before that where the function that it yields is
+    called. A second one ends the process at once. After the block the signals do what they did before.
     """
     if threading.current_thread() is not threading.main_thread():  # no signals here
         yield lambda: None
@@ -77,6 +78,7 @@ def deferred() -> Iterator[Callable[[], None]]:
 
     with first_one_calling(came.append):
         yield check_deferred
+    check_deferred()
 
 
 def end_process(number: int) -> None:
@@ -110,15 +112,16 @@ def acknowledged(say: Callable[[str], None], *, after_seconds: float = 0.3) -> I
     finally:
         signal.set_wakeup_fd(before)
         ended.set()
-        os.close(writing)
+        os.write(writing, _NO_MORE)
         thread.join()
+        os.close(writing)
         os.close(reading)
 
 
 def _acknowledge(reading: int, ended: threading.Event, say: Callable[[str], None], after_seconds: float) -> None:
-    """Reads the number of each signal that arrives, until the other end of the pipe is closed."""
+    """Reads the number of each signal that arrives, until there are no more."""
     first: float | None = None
-    while arrived := os.read(reading, 1):
+    while (arrived := os.read(reading, 1)) != _NO_MORE:
         number, now = arrived[0], time.monotonic()
         if signal.getsignal(number) is not handle:
             continue

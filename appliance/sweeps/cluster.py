@@ -159,12 +159,11 @@ def _shut_down(ray: Any, *, embedded: bool) -> None:
     """Ends the embedded cluster by SIGKILL: Ray's processes block SIGTERM (_signals_kept), for which Ray would wait a
     second each. Waits until they are gone; by default a slow one is left as a zombie. The rest is the keeper's.
     """
-    with signals.deferred() as check:
+    with signals.deferred():
         if embedded and (node := ray._private.worker._global_node):
             kill = node.kill_all_processes
             node.kill_all_processes = lambda **_: kill(check_alive=False, allow_graceful=False, wait=True)
         ray.shutdown()
-        check()
 
 
 def _start(ray: Any, how: dict[str, Any]) -> None:
@@ -228,7 +227,7 @@ def _signals_kept() -> Iterator[None]:
     timeout(1), `kill -- -GROUP` and service managers send that to the whole group. This process ends them, once every
     run has saved what it has; without them it could not reach the runs.
     """
-    with signals.deferred() as check:
+    with signals.deferred():
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -236,7 +235,6 @@ def _signals_kept() -> Iterator[None]:
             yield
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        check()
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.errors import EnvironmentUnavailable, GateRefused
 from appliance.machine import disk
+from appliance.process import signals
 from appliance.process.files import atomic_dir, read_json
 from appliance.prompt import format as prompt_format
 from appliance.prompt.special_tokens import eos_ids
@@ -133,7 +134,8 @@ def _write(
     sizes = [math.prod(tensor.shape) for shard in shards.values() for tensor in shard if tensor.name in deltas]
     workspace = torch.empty(max(sizes, default=0))
 
-    def rows_of(tensor: Header, base_rows: Rows) -> Iterator[torch.Tensor]:
+    def rows_of(tensor: Header, base_rows: Rows, check_deferred: Callable[[], None]) -> Iterator[torch.Tensor]:
+        check_deferred()
         runs = base_rows.runs(tensor.name, _RUN_ITEMS)
         if tensor.name in rows_in:
             runs = token_rows.replaced(runs, rows_in[tensor.name])
@@ -144,8 +146,10 @@ def _write(
 
     with _exact_float32(), atomic_dir(out_dir) as folder:
         for path, shard in shards.items():
-            with source.opened(path) as base_rows:
-                write_shard(folder / path.name, shard, partial(rows_of, base_rows=base_rows))
+            # an exception in the midst of a handover to another thread would leave a lock taken, for which all wait
+            with signals.deferred() as check_deferred, source.opened(path) as base_rows:
+                parts = partial(rows_of, base_rows=base_rows, check_deferred=check_deferred)
+                write_shard(folder / path.name, shard, parts)
         assert used == Counter(deltas.keys()), f"LoRA modules not used exactly once: {used.keys() ^ deltas.keys()}"
         config |= special_ids(tokenizer_dir, config)
         write_config(model_dir, folder, config, dtype, written_bytes, has_index=source.has_index)

@@ -13,6 +13,7 @@ import pytest
 
 from appliance.errors import DataError
 from appliance.process.forked import Lost, Worker
+from tests.helpers import interrupted
 
 
 def _wrong(text: str) -> None:
@@ -92,3 +93,17 @@ def test_the_fork_dies_with_the_process_that_made_it() -> None:
             return
         time.sleep(0.01)
     pytest.fail("it is still there")
+
+
+def test_a_signal_between_any_two_lines_ends_the_process_and_the_fork() -> None:
+    """Also while the fork is made and while it is ended. Whoever answers signals waits for no copy of a pipe in it."""
+    ended = interrupted.at_every_line(
+        "from appliance.process import forked, signals",
+        """with signals.acknowledged(lambda _: None), forked.Worker(len) as worker:
+               worker.send("abc", cpu_seconds=20)
+               worker.receive(wall_seconds=20)
+        """,
+        "process/forked.py", "process/signals.py", "multiprocessing/",
+    )  # fmt: skip
+    assert len(ended) > 100
+    assert {where: how for where, how in ended.items() if how != interrupted.AS_TOLD} == {}

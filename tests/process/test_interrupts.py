@@ -251,14 +251,21 @@ def test_afterwards_the_wakeup_is_who_it_was() -> None:
         os.close(writing)
 
 
-def test_a_deferred_signal_raises_where_it_is_asked_for() -> None:
-    before = [signal.getsignal(number) for number in signals.SIGNALS]
-    with signals.deferred() as check:
-        check()
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)  # the same press
-        time.sleep(0.05)
-        with pytest.raises(Interrupted) as caught:
+def test_a_deferred_signal_raises_where_it_is_asked_for_and_at_the_end() -> None:
+    raised: list[str] = []
+
+    def work() -> None:
+        with signals.deferred() as check:
             check()
-    assert caught.value.exit_code == 143
+            stop()
+            stop()  # the same press
+            time.sleep(0.05)
+            with pytest.raises(Interrupted):
+                check()
+            raised.append("where it is asked for")
+
+    before = [signal.getsignal(number) for number in signals.SIGNALS]
+    with pytest.raises(Interrupted) as caught:
+        work()
+    assert (caught.value.exit_code, raised) == (143, ["where it is asked for"])
     assert [signal.getsignal(number) for number in signals.SIGNALS] == before

@@ -51,9 +51,11 @@ class LocalNodes:
 
     def _start(self) -> None:
         os.environ.update(_SETTINGS, RAY_AUTH_TOKEN=secrets.token_hex(16))
+        from ray._common.utils import get_default_ray_temp_dir
         from ray.cluster_utils import Cluster
 
         cluster.have_ray_read_its_variables()  # another test may have imported it without them
+        Path(get_default_ray_temp_dir()).mkdir(exist_ok=True)  # Ray writes the head's address there, but makes it not
         self._folder = tempfile.mkdtemp(prefix="nodes-", dir="/tmp")  # a socket's path has at most 107 characters
         self._added: list[Any] = []
         self._cluster = Cluster(

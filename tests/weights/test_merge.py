@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections import namedtuple
@@ -16,7 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from appliance.errors import EnvironmentUnavailable, GateRefused
+from appliance.errors import EnvironmentUnavailable, GateRefused, Interrupted
+from appliance.process import signals
+from appliance.process.hashed_file import HashedFile
 from appliance.tasks import causal
 from appliance.weights import merge, shards
 from appliance.weights.merge import merge_adapter
@@ -360,6 +364,29 @@ def test_an_interrupted_merge_leaves_nothing(
     monkeypatch.setattr(merge, "_merged", interrupted)
     with pytest.raises(KeyboardInterrupt):
         merge_adapter(base, adapter, tmp_path / "out", dtype="bfloat16", task=causal.TASK)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_waits_until_a_block_is_handed_over(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception within leaves a lock of the thread that writes taken, for which the end of the file then waits."""
+    write, handed_over = HashedFile.write, []
+
+    def signalled(file: HashedFile, block: bytes | memoryview) -> None:
+        if len(handed_over) < 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        write(file, block)
+        handed_over.append(len(block))
+
+    monkeypatch.setattr(HashedFile, "write", signalled)
+    before = signal.signal(signal.SIGTERM, signals.handle)
+    try:
+        with pytest.raises(Interrupted):
+            merge_adapter(base, adapter, tmp_path / "out", dtype="bfloat16", task=causal.TASK)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert len(handed_over) == 1  # the next tensor is not begun
     assert not list(tmp_path.iterdir())
 
 

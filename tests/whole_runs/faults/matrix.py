@@ -28,6 +28,7 @@ from appliance.process import files
 from appliance.process.known_hashes import Identity
 from appliance.rundir.directory import STAGES
 from tests.conftest import write_qa
+from tests.whole_runs.faults import zygote
 
 RESULTS = ("prepare/train.csv", "prepare/val.csv", "prepare/test.csv", "train/adapter/adapter_model.safetensors",
            "evaluate/metrics.json", "evaluate/predictions.csv", "merge/model/model.safetensors",
@@ -39,7 +40,7 @@ FAULTS: dict[str, tuple[signal.Signals, ...]] = {
     "SIGHUP": (signal.SIGHUP,),
     "SIGTERM twice": (signal.SIGTERM, signal.SIGTERM),
 }
-EVAL_EVERY, GRACE_SECONDS = 3, 30.0
+EVAL_EVERY, GRACE_SECONDS, HANGS_SECONDS = 3, 30.0, 240
 _OWNER = "FAULTS_OF"  # a variable of every process that a command starts, and of theirs
 
 
@@ -185,19 +186,31 @@ evaluate: {{max_new_tokens: 8}}
         _pipe(self._zygote.stdin).flush()
         pid = int(_pipe(self._zygote.stdout).readline())
         hit = self._strike(pid, runs / "shop", kill, before, begins_at) if kill else ""
+        self._refuse_hanging(pid, f"{runs.name}, {kill or 'the whole command'}")
         code = os.waitstatus_to_exitcode(int(_pipe(self._zygote.stdout).readline()))
         if left := self._processes():
             self.fail(f"{runs.name}, {kill or 'the whole command'}: processes were left behind: {left}")
         return code, hit
 
+    def _refuse_hanging(self, pid: int, what: str) -> None:
+        """Where each of its threads stands is in its log before it is killed."""
+        end = time.monotonic() + HANGS_SECONDS
+        while _is_alive(pid) and time.monotonic() < end:
+            time.sleep(0.01)
+        if _is_alive(pid):
+            os.kill(pid, zygote.SHOWS_STACKS)
+            time.sleep(1)
+            os.kill(pid, signal.SIGKILL)
+            self.fail(f"{what}: it did not end within {HANGS_SECONDS} s")
+
     def _processes(self) -> list[str]:
         """What the commands have started and is still there, zombies included, one second after they ended."""
-        zygote = psutil.Process(self._zygote.pid)
+        ours = psutil.Process(self._zygote.pid)
         for _ in range(100):
-            found = {process.pid: process for process in zygote.children(recursive=True)}
+            found = {process.pid: process for process in ours.children(recursive=True)}
             for process in psutil.process_iter():
                 with suppress(psutil.Error):
-                    if process.pid != zygote.pid and process.environ().get(_OWNER) == str(self.folder):
+                    if process.pid != ours.pid and process.environ().get(_OWNER) == str(self.folder):
                         found[process.pid] = process
             if not found:
                 return []
@@ -244,7 +257,7 @@ evaluate: {{max_new_tokens: 8}}
         return {name: files.sha256_of(run / name) for name in RESULTS if (run / name).is_file()}
 
     def fail(self, what: str) -> None:
-        self.failures.append(f"{what}\n{self._log.read_text(encoding='utf-8')[-1500:]}")
+        self.failures.append(f"{what}\n{self._log.read_text(encoding='utf-8')[-4000:]}")
 
 
 def _pipe(stream: IO[str] | None) -> IO[str]:

@@ -6,10 +6,12 @@ its wait status. With a seed, the process's clock jumps while it works.
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import os
 import random
+import signal
 import sys
 import time
 import traceback
@@ -22,6 +24,7 @@ MODULES = (
     "appliance.pipeline.check", "appliance.pipeline.prepare", "appliance.pipeline.train", "appliance.pipeline.evaluate",
     "appliance.pipeline.merge", "appliance.pipeline.publish", "appliance.engines.transformers",
 )  # fmt: skip
+SHOWS_STACKS = signal.SIGUSR1
 
 
 def main() -> None:
@@ -54,6 +57,7 @@ def _become_appliance(request: dict[str, Any]) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    faulthandler.register(SHOWS_STACKS)
     sys.argv = ["appliance", *request["arguments"]]
     code = 1
     try:
