@@ -61,7 +61,10 @@ def main() -> None:
             _answer()
         finally:
             sys.stdout.flush()  # a disk that does not take the results is an error, see below
-    except (ApplianceError, Interrupted) as error:
+    except Interrupted as error:
+        _fail(str(error), error.hint, error.exit_code)
+    except ApplianceError as error:
+        _end_if_interrupted()  # a child process may have got the same signal
         _fail(str(error), error.hint, error.exit_code)
     except Exception as error:
         _end_if_interrupted()

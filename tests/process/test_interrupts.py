@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from appliance.cli import app as cli_app
-from appliance.errors import ApplianceError, Interrupted
+from appliance.errors import ApplianceError, EnvironmentUnavailable, Interrupted
 from appliance.process import console, signals
 
 
@@ -127,15 +127,21 @@ def test_a_signal_ignored_by_the_parent_stays_ignored() -> None:
     assert done.stdout.strip() == "SIG_IGN", done.stderr
 
 
-def test_a_signal_that_native_code_turned_into_another_error_is_a_signal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "error",
+    [
+        # torch reads a storage as a sequence; an exception in there becomes a ValueError about its shape
+        ValueError("could not determine the shape of object type 'torch.storage.UntypedStorage'"),
+        EnvironmentUnavailable("the process that proves the merge was killed by SIGINT"),  # which both have got
+    ],
+    ids=["native code", "child process"],
+)
+def test_a_signal_that_was_turned_into_another_error_is_a_signal(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """torch reads a storage as a sequence; an exception in there becomes a ValueError about its shape."""
-
     def reading() -> None:
         with suppress(Interrupted):
             signals.handle(signal.SIGINT, None)
-        error = ValueError("could not determine the shape of object type 'torch.storage.UntypedStorage'")
         error.add_note("the traceback is in appliance.log")
         raise error
 
