@@ -67,14 +67,19 @@ class Unsloth:
 
     def __init__(self, folder: Path) -> None:
         self.cache = folder / "cache"
+        self._spare, pipes = warm.server()
+        command = [sys.executable, "-m", "tests.helpers.engine_child", "--serve", "unsloth", str(self.cache)]
         with (folder / "unsloth.log").open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.helpers.engine_child", "--serve", "unsloth", str(self.cache)],
+                [*command, *map(str, pipes)],
+                pass_fds=pipes,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
             )
+        for pipe in pipes:
+            os.close(pipe)
         self._log = folder / "unsloth.log"
 
     def run(self, path: Path, out_path: Path, err_path: Path) -> int:
@@ -89,6 +94,7 @@ class Unsloth:
 
     def end(self) -> None:
         self._process.communicate()  # its input ends
+        os.waitpid(self._spare, 0)
 
 
 @pytest.fixture(scope="module")

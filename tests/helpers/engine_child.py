@@ -4,7 +4,8 @@ Unsloth rewrites the libraries that it finds, so no other engine may share its p
 seconds to import, so all its runs share one.
 
 >>> python -m tests.helpers.engine_child REQUEST.json           # the fields of Request
->>> python -m tests.helpers.engine_child --serve unsloth CACHE  # an Unsloth that pretends to have CUDA, for many
+>>> python -m tests.helpers.engine_child --serve unsloth CACHE PIPE PIPE  # an Unsloth that pretends to have CUDA, for
+many; the pipes are those of warm.server
 """
 
 from __future__ import annotations
@@ -102,11 +103,11 @@ def main(request: Request) -> None:
     Path(request.report).write_text(json.dumps(asdict(report)), encoding="utf-8")
 
 
-def serve(engine: str, cache: Path) -> None:
+def serve(engine: str, cache: Path, spare: tuple[int, int]) -> None:
     """Load the engine once, then do in forks of this process what each line of standard input asks for.
 
     A line is a JSON list: a file with the fields of a Request, and the files for its stdout and its stderr. The answer
-    is a line with the exit code.
+    is a line with the exit code. `spare`: the pipes of the process that the proof's are forks of.
     """
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
@@ -116,7 +117,7 @@ def serve(engine: str, cache: Path) -> None:
     from tests.helpers import warm
     from tests.helpers.unsloth_on_cpu import pretend_cuda
 
-    proof.subprocess = warm.Spare()  # type: ignore[attr-defined]
+    proof.subprocess = warm.Spare(spare)  # type: ignore[attr-defined]
     with pretend_cuda():
         from appliance.engines import choose
         from appliance.machine import device
@@ -128,6 +129,7 @@ def serve(engine: str, cache: Path) -> None:
             importlib.import_module(name)
         gc.collect()
         gc.freeze()  # Unsloth collects garbage some hundred times a run
+        sys.stdout.flush()  # else each fork writes the banner once more, on a stdout of its own
         for line in sys.stdin:
             answers.write(f"{_forked(report, *json.loads(line))}\n")
             answers.flush()
@@ -327,6 +329,6 @@ def _no_memory_in_step(step: int) -> Iterator[None]:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--serve":
-        serve(sys.argv[2], Path(sys.argv[3]))
+        serve(sys.argv[2], Path(sys.argv[3]), (int(sys.argv[4]), int(sys.argv[5])))
         sys.exit()
     main(Request(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))

@@ -13,6 +13,9 @@ Import this module before torch; use it in a process of its own: none of it can 
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
 import os
 import sys
 from collections.abc import Iterator
@@ -30,7 +33,9 @@ os.environ.update(
 
 import bitsandbytes  # noqa: F401  before torch.cuda has answers, else it looks for its CUDA library
 import torch
+import triton.language
 from torch.overrides import TorchFunctionMode
+from triton.runtime import interpreter
 
 GIB = 1 << 30
 CARD = SimpleNamespace(
@@ -102,5 +107,32 @@ def pretend_cuda() -> Iterator[None]:
         setattr(torch.cuda, name, _Nothing)
     torch._C._cuda_getCurrentRawStream = lambda *args: 0  # type: ignore[attr-defined]  # noqa: ARG005
     sys.meta_path.insert(0, _RewriteTheTrainer())  # type: ignore[arg-type]
+    _interpret_as_on_a_card()
     with _CudaMeansCpu():
         yield
+
+
+def _interpret_as_on_a_card() -> None:
+    """Compiled kernels have no assertions against overflows of integers either: a quarter of the interpreter's time.
+
+    What it finds out again for every operation and every launch is kept: as much once more.
+    """
+    builder = interpreter.interpreter_builder
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+    dtype_of, dtypes = interpreter._get_np_dtype, dict[str, Any]()
+
+    def np_dtype(kind: Any) -> Any:
+        """By its name: a type of pointers cannot be hashed."""
+        if kind.name not in dtypes:
+            dtypes[kind.name] = dtype_of(kind)
+        return dtypes[kind.name]
+
+    @functools.cache
+    def builtins_of(package: object) -> list[tuple[str, Any]]:
+        return inspect.getmembers(package, triton.language.core.is_builtin)
+
+    def patch_builtin(package: object, builder: Any, scope: Any) -> None:
+        for name, member in builtins_of(package):
+            interpreter._patch_attr(package, name, member, builder, scope)
+
+    interpreter._get_np_dtype, interpreter._patch_builtin = np_dtype, patch_builtin

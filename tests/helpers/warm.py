@@ -141,27 +141,57 @@ def typed(
 
 
 class Spare:
-    """A process that imports the libraries in the background, and forks for every command."""
+    """A process that has imported the libraries, in the background, and forks for every command.
 
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.warm"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+    `pipes`: those of a `server`; without them, a process of its own.
+    """
+
+    def __init__(self, pipes: tuple[int, int] | None = None) -> None:
+        if pipes:
+            self._requests, self._answers = os.fdopen(pipes[0], "w"), os.fdopen(pipes[1])
+        else:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.helpers.warm"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            assert process.stdin
+            assert process.stdout
+            self._process = process  # or Python would warn that it is still running
+            self._requests, self._answers = process.stdin, process.stdout  # type: ignore[assignment]
 
     def run(
         self, command: Sequence[str], *, stdout: IO[str], stderr: IO[str], env: Mapping[str, str], check: bool
     ) -> CompletedProcess[str]:
         """As `run` of this module."""
         assert (stdout, check) == (stderr, False)
-        assert self._process.stdin
-        assert self._process.stdout
         request = {"command": list(command), "log": stdout.name, "env": dict(env)}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return CompletedProcess(list(command), int(self._process.stdout.readline()))
+        self._requests.write(json.dumps(request) + "\n")
+        self._requests.flush()
+        return CompletedProcess(list(command), int(self._answers.readline()))
 
 
-def _serve() -> None:
+def server() -> tuple[int, tuple[int, int]]:
+    """(process id, pipes) of a fork of this process for a Spare in another one, which imports nothing for it.
+
+    Hand the pipes on, and close them here: it ends when the Spare's process does.
+    """
+    load()
+    requests, answers = os.pipe(), os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # as above
+        pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(requests[1])
+            os.close(answers[0])
+            _serve(os.fdopen(requests[0]), os.fdopen(answers[1], "w"))
+        finally:  # never return into the code that forked this process
+            os._exit(0)
+    os.close(requests[0])
+    os.close(answers[1])
+    return pid, (requests[1], answers[0])
+
+
+def _serve(requests: IO[str], answers: IO[str]) -> None:
     for name in (
         "torch",
         "transformers",
@@ -171,13 +201,13 @@ def _serve() -> None:
         "appliance.release.reload",
     ):
         importlib.import_module(name)
-    for line in sys.stdin:
+    for line in requests:
         request = json.loads(line)
         with Path(request["log"]).open("a", encoding="utf-8") as log:
             env = {**request["env"], **child.of_this_process()}  # they end with it
             done = run(request["command"], stdout=log, stderr=log, env=env, check=False)
-        sys.stdout.write(f"{done.returncode}\n")
-        sys.stdout.flush()
+        answers.write(f"{done.returncode}\n")
+        answers.flush()
 
 
 def code(text: str) -> CompletedProcess[str]:
@@ -235,4 +265,4 @@ def _as_process(
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(sys.stdin, sys.stdout)
