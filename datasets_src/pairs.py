@@ -203,6 +203,8 @@ def require_free(out_path: Path, inputs: Sequence[Path], force: bool) -> None:
     """Raises SourceError if `write` could not write. Called beforehand by whatever costs money or hours."""
     if out_path.is_dir():
         raise SourceError(f"{out_path} is a folder; expected the name of the CSV to write")
+    if out_path.exists() and not out_path.is_file():  # renaming a file over it would remove it: /dev/null, for one
+        raise SourceError(f"{out_path} is a pipe or device; expected the name of the CSV to write")
     if not out_path.parent.is_dir():
         raise SourceError(f"there is no folder {out_path.parent}", hint=f"mkdir -p {out_path.parent}")
     if any(path.exists() and out_path.exists() and path.samefile(out_path) for path in inputs):

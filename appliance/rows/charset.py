@@ -323,14 +323,14 @@ def _guessed(path: Path, data: bytes, sample: Sequence[tuple[int, bytes]], setti
             return Encoding(_usual(best.could_be_from_charset), guess)
     likely = [_usual(match.could_be_from_charset) for match in matches[:3]] if beyond_ascii >= 20 else []
     codec, *others_likely = readings.best_first(["cp1252", "mac_roman", *likely], data)
-    others = "".join(f", {name}" for name in others_likely)
+    others = ", ".join(name for name in dict.fromkeys(["cp949", "shift_jis", *others_likely]) if name != codec)
     number, text = sample[0][0], sample[0][1].decode("utf-8", _ESCAPE)
     rows = "".join(
         f"\n  line {number}: {quoted(readings.around_doubt(line, codec, 66), 70)}" for number, line in sample[:3]
     )
     hint = (
-        f"if this looks right: --set data.encoding={codec}; otherwise name the right one (such as cp949, shift_jis"
-        f"{others}), save the file as UTF-8, or have these rows counted as bad: --set data.encoding=utf-8"
+        f"if this looks right: --set data.encoding={codec}; otherwise name the right one (such as {others}), "
+        f"save the file as UTF-8, or have these rows counted as bad: --set data.encoding=utf-8"
     )
     raise DataError(
         f"{path}, line {number}: {wrong_byte(text, 'utf-8')}, the file is not CP949 either, and its encoding could not "

@@ -11,13 +11,19 @@ import decimal
 import io
 import json
 import math
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets_src.pairs import SourceError, opened
 
 _CHUNK = 1 << 20  # bytes
+# What is left of JSON that ends within a value: nothing, or the beginning of an escape, a word or a number.
+_BEGUN = re.compile(r"u[0-9a-fA-F]{0,4}|t|tr|tru|f|fa|fal|fals|n|nu|nul|-|")
+_CUT_OFF = "download the file again"
+_KOREAN = 0.7  # least share of the letters; appliance/rows/charset.py has it too, and says why
 
 
 def require_kind(path: Path, expected: str) -> bytes:
@@ -52,8 +58,8 @@ def require_kind(path: Path, expected: str) -> bytes:
 def text_lines(path: Path, expected: str) -> Iterator[tuple[int, str]]:
     """The lines of a text file with their 1-based numbers, without line endings (LF, CRLF or CR). Streams.
 
-    UTF-8 (a BOM is removed), UTF-16 with BOM, else CP949. Raises SourceError as `require_kind`, or names the line
-    of the first byte that is neither.
+    UTF-8 (a BOM is removed), UTF-16 with BOM, else CP949 if it reads as Korean. Raises SourceError as `require_kind`,
+    or names the line of the first byte that is neither.
     """
     require_kind(path, expected)
     with path.open(encoding=_encoding(path), newline=None) as stream:
@@ -76,10 +82,10 @@ def parse_json(path: Path, text: str, *, line: int | None = None, numbers_as_tex
     try:
         return json.loads(text, parse_float=as_text, parse_int=as_text, parse_constant=lambda _: None)
     except json.JSONDecodeError as error:
-        ended = not text[error.pos :].strip() or error.msg.startswith("Unterminated string")
+        ended = error.msg.startswith("Unterminated string") or _BEGUN.fullmatch(text[error.pos :].strip())
         unit = "file" if line is None else "line"
         what = f"the {unit} ends within the JSON; it is cut off" if ended else f"not valid JSON ({error.msg})"
-        hint = "download the file again" if ended else "fix that place"
+        hint = _CUT_OFF if ended else "fix that place"
         if line is None and error.msg == "Extra data":  # a value ends, and another begins
             hint = "a file with one record a line (JSONL) is read by `appliance dataset records`"
         raise SourceError(f"{path}, line {line or error.lineno}, column {error.colno}: {what}", hint=hint) from error
@@ -105,22 +111,35 @@ def _encoding(path: Path) -> str:
             f"{path}, line {start[: start.index(0)].count(10) + 1}: a NUL byte; expected UTF-8 or CP949 text",
             hint="this is UTF-16 without a BOM, or not text; save it as UTF-8",
         )
-    failures = {}
+    failures = []
     for candidate in candidates:
         failure = _undecodable(path, candidate)
         if failure is None:
+            if candidate == "cp949":
+                _require_korean(path)
             return candidate
-        failures[failure] = candidate
+        failures.append(failure)
     # For a CP949 file with one bad byte, report that byte, not its first Hangul letter, which is not UTF-8.
-    line, byte = max(failures)
+    last = max(failures, key=lambda failure: (failure.is_cut_off, failure.line))
+    if last.is_cut_off:
+        raise SourceError(f"{path}, line {last.line}: the file ends within a character; it is cut off", hint=_CUT_OFF)
     raise SourceError(
-        f"{path}, line {line}: byte 0x{byte:02X} cannot be decoded; expected UTF-8 or CP949 text",
+        f"{path}, line {last.line}: byte 0x{last.byte:02X} cannot be decoded; expected UTF-8 or CP949 text",
         hint="fix that line, or save the file as UTF-8",
     )
 
 
-def _undecodable(path: Path, encoding: str) -> tuple[int, int] | None:
-    """1-based line and value of the first byte that is not of this encoding; None if all are."""
+@dataclass(frozen=True)
+class _Undecodable:
+    """`line`: 1-based; `byte`: the first that is not of the encoding. `is_cut_off`: it begins the last character."""
+
+    line: int
+    byte: int
+    is_cut_off: bool
+
+
+def _undecodable(path: Path, encoding: str) -> _Undecodable | None:
+    """The first byte that is not of this encoding; None if all are."""
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(), translate=True)
     line = 1
     with opened(path) as stream:
@@ -130,9 +149,31 @@ def _undecodable(path: Path, encoding: str) -> tuple[int, int] | None:
                 line += decoder.decode(chunk, final=not chunk).count("\n")
             except UnicodeDecodeError as error:
                 before = error.object[: error.start].decode(encoding, "ignore")
-                return line + before.replace("\r\n", "\n").replace("\r", "\n").count("\n"), error.object[error.start]
+                line += before.replace("\r\n", "\n").replace("\r", "\n").count("\n")
+                return _Undecodable(line, error.object[error.start], is_cut_off=not chunk)
             if not chunk:
                 return None
+
+
+def _require_korean(path: Path) -> None:
+    """Raises SourceError: CP949 decodes nearly any pair of bytes, and this is Chinese or Western text that it misreads.
+
+    Korean consists of the 2,350 syllables of KS X 1001, which EUC-KR has; the others and Hanja are rare in it.
+    """
+    letters = common = 0
+    first: tuple[int, str] | None = None
+    with path.open(encoding="cp949", newline=None) as stream:
+        for number, line in enumerate(stream, 1):
+            beyond_ascii = [character for character in line if character > "\x7f" and character.isalpha()]
+            letters += len(beyond_ascii)
+            common += sum("가" <= one <= "힣" and len(one.encode("euc_kr", "ignore")) == 2 for one in beyond_ascii)
+            if beyond_ascii and first is None:
+                first = number, line.strip()
+    if first is not None and common < _KOREAN * letters:
+        raise SourceError(
+            f"{path}, line {first[0]}: not UTF-8, and hardly CP949: as that it would read {first[1][:60]!r}",
+            hint="save the file as UTF-8",
+        )
 
 
 def cell_text(value: Any) -> str | None:

@@ -107,6 +107,18 @@ def test_paraphrases_are_made_of_the_rows_that_a_run_would_train_on(appliance: A
     assert KEY not in stdout + stderr
 
 
+def test_too_few_questions_to_split_are_refused_without_naming_an_option_that_is_none(
+    appliance: Appliance, tmp_path: Path
+) -> None:
+    path = tmp_path / "one.csv"
+    path.write_text("question,answer\n수도는?,서울\n")
+    with serving(rewording) as server:
+        code, _, stderr = appliance("paraphrase", path, tmp_path / "out.csv", *endpoint(server))
+    assert (code, server.asked) == (3, [])
+    assert "cannot be split" in stderr
+    assert "Fix: add rows with other questions\n" in stderr
+
+
 def test_the_result_is_read_back_with_its_sides_and_groups(appliance: Appliance, faq: Path) -> None:
     """What was made can be made from again: the sides stay, whatever the fractions."""
     first, second = faq.with_name("one.csv"), faq.with_name("two.csv")

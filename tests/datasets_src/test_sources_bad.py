@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,7 +85,43 @@ def test_a_missing_file_a_folder_and_an_output_that_cannot_be(tmp_path: Path) ->
     assert path.read_text() == "가|나"
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_a_pipe_or_device_is_never_replaced_by_the_csv(tmp_path: Path, force: bool) -> None:
+    """`--force` renamed the CSV over it; as root over /dev/null."""
+    path, pipe = tmp_path / "in.txt", tmp_path / "pipe"
+    path.write_text("가|나")
+    os.mkfifo(pipe)
+    with pytest.raises(SourceError, match=r"pipe is a pipe or device; expected the name of the CSV to write"):
+        pairs.write(pipe, "test", [path], {}, delimited.pairs(path), force=force)
+    assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize("source", ["qa-text", "delimited", "records"])
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [("北京在哪里 中国的首都 这是什么", "gbk"), ("東京はどこですか これは本です", "euc_jp")],
+    ids=["Chinese", "Japanese"],
+)
+def test_text_that_cp949_only_happens_to_decode_is_refused(
+    tmp_path: Path, source: str, text: str, encoding: str
+) -> None:
+    """It was written to the CSV as rare syllables and Hanja, without a word."""
+    fields = json.dumps({"question": text, "answer": text}, ensure_ascii=False)
+    content = fields if source == "records" else f"<|question|>{text}<|answer|>{text}|{text}"
+    message, hint = refusal(tmp_path, SOURCES[source], content.encode(encoding))
+    assert message.startswith("in.dat, line 1: not UTF-8, and hardly CP949: as that it would read '")
+    assert hint == "save the file as UTF-8"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp949"])
+def test_a_text_that_ends_within_a_character_is_cut_off(tmp_path: Path, encoding: str) -> None:
+    message, hint = refusal(tmp_path, delimited.pairs, "가격은?|만 원\n배송은?|이틀".encode(encoding)[:-1])
+    assert message == "in.dat, line 2: the file ends within a character; it is cut off"
+    assert hint == "download the file again"
+
+
 WHOLE = json.dumps(GOOD_SQUAD, ensure_ascii=False, indent=1)
+ESCAPED = json.dumps(GOOD_SQUAD, indent=1)  # as KorQuAD's own files are
 
 
 @pytest.mark.parametrize(
@@ -92,11 +129,16 @@ WHOLE = json.dumps(GOOD_SQUAD, ensure_ascii=False, indent=1)
     [
         (WHOLE[:-40], "in.dat, line 14, column 4: the file ends within the JSON; it is cut off"),
         (WHOLE[: WHOLE.index("질문?") + 1], "in.dat, line 9, column 20: the file ends within the JSON; it is cut off"),
+        *(
+            (ESCAPED[: ESCAPED.index("\\uc9c8") + kept], "in.dat, line 9, column 22: the file ends within the JSON")
+            for kept in (2, 4, 6)
+        ),
+        ('{"data": [tru', "in.dat, line 1, column 11: the file ends within the JSON; it is cut off"),
         ("질문은 없고 글만", "in.dat, line 1, column 1: not valid JSON (Expecting value)"),
         (WHOLE.replace('"글",', '"글"'), "in.dat, line 7, column 6: not valid JSON (Expecting ',' delimiter)"),
         ("[" * 100_000, "in.dat, line 1: JSON that cannot be read: maximum recursion depth exceeded"),
     ],
-    ids=["cut off", "cut off in a text", "no JSON", "comma", "deep"],
+    ids=["cut off", "in a text", "in \\u", "in \\uc9", "after \\uc9c8", "in a word", "no JSON", "comma", "deep"],
 )
 @pytest.mark.parametrize("source", ["korquad", "records"])
 def test_json_that_is_damaged_is_told_by_line_and_column(

@@ -155,6 +155,16 @@ def test_text_in_cp949_by_chance_is_not_taken_for_korean(tmp_path: Path) -> None
         _sniff(path)
 
 
+def test_each_encoding_to_try_is_named_once(tmp_path: Path) -> None:
+    """charset-normalizer's guesses for it have cp949, which was in the list already."""
+    path = _file(tmp_path, "question,answer\n北京在哪里,中国的首都\n这是什么,书\n".encode("gbk"))
+    with pytest.raises(DataError, match="could not be determined") as caught:
+        _sniff(path)
+    assert caught.value.hint.startswith("if this looks right: --set data.encoding=gb18030; ")
+    names = caught.value.hint.partition("(such as ")[2].partition(")")[0].split(", ")
+    assert len(names) == len({*names, "gb18030"}) - 1
+
+
 def test_an_encoding_that_nobody_knows(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.encoding: 'utf-99' is not a text encoding"):
         _sniff(_file(tmp_path, KOREAN), codec="utf-99")

@@ -16,7 +16,7 @@ import typer
 
 from appliance.cli.dataset.answering import Asking, errors, require
 from appliance.cli.dataset.model_options import Options, with_options
-from appliance.errors import RecipeError
+from appliance.errors import DataError, RecipeError
 from appliance.wording import counted
 
 if TYPE_CHECKING:
@@ -241,7 +241,10 @@ def _splitter(test_fraction: float, val_fraction: float, seed: int) -> Callable[
         from appliance.rows.csv_file import Row
 
         keys = [split.question_key(Row(0, pair.instruction, pair.input, pair.output, pair.group)) for pair in pairs]
-        return list(split.question_split(keys, test_fraction=test_fraction, val_fraction=val_fraction, seed=seed))
+        try:
+            return list(split.question_split(keys, test_fraction=test_fraction, val_fraction=val_fraction, seed=seed))
+        except DataError as error:  # its hint names a field of a recipe, and there is none here
+            raise DataError(str(error), hint="add rows with other questions") from error
 
     return sides
 
