@@ -25,7 +25,7 @@ from appliance.recipe.fields import DataSection, ModelSection, PublishSection, T
 from appliance.release import base as release_base
 from appliance.rows import survey
 from appliance.rows.csv_file import Row
-from appliance.rows.kept_sides import KeptSides
+from appliance.rows.survey import Continued
 from appliance.rundir.directory import STAGES
 from appliance.rundir.token_choice import TokenChoice
 from appliance.training import learning_rate, trackers, validation
@@ -51,7 +51,7 @@ def run(
     again: Collection[str] = (),
     into_existing: bool = False,
     notify: Sequence[str] = (),
-    kept_sides: KeptSides | None = None,
+    continued: Continued | None = None,
     gguf: Sequence[str] = (),
     by_class: bool = False,
 ) -> list[Finding]:
@@ -59,7 +59,7 @@ def run(
 
     Args:
         data, model, tuning, train, publish: sections of the recipe.
-        csv_path: None if the CSV is gone and its rows are in the run directory; kept_sides: of a run that is continued.
+        csv_path: None if the CSV is gone and its rows are in the run directory; continued: the run that this continues.
         cache_dir: where kernels are compiled to and the demo's base is; get_device: looks at the GPU, or the CPU.
         get_base: finds the base model, and tries its tokenizer with rows of the CSV; asked once the machine has passed.
         get_tokens: what was found out about EOS and the template's tokens; None while the weights are not here.
@@ -75,7 +75,7 @@ def run(
     """
     ahead = set(STAGES) if todo is None or ("rehearse" in todo and rehearse != "never") else set(todo)
     loads = not ahead.isdisjoint(("train", "evaluate"))  # into the engine
-    seen = _survey(csv_path, data, train.seed, kept_sides, by_class=by_class) if csv_path else None
+    seen = _survey(csv_path, data, train.seed, continued, by_class=by_class) if csv_path else None
     findings = _csv_findings(seen, train if "train" in ahead else None) if seen else []
     findings += [*learning_rate.findings(train.learning_rate), *trackers.findings(train)] if "train" in ahead else []
     place = machine_place.place()
@@ -118,13 +118,9 @@ def _csv_findings(seen: survey.Survey, train: TrainSection | None) -> list[Findi
     """`train`: if this call will train."""
     found = [*survey.findings(seen), *classes.findings(seen.classes)]
     if train:
-        found.append(validation.finding(validation.schedule(train, *_train_and_val(seen)), train))
+        planned = validation.schedule(train, seen.sides["train"], seen.sides["val"])
+        found.append(validation.finding(planned, train))
     return found
-
-
-def _train_and_val(seen: survey.Survey) -> tuple[int, int]:
-    """Rows of the CSV on these sides; if a side has only rows of the earlier run, which are not counted here, one."""
-    return max(1, seen.sides["train"]), max(1, seen.sides["val"])
 
 
 def _no_torch(todo: Collection[str] | None) -> Finding:
@@ -161,12 +157,19 @@ def _cache(cache_dir: Path, place: Place) -> Finding:
     )
 
 
-def _survey(csv_path: Path, data: DataSection, seed: int, kept: KeptSides | None, *, by_class: bool) -> survey.Survey:
+def _survey(
+    csv_path: Path,
+    data: DataSection,
+    seed: int,
+    continued: Continued | None,
+    *,
+    by_class: bool,
+) -> survey.Survey:
     """What is in the CSV. Raises DataError: it cannot be read, holds no classes, or has too few rows to split.
 
     Bad rows are a warning here: `prepare`, which has the ledger, refuses them.
     """
-    seen = survey.of_csv(csv_path, data, seed, kept, by_class=by_class)
+    seen = survey.of_csv(csv_path, data, seed, continued, by_class=by_class)
     if by_class:
         classes.refuse(seen.classes, f"{csv_path}: the column {seen.fmt.column('output')}")
     if seen.too_few:

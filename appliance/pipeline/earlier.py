@@ -138,17 +138,16 @@ def take(earlier: Earlier, stage_dir: Path) -> None:
             write((key.hex(), side))
 
 
-def kept_sides(earlier: Earlier, *, is_replayed: bool, taken_to: Path | None = None) -> KeptSides:
+def kept_sides(earlier: Earlier, *, taken_to: Path | None = None) -> KeptSides:
     """The sides that questions have. `taken_to`: the folder of `prepare`, if it is done: then the earlier run may be
-    gone. `is_replayed`: whether its train and val rows are mixed in, beside its test rows.
+    gone.
 
     Raises RunDirError: a file of the earlier run is not as its stage left it.
     """
-    supplied: tuple[Side, ...] = get_args(Side) if is_replayed else ("test",)
     if taken_to is not None:
-        return KeptSides(earlier.name, dict(_of_file(taken_to / _SIDES)), supplied)
+        return KeptSides(earlier.name, dict(_of_file(taken_to / _SIDES)))
     RunDir(Path(earlier.path)).refuse_changed("prepare", (*_ROWS, _SIDES))
-    return KeptSides(earlier.name, _known(earlier.prepare_dir), supplied)
+    return KeptSides(earlier.name, _known(earlier.prepare_dir))
 
 
 def refuse_other_base(earlier: Earlier, identity_by: Callable[[Any], str], model_id: str) -> None:

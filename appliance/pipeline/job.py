@@ -191,7 +191,7 @@ class Job:
         if not starts and (self.run_dir.record("train") or any(train_dir.glob("checkpoints/checkpoint-*"))):
             return token_choice.read(train_dir)
         if self.earlier:  # its adapter has their rows
-            return token_choice.read(self._taken_to / results.EARLIER if self._taken_to else self.earlier.train_dir)
+            return token_choice.read(self.taken_to / results.EARLIER if self.taken_to else self.earlier.train_dir)
         if not packages.can_train():
             return TokenChoice(why_not="not looked at: no torch")
         from appliance.base_model import never_trained
@@ -204,11 +204,11 @@ class Job:
         typed = self.resolved.recipe.start_from
         if typed is None:
             return None
-        found = earlier.recorded(self._run_json, typed) if self._taken_to else None
+        found = earlier.recorded(self._run_json, typed) if self.taken_to else None
         return found or earlier.look(typed, self.resolved.recipe, self._run_json, self.run_dir.path)
 
     @property
-    def _taken_to(self) -> Path | None:
+    def taken_to(self) -> Path | None:
         """Where `prepare` has put what it took from the earlier run; None if it has yet to."""
         is_done = self.run_dir.record("prepare") and not self.takes_new_base
         return self.run_dir.stage_dir("prepare") if is_done else None
@@ -218,8 +218,7 @@ class Job:
         """The sides that questions have because of the earlier run; None if there is none."""
         if self.earlier is None:
             return None
-        is_replayed = self.resolved.recipe.data.replay_fraction > 0
-        return earlier.kept_sides(self.earlier, is_replayed=is_replayed, taken_to=self._taken_to)
+        return earlier.kept_sides(self.earlier, taken_to=self.taken_to)
 
     @cached_property
     def csv(self) -> CsvSource:

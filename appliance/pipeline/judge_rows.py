@@ -6,7 +6,7 @@ The ids themselves go into a file, from which each side gets its own (training/k
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from appliance.prompt import format as prompt_format
 from appliance.prompt import in_batches, turns
 from appliance.rows import csv_file
 from appliance.rows.csv_file import Rejected, Row
-from appliance.rows.first_pass import FirstPass
+from appliance.rows.first_pass import FirstPass, Records, WithMore
 from appliance.rows.oddities import Remark
 from appliance.rows.one_version import Passes
 from appliance.training import encode_apart
@@ -39,16 +39,13 @@ class Judged:
     remarks: tuple[Remark, ...]
 
 
-_Records = Iterable[Row | Rejected]
-
-
 def judge(
     csv_path: Path,
     fmt: csv_file.CsvFormat,
     prompt: prompt_format.Prompt,
     passes: Passes,
     spool: Spool | None,
-    with_more: Callable[[_Records], _Records] = lambda read: read,
+    with_more: WithMore = lambda read: read,
 ) -> Judged:
     """One pass over the CSV. `spool` gets the ids of the usable rows; `with_more` adds rows behind those of the CSV.
 
@@ -59,7 +56,7 @@ def judge(
     reasons: dict[str, str] = {}  # one text for equal reasons: a million bad rows have few
     rows, records = FirstPass(csv_path, fmt, passes), 0
 
-    def encoded(read: Iterable[Row | Rejected]) -> Iterator[Row | Rejected]:
+    def encoded(read: Records) -> Iterator[Row | Rejected]:
         for row, found in encode_apart.encoded(prompt, read, csv_path, partial(_encode, spool)):
             if isinstance(found, _Fault):
                 where = f"column {fmt.column(found.role)}: " if found.role else ""

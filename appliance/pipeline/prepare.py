@@ -273,9 +273,8 @@ def _placed(judged: Judged, taken: TakenRows) -> tuple[list[Side | None], dict[i
     own = sum(line not in sides for line in judged.lines)  # taken rows are behind them
     rows = judged.rows
     placed = kept_sides.place(rows.keys, rows.questions, rows.sides, own, taken.kept)
-    named: Sequence[Side | None] = rows.sides[:own] if rows.sides else placed.sides
     left_out = {judged.lines[i]: reason for i, reason in placed.left_out.items()}
-    return [*named, *(sides[line] for line in judged.lines[own:])], left_out
+    return list(rows.sides or placed.sides), left_out
 
 
 def _by_index(order: dict[Side, list[int]], count: int) -> list[Side]:

@@ -15,12 +15,13 @@ from appliance.evaluation import facts
 from appliance.machine import packages
 from appliance.pipeline import classes, earlier, prepare, saved_tokenizer, windows
 from appliance.pipeline.job import Job
-from appliance.pipeline.taken_rows import TakenRows
+from appliance.pipeline.taken_rows import TakenRows, behind_again
 from appliance.process import console
 from appliance.prompt import format as prompt_format
 from appliance.prompt import tokenizer
 from appliance.prompt.format import Prompt
 from appliance.rows import csv_file, leaks
+from appliance.rows.survey import Continued
 from appliance.wording import counted
 
 
@@ -95,6 +96,14 @@ def _prepared(job: Job, stage_dir: Path, prompt: Prompt) -> prepare.Counts:
     if recipe.evaluate.primary == "facts_right":  # before hours of training
         facts.refuse_without(row.output for row in csv_file.iter_canonical(stage_dir / "test.csv"))
     return counts
+
+
+def continued(job: Job) -> Continued | None:
+    """What `check` counts of the run that this one continues; None if it continues none."""
+    taken = _taken(job)
+    if taken is None or job.taken_to is None:
+        return Continued(taken.kept, taken.behind) if taken else None
+    return Continued(taken.kept, behind_again(job.taken_to, names_sides=taken.names_sides))  # the earlier may be gone
 
 
 def _taken(job: Job) -> TakenRows | None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def check(job: Job, stage_dir: Path) -> str:
-    from appliance.pipeline import check
+    from appliance.pipeline import check, prepare_job
 
     recipe, todo = job.resolved.recipe, None
     if job.until != "check":
@@ -55,7 +55,7 @@ def check(job: Job, stage_dir: Path) -> str:
             stage_dir=stage_dir,
             into_existing=job.into_existing,
             notify=recipe.notify,
-            kept_sides=job.kept_sides if job.csv.to_check else None,
+            continued=prepare_job.continued(job) if job.csv.to_check else None,
             gguf=gguf,
             by_class=job.task.answers_with == "class",
         )

@@ -15,12 +15,29 @@ from pathlib import Path
 from appliance.process import files
 from appliance.rows import csv_file, split
 from appliance.rows.csv_file import Rejected, Row
+from appliance.rows.first_pass import Records, WithMore
 from appliance.rows.kept_sides import KeptSides
 from appliance.rows.split import Side
 from appliance.rundir import results
 
 GROUPS = {"train": results.TRAIN_GROUPS, "val": results.VAL_GROUPS, "test": results.TEST_GROUPS}
 _ORDER: tuple[Side, ...] = ("test", "val", "train")
+
+
+def behind_again(prepare_dir: Path, *, names_sides: bool) -> WithMore:
+    """As `TakenRows.behind`, from the folder that `prepare` has written: whatever it took is there."""
+    taken = results.read_taken(prepare_dir)
+
+    def behind(read: Records) -> Iterator[Row | Rejected]:
+        yield from read
+        for side in _ORDER:
+            groups = _groups(prepare_dir, side)
+            for row in csv_file.iter_canonical(prepare_dir / f"{side}.csv"):
+                if row.line in taken:
+                    key = bytes.fromhex(groups[row.line]) if row.line in groups else split.question_key(row)
+                    yield replace(row, key=key, side=side if names_sides else None)
+
+    return behind
 
 
 @dataclass
@@ -38,7 +55,7 @@ class TakenRows:
     names_sides: bool
     _numbers: dict[tuple[Side, int], int] = field(default_factory=dict)  # side, row there -> row here
 
-    def behind(self, read: Iterable[Row | Rejected]) -> Iterator[Row | Rejected]:
+    def behind(self, read: Records) -> Iterator[Row | Rejected]:
         """The records of the CSV, then the taken rows. A question that the CSV asks again is not taken: it may have
         another answer now."""
         self._numbers.clear()
@@ -49,7 +66,7 @@ class TakenRows:
                 asked.add(split.question_key(record if record.group is None else replace(record, group=None)))
             yield record
         for side in _ORDER:
-            chosen, groups = self._chosen(side), self._groups(side)
+            chosen, groups = self._chosen(side), _groups(self.prepare_dir, side)
             for row in csv_file.iter_canonical(self.prepare_dir / f"{side}.csv"):
                 question = split.question_key(row)
                 key = bytes.fromhex(groups[row.line]) if row.line in groups else question
@@ -102,6 +119,7 @@ class TakenRows:
         count = max(1, round(self.fraction * len(rows)))
         return frozenset(random.Random(f"{self.seed}:{side}").sample(rows, count))
 
-    def _groups(self, side: Side) -> Mapping[int, str]:
-        path = self.prepare_dir / GROUPS[side]
-        return results.read_groups(path) if path.is_file() else {}
+
+def _groups(prepare_dir: Path, side: Side) -> Mapping[int, str]:
+    path = prepare_dir / GROUPS[side]
+    return results.read_groups(path) if path.is_file() else {}

@@ -18,6 +18,9 @@ from appliance.rows.oddities import Remark, Remarks
 from appliance.rows.one_version import Passes
 from appliance.rows.split import Side
 
+Records = Iterable[Row | Rejected]
+WithMore = Callable[[Records], Records]  # the records of a CSV -> the same, and others behind them
+
 
 class FirstPass:
     """Iterate over `records` once, then read the rest. Everything but `side_words` is by position of the usable row."""
@@ -30,11 +33,9 @@ class FirstPass:
         self.questions = split.Keys()  # the question's key; empty unless a column groups the rows
         self.side_words = Counter[str]()  # words of the column `side` other than train, val and test -> usable rows
 
-    def records(
-        self, judged: Callable[[Iterable[Row | Rejected]], Iterable[Row | Rejected]] = lambda rows: rows
-    ) -> Iterator[Row | Rejected]:
+    def records(self, judged: WithMore = lambda rows: rows) -> Iterator[Row | Rejected]:
         """Every record below the header, in file order. `judged`: yields each again, a row as Rejected if it cannot be
-        used after all; it may read ahead.
+        used after all, and others behind them; it may read ahead.
 
         Raises DataError as `csv_file.read`.
         """

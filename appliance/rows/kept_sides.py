@@ -6,7 +6,7 @@ What was trained on must not test the model, and what tests it must not be train
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -24,19 +24,15 @@ _FEWEST_GROUPS = 3  # for question_split
 
 @dataclass(frozen=True)
 class KeptSides:
-    """`run`: name of the earlier run. `of`: key of a question, or of a group, -> its side there.
-
-    `supplied`: the sides on which this run has rows of the earlier one beside those of its CSV.
-    """
+    """`run`: name of the earlier run. `of`: key of a question, or of a group, -> its side there."""
 
     run: str
     of: Mapping[bytes, Side]
-    supplied: Collection[Side]
 
 
 @dataclass(frozen=True)
 class Placed:
-    """Of the rows of a CSV, by position. `sides`: the side that a row has to be on; None: any.
+    """Of the rows of a run, by position. `sides`: the side that a row has to be on; None: any.
 
     `left_out`: position -> why the row is on no side.
     """
@@ -48,14 +44,14 @@ class Placed:
 def place(
     keys: Sequence[bytes], questions: Sequence[bytes], named: Sequence[Side], count: int, kept: KeptSides
 ) -> Placed:
-    """The first `count` positions.
+    """The rows of a CSV, and behind them those taken from the earlier run, which stay on their sides.
 
     Args:
         keys: rows with equal keys share a side.
         questions: the key of each row's question; empty if `keys` are those already.
         named: the side that the CSV names for each row; empty if it names none.
-        count: how many rows of `keys` are the CSV's own.
-        kept: the sides that keys have.
+        count: how many rows of `keys` are the CSV's own, the first ones.
+        kept: the sides that keys have, those of all taken rows among them.
     """
     questions, left_out, of_group = questions or keys, dict[int, str](), dict[bytes, Side | None]()
     for i in range(count):
@@ -77,16 +73,13 @@ def place(
             left_out[i] = f"its group tests the run {kept.run}, which was trained on its question"
         else:
             sides[i] = side
-    return Placed(sides, left_out)
+    return Placed([*sides, *(kept.of[questions[i]] for i in range(count, len(keys)))], left_out)
 
 
-def order(
-    keys: split.Keys, sides: Sequence[Side | None], data: DataSection, seed: int, supplied: Collection[Side] = ()
-) -> dict[Side, list[int]]:
+def order(keys: split.Keys, sides: Sequence[Side | None], data: DataSection, seed: int) -> dict[Side, list[int]]:
     """Side -> positions: rows with a side keep it, the others are split as ever, by `data`'s fractions.
 
-    If too few questions are left to be split, all of them are trained on. Raises DataError: a side has no row, and
-    none is `supplied`.
+    If too few questions are left to be split, all of them are trained on. Raises DataError: a side has no row.
     """
     free = [i for i, side in enumerate(sides) if side is None]
     found = list(sides)
@@ -101,13 +94,12 @@ def order(
     for i, one in enumerate(found):
         assert one is not None
         by_side[one].append(i)
-    refuse_missing(by_side, supplied)
+    _refuse_missing(by_side)
     return by_side
 
 
-def refuse_missing(by_side: Mapping[Side, Sequence[int]], supplied: Collection[Side] = ()) -> None:
-    """Raises DataError: a side has no row, and none is `supplied`."""
-    missing = [side for side, rows in by_side.items() if not rows and side not in supplied]
+def _refuse_missing(by_side: Mapping[Side, Sequence[int]]) -> None:
+    missing = [side for side, rows in by_side.items() if not rows]
     if missing:
         raise DataError(
             f"no usable row is {' or '.join(missing)}: too few rows ask what the earlier run has not asked",

@@ -19,10 +19,10 @@ from appliance.recipe.fields import DataSection
 from appliance.rows import csv_file, few_groups, kept_sides, split, wrong_width
 from appliance.rows.cell_text import CellText
 from appliance.rows.csv_file import CsvFormat, Rejected, Row
-from appliance.rows.first_pass import FirstPass
+from appliance.rows.first_pass import FirstPass, WithMore
 from appliance.rows.kept_sides import KeptSides
 from appliance.rows.oddities import Remark
-from appliance.rows.one_version import Passes, one_version
+from appliance.rows.one_version import one_version
 from appliance.rows.split import Side
 from appliance.wording import counted
 
@@ -35,8 +35,20 @@ _PREVIEW_CHARACTERS = 600  # of each cell
 
 
 @dataclass(frozen=True)
+class Continued:
+    """A run that another continues: the sides of its questions, and what adds the rows that are taken from it."""
+
+    kept: KeptSides
+    with_more: WithMore
+
+
+@dataclass(frozen=True)
 class Survey:
-    """`reasons`: reason -> rows that have it, lines without a row included. `bad`: the first bad rows, by line."""
+    """What is in the file, and in the run that is made of it.
+
+    usable: rows of the file. reasons: reason -> rows that have it, lines without a row included. bad: the first bad
+    rows, by line. sides: all rows of the run, `taken` of them from the run that it continues.
+    """
 
     path: Path
     fmt: CsvFormat
@@ -50,6 +62,7 @@ class Survey:
     preview: tuple[Row, ...]
     longest: Row | None = None  # by the characters of its three cells
     classes: Counter[str] = field(default_factory=Counter)  # name -> usable rows; empty unless outputs are classes
+    taken: dict[Side, int] = field(default_factory=dict)  # none without such a run
 
     @property
     def rejected(self) -> int:
@@ -87,29 +100,39 @@ def csv_format(csv_path: Path, data: DataSection, *, by_class: bool = False) -> 
 
 
 def of_csv(
-    csv_path: Path, data: DataSection, seed: int, kept: KeptSides | None = None, *, by_class: bool = False
+    csv_path: Path,
+    data: DataSection,
+    seed: int,
+    continued: Continued | None = None,
+    *,
+    by_class: bool = False,
 ) -> Survey:
-    """Reads the whole file once. `kept`: the sides that its questions have in a run that is continued; `by_class`: its
-    outputs are classes, each of which is split by itself.
+    """Reads the whole file once. `continued`: the run that is continued with it; `by_class`: its outputs are classes,
+    each of which is split by itself.
 
     Raises DataError: it cannot be read, has no usable row, or was changed meanwhile; or no answer stands in its text.
     """
     with one_version(csv_path) as passes:
-        return _of_passes(csv_path, csv_format(csv_path, data, by_class=by_class), data, seed, kept, passes)
+        seen = FirstPass(csv_path, csv_format(csv_path, data, by_class=by_class), passes)
+        return _of_passes(csv_path, seen, data, seed, continued)
 
 
 def _of_passes(
-    csv_path: Path, fmt: CsvFormat, data: DataSection, seed: int, kept: KeptSides | None, passes: Passes
+    csv_path: Path,
+    seen: FirstPass,
+    data: DataSection,
+    seed: int,
+    continued: Continued | None,
 ) -> Survey:
-    seen = FirstPass(csv_path, fmt, passes)
+    fmt, kept = seen.fmt, continued.kept if continued else None
     reasons: Counter[str] = Counter()
     bad: list[tuple[int, str]] = []
     preview: list[Row] = []
     longest: Row | None = None
     labels: list[str] = []
     names: dict[str, str] = {}  # one text for equal labels
-    answered = 0
-    for row in seen.records():
+    usable = answered = 0
+    for row in seen.records(continued.with_more if continued else iter):
         if isinstance(row, Rejected):
             reasons[row.reason] += 1
             if len(bad) < SHOWN and row.reason not in csv_file.NO_ROWS:
@@ -117,34 +140,37 @@ def _of_passes(
             continue
         if longest is None or _characters(row) > _characters(longest):
             longest = row
-        if len(preview) < PREVIEW:
-            preview.append(row)
-        answered += bool(row.output)
+        if row.key is None:  # of the file, not of an earlier run
+            usable += 1
+            answered += bool(row.output)
+            if len(preview) < PREVIEW:
+                preview.append(row)
         if fmt.names_class:
             labels.append(names.setdefault(row.output, row.output))
-    if not seen.keys:
+    if not usable:
         raise DataError(
             f"{csv_path}: no usable row" + "".join(f"; line {line}: {reason}" for line, reason in bad[:1]),
             hint=_kind_of_fix(csv_path, fmt, bad) or "every row needs a question and an answer",
         )
     if not answered:
         raise DataError(
-            f"{csv_path}: the column {fmt.column('output')} is empty in all {counted(len(seen.keys), 'usable row')}: "
+            f"{csv_path}: the column {fmt.column('output')} is empty in all {counted(usable, 'usable row')}: "
             "there is no answer to learn",
             hint="name the column of answers with --set data.columns.output=NAME; that a text has no answer is learnt "
             "only beside others that have one",
         )
-    too_few, counts, few = None, {}, []
+    too_few, counts, taken, few = None, {}, {}, []
     try:
-        order = _order(seen, data, seed, kept, labels)
+        order = _order(seen, usable, data, seed, kept, labels)
         counts = {side: len(rows) for side, rows in order.items()}
+        taken = {side: n for side, rows in order.items() if (n := sum(row >= usable for row in rows))} if kept else {}
         few = few_groups.findings(counts, few_groups.count(seen.keys, order), data)
     except DataError as error:
         too_few = error
     return Survey(
         csv_path,
         fmt,
-        len(seen.keys),
+        usable,
         dict(reasons),
         tuple(bad),
         seen.remarks(),
@@ -154,6 +180,7 @@ def _of_passes(
         tuple(preview),
         longest,
         Counter(labels),
+        taken,
     )
 
 
@@ -220,7 +247,9 @@ def findings(seen: Survey) -> list[Finding]:
     if seen.too_few:
         return [*found, Finding("split", str(seen.too_few), "", "fails", seen.too_few.hint)]
     counts = ", ".join(f"{rows} {side}" for side, rows in seen.sides.items())
-    if left_out := seen.usable - sum(seen.sides.values()):
+    if seen.taken:
+        counts += "; " + ", ".join(f"{rows} {side}" for side, rows in seen.taken.items()) + " from the earlier run"
+    if left_out := seen.usable + sum(seen.taken.values()) - sum(seen.sides.values()):
         counts += f"; {counted(left_out, 'row')} left out because of what the earlier run uses them for"
     return [*found, Finding("split", counts, "", "ok"), *seen.few]
 
@@ -246,14 +275,16 @@ def previews(seen: Survey, prompt_name: str) -> list[tuple[int, str]]:
 
 
 def _order(
-    seen: FirstPass, data: DataSection, seed: int, kept: KeptSides | None, labels: Sequence[str]
+    seen: FirstPass, usable: int, data: DataSection, seed: int, kept: KeptSides | None, labels: Sequence[str]
 ) -> Mapping[Side, Sequence[int]]:
-    """Side -> positions of the usable rows; without those that `kept` leaves out. `labels`: their classes, if any."""
+    """Side -> positions of the rows; without those that `kept` leaves out. `usable`: rows of the file, with those of
+    the earlier run behind them; `labels`: their classes, if any.
+    """
     if kept is not None:
-        placed = kept_sides.place(seen.keys, seen.questions, seen.sides, len(seen.keys), kept)
+        placed = kept_sides.place(seen.keys, seen.questions, seen.sides, usable, kept)
         stay = [i for i in range(len(seen.keys)) if i not in placed.left_out]
         sides: Sequence[Side | None] = seen.sides or placed.sides
-        found = kept_sides.order(seen.keys.at(stay), [sides[i] for i in stay], data, seed, kept.supplied)
+        found = kept_sides.order(seen.keys.at(stay), [sides[i] for i in stay], data, seed)
         return {side: [stay[i] for i in positions] for side, positions in found.items()}
     fractions = {"test_fraction": data.test_fraction, "val_fraction": data.val_fraction}
     if data.split == "column":

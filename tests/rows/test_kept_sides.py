@@ -26,7 +26,7 @@ def keys(*found: bytes) -> Keys:
 
 
 KNOWN: dict[bytes, Side] = {key("t"): "test", key("v"): "val", key("r"): "train"}
-EARLIER = KeptSides("shop", KNOWN, ("test",))
+EARLIER = KeptSides("shop", KNOWN)
 
 
 def test_a_question_stays_on_its_side_and_one_that_tests_is_left_out() -> None:
@@ -36,7 +36,7 @@ def test_a_question_stays_on_its_side_and_one_that_tests_is_left_out() -> None:
 
 
 def test_a_group_that_tests_keeps_testing_with_other_questions() -> None:
-    known = KeptSides("shop", {**KNOWN, key("", "kim"): "test", key("", "lee"): "train"}, ("test",))
+    known = KeptSides("shop", {**KNOWN, key("", "kim"): "test", key("", "lee"): "train"})
     groups = ["kim", "kim", "lee", "park", "park"]
     questions = ["n", "r", "m", "o", "r"]
     of_groups = [key(question, group) for question, group in zip(questions, groups, strict=True)]
@@ -69,5 +69,7 @@ def test_too_few_free_questions_are_trained_on_if_the_earlier_run_supplies_the_r
     with pytest.raises(DataError, match="no usable row is val or test: too few rows ask what") as caught:
         kept_sides.order(few, [None, None], DATA, seed=1)
     assert "data.replay_fraction=0.1" in str(caught.value.hint)
-    order = kept_sides.order(few, [None, None], DATA, seed=1, supplied=("test", "val"))
-    assert order == {"train": [0, 1], "val": [], "test": []}
+    with_taken = keys(key("a"), key("b"), key("t"), key("v"))
+    sides = kept_sides.place(with_taken, (), (), 2, EARLIER).sides
+    assert sides == [None, None, "test", "val"]
+    assert kept_sides.order(with_taken, sides, DATA, seed=1) == {"train": [0, 1], "val": [3], "test": [2]}

@@ -61,6 +61,11 @@ def teach(folder: Path, *overrides: str, run: str = "shop", until: str = "publis
     return path
 
 
+def teach_again(folder: Path, run: Path) -> None:
+    """As `appliance check RUN` does it."""
+    pipeline_run.run(resolve.load(str(run), environ={}), RunDir(run), folder / "cache", until="check")
+
+
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run `shop`, and of `shop-2`, which continues it with a quarter of its rows; not to be changed."""
@@ -126,6 +131,35 @@ def test_the_ledger_says_what_became_of_every_row(taught: Path) -> None:
     counts = files.read_json(new / "prepare" / "summary.json")
     assert counts["left_out"] == counts["rejected"] == len(left_out)
     assert counts["taken"]["test"] == len(cells(taught / "runs" / "shop", "test"))
+
+
+@pytest.mark.parametrize("split", ["group", "column"])
+def test_check_counts_the_rows_that_are_taken_from_the_earlier_run(copy: Path, split: str) -> None:
+    if split == "column":
+        named = [(*row, side) for row, side in zip(MORE, ["train"] * 23 + ["val", "test"], strict=True)]
+        write_qa(copy / "more.csv", named, ("instruction", "output", "side"))
+    settings = ("name=counted", "data.replay_fraction=0.25", f"data.split={split}")
+
+    def told() -> dict[str, str]:
+        found = files.read_json(copy / "runs" / "counted" / "check" / "table.json")
+        return {one["what"]: one["found"] for one in found}
+
+    before = (teach(copy, *settings, until="check"), told())[1]
+    run = teach(copy, *settings, until="prepare")
+    counts = files.read_json(run / "prepare" / "summary.json")
+    assert counts["taken"]["test"] == len(cells(copy / "runs" / "shop", "test")) == 12
+    shutil.rmtree(copy / "runs" / "shop")
+    for seen in (before, (teach_again(copy, run), told())[1]):
+        left_out = f"; {counts['left_out']} rows left out because of what the earlier run uses them for"
+        assert seen["split"] == (
+            f"{counts['train']} train, {counts['val']} val, {counts['test']} test; "
+            + ", ".join(f"{counts['taken'][side]} {side}" for side in ("train", "val", "test"))
+            + " from the earlier run"
+            + left_out * bool(counts["left_out"])
+        )
+        assert seen["test rows"] == f"{counts['test']} rows, {counts['test_groups']} different questions"
+        assert f"{counts['val']} val row" in seen["evaluation"]
+        assert seen["rows"] == f"{25 if split == 'column' else 45} usable, 0 rejected"
 
 
 def test_it_begins_with_the_earlier_adapter_and_ends_proven(taught: Path) -> None:
@@ -326,8 +360,9 @@ def test_what_another_csv_of_the_same_name_gets_is_a_run_of_its_own(copy: Path) 
 def test_rows_that_all_ask_again_are_trained_on_beside_replayed_ones(copy: Path) -> None:
     trained = cells(copy / "runs" / "shop", "train")
     write_qa(copy / "more.csv", [(question, "다름") for question, _ in trained[:6]])
-    with pytest.raises(DataError, match="no usable row is val") as caught:
-        teach(copy, "name=few", until="prepare")
+    for until in ("check", "prepare"):
+        with pytest.raises(DataError, match="no usable row is val") as caught:
+            teach(copy, "name=few", until=until)
     assert "data.replay_fraction" in str(caught.value.hint)
     teach(copy, "name=few", "data.replay_fraction=0.5", until="check")
     few = teach(copy, "name=few", "data.replay_fraction=0.5", until="prepare")
