@@ -28,7 +28,7 @@ from appliance.recipe.fields import Recipe
 from appliance.release import usage_snippets
 from appliance.report import ending
 from appliance.rows import csv_file
-from appliance.rundir import exported, outcome, results
+from appliance.rundir import exported, results
 from appliance.rundir.directory import RunDir
 from appliance.tasks import find as tasks_find
 from appliance.training import encoded_rows
@@ -70,7 +70,10 @@ class _Asked:
 
 
 def by_name(run_path: Path, wanted: Sequence[str]) -> list[Path]:
-    """The stage as a command on a run directory. Returns the files. Raises RecipeError: no such type; as `of_run`."""
+    """The stage as a command on a run directory. Returns the files. Raises RecipeError: no such type; as `of_run`.
+
+    How it ends is not recorded as the run's end: a published run stays published, a refused one refused.
+    """
     if unknown := [kind for kind in wanted if kind not in gguf_convert.TYPES]:
         raise RecipeError(f"--gguf {unknown[0]}: no such type", hint=f"choose among {', '.join(gguf_convert.TYPES)}")
     run_dir, recipe = RunDir(run_path), resolve.load(str(run_path / "recipe.yaml"), environ={}).recipe
@@ -78,7 +81,6 @@ def by_name(run_path: Path, wanted: Sequence[str]) -> list[Path]:
         run_dir.lock(),
         console.log_file(run_path / "appliance.log"),
         ending.shown(run_path) as page,
-        outcome.recorded(run_dir),
         write_errors.explaining(run_path),
     ):
         repair.restore_records(run_dir)

@@ -1,4 +1,4 @@
-"""How the last command on a run ended, for whoever looks at it later. A run killed by SIGKILL records nothing."""
+"""How the last `appliance run` ended, for whoever looks at the run later. One killed by SIGKILL records nothing."""
 
 from __future__ import annotations
 

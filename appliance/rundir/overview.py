@@ -22,7 +22,8 @@ def overview(runs_dir: Path) -> list[dict[str, Any]]:
 
     run: its name. state: running, done, stopped, refused, failed, unfinished (all that was asked for is done) or
     damaged. stage: the one under way, or the last one. step, steps: of a training that was not finished. seconds: spent
-    in all stages. message: why it ended early. primary, base, tuned: the deciding metric, as fractions. verdict,
+    in all stages. message: why it ended early; empty if it is done,
+    whatever a later command met. primary, base, tuned: the deciding metric, as fractions. verdict,
     cautions: the names of those that stand beside it. earlier: of a run that continues another, which test rows -> what
     was found on them.
     published: addresses on the Hub. And for each stage "done", "stopped", "damaged" or "".
@@ -68,7 +69,7 @@ def of_run(run_dir: RunDir, *, at_work: bool | None = None) -> dict[str, Any]:
         "step": step,
         "steps": steps,
         "seconds": _seconds(run_dir, stage if running else ""),
-        "message": "" if running else ended.get("message", ""),
+        "message": "" if state in ("running", "done") else ended.get("message", ""),
         **_scores(run_dir),
         "published": _published(run_dir),
         **states,

