@@ -68,9 +68,10 @@ def wrong_facts(judged: Judged) -> Caution | None:
     by_row = scores.per_row("facts_right", judged.wanted, judged.got, judged.unit)
     wrong = [i for i, one in enumerate(by_row) if one == 0.0]
     with_facts, f1 = len(scores.judged(by_row)), judged.f1()
+    answers = f"{len(wrong)} of the {with_facts} answers" if with_facts > 1 else "the only answer"
     return Caution(
         "wrong_facts",
-        f"{len(wrong)} of the {with_facts} answers that should hold numbers, links or Latin names have a wrong, "
+        f"{answers} that should hold numbers, links or Latin names {'has' if len(wrong) == 1 else 'have'} a wrong, "
         f"missing or extra one; F1 {judged.scores.f1:.1%} comes from the words around them",
         judged.rows(sorted(wrong, key=lambda i: -f1[i])),  # the most deceptive first
     )
@@ -90,10 +91,15 @@ def seldom_exact(judged: Judged) -> Caution | None:
         if not scores.exact_match(*pair, judged.unit)
     ]
     f1 = judged.f1()
+    exact = len(by_row) - len(other)
+    if len(by_row) == 1:
+        equal, have, them = "the only answer does not equal", "it has", "it"
+    else:
+        equal, have, them = f"{_few(exact, len(by_row))} {'equals' if exact == 1 else 'equal'}", "most have", "them"
     return Caution(
         "seldom_exact",
-        f"{_few(len(by_row) - len(other), len(by_row))} answers equal the wanted one (F1 {seen.f1:.1%}), and most "
-        "have no numbers, links or Latin names to compare: read them before relying on them",
+        f"{equal} the wanted one (F1 {seen.f1:.1%}), and {have} no numbers, links or Latin names to compare: read "
+        f"{them} before relying on {them}",
         judged.rows(sorted(other, key=lambda i: f1[i])),
     )
 
@@ -102,12 +108,17 @@ def does_not_stop(judged: Judged) -> Caution | None:
     """Too few answers end by themselves, among the rows whose wanted answer fits; among all if none fits."""
     rows = [i for i, fits in enumerate(judged.fits) if fits] or list(range(len(judged.fits)))
     endless = [i for i in rows if not judged.stopped[i]]
-    if len(rows) - len(endless) >= FEW_STOPPED * len(rows):
+    ended = len(rows) - len(endless)
+    if ended >= FEW_STOPPED * len(rows):
         return None
+    if len(rows) == 1:
+        found = "the only answer did not end by itself: it was"
+    else:
+        others = "all were" if not ended else "the other was" if len(endless) == 1 else "the others were"
+        found = f"{_few(ended, len(rows))} ended by {'itself' if ended == 1 else 'themselves'}; {others}"
     return Caution(
         "does_not_stop",
-        f"{_few(len(rows) - len(endless), len(rows))} answers ended by themselves; the others were cut off at "
-        "evaluate.max_new_tokens. More steps teach a model to stop (train.epochs, train.max_steps)",
+        f"{found} cut off at evaluate.max_new_tokens. More steps teach a model to stop (train.epochs, train.max_steps)",
         judged.rows(endless),
     )
 
@@ -140,7 +151,7 @@ def _flatters(judged: Judged) -> bool:
 
 
 def _few(count: int, of: int) -> str:
-    return f"only {count} of {of}" if count else f"none of {of}"
+    return f"only {count} of {of} answers" if count else f"none of {of} answers"
 
 
 def _short(text: str) -> str:

@@ -123,11 +123,12 @@ def _figures(found: class_scores.ClassScores, loss: float | None) -> dict[str, A
 
 def _cautions(tuned: Sequence[str], untested: Sequence[str], classes: Sequence[str]) -> list[Caution]:
     found = []
-    if len(set(tuned)) == 1:
+    if len(tuned) > 1 and len(set(tuned)) == 1:
         found.append(Caution("one_class", f"every test row was answered with the same class, {tuned[0]!r}"))
     if untested:
         more = f" and {len(untested) - _SHOWN} more" if len(untested) > _SHOWN else ""
         named = ", ".join(map(repr, untested[:_SHOWN])) + more
         of = f"{counted(len(untested), 'class', 'classes')} of {len(classes)}"
-        found.append(Caution("untested_classes", f"no test row has {named} ({of}): how they are told apart is unknown"))
+        apart = "how they are told apart" if len(untested) > 1 else "how it is told from the others"
+        found.append(Caution("untested_classes", f"no test row has {named} ({of}): {apart} is unknown"))
     return found

@@ -19,7 +19,6 @@ from appliance.findings import Caution
 from appliance.rows import csv_file
 from appliance.rundir import earlier_compared
 from appliance.rundir.earlier_compared import NEW, OLD
-from appliance.wording import counted
 
 _NOTHING: Any = {"wins": 0, "losses": 0, "interval": (-1.0, 1.0), "groups": 0, "verdict": "not proven"}
 WHO = ("base", "earlier", "tuned")
@@ -98,7 +97,7 @@ def cautions(
         told.append(
             Caution(
                 caution,
-                f"{what}: on {counted(seen.rows, 'row')} of the {earlier_compared.title(side, name)}, this run "
+                f"{what}: on {earlier_compared.counted_rows(seen.rows, side, name)}, this run "
                 f"answers worse than {name} (difference {low:+.1%} to {high:+.1%}); {more}",
                 caution_rows(
                     [rows[i].line for i in lost],

@@ -174,9 +174,10 @@ def refuse_without(answers: Iterable[str]) -> None:
         if read(answer, _names_by(unicodedata.normalize("NFKC", answer))):
             return
         count += 1
+    no_answer = "the only wanted answer of the test rows does not hold" if count == 1 else ""
+    no_answer = no_answer or f"none of the {count} wanted answers of the test rows holds"
     raise DataError(
-        f"evaluate.primary is facts_right, but none of the {count} wanted answers of the test rows holds a number, a "
-        "link or a Latin name",
+        f"evaluate.primary is facts_right, but {no_answer} a number, a link or a Latin name",
         hint="choose another metric: --set evaluate.primary=f1, exact_match, rouge_l or chrf",
     )
 

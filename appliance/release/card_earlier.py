@@ -26,12 +26,12 @@ def compared(metrics: Mapping[str, Any], metric: str) -> Iterator[str]:
     name, primary = str(metrics["earlier"]["name"]).replace("|", "\\|"), metrics["primary"]
     yield f"\nBeside the run {name}, which this one continues, in {metric}:\n"
     yield f"| | base | {name} | tuned | tuned minus {name}, 95 % interval | |\n|---|---|---|---|---|---|"
-    for title, seen in sides:
+    for _, seen in sides:
         scores = (seen[who][primary] for who in ("base", "earlier", "tuned"))
         low, high = (f"{edge * 100:+.1f}" for edge in seen["interval"])
         why = f" ({seen['reason']})" if seen["reason"] else ""
         cells = [
-            f"{seen['rows']} {title}".replace("|", "\\|"),
+            seen["counted"].replace("|", "\\|"),
             *("–" if score is None else f"{score:.1%}" for score in scores),
             f"{low} to {high} points",
             f"**{seen['found']}**{why}",

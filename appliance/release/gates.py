@@ -86,7 +86,10 @@ def stop_rate(seen: Mapping[str, Any], least: float) -> Gate:
         "publish.min_stop_rate accepts it"
     )
     if prompts < FEW_PROMPTS and (tuned > 0 or prompts < NONE_STOPPED):
-        caution = f"{round(tuned * prompts)} of {prompts} answers stopped by themselves, too few to refuse by: {fix}"
+        ended = round(tuned * prompts)
+        stopped = f"{ended} of {prompts} answers stopped by {'itself' if ended == 1 else 'themselves'}"
+        stopped = "the only answer did not stop by itself" if prompts == 1 else stopped
+        caution = f"{stopped}, too few to refuse by: {fix}"
         return Gate("tuned_model_stops", True, tuned, least, meaning, caution)
     return Gate("tuned_model_stops", False, tuned, least, f"{meaning}: {fix}")
 

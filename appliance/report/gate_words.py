@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from appliance.wording import counted
+
 # What is true of the release if the gate passed. A gate that is not named here is shown by its technical meaning.
 _CLAIMS = {
     # on the train rows, before the first step (prompt/stop_check.py)
@@ -56,7 +58,7 @@ def of(gate: Mapping[str, Any], *, answers: int | None = None) -> str:
     name, measured, bound = gate["name"], gate["measured"], gate["bound"]
     is_number = all(isinstance(value, int | float) for value in (measured, bound))
     if name == "tuned_model_stops" and is_number:
-        of_answers = f" of {answers} answers" if answers is not None else " of its answers"
+        of_answers = f" of {counted(answers, 'answer')}" if answers is not None else " of its answers"
         return f"It stops by itself: {measured * 100:.3g} %{of_answers}, wanted at least {bound * 100:.3g} %"
     if name == "best_val_loss_again" and is_number:
         return (

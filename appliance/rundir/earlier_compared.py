@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from appliance.wording import counted
+
 NEW, OLD = "new", "old"  # test rows: of this run's CSV, and those of the earlier run
 _FOUND = {
     NEW: {"better": "learnt", "worse": "worse than before", "not proven": "nothing proven to be learnt"},
@@ -20,16 +22,31 @@ def title(side: str, name: str) -> str:
     return "new test rows" if side == NEW else f"test rows of the run {name}"
 
 
+def counted_rows(number: int, side: str, name: str) -> str:
+    """`number` test rows of a side, as `title` calls them."""
+    rows = title(side, name)
+    return counted(number, rows.replace("test rows", "test row", 1), rows)
+
+
 def found(side: str, verdict: str) -> str:
     """The verdict of a side in a word or two: the tuned model against the earlier run's."""
     return _FOUND[side][verdict]
 
 
 def sides(figures: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(title, figures) of each side that has rows; the figures are evaluation/earlier_run.py's `Side`."""
+    """(title, figures) of each side that has rows; the figures are evaluation/earlier_run.py's `Side`, with `found` and
+    `counted` in words.
+    """
     earlier = figures.get("earlier") or {}
     for side, seen in (earlier.get("sides") or {}).items():
-        yield title(side, earlier["name"]), dict(seen) | {"found": found(side, seen["verdict"])}
+        yield (
+            title(side, earlier["name"]),
+            dict(seen)
+            | {
+                "found": found(side, seen["verdict"]),
+                "counted": counted_rows(seen["rows"], side, earlier["name"]),
+            },
+        )
 
 
 def sentences(figures: Mapping[str, Any], metric: str = "") -> list[str]:
@@ -38,12 +55,12 @@ def sentences(figures: Mapping[str, Any], metric: str = "") -> list[str]:
     'on 41 test rows of shop, f1 91.2% -> 88.0% (difference -9.1% to +2.3%): nothing proven to be forgotten'
     """
     told, primary = [], figures.get("primary")
-    for name, seen in sides(figures):
+    for _, seen in sides(figures):
         before, after = (_percent(seen[who][primary]) for who in ("earlier", "tuned"))
         low, high = seen["interval"]
         why = f" ({seen['reason']})" if seen["reason"] else ""
         told.append(
-            f"on {seen['rows']} {name}, {metric or primary} {before} -> {after} "
+            f"on {seen['counted']}, {metric or primary} {before} -> {after} "
             f"(difference {low:+.1%} to {high:+.1%}): {seen['found']}{why}"
         )
     return told

@@ -97,6 +97,54 @@ def test_answers_that_do_not_stop(stopped: list[bool], fits: list[bool], sentenc
         assert [row.row for row in caution.rows] == [100 + first, 101 + first, 102 + first]
 
 
+STOP = "cut off at evaluate.max_new_tokens. More steps teach a model to stop (train.epochs, train.max_steps)"
+
+
+@pytest.mark.parametrize(
+    ("ended", "of", "sentence"),
+    [
+        (0, 1, f"the only answer did not end by itself: it was {STOP}"),
+        (0, 2, f"none of 2 answers ended by themselves; all were {STOP}"),
+        (1, 2, f"only 1 of 2 answers ended by itself; the other was {STOP}"),
+        (1, 3, f"only 1 of 3 answers ended by itself; the others were {STOP}"),
+        (2, 3, f"only 2 of 3 answers ended by themselves; the other was {STOP}"),
+    ],
+)
+def test_few_answers_that_do_not_stop_are_told_in_their_number(ended: int, of: int, sentence: str) -> None:
+    found = cautions.found_in(judged(RIGHT[:of], RIGHT[:of], stopped=[True] * ended + [False] * (of - ended)))
+    assert only(found, "does_not_stop").sentence == sentence
+
+
+@pytest.mark.parametrize(
+    ("wrong", "of", "sentence"),
+    [
+        (1, 1, "the only answer that should hold numbers, links or Latin names has a wrong, missing or extra one; F1 "),
+        (1, 2, "1 of the 2 answers that should hold numbers, links or Latin names has a wrong, missing or extra one; "),
+        (2, 2, "2 of the 2 answers that should hold numbers, links or Latin names have a wrong, missing or extra one"),
+    ],
+)
+def test_few_answers_with_wrong_facts_are_told_in_their_number(wrong: int, of: int, sentence: str) -> None:
+    found = cautions.found_in(judged(RIGHT[:of], [*WRONG[:wrong], *RIGHT[wrong:of]]))
+    assert only(found, "wrong_facts").sentence.startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("exact", "of", "sentence"),
+    [
+        (0, 1, "the only answer does not equal the wanted one (F1 {}), and it has no numbers, links or Latin names to "
+               "compare: read it before relying on it"),
+        (1, 4, "only 1 of 4 answers equals the wanted one (F1 {}), and most have no numbers, links or Latin names to "
+               "compare: read them before relying on them"),
+        (0, 4, "none of 4 answers equal the wanted one (F1 {}), and most have no numbers, links or Latin names to "
+               "compare: read them before relying on them"),
+    ],
+)  # fmt: skip
+def test_few_answers_that_nothing_vouches_for_are_told_in_their_number(exact: int, of: int, sentence: str) -> None:
+    got = [*PLAIN[:exact], *(answer.replace("됩니다", "안 됩니다") for answer in PLAIN[exact:of])]
+    found = judged(PLAIN[:of], got)
+    assert only(cautions.found_in(found), "seldom_exact").sentence == sentence.format(f"{found.scores.f1:.1%}")
+
+
 @pytest.mark.parametrize(
     ("val_losses", "found"),
     [

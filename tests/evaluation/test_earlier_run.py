@@ -59,9 +59,7 @@ def test_what_is_forgotten_is_a_caution_and_refuses_only_where_improvement_is_re
     assert found.verdict == "better"  # than the base, on all rows
     (caution,) = found.cautions
     assert caution.name == "forgot"
-    assert caution.sentence.startswith(
-        "forgotten: on 20 rows of the test rows of the run shop, this run answers worse "
-    )
+    assert caution.sentence.startswith("forgotten: on 20 test rows of the run shop, this run answers worse ")
     assert [row.row for row in caution.rows] == [27, 28, 29]
     assert {row.got for row in caution.rows} == {"모릅니다"}
     assert gate(found, require_improvement=False) == [(True, "worse", True)]

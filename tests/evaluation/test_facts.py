@@ -123,6 +123,8 @@ def test_answers_without_facts_are_refused_as_the_ones_to_judge_by() -> None:
     facts.refuse_without(["무료입니다", "3일"])
     with pytest.raises(DataError, match="none of the 2 wanted answers of the test rows holds a number, a link"):
         facts.refuse_without(["무료입니다", "네"])
+    with pytest.raises(DataError, match="but the only wanted answer of the test rows does not hold a number, a link"):
+        facts.refuse_without(["무료입니다"])
 
 
 @pytest.mark.parametrize("text", ["a.", "1,", "1만 ", "-", "A ", "Jan ", "1.1.", "a@", "```", "www.a.", "1:0"])

@@ -239,7 +239,10 @@ def test_few_prompts_caution_and_seldom_refuse(stopped: int, prompts: int, passe
         assert "more steps" in fix
         assert "publish.min_stop_rate" in fix
     if cautioned:
-        assert gate.caution.startswith(f"{stopped} of {prompts} answers stopped by themselves")
+        themselves = "itself" if stopped == 1 else "themselves"
+        seen = f"{stopped} of {prompts} answers stopped by {themselves}"
+        seen = "the only answer did not stop by itself" if prompts == 1 else seen
+        assert gate.caution.startswith(f"{seen}, too few to refuse by: more steps")
     assert gates.stop_rate({"rows_that_fit": prompts, "base": 0.0, "tuned": stopped / prompts}, 0).caution == ""
 
 

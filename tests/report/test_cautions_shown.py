@@ -76,6 +76,21 @@ def test_the_page_shows_each_caution_with_its_rows(tmp_path: Path) -> None:
     assert '<th scope="row">18 <b class="good">right</b>' in html
 
 
+def test_the_page_of_one_test_row_says_row(tmp_path: Path) -> None:
+    ones = dict.fromkeys(("rows", "rows_of_test", "rows_judged", "rows_with_facts", "groups", "wins", "cut_rows"), 1)
+    run = evaluated(tmp_path, **NOW | ones | {"closer": 0, "losses": 0})
+    prepared = ones | dict.fromkeys(("train", "val", "test", "repeated_questions", "shared_questions"), 1)
+    prepared |= dict.fromkeys(("longest_row_tokens", "median_row_tokens", "max_seq_length", "rejected"), 1)
+    (run / "prepare").mkdir(exist_ok=True)
+    (run / "prepare" / "summary.json").write_text(json.dumps(prepared | {"format": "CSV"}), encoding="utf-8")
+    text = re.sub(r"<[^>]+>", " ", html_of(run))
+    assert re.findall(r"\b1 (?:(?:held-out )?test )?(?:rows|answers|questions|groups|tokens|steps|windows)\b", text) == []
+    for said in ("on 1 test row ", "1 row: 1 train", "1 row repeats the question", "1 question is on two sides",
+                 "1 answer was shortened", "on 1 of 1 row,", "over 1 group of equal questions",
+                 "facts right, on the only row that has some", "facts right (1 row with"):  # fmt: skip
+        assert said in text
+
+
 def test_the_page_of_a_run_evaluated_before_there_were_facts(tmp_path: Path) -> None:
     html = html_of(evaluated(tmp_path))
     assert verdict_class(html, "better") == "good"

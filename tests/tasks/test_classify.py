@@ -275,6 +275,21 @@ def test_the_verdict_is_about_the_better_of_both_baselines() -> None:
     assert [caution.name for caution in same.cautions] == ["one_class"]
 
 
+def test_one_test_row_and_one_untested_class_are_told_in_their_number() -> None:
+    def said(wanted: list[str], classes: list[str]) -> list[str]:
+        found = class_verdict.compare(
+            wanted, wanted, {"majority": wanted}, classes=classes, groups=wanted, losses={"tuned": 0.1}
+        )
+        return [caution.sentence for caution in found.cautions]
+
+    assert said(["a"], ["a", "b", "c"]) == [
+        "no test row has 'b', 'c' (2 classes of 3): how they are told apart is unknown"
+    ]
+    assert said(["a", "b"], ["a", "b", "c"]) == [
+        "no test row has 'c' (1 class of 3): how it is told from the others is unknown"
+    ]
+
+
 def test_the_loss_of_frequencies_is_their_entropy() -> None:
     train = ["a"] * 999 + ["b"] * 999
     assert class_verdict.loss_of_frequencies(train, ["a", "b"], ["a", "b"]) == pytest.approx(np.log(2))
