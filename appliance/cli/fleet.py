@@ -97,4 +97,6 @@ def fleet(
         console.table("", columns, [row.cells() for row in done.rows], to_stdout=True)
     if done.page:
         console.say(f"written: {done.page}")
+    if done.interrupted:
+        raise done.interrupted
     raise typer.Exit(fleet_shown.worst(done.rows))

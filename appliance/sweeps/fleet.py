@@ -30,6 +30,9 @@ from appliance.wording import counted
 
 _RETRIES = 3  # by Ray, of a run whose worker was killed or whose machine was lost
 _LOOKS = 0.5  # seconds between two looks at what has ended, which a signal waits for
+_STOPPING_LOOKS = (
+    0.1  # once one has come: the same press, passed on twice, must not wait until it counts as a second one
+)
 
 
 @dataclass(frozen=True)
@@ -108,13 +111,13 @@ class Fleet:
         self._flying: dict[Any, _Flight] = {}
         self._places, self._progress = Places(waits), progress
         self._task = self._ray.remote(attempt)
-        self._outcomes: dict[str, RunOutcome] = {}
+        self.outcomes: dict[str, RunOutcome] = {}  # name -> how it ended, of the runs that have
 
     def run(self) -> dict[str, RunOutcome]:
         """Name of each run -> how it ended. Raises Interrupted, once every run has saved what it has."""
         with signals.deferred() as check:
             self._work(check)
-        return self._outcomes
+        return self.outcomes
 
     def _work(self, check: Callable[[], None]) -> None:
         try:
@@ -191,8 +194,8 @@ class Fleet:
         place, outcome = self._result(ref, flight)
         if excluded := self._places.ended(place, flight.job.name, outcome.exit_code, outcome.message):
             console.say(f"{outcome.node}: gets no more runs: {self._places.excluded[excluded]}", style="warning")
-        is_first = outcome.exit_code in OF_THE_MACHINE and flight.job.name not in self._outcomes
-        self._outcomes[flight.job.name] = outcome
+        is_first = outcome.exit_code in OF_THE_MACHINE and flight.job.name not in self.outcomes
+        self.outcomes[flight.job.name] = outcome
         if is_first and (others := self._places.elsewhere(room, flight.job.name)):
             console.say(f"{flight.job.name}: {outcome.message}; tried once more elsewhere", style="warning")
             self._waiting.appendleft((flight.job, others))
@@ -228,7 +231,10 @@ class Fleet:
             self._ray.cancel(ref, force=False)
         refs = list(self._flying)
         while refs:
-            _, refs = self._ray.wait(refs, num_returns=len(refs), timeout=_LOOKS)
+            _, refs = self._ray.wait(refs, num_returns=len(refs), timeout=_STOPPING_LOOKS)
+        if self._stored:
+            for flight in self._flying.values():
+                self._stored.bring(flight.job.name)
 
 
 def _checked(run_path: Path) -> float | None:
@@ -250,8 +256,9 @@ def start(
     flags: Sequence[str],
     progress: Progress,
     stored: StoredRuns | None = None,
-) -> dict[str, RunOutcome]:
-    """Runs everything of `planned`. Returns name -> how it ended.
+) -> tuple[dict[str, RunOutcome], Interrupted | None]:
+    """Runs everything of `planned`. Returns name -> how it ended; and the signal that stopped it, if one did, once
+    every run that was under way has saved what it has.
 
     Args:
         planned: what is to be run.
@@ -280,4 +287,8 @@ def start(
         jobs.append(job)
     waits = not planned[0].has_local_base
     with progress:
-        return Fleet(cluster, jobs, share, progress, waits=waits, stored=stored).run()
+        started = Fleet(cluster, jobs, share, progress, waits=waits, stored=stored)
+        try:
+            return started.run(), None
+        except Interrupted as error:
+            return started.outcomes, error

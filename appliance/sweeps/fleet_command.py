@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.errors import ApplianceError, RecipeError, RunDirError
+from appliance.errors import ApplianceError, Interrupted, RecipeError, RunDirError
 from appliance.process import console, files
 from appliance.recipe import resolve
 from appliance.report import compare
@@ -25,11 +25,14 @@ _DYING = 5.0  # seconds for the runs of a fleet that was killed: they end with i
 
 @dataclass(frozen=True)
 class Done:
-    """`page`: where the runs stand beside each other; None if there are fewer than two."""
+    """`page`: where the runs stand beside each other; None if there are fewer than two, or it was stopped by a signal:
+    `interrupted`.
+    """
 
     rows: list[fleet_shown.Row]
     has_gpus: bool
     page: Path | None
+    interrupted: Interrupted | None = None
 
 
 def run(
@@ -56,8 +59,8 @@ def run(
         cores: of a run without a GPU; None: see fleet.share.
         storage: URL where runs and CSVs are kept; None: every node sees the runs directory.
 
-    Raises ApplianceError before any work begins, or Interrupted after every run has saved what it has; that a run
-    failed is in its row.
+    Raises ApplianceError or Interrupted before any work begins; that a run failed is in its row, and a signal that came
+    later in what is returned, after every run has saved what it has.
     """
     csvs = plan.files(patterns)
     sources = [recipe or resolve.usual_recipe()]
@@ -79,7 +82,7 @@ def run(
         else:
             _refuse_blind(cluster, todo, runs_dir, storage)
         _announce(cluster, source, share, len(csvs), len(todo))
-        outcomes = fleet.start(
+        outcomes, interrupted = fleet.start(
             todo,
             source,
             runs_dir,
@@ -90,7 +93,7 @@ def run(
             progress=fleet_shown.Progress(len(csvs), len(csvs) - len(todo)),
             stored=stored,
         )
-    return _done(planned[source], outcomes, runs_dir)
+    return _done(planned[source], outcomes, runs_dir, interrupted)
 
 
 def _stored(
@@ -157,10 +160,16 @@ def _announce(cluster: sweeps_cluster.Cluster, source: str, share: fleet.Share, 
     )
 
 
-def _done(runs: Sequence[plan.Planned], outcomes: Mapping[str, RunOutcome], runs_dir: Path) -> Done:
+def _done(
+    runs: Sequence[plan.Planned],
+    outcomes: Mapping[str, RunOutcome],
+    runs_dir: Path,
+    interrupted: Interrupted | None = None,
+) -> Done:
     rows = fleet_shown.rows(runs, outcomes, runs_dir)
     has_gpus = any(row.has_gpu for row in rows)
-    return Done(rows, has_gpus, _page([runs_dir / one.name for one in runs], runs_dir))
+    page = None if interrupted else _page([runs_dir / one.name for one in runs], runs_dir)  # it takes seconds
+    return Done(rows, has_gpus, page, interrupted)
 
 
 def _page(run_paths: Sequence[Path], runs_dir: Path) -> Path | None:

@@ -79,10 +79,13 @@ def _lines(jobs: Sequence[RunJob]) -> list[str]:
 
 @dataclass(frozen=True)
 class Row:
-    """What came out of one run. `exit_code` None: it was not started. `minutes`: of all attempts, times their GPUs."""
+    """What came out of one run. `exit_code` None: a signal stopped the fleet before the run had ended; `state` says how
+    far it is. `minutes`: of all attempts, times their GPUs.
+    """
 
     csv: str
     run: str
+    state: str
     exit_code: int | None
     message: str
     verdict: str
@@ -100,7 +103,8 @@ class Row:
         if self.exit_code:
             return self.csv, f"exit {self.exit_code}", self.message, self.where, minutes
         scores = "" if self.primary is None else f"{self.primary} {self.base:.1%} → {self.tuned:.1%}"
-        return self.csv, qualified(self.verdict, self.cautions), scores, self.where, minutes
+        found = self.state if self.exit_code is None else qualified(self.verdict, self.cautions)
+        return self.csv, found, scores, self.where, minutes
 
 
 def columns(*, has_gpus: bool) -> tuple[str, ...]:
@@ -108,18 +112,20 @@ def columns(*, has_gpus: bool) -> tuple[str, ...]:
 
 
 def rows(planned: Sequence[Planned], outcomes: Mapping[str, RunOutcome], runs_dir: Path) -> list[Row]:
-    """A row for every run of the fleet, also those that were finished before, in the order of the CSVs."""
+    """A row for every run of the fleet, also those that were finished before or not begun, in the order of the CSVs."""
     return [_row(one, outcomes.get(one.name), runs_dir / one.name, runs_dir) for one in planned]
 
 
 def _row(planned: Planned, outcome: RunOutcome | None, run_path: Path, runs_dir: Path) -> Row:
     told = overview.of_run(RunDir(run_path), at_work=False)
     tried = attempts.read(run_path)
+    ended = 0 if told["state"] == "done" else None
     published = [place.partition(" (")[0] for place in told["published"]]
     return Row(
         planned.csv,
         planned.name,
-        outcome.exit_code if outcome else 0,
+        _state(told),
+        outcome.exit_code if outcome else ended,
         outcome.message if outcome else "",
         told["verdict"],
         len(told["cautions"]),
@@ -130,6 +136,11 @@ def _row(planned: Planned, outcome: RunOutcome | None, run_path: Path, runs_dir:
         attempts.gpu_minutes(tried),
         any(one.gpus for one in tried),
     )
+
+
+def _state(told: Mapping[str, Any]) -> str:
+    """'done', 'stopped: train 40/100', 'not begun'."""
+    return overview.row(dict(told), "")[1] if told["stage"] else "not begun"
 
 
 def worst(found: Sequence[Row]) -> int:

@@ -84,7 +84,9 @@ def test_the_page_of_one_test_row_says_row(tmp_path: Path) -> None:
     (run / "prepare").mkdir(exist_ok=True)
     (run / "prepare" / "summary.json").write_text(json.dumps(prepared | {"format": "CSV"}), encoding="utf-8")
     text = re.sub(r"<[^>]+>", " ", html_of(run))
-    assert re.findall(r"\b1 (?:(?:held-out )?test )?(?:rows|answers|questions|groups|tokens|steps|windows)\b", text) == []
+    assert (
+        re.findall(r"\b1 (?:(?:held-out )?test )?(?:rows|answers|questions|groups|tokens|steps|windows)\b", text) == []
+    )
     for said in ("on 1 test row ", "1 row: 1 train", "1 row repeats the question", "1 question is on two sides",
                  "1 answer was shortened", "on 1 of 1 row,", "over 1 group of equal questions",
                  "facts right, on the only row that has some", "facts right (1 row with"):  # fmt: skip

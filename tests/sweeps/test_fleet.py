@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -243,6 +243,53 @@ def test_the_command_ends_with_a_table_or_an_exit_code(
         assert (code, sweeps_cluster.INSTALL in err) == (4, True)
 
 
+@contextmanager
+def pressed(ready: Callable[[], bool]) -> Iterator[None]:
+    """Ctrl-C once this is so, and the same press once more, as a container engine passes it on."""
+
+    def press() -> None:
+        while not ready():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
+    signals.install()
+    threading.Thread(target=press, daemon=True).start()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signals.forget()
+
+
+def test_a_stopped_fleet_shows_where_every_run_stands(
+    cluster: Cluster, base_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my.yaml").write_text(RECIPE.format(base=base_dir), encoding="utf-8")
+    (tmp_path / "data").mkdir()
+    for name in ("a", "b", "c"):
+        write_qa(tmp_path / "data" / f"{name}.csv", [(f"{name} {i % 5}, {i}?", f"{name}{i % 5}!") for i in range(40)])
+    trained = [tmp_path / "runs" / name / "train" / "metrics.jsonl" for name in ("a", "b")]
+    settings = ("--set", "train.max_steps=100000", "--set", "train.eval_every=50000", "--cache-dir", "cache")
+
+    with fleet_in(tmp_path, cluster) as patch, in_process.command_line(patch, capsys, "fleet") as call:
+        with pressed(lambda: all(path.exists() for path in trained)):
+            code, out, err = call("data/*.csv", "--recipe", "my.yaml", *settings, "--json")
+        assert (code, "stopped by SIGINT" in err) == (130, True), err
+        a, b, c = json.loads(out)
+        assert [row["exit_code"] for row in (a, b, c)] == [None, None, None]
+        for row in (a, b):
+            assert row["state"].startswith("stopped: train ")
+            assert row["state"].endswith("/100000")
+            assert row["minutes"] > 0
+        assert (c["state"], c["minutes"]) == ("not begun", 0)
+        found = fleet_shown.Row(**a).cells()
+        assert found[:2] == ("data/a.csv", a["state"])
+
+
 # --- how runs are handed out
 
 
@@ -339,24 +386,9 @@ def test_ctrl_c_has_every_run_save_what_it_has(
 ) -> None:
     saved = [tmp_path / f"{i}.txt" for i in range(2)]
     asked = jobs(tmp_path, *(("save", str(path)) for path in saved), ("end", "0"))
-    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
-    signals.install()
-
-    def press() -> None:
-        while not all(path.with_suffix(".begun").exists() for path in saved):
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGINT)  # the same press, as a container engine passes it on once more
-
-    threading.Thread(target=press, daemon=True).start()
-    try:
-        with pytest.raises(Interrupted) as caught:
-            handed_out(cluster, asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        signals.forget()
+    begun = [path.with_suffix(".begun") for path in saved]
+    with pressed(lambda: all(path.exists() for path in begun)), pytest.raises(Interrupted) as caught:
+        handed_out(cluster, asked)
     assert (caught.value.exit_code, caught.value.hint) == (130, "the same command continues")
     assert [path.read_text(encoding="utf-8") for path in saved] == ["saved", "saved"]
     assert [attempts.read(tmp_path / f"run{i}")[0].exit_code for i in range(2)] == [143, 143]
@@ -365,7 +397,7 @@ def test_ctrl_c_has_every_run_save_what_it_has(
 
 
 def test_the_exit_code_is_that_of_the_worst() -> None:
-    row = fleet_shown.Row("a.csv", "a", 0, "", "better", 0, "f1", 0.1, 0.2, "runs/a", 2.0, has_gpu=True)
+    row = fleet_shown.Row("a.csv", "a", "done", 0, "", "better", 0, "f1", 0.1, 0.2, "runs/a", 2.0, has_gpu=True)
     assert row.cells() == ("a.csv", "better", "f1 10.0% → 20.0%", "runs/a", "2.0")
     codes = [replace(row, exit_code=code) for code in (0, 3, 8, 4)]
     assert fleet_shown.worst(codes) == 8
