@@ -101,10 +101,11 @@ def ensure_base_apart(cache_dir: Path, *, on_progress: Callable[[str], None]) ->
         return base_dir
     command = [sys.executable, "-m", "appliance.base_model.demo", str(cache_dir)]
     environ = {**known_secrets.without(os.environ, addresses=True), **child.of_this_process()}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environ) as process:
+    with child.running(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environ) as process:
         assert process.stdout
         for line in process.stdout:
             on_progress(line.rstrip("\n"))
+        process.wait()
     if process.returncode or not base_dir.is_dir():
         raise EnvironmentUnavailable(
             f"the demo's base model was not made: its process ended with {process.returncode}",

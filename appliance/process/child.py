@@ -15,12 +15,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from appliance.process import known_secrets, masked_streams
+from appliance.process import known_secrets, masked_streams, signals
 
 
 def child_environment() -> dict[str, str]:
@@ -89,25 +89,36 @@ def leave_out(*packages: str) -> None:
 
 
 @contextmanager
+def running(command: Sequence[str], **how: Any) -> Iterator[subprocess.Popen[Any]]:
+    """A process of `command`, killed at the end of the block, whatever happened in it; `how`: as subprocess takes it.
+
+    In a session of its own: the terminal's Ctrl-C is for this process, which then ends it.
+    """
+    with ExitStack() as ends:
+        with signals.deferred():  # nobody would end a process that is half started
+            process = subprocess.Popen(command, start_new_session=True, **how)
+            ends.callback(_kill, process)
+        yield process
+
+
+def _kill(process: subprocess.Popen[Any]) -> None:
+    # A signal before the kill would have us wait until the process ends by itself; one within subprocess may leave the
+    # lock taken without which its `wait` does not return. The second `with` closes the pipes and waits.
+    with signals.deferred(), process:
+        process.kill()
+
+
+@contextmanager
 def started(module: str, job: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """`python -m module`, given its job; ended at the end of the block, whatever happened in it."""
-    # A session of its own: the terminal's Ctrl-C is for this process, which then ends the child.
-    with subprocess.Popen(
-        [sys.executable, "-m", module],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**environ, **of_this_process()},
-        start_new_session=True,
-    ) as child:
-        try:
-            assert child.stdin
-            with suppress(BrokenPipeError):  # it died at once; its silence will show that
-                child.stdin.write(json.dumps(job).encode() + b"\n")
-                child.stdin.close()
-            yield child
-        finally:
-            child.kill()
+    pipe = subprocess.PIPE
+    command, environ = [sys.executable, "-m", module], {**environ, **of_this_process()}
+    with running(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environ) as process:
+        assert process.stdin
+        with suppress(BrokenPipeError):  # it died at once; its silence will show that
+            process.stdin.write(json.dumps(job).encode() + b"\n")
+            process.stdin.close()
+        yield process
 
 
 def message_in(line: bytes) -> dict[str, Any] | None:

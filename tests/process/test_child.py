@@ -16,6 +16,7 @@ from appliance.process import child
 from appliance.sweeps import run_child
 from appliance.sweeps.run_child import RunJob
 from appliance.weights import proof
+from tests.helpers import interrupted
 
 _WAITS = (
     "from appliance.process import child; child.die_with_parent(); print('lives', flush=True); import time; "
@@ -54,6 +55,19 @@ with child.started("waits", {{}}, {{**os.environ, "PYTHONPATH": {str(tmp_path)!r
         time.sleep(0.05)
     os.kill(int(pid), signal.SIGKILL)
     raise AssertionError("the child outlived its parent")
+
+
+def test_a_signal_between_any_two_lines_ends_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a transfer ends, the child may wait for something: whoever then waits for it waits for ever."""
+    (tmp_path / "waits.py").write_text(_WAITS, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", f"{Path(child.__file__).parents[2]}:{tmp_path}")
+    ended = interrupted.at_every_line(
+        "import os; from appliance.process import child",
+        "with child.started('waits', {}, os.environ) as process: process.stdout.readline()",
+        "process/child.py", "process/signals.py",
+    )  # fmt: skip
+    assert len(ended) > 15
+    assert {where: how for where, how in ended.items() if how != interrupted.AS_TOLD} == {}
 
 
 def test_what_is_left_out_is_not_found_and_what_is_imported_stays() -> None:
