@@ -58,16 +58,13 @@ def main() -> None:
     signals.install()
     try:
         try:
-            _answer()
+            with signals.causing():
+                _answer()
         finally:
             sys.stdout.flush()  # a disk that does not take the results is an error, see below
-    except Interrupted as error:
-        _fail(str(error), error.hint, error.exit_code)
-    except ApplianceError as error:
-        _end_if_interrupted()  # a child process may have got the same signal
+    except (ApplianceError, Interrupted) as error:
         _fail(str(error), error.hint, error.exit_code)
     except Exception as error:
-        _end_if_interrupted()
         from appliance.machine import write_errors
 
         if refused := write_errors.explained(error):
@@ -83,14 +80,6 @@ def _answer() -> None:
         sys.exit(0)
     path_names.refuse_foreign(sys.argv[1:], os.environ)
     app()
-
-
-def _end_if_interrupted() -> None:
-    """A signal's exception may be lost in a library's native code, which then raises one of its own."""
-    try:
-        signals.check()
-    except Interrupted as error:
-        _fail(str(error), error.hint, error.exit_code)
 
 
 def _fail(message: str, hint: str, exit_code: int) -> NoReturn:

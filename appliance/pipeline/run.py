@@ -59,6 +59,7 @@ def run(
         notify_ending.told(run_dir, until, resolved.recipe.notify) as notice,
         ending.shown(run_dir.path) as page,
         outcome.recorded(run_dir),
+        signals.causing(),
         write_errors.explaining(run_dir.path),
     ):
         repair.restore_records(run_dir)

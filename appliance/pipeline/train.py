@@ -23,7 +23,7 @@ from appliance.machine.device import Device
 from appliance.machine.out_of_memory import is_out_of_memory
 from appliance.pipeline import keep_best, sample_answers
 from appliance.pipeline.training_setup import Training
-from appliance.process import console, files
+from appliance.process import console, files, signals
 from appliance.prompt import stop_check
 from appliance.prompt.encoding import Encoding
 from appliance.recipe.fields import EvaluateSection, ModelSection, TrainSection, TuningSection
@@ -116,6 +116,7 @@ def run(
             state = _train_to_the_end(training, material, tuned, size)
             break
         except OutOfMemory as error:
+            signals.check()
             size.remembered(training.checkpoints_dir).after(error, device, stage_dir)
         tuned = None  # memory may have run out in the middle of a step: weights and optimizer come from disk again
         engine.release()

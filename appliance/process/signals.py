@@ -18,9 +18,11 @@ from types import FrameType
 from appliance.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_ONE_PRESS = 0.5  # seconds: a terminal and a program between, such as a container engine, may pass on the same Ctrl-C
+# Seconds: a terminal and a program between, such as a container engine, may pass on the same Ctrl-C. A process whose
+# parent passes signals on takes the parent's number from the variable.
+_ONE_PRESS, ONE_PRESS_VARIABLE = 0.5, "FINETUNE_ONE_PRESS_SECONDS"
 _NO_MORE = b"\0"  # no signal has this number. The pipe's end would not do: a fork may hold a copy of it open
-_arrived: list[int] = []
+_arrived: list[tuple[int, float]] = []  # number, when: by time.monotonic
 
 
 def install() -> None:
@@ -38,12 +40,11 @@ def first_one_calls(do: Callable[[int], None]) -> None:
     seen: list[float] = []
 
     def take(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        now = time.monotonic()
         if not seen:
+            seen.append(time.monotonic())
             do(number)
-        elif now - seen[0] > _ONE_PRESS:
+        elif not _is_same_press(seen[0]):
             end_process(number)
-        seen.append(now)
 
     _set(take)
 
@@ -76,8 +77,12 @@ def deferred() -> Iterator[Callable[[], None]]:
         if came:
             _raise(came[0])
 
-    with first_one_calling(came.append):
-        yield check_deferred
+    try:
+        with first_one_calling(came.append):
+            yield check_deferred
+    finally:
+        for number in came:  # another error ends the block, after which somebody may go on
+            note(number)
     check_deferred()
 
 
@@ -122,15 +127,15 @@ def _acknowledge(reading: int, ended: threading.Event, say: Callable[[str], None
     """Reads the number of each signal that arrives, until there are no more."""
     first: float | None = None
     while (arrived := os.read(reading, 1)) != _NO_MORE:
-        number, now = arrived[0], time.monotonic()
+        number = arrived[0]
         if signal.getsignal(number) is not handle:
             continue
         if first is None:
-            first = now
+            first = time.monotonic()
             if not ended.wait(after_seconds):
                 name = signal.Signals(number).name
                 say(f"{name}: stopping; what is finished is kept (send it again to stop at once)")
-        elif now - first > _ONE_PRESS:
+        elif not _is_same_press(first):
             end_process(number)
 
 
@@ -144,21 +149,45 @@ os.register_at_fork(after_in_child=_no_pipe)
 
 
 def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    """The signal's handler. Raises Interrupted."""
-    _arrived.append(number)
+    """The signal's handler. Raises Interrupted, once for a press: the second would come in the midst of cleaning up."""
+    if _arrived and _is_same_press(_arrived[0][1]):
+        return
+    note(number)
     _raise(number)
+
+
+def note(number: int) -> None:
+    """The signal came, and `check` is to raise Interrupted for it."""
+    _arrived.append((number, time.monotonic()))
 
 
 def check() -> None:
     """Raises Interrupted if a signal came but its exception was lost. In the main thread only, like signals themselves:
     other threads finish what they have begun, such as a reply that is paid for."""
     if _arrived and threading.current_thread() is threading.main_thread():
-        _raise(_arrived[-1])
+        _raise(_arrived[-1][0])
+
+
+@contextmanager
+def causing() -> Iterator[None]:
+    """If a signal came, an error that ends the block counts as the signal, which is raised in its place.
+
+    A child process got it as well, and its end is the error; or native code lost its exception, and raised another.
+    """
+    try:
+        yield
+    except Exception:
+        check()
+        raise
 
 
 def forget() -> None:
     """Forgets the signals so far: they have been dealt with."""
     _arrived.clear()
+
+
+def _is_same_press(first: float) -> bool:
+    return time.monotonic() - first <= float(os.environ.get(ONE_PRESS_VARIABLE, _ONE_PRESS))
 
 
 def _set(handler: Callable[[int, FrameType | None], None]) -> None:

@@ -37,6 +37,7 @@ _LONGEST_FOLDER = 40  # characters: a socket's path has at most 107 (unix(7)), a
 _STORE_BYTES = 80 << 20  # of the object store: what goes between processes are names and exit codes. Ray takes no less
 _LOOPBACK = "127.0.0.1"
 _NEEDED = ("raylet", "gcs_server")  # of Ray's processes: without either, its client waits a minute and ends this one
+_LOOKS = 0.1  # seconds
 _ANSWERS = 10.0  # seconds for RAY_ADDRESS to accept a connection
 _TRIES = {"RAY_gcs_server_port_wait_time_s": "1"}  # to join a cluster: by default 20, of a minute each, without a word
 _SETTINGS = {
@@ -97,6 +98,14 @@ def _node(told: dict[str, Any]) -> Node:
         float(has.get("GPU", 0)),
         bool(told["Alive"]),
     )
+
+
+def wait_for_all(ray: Any, refs: Sequence[Any]) -> None:
+    """Waits for tasks that were told to end. With short looks: a signal counts from when Python hears of it, and one
+    press that arrives twice (see `signals`) would otherwise be heard as two."""
+    left = list(refs)
+    while left:
+        _, left = ray.wait(left, num_returns=len(left), timeout=_LOOKS)
 
 
 @contextmanager

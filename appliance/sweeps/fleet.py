@@ -30,9 +30,6 @@ from appliance.wording import counted
 
 _RETRIES = 3  # by Ray, of a run whose worker was killed or whose machine was lost
 _LOOKS = 0.5  # seconds between two looks at what has ended, which a signal waits for
-_STOPPING_LOOKS = (
-    0.1  # once one has come: the same press, passed on twice, must not wait until it counts as a second one
-)
 
 
 @dataclass(frozen=True)
@@ -120,6 +117,7 @@ class Fleet:
         return self.outcomes
 
     def _work(self, check: Callable[[], None]) -> None:
+        room: Mapping[str, int] = {}
         try:
             while self._waiting or self._flying:
                 check()
@@ -130,7 +128,7 @@ class Fleet:
                 self._settle(room)
                 self._progress.show([flight.job for flight in self._flying.values()], len(self._waiting), room)
         except Interrupted as error:
-            runs = counted(min(len(self._flying), sum(self._room().values())), "run")
+            runs = counted(min(len(self._flying), sum(room.values())), "run")
             console.say(
                 f"{error}: {runs} will save what they have (send it again to end them at once)", style="warning"
             )
@@ -229,9 +227,7 @@ class Fleet:
         """Has every run save what it has, and waits for that."""
         for ref in self._flying:
             self._ray.cancel(ref, force=False)
-        refs = list(self._flying)
-        while refs:
-            _, refs = self._ray.wait(refs, num_returns=len(refs), timeout=_STOPPING_LOOKS)
+        sweeps_cluster.wait_for_all(self._ray, list(self._flying))
         if self._stored:
             for flight in self._flying.values():
                 self._stored.bring(flight.job.name)

@@ -8,6 +8,7 @@ from pathlib import Path
 from appliance.errors import ApplianceError, EnvironmentUnavailable, Interrupted
 from appliance.process import console, files, known_secrets, signals
 from appliance.recipe.fields import Recipe
+from appliance.sweeps import cluster as sweeps_cluster
 from appliance.sweeps import run_child, seen_by_nodes, seen_on_node
 from appliance.sweeps.cluster import Cluster
 from appliance.sweeps.fleet import Share
@@ -38,7 +39,7 @@ def wait_for(cluster: Cluster, job: RunJob, share: Share, *, what: str) -> None:
         outcome: RunOutcome = ray.get(ref)
     except Interrupted:
         ray.cancel(ref, force=False)
-        ray.wait([ref], timeout=None)
+        sweeps_cluster.wait_for_all(ray, [ref])
         raise
     except ray.exceptions.RayError as failure:
         told = str(failure).strip().partition("\n")[0]

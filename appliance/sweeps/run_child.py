@@ -18,7 +18,7 @@ from types import TracebackType
 
 from appliance.errors import ApplianceError, EnvironmentUnavailable, RecipeError
 from appliance.machine import one_gpu
-from appliance.process import child, files
+from appliance.process import child, files, signals
 from appliance.recipe import resolve
 from appliance.rundir.directory import RunDir
 from appliance.sweeps import attempts
@@ -197,6 +197,8 @@ def environment(job: RunJob, environ: Mapping[str, str]) -> dict[str, str]:
     """
     kept = {name: value for name, value in environ.items() if not name.startswith("RAY_")}
     kept |= child.safe_path(job.folder)
+    # Who signals every process at once sends it two: this one passes its own on, and ends the run if it takes too long.
+    kept[signals.ONE_PRESS_VARIABLE] = str(_STOP_SECONDS)
     for name in resolve.variables(environ):
         if name not in job.variables:
             del kept[name]

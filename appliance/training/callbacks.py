@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import signal
 from contextlib import suppress
-from types import FrameType
 from typing import Any
 
 import transformers
@@ -62,26 +61,25 @@ class FinishWithEvaluation(TrainerCallback):  # type: ignore[misc]
 class StopOnSignal(TrainerCallback):  # type: ignore[misc]
     """First SIGINT, SIGTERM or SIGHUP: finish the step, save, stop. A second one ends the process at once.
 
-    A signal that is already ignored (nohup ignores SIGHUP) stays ignored.
+    A signal that is already ignored (nohup ignores SIGHUP) stays ignored. Behind the block, `signals.check` knows too.
     """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
         self._said = False
-        self._before: dict[int, Any] = {}
+        self._taken = signals.first_one_calling(self._remember)
 
     def __enter__(self) -> None:
-        for number in signals.SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._remember)
+        self._taken.__enter__()
 
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def __exit__(self, *exc: Any) -> None:
+        self._taken.__exit__(*exc)
+        if (
+            self.signal_number is not None
+        ):  # also if memory ran out meanwhile: training would go on with smaller batches
+            signals.note(self.signal_number)
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if self.signal_number is not None:
-            signals.end_process(number)
+    def _remember(self, number: int) -> None:
         self.signal_number = number  # nothing else: an exception raised here could surface anywhere
 
     def came(self) -> bool:

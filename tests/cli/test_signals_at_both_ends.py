@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from appliance.process import signals
+
 _PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 _MODULE, _FUNCTION = _PROJECT["scripts"]["appliance"].split(":")
 _STARTED = {
@@ -58,5 +60,6 @@ def test_while_the_interpreter_ends(started: str, number: signal.Signals) -> Non
     assert _ended(_AT_EXIT.format(number=int(number)), started, "recipe", "list") == (128 + number, "")
 
 
-def test_a_second_one_before_the_first_is_told() -> None:
+def test_a_second_one_before_the_first_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(signals.ONE_PRESS_VARIABLE, "0")
     assert _ended(_BEFORE_IT_IS_TOLD, "python -m", "recipe", "list") == (143, "")

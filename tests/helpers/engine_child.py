@@ -163,6 +163,7 @@ def _run(request: Request, report: Report) -> None:
     from appliance.errors import EnvironmentUnavailable, Interrupted
     from appliance.machine import device
     from appliance.pipeline import run as pipeline_run
+    from appliance.process import signals
     from appliance.recipe import resolve
     from appliance.rundir.directory import RunDir
     from appliance.tasks import causal
@@ -196,6 +197,7 @@ def _run(request: Request, report: Report) -> None:
         run(request.run, *request.overrides, until=request.until)
     except Interrupted as error:
         report.stopped.append(str(error))
+        signals.forget()  # what continues is another process
         run(request.run, *request.overrides, until=request.until)
     names = ("UNSLOTH_DISABLE_STATISTICS", "UNSLOTH_COMPILE_LOCATION", "TRITON_CACHE_DIR")
     report.environment = {name: os.environ.get(name) for name in names}

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from appliance.errors import Interrupted
+from appliance.process import signals
 from appliance.training.task_trainer import TaskTrainer
 
 
@@ -35,3 +36,4 @@ def stopped_at(
         patch.setattr(TaskTrainer, "training_step", stops)
         with pytest.raises(Interrupted, match=f"after step {step + 1}; it is saved"):
             yield
+    signals.forget()  # what continues is another process

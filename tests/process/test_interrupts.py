@@ -157,6 +157,15 @@ def test_a_signal_that_was_turned_into_another_error_is_a_signal(
     assert "stopped by SIGINT" in capsys.readouterr().err
 
 
+def test_the_same_press_does_not_come_again_in_the_midst_of_cleaning_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Interrupted):
+        stop()
+    stop()
+    monkeypatch.setenv(signals.ONE_PRESS_VARIABLE, "0")
+    with pytest.raises(Interrupted):
+        stop()
+
+
 # --- a signal is answered while the work ends
 
 
@@ -221,6 +230,18 @@ def test_a_second_signal_ends_at_once_but_not_the_same_press() -> None:
         assert "ended" not in started.stdout.read()
 
 
+def test_a_process_whose_parent_passes_signals_on_saves_whatever_else_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of a fleet: a service manager signals every process, and then the worker above it passes on the first."""
+    monkeypatch.setenv(signals.ONE_PRESS_VARIABLE, "600")
+    with acknowledging(SLOW_TO_END.format(seconds=2)) as started:
+        assert started.stdout is not None
+        for _ in range(2):
+            started.send_signal(signal.SIGTERM)
+            time.sleep(0.7)
+        assert started.stdout.read().endswith("\nended 143\n")
+        assert started.wait(timeout=10) == 143
+
+
 def test_work_that_ends_at_once_is_its_own_answer() -> None:
     with acknowledging('say("begun"); time.sleep(20)', after_seconds=20) as started:
         assert started.stdout is not None
@@ -275,3 +296,11 @@ def test_a_deferred_signal_raises_where_it_is_asked_for_and_at_the_end() -> None
         work()
     assert (caught.value.exit_code, raised) == (143, ["where it is asked for"])
     assert [signal.getsignal(number) for number in signals.SIGNALS] == before
+
+
+def test_a_deferred_signal_is_not_lost_where_another_error_ends_the_block() -> None:
+    with suppress(ValueError), signals.deferred():
+        stop()
+        raise ValueError
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        signals.check()

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from appliance.process import child
+from appliance.errors import Interrupted
+from appliance.process import child, signals
 
 
 def main(words: Iterator[str]) -> None:
@@ -40,12 +40,15 @@ def main(words: Iterator[str]) -> None:
             path.parent.mkdir()
             path.write_text("{}", encoding="utf-8")
         elif word == "save":
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-            Path(next(words)).with_suffix(".begun").touch()
+            signals.install()
+            path = Path(next(words))
             try:
+                path.with_suffix(".begun").touch()
                 time.sleep(60)
-            finally:
-                Path(sys.argv[sys.argv.index("save") + 1]).write_text("saved", encoding="utf-8")
+            except Interrupted as stopped:
+                time.sleep(1.5)  # in which another signal may come
+                path.write_text("saved", encoding="utf-8")
+                sys.exit(stopped.exit_code)
         elif word == "refuse":
             sys.stderr.write(f"Error: {next(words)}\nFix: do something\n")
             sys.exit(int(next(words)))

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from appliance.errors import EnvironmentUnavailable, Interrupted, RunDirError
@@ -244,15 +245,19 @@ def test_the_command_ends_with_a_table_or_an_exit_code(
 
 
 @contextmanager
-def pressed(ready: Callable[[], bool]) -> Iterator[None]:
-    """Ctrl-C once this is so, and the same press once more, as a container engine passes it on."""
+def pressed(ready: Callable[[], bool], sent: signal.Signals = signal.SIGINT) -> Iterator[None]:
+    """Ctrl-C once this is so, and the same press once more, as a container engine passes it on; SIGTERM goes to all
+    that this process has started before, as a service manager sends it."""
 
     def press() -> None:
         while not ready():
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
+        for process in psutil.Process().children(recursive=True) if sent == signal.SIGTERM else ():
+            process.send_signal(sent)
+        time.sleep(0.7 * (sent == signal.SIGTERM))  # as long as a worker may take to hear of it from this process
+        os.kill(os.getpid(), sent)
         time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), sent)
 
     before = {number: signal.getsignal(number) for number in signals.SIGNALS}
     signals.install()
@@ -381,19 +386,21 @@ def test_a_worker_that_always_dies_is_the_machines_fault_and_an_exception_a_bug(
     assert seen == [(4, "its worker was killed 1 time"), (1, "this is a bug: ValueError: run0")]
 
 
-def test_ctrl_c_has_every_run_save_what_it_has(
-    cluster: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_has_every_run_save_what_it_has(
+    sent: signal.Signals, cluster: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """Ctrl-C; and SIGTERM to every process, as a service manager sends it: each run gets it from its worker as well."""
     saved = [tmp_path / f"{i}.txt" for i in range(2)]
     asked = jobs(tmp_path, *(("save", str(path)) for path in saved), ("end", "0"))
     begun = [path.with_suffix(".begun") for path in saved]
-    with pressed(lambda: all(path.exists() for path in begun)), pytest.raises(Interrupted) as caught:
+    with pressed(lambda: all(path.exists() for path in begun), sent), pytest.raises(Interrupted) as caught:
         handed_out(cluster, asked)
-    assert (caught.value.exit_code, caught.value.hint) == (130, "the same command continues")
+    assert (caught.value.exit_code, caught.value.hint) == (128 + sent, "the same command continues")
     assert [path.read_text(encoding="utf-8") for path in saved] == ["saved", "saved"]
     assert [attempts.read(tmp_path / f"run{i}")[0].exit_code for i in range(2)] == [143, 143]
     assert not (tmp_path / "run2").exists()
-    assert "stopped by SIGINT: 2 runs will save what they have" in capfd.readouterr().err
+    assert f"stopped by {sent.name}: 2 runs will save what they have" in capfd.readouterr().err
 
 
 def test_the_exit_code_is_that_of_the_worst() -> None:

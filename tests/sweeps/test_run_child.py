@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from appliance.errors import EnvironmentUnavailable, RecipeError
+from appliance.process import signals
 from appliance.rundir.directory import RunDir
 from appliance.sweeps import attempts, run_child
 from appliance.sweeps.run_child import RunJob
@@ -61,6 +62,7 @@ def test_only_its_own_gpu_and_nothing_of_rays_is_in_its_environment(
     assert (on_gpu["CUDA_VISIBLE_DEVICES"], on_cpu["CUDA_VISIBLE_DEVICES"]) == ("3", "")
     assert (on_gpu.get("OMP_NUM_THREADS"), on_cpu["OMP_NUM_THREADS"]) == (None, "2")
     assert on_gpu["HF_TOKEN"] == "hf_of_the_node"
+    assert float(on_gpu[signals.ONE_PRESS_VARIABLE]) >= run_child._STOP_SECONDS  # it saves, however often it is told to
 
 
 def test_more_than_one_gpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from appliance.engines.transformers import TransformersEngine
 from appliance.errors import EnvironmentUnavailable, Interrupted, RunDirError, TrainingFailed
 from appliance.machine import device as machine_device
 from appliance.pipeline import prepare, train
-from appliance.process import console, files
+from appliance.process import console, files, signals
 from appliance.prompt import format as prompt_format
 from appliance.recipe.fields import DataSection, ModelSection, TrainSection, TuningSection
 from appliance.rundir import results
@@ -207,6 +207,7 @@ def test_an_interrupted_run_ends_with_the_same_adapter(
         patch.setattr(training_metrics.Metrics, "on_log", on_log)
         with pytest.raises(Interrupted, match=f"after step {stop_after}") as caught:
             fit(base, prepare_dir, tmp_path / "stopped")
+    signals.forget()  # what continues is another process
     assert caught.value.exit_code == 128 + number
     assert not (tmp_path / "stopped" / "adapter").exists()
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)

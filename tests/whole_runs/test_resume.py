@@ -23,7 +23,7 @@ from appliance.errors import EnvironmentUnavailable, Interrupted, RunDirError, T
 from appliance.machine import device as machine_device
 from appliance.machine import packages
 from appliance.pipeline import evaluate, prepare, train
-from appliance.process import console, files
+from appliance.process import console, files, signals
 from appliance.prompt import batch as prompt_batch
 from appliance.prompt import format as prompt_format
 from appliance.prompt.encoding import Encoding
@@ -392,6 +392,7 @@ def test_a_signal_does_not_wait_for_an_evaluation(
             patch.setattr(micro_batch.BatchSize, "of_rows", one_evaluated)
             with pytest.raises(Interrupted, match=message):
                 shop.fit(tmp_path / "stopped")
+        signals.forget()  # what continues is another process
         assert len(seen) == 1  # of four val rows
     assert checkpoints.manifest_of(tmp_path / "stopped" / "checkpoints" / "checkpoint-6").evaluation_due
     shop.fit(tmp_path / "stopped")
@@ -449,12 +450,13 @@ import os, signal, time
 from appliance.training.callbacks import StopOnSignal
 signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
 with StopOnSignal() as _, open(os.devnull):
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        time.sleep(0.6 * (number == signal.SIGTERM))  # the second SIGINT is the same press
         os.kill(os.getpid(), number)
         print(number.name, flush=True)
 """
     done = warm.code(code)
-    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "SIGHUP\nSIGINT\nSIGHUP\n"), done.stderr
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "SIGHUP\nSIGINT\nSIGINT\nSIGHUP\n"), done.stderr
 
 
 def out_of_memory_over(patch: pytest.MonkeyPatch, rows: int, *, of: str = "training") -> list[tuple[int, int]]:
@@ -471,6 +473,22 @@ def out_of_memory_over(patch: pytest.MonkeyPatch, rows: int, *, of: str = "train
 
     patch.setattr(trainer.OrderedTrainer, "compute_loss", compute_loss)
     return seen
+
+
+def test_a_signal_in_the_step_in_which_memory_runs_out_ends_training(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = out_of_memory_over(monkeypatch, 1)
+    compute = trainer.OrderedTrainer.compute_loss
+
+    def compute_loss(*args: Any, **kwargs: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return compute(*args, **kwargs)
+
+    monkeypatch.setattr(trainer.OrderedTrainer, "compute_loss", compute_loss)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        shop.fit(tmp_path / "train")
+    assert [count for _, count in seen] == [4]
 
 
 def test_micro_batches_are_halved_until_they_fit(

@@ -24,7 +24,7 @@ from typing import IO
 import psutil
 
 from appliance.machine import disk
-from appliance.process import files
+from appliance.process import files, signals
 from appliance.process.known_hashes import Identity
 from appliance.rundir.directory import STAGES
 from tests.conftest import write_qa
@@ -86,7 +86,7 @@ evaluate: {{max_new_tokens: 8}}
             encoding="utf-8",
         )
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "APPLIANCE_CACHE_DIR": str(self.folder / "cache")}
-        environment |= {_OWNER: str(self.folder), "TMPDIR": str(self.temporary)}
+        environment |= {_OWNER: str(self.folder), "TMPDIR": str(self.temporary), signals.ONE_PRESS_VARIABLE: "0"}
         self._zygote = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "tests.whole_runs.faults.zygote"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True,
