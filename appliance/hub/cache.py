@@ -17,11 +17,12 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Literal
 
 from appliance.errors import HubError
@@ -154,13 +155,12 @@ class Snapshot:
         size = sum(stamp[0] for stamp in unread.values())
         if size >= _SHOWN_FROM_BYTES:
             console.say(f"reading {disk.human(size)} of {self.repo_id} to compare it with the Hub's hashes")
-        with ThreadPoolExecutor(_THREADS) as pool:  # hashlib releases the GIL
-            found = pool.map(lambda name: self.files[name].fault(self.dir / name), unread)
-            for (name, stamp), fault in zip(unread.items(), found, strict=True):
-                if fault:
-                    faults[name] = fault
-                else:
-                    self._right[name] = stamp
+        found = _in_threads(lambda name: self.files[name].fault(self.dir / name), unread)
+        for name, stamp in unread.items():
+            if found[name]:
+                faults[name] = found[name]
+            else:
+                self._right[name] = stamp
         return faults
 
     def save(self) -> None:
@@ -240,6 +240,36 @@ def _changed(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:  # it was just removed
         return time.time()
+
+
+def _in_threads(work: Callable[[str], str], names: Collection[str]) -> dict[str, str]:
+    """Name -> what `work` returns for it, or raises; hashlib releases the GIL.
+
+    Not by an executor: a signal would wait until it has read every file, and one that comes as it hands something over
+    leaves a lock taken, for which it waits at its end. These threads are not waited for; they end with the process.
+    """
+    todo, done = SimpleQueue[str](), SimpleQueue[tuple[str, str | Exception]]()
+    for name in names:
+        todo.put(name)
+
+    def work_off() -> None:
+        with suppress(Empty):
+            while True:
+                name = todo.get_nowait()
+                try:
+                    done.put((name, work(name)))
+                except Exception as error:  # noqa: BLE001  raised again by whoever waits for it
+                    done.put((name, error))
+
+    for _ in range(min(_THREADS, len(names))):
+        Thread(target=work_off, daemon=True).start()
+    found: dict[str, str] = {}
+    while len(found) < len(names):
+        name, answer = done.get()
+        if isinstance(answer, Exception):
+            raise answer
+        found[name] = answer
+    return found
 
 
 def _git_sha1(path: Path) -> str:
