@@ -17,7 +17,7 @@ from pathlib import Path
 
 from appliance.cli import answers_shown, chat_session, line_editor
 from appliance.cli.options import USUAL_CACHE_DIR
-from appliance.errors import RecipeError
+from appliance.errors import RecipeError, RunDirError
 from appliance.process import console
 from appliance.rundir import find as rundir_find
 from appliance.rundir import proven
@@ -109,7 +109,7 @@ def _how_asked(keeps_turns: bool, trained_on_turns: bool) -> str:
 
 def ask(words: Sequence[str], runs_dir: Path, asking: Asking, *, input_text: str, as_json: bool) -> None:
     """Answer one question: `words`, the first of which may be a run directory. Raises what `chat` raises."""
-    run_path, question = split_words(words)
+    run_path, question = split_words(words, runs_dir)
     run_path = proven.find(run_path, runs_dir)
     if asking.compares:
         _ask_both(_both(run_path, asking), question, input_text, as_json=as_json)
@@ -135,11 +135,17 @@ def _ask_both(both: BothModels, question: str, input_text: str, *, as_json: bool
     answers_shown.tell_cut(tuned, both.tuned, "tuned: ")
 
 
-def split_words(words: Sequence[str]) -> tuple[Path | None, str]:
-    """(run directory or None, question). Raises RecipeError: no question. RunDirError: a mistyped run directory."""
+def split_words(words: Sequence[str], runs_dir: Path) -> tuple[Path | None, str]:
+    """(run directory or None, question). Raises RecipeError: no question. RunDirError: a mistyped run directory.
+
+    So is the name of a run in `runs_dir` alone: the newest model would be asked, with that name in the question.
+    """
     first, *rest = words
     path = Path(first)
     is_run = (path / "recipe.yaml").is_file()
+    if rest and not is_run and "/" not in first and (runs_dir / first / "recipe.yaml").is_file():
+        hint = f"did you mean {runs_dir / first}? A question that begins with {first!r} goes into quotes, whole"
+        raise RunDirError(f"{first} is not a run directory", hint=hint)
     if is_run or (rest and (path.is_dir() or ("/" in first and path.parent.is_dir()))):
         rundir_find.require_run(path)
         words = rest

@@ -14,6 +14,7 @@ from appliance.prompt.batch import IGNORED
 from appliance.prompt.format import Encoded, Prompt
 from appliance.recipe.resolve import load
 from appliance.rows import csv_file
+from appliance.rundir import find as rundir_find
 from appliance.rundir.directory import RunDir
 from appliance.tasks.task import Task
 from appliance.wording import counted
@@ -24,10 +25,10 @@ def inspect(run_path: Path, line: int | None, cache_dir: Path) -> list[str]:
 
     Raises RunDirError: not a prepared run. DataError: no such row in it.
     """
+    rundir_find.require_run(run_path)
     if not (run_path / "prepare" / "stage.json").is_file():
-        hint = "run `appliance prepare` first; `appliance status` lists the runs"
-        raise RunDirError(f"{run_path}: no prepared rows here", hint=hint)
-    run_path = run_path.absolute()  # a run called `demo` is not the shipped recipe
+        raise RunDirError(f"{run_path}: no prepared rows here", hint=f"run `appliance prepare {run_path}` first")
+    shown, run_path = run_path, run_path.absolute()  # a run called `demo` is not the shipped recipe
     recipe = load(str(run_path)).recipe
     job = Job(load(str(run_path)), RunDir(run_path), cache_dir)
     if job.trained_dir.is_dir():
@@ -41,7 +42,7 @@ def inspect(run_path: Path, line: int | None, cache_dir: Path) -> list[str]:
                 encoded = prompt.encode(*cells, row.answer_start, loss_on=loss_on)
                 name, show = f"[bold]row {row.line}[/] ({side})", _SHOWN[job.task.answers_with]
                 return list(show(name, prompt, encoded, job.task, run_path / "prepare"))
-    raise DataError(f"{run_path}: row {line} is not in train, val or test", hint="prepare/rows.csv lists every row")
+    raise DataError(f"{shown}: row {line} is not in train, val or test", hint="prepare/rows.csv lists every row")
 
 
 def _text(name: str, prompt: Prompt, encoded: Encoded, task: Task, prepare_dir: Path) -> Iterator[str]:  # noqa: ARG001

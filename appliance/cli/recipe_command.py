@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from appliance.cli.help import HelpCommand
@@ -36,7 +37,21 @@ class RecipeCommand(HelpCommand):
             option = getattr(error, "option_name", None)
             if isinstance(option, str) and hasattr(error, "possibilities"):
                 error.possibilities = _as_set(option, typed) or error.possibilities
+            extra = re.fullmatch(r"Got unexpected extra arguments?.* \((.+)\)", getattr(error, "message", ""))
+            if extra and (instead := _instead_of(extra[1].split()[0])):
+                error.message += f" Did you mean {instead}?"  # type: ignore[attr-defined]
             raise
+
+
+def _instead_of(extra: str) -> str:
+    """What an argument too many was probably meant to be; empty if nobody knows."""
+    from appliance.recipe.resolve import is_csv, near_field, shipped
+
+    if extra in shipped():
+        return f"{extra} --set data.csv=FILE"
+    if "=" in extra and near_field(extra.partition("=")[0]):
+        return f"--set {extra}"
+    return f"--set data.csv={extra}" if is_csv(extra) else ""
 
 
 def _as_set(option: str, typed: list[str]) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from appliance.listening.door import App
 from appliance.process import known_secrets, signals
 
 INSTALL = "uv pip install -c constraints.txt '.[web]'"
+_ADDRESSES = "127.0.0.1 is the default; 0.0.0.0 is all of this machine's"
 _MOST_CONNECTIONS = 128
 _OF_THE_EXTRA = ("uvicorn", "starlette", "sse_starlette", "anyio")
 
@@ -21,20 +24,27 @@ _OF_THE_EXTRA = ("uvicorn", "starlette", "sse_starlette", "anyio")
 def token_of(
     token_file: Path | None, *, option: str, variable: str, environ: Mapping[str, str] = os.environ
 ) -> str | None:
-    """The token, masked from here on in whatever is written. Raises RecipeError: it cannot be read.
+    """The token, masked from here on in whatever is written.
+
+    Raises RecipeError: it cannot be read, or no request can carry it.
 
     `option`: what named the file, which wins over `variable`, one of the environment.
     """
-    token, hint = environ.get(variable) or None, "name a file that holds the token alone"
+    given_by, token = variable, environ.get(variable, "").strip() or None
+    hint = "name a file that holds the token alone"
     if token_file is not None:
+        given_by = f"{option} {token_file}"
         try:
-            token = token_file.read_text(encoding="utf-8").strip()
+            token = token_file.read_text(encoding="utf-8-sig").strip()  # Notepad begins a file with a BOM
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
             raise RecipeError(f"{option} {token_file}: {reason}", hint=hint) from error
         if not token:
             raise RecipeError(f"{option} {token_file} is empty", hint=hint)
     known_secrets.learn(token)
+    if token and not re.fullmatch("[ -~]+", token):
+        what = f"holds {len(lines)} lines" if len(lines := token.splitlines()) > 1 else "holds more than visible ASCII"
+        raise RecipeError(f"{given_by} {what}: no client could give that in a header", hint=hint)
     return token
 
 
@@ -66,18 +76,19 @@ class Place:
         except (OSError, UnicodeError) as error:
             raise RecipeError(
                 f"--host {host}: not an address of this machine",
-                hint="127.0.0.1 is the default; 0.0.0.0 is all of them",
+                hint=_ADDRESSES,
             ) from error
         return cls(host, found[0], str(found[4][0]), port)
 
     def listen(self) -> socket.socket:
-        """Raises EnvironmentUnavailable: the port is taken, or may not be used."""
+        """Raises EnvironmentUnavailable: the port is taken, or may not be used, or the address is another machine's."""
         try:
             return socket.create_server((self.address, self.port), family=self.family)
         except OSError as error:
+            is_elsewhere = error.errno == errno.EADDRNOTAVAIL
             raise EnvironmentUnavailable(
-                f"cannot listen on {self.host} port {self.port}: {error.strerror}",
-                hint="another port: --port NUMBER; 0 takes any free one",
+                f"cannot listen on {self.host} port {self.port}: {os.strerror(error.errno or 0)}",
+                hint=_ADDRESSES if is_elsewhere else "another port: --port NUMBER; 0 takes any free one",
             ) from error
 
     def url(self, listening: socket.socket, *, published_on_loopback: bool) -> str:

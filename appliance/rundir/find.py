@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import time
 from collections.abc import Mapping
@@ -40,10 +41,20 @@ def shown_path(path: Path, runs_dir: Path) -> Path:
 
 
 def require_run(run_path: Path) -> None:
-    """Raises RunDirError if there is no run in this folder."""
+    """Raises RunDirError if there is no run in this folder. Its hint names the one that was probably meant."""
     if not (run_path / "recipe.yaml").is_file():
         hint = "`appliance check RECIPE` or `appliance run RECIPE` starts a run; `appliance status` lists them"
+        if meant := _meant(run_path):
+            hint = f"did you mean {meant}? `appliance status` lists the runs"
         raise RunDirError(f"{run_path} is not a run directory", hint=hint)
+
+
+def _meant(path: Path) -> Path | None:
+    """The run that `path` lies in, or one of a like name beside it; for a name alone, one in the runs directory."""
+    around = next((parent for parent in path.parents if (parent / "run.json").is_file()), None)
+    runs_dir = path.parent if path.parent.name else Path(os.environ.get("APPLIANCE_RUNS_DIR") or "runs")
+    runs = {found.parent.name: found.parent for found in runs_dir.glob("*/recipe.yaml")}
+    return around or next((runs[name] for name in difflib.get_close_matches(path.name, runs, n=1)), None)
 
 
 def newest_run(runs_dir: Path) -> Path:

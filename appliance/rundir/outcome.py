@@ -19,6 +19,7 @@ from appliance.rundir.directory import RunDir
 
 Kind = Literal["stopped", "refused", "failed"]
 _FILE = "ended.json"
+_LONGEST = 300  # characters of a message
 # These say no before harm is done; every other error is a failure of what was tried.
 _REFUSALS = (RecipeError, DataError, EnvironmentUnavailable, GateRefused, RunDirError)
 
@@ -31,10 +32,17 @@ def recorded(run_dir: RunDir) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        message = redact.redact(str(error).partition("\n")[0], redact.names_here())
+        message = _in_one_line(redact.redact(str(error), redact.names_here()))
         with suppress(OSError):  # a full disk: the error itself matters more
             files.write_json(path, {"kind": kind_of(error), "stage": run_dir.under_way, "message": message})
         raise
+
+
+def _in_one_line(message: str) -> str:
+    """The first line; if it announces a list, that too. Of a long one the beginning."""
+    first = message.partition("\n")[0]
+    text = " ".join(message.split()) if first.endswith(":") else first
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 def kind_of(error: BaseException) -> Kind:

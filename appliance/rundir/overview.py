@@ -10,7 +10,7 @@ from appliance.errors import RunDirError
 from appliance.findings import qualified
 from appliance.process import files
 from appliance.rundir import earlier_compared, outcome, results
-from appliance.rundir.directory import STAGES, RunDir
+from appliance.rundir.directory import MADE_FROM, STAGES, RunDir
 
 COLUMNS = ("run", "state", "time", "base → tuned", "verdict")
 # What reading a file raises that is missing, cut off, or of another shape: one of them must not hide the other runs.
@@ -51,13 +51,15 @@ def of_run(run_dir: RunDir, *, at_work: bool | None = None) -> dict[str, Any]:
     ended = outcome.last(run_dir)
     begun = [stage for stage in STAGES if states[stage]]
     unfinished = [stage for stage in begun if states[stage] == "stopped"]
-    stage = ended.get("stage") or (unfinished or begun or [""])[-1]
+    damaged = [stage for stage in STAGES if states[stage] == "damaged"]
+    gone = [stage for stage in MADE_FROM if states["publish"] == "done" and not states[stage]]
+    stage = (damaged or [ended.get("stage", "")])[0] or (gone or unfinished or begun or [""])[-1]
     running = run_dir.is_locked if at_work is None else at_work
     if running:
         state = "running"
-    elif "damaged" in states.values():
+    elif damaged:
         state = "damaged"
-    elif states["publish"] == "done":
+    elif all(states[stage] == "done" for stage in MADE_FROM):
         state = "done"
     else:
         state = ended.get("kind") or ("stopped" if unfinished else "unfinished")

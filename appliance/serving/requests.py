@@ -49,9 +49,15 @@ class BadRequest(Exception):
         self.message, self.param, self.code = message, param, code
 
 
-def _listed(make: Callable[[str], Any]) -> BeforeValidator:
-    """A text alone counts as a list of one."""
-    return BeforeValidator(lambda value: [make(value)] if isinstance(value, str) else value)
+def _listed(make: Callable[[str], Any], others: str) -> BeforeValidator:
+    """A text alone counts as a list of one. Raises ValueError: neither that nor a list; `others`: what it may hold."""
+
+    def listed(value: Any) -> Any:
+        if value is not None and not isinstance(value, str | list):
+            raise ValueError(f"expected a text or a list of {others}")
+        return [make(value)] if isinstance(value, str) else value
+
+    return BeforeValidator(listed)
 
 
 def _prompt(value: Any) -> Any:
@@ -72,7 +78,7 @@ class _Part(BaseModel):
 class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid")
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[_Part], _listed(lambda text: {"type": "text", "text": text})]
+    content: Annotated[list[_Part], _listed(lambda text: {"type": "text", "text": text}, "text parts")]
     name: str | None = None
     refusal: None = None
 
@@ -87,7 +93,9 @@ class _StreamOptions(BaseModel):
     include_obfuscation: bool | None = None
 
 
-_Stops = Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=4), _listed(str)]
+_Stops = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=4), _listed(str, "texts")
+]
 
 
 class Asked(BaseModel):
@@ -135,6 +143,8 @@ class AskedInChat(Asked):
     def _ends_with_a_question(self) -> AskedInChat:
         if self.messages[-1].role != "user":
             raise ValueError("the last message must have the role user: it is what is answered")
+        if not self.messages[-1].text.strip():
+            raise ValueError("the last message is empty: it is what is answered")
         return self
 
     @property

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.errors import RecipeError
+from appliance.errors import EnvironmentUnavailable, RecipeError
 from appliance.listening import door, start
 from appliance.machine import place
 from appliance.process import known_secrets
@@ -55,3 +55,29 @@ def test_where_the_token_comes_from(tmp_path: Path) -> None:
     for wrong in (path, tmp_path / "none", tmp_path):
         with pytest.raises(RecipeError, match=re.escape(f"--a-file {wrong}")):
             token_of(wrong, environ=from_variable)
+
+
+def test_a_token_that_no_request_can_carry_is_refused_at_the_start(tmp_path: Path) -> None:
+    """The server started, and refused whoever gave it."""
+    path = tmp_path / "token"
+    for text, seen in ((f"{TOKEN}\n{TOKEN}\n", "holds 2 lines"), ("열려라 참깨 열려라 참깨 열려라", "visible ASCII")):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(RecipeError, match=f"--a-file {re.escape(str(path))} .*{seen}") as caught:
+            token_of(path)
+        with pytest.raises(RecipeError, match=f"A_VARIABLE .*{seen}"):
+            token_of(None, environ={"A_VARIABLE": text})
+        assert text.strip() not in f"{caught.value}{caught.value.hint}"
+
+
+def test_what_windows_and_shells_put_around_a_token_is_none_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_bytes(b"\xef\xbb\xbf" + TOKEN.encode() + b"\r\n")
+    assert token_of(path) == TOKEN
+    assert token_of(None, environ={"A_VARIABLE": f" {TOKEN}\n"}) == TOKEN
+
+
+def test_an_address_of_another_machine_is_not_answered_with_another_port() -> None:
+    with pytest.raises(EnvironmentUnavailable, match=r"cannot listen on 192\.0\.2\.1 port 0: Cannot assign") as caught:
+        start.Place.of("192.0.2.1", 0).listen()
+    assert "127.0.0.1" in caught.value.hint
+    assert "--port" not in caught.value.hint

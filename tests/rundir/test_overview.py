@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -77,6 +78,35 @@ def test_what_a_later_command_met_is_not_why_a_finished_run_ended(tmp_path: Path
         raise DataError("`prepare` ran with other inputs")
     (told,) = overview(tmp_path)
     assert (told["state"], told["message"], notes(told)) == ("done", "", [])
+
+
+def test_why_a_run_ended_is_told_in_one_line(tmp_path: Path) -> None:
+    """It was the line that announces a list, without the list; and of a refused file the prompts, a screen of them."""
+    run_dir = begun(tmp_path, "shop")
+    for said, told in (("ran with other inputs:\n  base: was a,\n  is b", "ran with other inputs: base: was a, is b"),
+                       ("x" * 301, "x" * 299 + "…")):  # fmt: skip
+        with pytest.raises(DataError), outcome.recorded(run_dir):
+            raise DataError(said)
+        assert overview(tmp_path)[0]["message"] == told
+
+
+def test_a_damaged_stage_is_named_and_not_the_last_one(tmp_path: Path) -> None:
+    run_dir = begun(tmp_path, "shop", *STAGES)
+    (run_dir.path / "train" / "stage.json").write_text("{", encoding="utf-8")
+    run_dir.begin("publish", {})
+    with pytest.raises(GateRefused), outcome.recorded(run_dir):
+        raise GateRefused("no")
+    (told,) = overview(tmp_path)
+    assert row(told, "")[1] == "damaged: train"
+
+
+def test_a_published_run_that_lost_a_stage_is_not_done(tmp_path: Path) -> None:
+    run_dir = begun(tmp_path, "shop", *STAGES)
+    shutil.rmtree(run_dir.path / "rehearse")
+    assert overview(tmp_path)[0]["state"] == "done"  # no release results from it
+    shutil.rmtree(run_dir.path / "evaluate")
+    (told,) = overview(tmp_path)
+    assert row(told, "")[1] == "unfinished: evaluate"
 
 
 @pytest.mark.parametrize("moved", [-86400, 365 * 86400])

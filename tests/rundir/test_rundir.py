@@ -18,6 +18,7 @@ import pytest
 from appliance.errors import EnvironmentUnavailable, RunDirError
 from appliance.process import files
 from appliance.process.files import atomic_dir, atomic_file
+from appliance.rundir import find
 from appliance.rundir.directory import RunDir, fingerprint
 
 INPUTS = {"data.split": "group", "train.seed": 1, "CSV (sha256)": "a" * 64}
@@ -342,3 +343,22 @@ def test_the_record_is_readable_by_machines(run_dir: RunDir) -> None:
     assert set(told) == {"fingerprint", "inputs", "outputs", "seconds", "finished_at", "summary", "peak_memory"}
     assert told["seconds"] >= 0
     assert told["finished_at"].endswith("Z")
+
+
+def test_what_is_no_run_is_answered_with_the_run_that_was_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "runs" / "shop"
+    (run / "merge" / "model").mkdir(parents=True)
+    for name in ("recipe.yaml", "run.json"):
+        (run / name).write_text("", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("APPLIANCE_RUNS_DIR", raising=False)
+    for typed in ("shop", "shop.csv", "runs/shpo", "runs/shop/merge/model", "./runs/shop2"):
+        with pytest.raises(RunDirError, match=f"{typed.removeprefix('./')} is not a run directory") as caught:
+            find.require_run(Path(typed))
+        assert "did you mean runs/shop?" in caught.value.hint
+    with pytest.raises(RunDirError) as caught:
+        find.require_run(Path("something else"))
+    assert "did you mean" not in caught.value.hint
+    find.require_run(run)

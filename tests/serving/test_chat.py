@@ -107,18 +107,28 @@ def test_an_unproven_or_changed_model_is_refused(tmp_path: Path, base_dir: Path)
 
 
 def test_the_first_word_may_be_the_run(tmp_path: Path, run_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert chat.split_words([str(run_path), "가격은?"]) == (run_path, "가격은?")
-    assert chat.split_words([str(run_path), "얼마", "예요?"]) == (run_path, "얼마 예요?")
-    assert chat.split_words(["가격은?"]) == (None, "가격은?")
-    assert chat.split_words(["원/달러", "환율은?"]) == (None, "원/달러 환율은?")
+    split_words = partial(chat.split_words, runs_dir=tmp_path / "runs")
+    assert split_words([str(run_path), "가격은?"]) == (run_path, "가격은?")
+    assert split_words([str(run_path), "얼마", "예요?"]) == (run_path, "얼마 예요?")
+    assert split_words(["가격은?"]) == (None, "가격은?")
+    assert split_words(["원/달러", "환율은?"]) == (None, "원/달러 환율은?")
     monkeypatch.chdir(run_path.parent)
-    assert chat.split_words(["shop", "가격은?"]) == (Path("shop"), "가격은?")
+    assert split_words(["shop", "가격은?"]) == (Path("shop"), "가격은?")
     for words in ([str(run_path)], [" "], [str(run_path), ""]):
         with pytest.raises(RecipeError, match="no question"):
-            chat.split_words(words)
+            split_words(words)
     for mistyped in (str(run_path.parent / "shpo"), str(tmp_path)):
         with pytest.raises(RunDirError, match="not a run directory"):
-            chat.split_words([mistyped, "가격은?"])
+            split_words([mistyped, "가격은?"])
+
+
+def test_the_name_of_a_run_alone_is_not_taken_for_the_question(run_path: Path) -> None:
+    """The newest model was asked instead, with that name before the question."""
+    with pytest.raises(RunDirError, match="shop is not a run directory") as caught:
+        chat.split_words(["shop", "가격은?"], run_path.parent)
+    assert f"did you mean {run_path}?" in caught.value.hint
+    assert chat.split_words(["shop 가격은?"], run_path.parent) == (None, "shop 가격은?")
+    assert chat.split_words(["shop"], run_path.parent) == (None, "shop")
 
 
 # --- the model

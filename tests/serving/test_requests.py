@@ -71,6 +71,10 @@ def test_what_would_change_it_and_is_not_done_is_refused(name: str, nothing: Any
         ({"messages": [{"role": "user"}]}, "messages.0.content", "required"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0.type", "'text'"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "last message must have the role user"),
+        ({"messages": [{"role": "user", "content": " \n"}]}, "messages", "the last message is empty"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages", "the last message is empty"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "a text or a list of text parts"),
+        ({"stop": 5}, "stop", "expected a text or a list of texts"),
     ],
 )  # fmt: skip
 def test_a_fault_names_its_field_and_what_was_seen(fields: dict[str, Any], param: str, said: str) -> None:
