@@ -82,6 +82,8 @@ def explained(
     if number in (errno.ENOSPC, errno.EDQUOT) and path:
         return _no_room(number, path, needed, purpose, hint)
     advice = _HINTS.get(number) or f"give this user ({os.getuid()}:{os.getgid()}) access to it"
+    if number == errno.ENOENT and path is not None and not path.parent.is_dir():
+        advice = f"there is no folder {path.parent}: make it"  # it never was, if the user named it, or it is gone
     other = hint or ("choose a folder on another file system" if number == errno.EROFS else "")
     advice = f"{advice}, or {other}" if other else advice
     text = f"{path or 'writing'!s:.300}: {os.strerror(number)}{_more(number, path)}"

@@ -7,6 +7,7 @@ addresses of `notify` are the only secrets that a recipe may hold (recipe/notify
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -30,7 +31,7 @@ LONGEST_NAME = 255  # bytes that ext4, XFS and overlayfs take for the name of a 
 class Recipe(Section):
     """Everything a run depends on."""
 
-    name: str = Field(pattern=r"^[\w][\w.-]*$", description="Name of the run: its folder under the runs directory.")
+    name: str = Field(description="Name of the run: its folder under the runs directory.")
     task: Literal["causal", "seq2seq", "classify", "extract"] = Field(
         "causal",
         description="What kind of model learns. causal: one that continues text. seq2seq: encoder-decoders like T5. "
@@ -73,6 +74,8 @@ class Recipe(Section):
     @field_validator("name")
     @classmethod
     def _fits_a_folder(cls, value: str) -> str:
+        if not re.fullmatch(r"\w[\w.-]*", value):
+            raise ValueError("expected letters, digits, '_', '-' and '.', the last two not at the beginning")
         if (size := len(value.encode())) > LONGEST_NAME:
             raise ValueError(f"{size} bytes in UTF-8, expected at most {LONGEST_NAME}: it names a folder")
         return value

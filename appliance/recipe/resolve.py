@@ -315,19 +315,12 @@ def _explain(error: Any, origins: Mapping[str, str]) -> str:
         info = _leaves().get(key)
         return f"{key}: required" + (f" ({info.description})" if info else "")
     where = f" ({origins[key]})" if key in origins else ""
-    message = _message(error)
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "string_unicode":
+        message = "a text that UTF-8 can write is needed"
     if error["type"] == "value_error" and isinstance(error["input"], dict):  # of fields together: it names them itself
         return str(message)
     return f"{key}{where}: {message}{_found(key, error['input'])}" if key else message
-
-
-def _message(error: Any) -> str:
-    """What pydantic says, in words for those who do not program."""
-    if error["type"] == "string_unicode":
-        return "a text that UTF-8 can write is needed"
-    if error["type"] == "string_pattern_mismatch":  # only `name` has a pattern
-        return "expected letters, digits, '_', '-' and '.', of which neither '-' nor '.' comes first"
-    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def near_field(key: str) -> str | None:
@@ -351,5 +344,5 @@ def _found(key: str, value: Any) -> str:
 
 def _first_message(error: Exception, key: str) -> str:
     if isinstance(error, ValidationError):
-        return " or ".join(map(_message, error.errors()))
+        return " or ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
     return "not a list in YAML" if notify_addresses.is_secret(key) else str(error)  # PyYAML's errors quote the text

@@ -21,6 +21,7 @@ BAD = "judged bad, and no right answer given"
 OTHER = "another judgement of the same question counts"
 TEST_ROW = "asks what a test row of the run asks"
 _HINT = "an answer judged bad needs a right or a good one to the same question: in the chat, /right TEXT gives it"
+_TAKING = "to have the test rows' questions taken too, --with-test-rows: no score on them counts then"
 Messages = list[dict[str, str]]
 
 
@@ -53,9 +54,16 @@ def rows(judged: Sequence[Judged], *, with_test_rows: bool = False) -> Iterator[
     """A row for each question with an answer that was right, and why each other record becomes none.
 
     A question of a test row is left out, unless `with_test_rows`: a model that learned it could not be tested on it.
+    Raises SourceError: there is no other question.
     """
     counted = _last_words(judged)
     chosen = {one.asked: one for one in counted if one.wanted is not None}
+    if judged and not with_test_rows and all(one.held_out for one in judged):
+        what = f"all {len(judged)} judgements are of" if len(judged) > 1 else "the only judgement is of"
+        raise SourceError(
+            f"no row: {what} answers to questions of test rows, on which a model is scored",
+            hint=f"in the chat, judge answers to other questions; or, {_TAKING}",
+        )
     for one in judged:
         if one.held_out and not with_test_rows:
             yield Dropped(one.where, TEST_ROW)
@@ -101,7 +109,10 @@ def preferences(
                 "rejected": [{"role": "assistant", "content": one.answer}],
             }
     if not found:
-        raise SourceError("no preference pair: no question has both a right and a worse answer", hint=_HINT)
+        others = any(one.held_out for one in judged) and not with_test_rows
+        of = " that no test row asks" if others else ""
+        hint = f"{_HINT}; or, {_TAKING}" if others else _HINT
+        raise SourceError(f"no preference pair: no question{of} has both a right and a worse answer", hint=hint)
     return list(found.values())
 
 

@@ -106,6 +106,10 @@ def _encoding(path: Path) -> str:
     with opened(path) as stream:
         start = stream.read(1024)
     candidates = ["utf-16"] if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ["utf-8-sig", "cp949"]
+    is_mail = b"\x1b$" in start and candidates != ["utf-16"]
+    if is_mail or start.startswith(codecs.BOM_UTF32_LE):  # it would decode as ASCII or UTF-16, to other characters
+        name = "ISO-2022, as mail has it" if is_mail else "UTF-32"
+        raise SourceError(f"{path} is {name}; expected UTF-8 or CP949 text", hint="save the file as UTF-8")
     if b"\0" in start and candidates != ["utf-16"]:
         raise SourceError(
             f"{path}, line {start[: start.index(0)].count(10) + 1}: a NUL byte; expected UTF-8 or CP949 text",

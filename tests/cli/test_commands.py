@@ -207,7 +207,7 @@ FAILURES = [
     ("run demo {holes.csv}", 2, "Did you mean --set data.csv=/"),
     ("run demo data.csv=x.csv", 2, "Did you mean --set data.csv=x.csv?"),
     ("check {shop} demo", 2, "Did you mean demo --set data.csv=FILE?"),
-    ("run demo --set name=a/b", 2, "name (--set): expected letters, digits, '_', '-' and '.', of which"),
+    ("run demo --set name=a/b", 2, "name (--set): expected letters, digits, '_', '-' and '.', the last two not at"),
     ("ask {run}", 2, "no question given"),
     ("ask {nosuchrun} '얼마?'", 8, "nosuchrun is not a run directory"),
     ("ask {run} '얼마?'", 8, "the stage `check` is not done"),

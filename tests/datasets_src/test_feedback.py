@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,20 @@ def test_a_question_of_a_test_row_is_left_out() -> None:
     assert list(feedback.rows(held, with_test_rows=True)) == [Pair("a", "2"), Pair("b", "4")]
     assert [one["prompt"][0]["content"] for one in feedback.preferences(held, user_message)] == ["b"]
     assert len(feedback.preferences(held, user_message, with_test_rows=True)) == 2
+
+
+def test_test_rows_alone_are_answered_with_the_option_that_takes_them() -> None:
+    """`/row` asks nothing else; the file was said to hold no pair, and to be compared with an example."""
+    one = judged(("a", "1", "right", "정답"))[0]
+    alone = [replace(one, held_out=True)]
+    with pytest.raises(SourceError, match="the only judgement is of answers to questions of test rows") as caught:
+        list(feedback.rows(alone))
+    assert "--with-test-rows" in caught.value.hint
+    for records in (alone, [*alone, *judged(("b", "2", "good"))]):
+        with pytest.raises(SourceError) as caught:
+            feedback.preferences(records, user_message)
+        assert "--with-test-rows" in caught.value.hint
+    assert feedback.preferences(alone, user_message, with_test_rows=True)
 
 
 def test_preference_pairs_set_the_right_answer_beside_each_worse_one() -> None:

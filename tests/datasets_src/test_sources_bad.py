@@ -113,6 +113,17 @@ def test_text_that_cp949_only_happens_to_decode_is_refused(
     assert hint == "save the file as UTF-8"
 
 
+@pytest.mark.parametrize("encoding", ["utf-32", "iso2022_kr", "iso2022_jp"])
+def test_text_of_an_encoding_that_decodes_as_another_is_refused(tmp_path: Path, encoding: str) -> None:
+    """ISO-2022 consists of ASCII bytes, and its letters reached the CSV as those."""
+    text = "東京|日本" if encoding == "iso2022_jp" else "가격은?|만 원"
+    message, hint = refusal(tmp_path, delimited.pairs, text.encode(encoding))
+    assert message.startswith(
+        f"in.dat is {'UTF-32' if encoding == 'utf-32' else 'ISO-2022, as mail has it'}; expected "
+    )
+    assert hint == "save the file as UTF-8"
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "cp949"])
 def test_a_text_that_ends_within_a_character_is_cut_off(tmp_path: Path, encoding: str) -> None:
     message, hint = refusal(tmp_path, delimited.pairs, "가격은?|만 원\n배송은?|이틀".encode(encoding)[:-1])

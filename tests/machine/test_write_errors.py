@@ -179,6 +179,8 @@ def test_what_libraries_make_of_a_refusal_is_recognised(what: str, tmp_path: Pat
         ),
         (_oserror(errno.EDQUOT), "/runs/a/x: Disk quota exceeded: 123 bytes", "this user's quota on that disk is used"),
         (_oserror(errno.EROFS), "/runs/a/x: Read-only file system: / is mounted read-only", "mount it writable"),
+        (_oserror(errno.ENOENT), "/runs/a/x: No such file or directory", "there is no folder /runs/a: make it; then"),
+        (OSError(errno.ENOENT, "", "/x"), "/x: No such file or directory", "something moved or removed it while"),
         (_oserror(errno.EACCES), "/runs/a/x: Permission denied", f"give this user ({os.getuid()}:{os.getgid()}) acc"),
         (_oserror(errno.EIO), "/runs/a/x: Input/output error", "look at the disk or network share"),
         (_oserror(errno.ESTALE), "/runs/a/x: Stale file handle", "look at the disk or network share"),
