@@ -6,6 +6,7 @@ section by section. All of it is there without scripts; assets/*.js add filters,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -151,6 +152,7 @@ def _environment(package: str) -> Environment:
         "percent": "{:.1%}".format,
         "duration": console.duration,
         "printable": as_text,
+        "name": _as_name,
         "plain": terminal.printable,
         "data": _as_data,
         "qualified": qualified,
@@ -171,6 +173,12 @@ def _harmless(value: object) -> object:
 def as_text(text: str) -> Markup:
     """Somebody's text in a page: nothing in it acts, and its direction ends with it."""
     return Markup("<bdi>{}</bdi>").format(terminal.printable(text))
+
+
+def _as_name(text: str) -> Markup:
+    """As `as_text`; a line may break behind a slash or an underscore, and so need not within a word."""
+    parts = re.split("(?<=[/_])", terminal.printable(text))
+    return Markup("<bdi>{}</bdi>").format(Markup("<wbr>").join(parts))
 
 
 def _as_data(value: Any) -> Markup:

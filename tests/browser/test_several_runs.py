@@ -74,7 +74,32 @@ CUT = """cells => cells.filter((cell) => cell.scrollWidth > cell.clientWidth + 1
     || cell.getBoundingClientRect().right > innerWidth + 1).map((cell) => cell.textContent)"""
 
 
-@pytest.mark.parametrize(("media", "width"), [("print", 700), ("screen", 660)])
+# Words that are laid out on two lines, in cells and headings that are seen.
+BROKEN = r"""cells => cells.filter((cell) => cell.getBoundingClientRect().right > 0).flatMap((cell) => {
+    const found = [], texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT), word = document.createRange();
+    while (texts.nextNode())
+        for (const match of texts.currentNode.textContent.matchAll(/[A-Za-z0-9]+/g)) {
+            word.setStart(texts.currentNode, match.index);
+            word.setEnd(texts.currentNode, match.index + match[0].length);
+            if (new Set([...word.getClientRects()].map((box) => Math.round(box.top))).size > 1) found.push(match[0]);
+        }
+    return found;
+})"""
+
+
+@pytest.mark.parametrize("width", [600, 700, 740, 760, 900, 1000, 1280])
+@pytest.mark.parametrize("is_fleet", [False, True])
+def test_no_word_is_broken_in_a_table(is_fleet: bool, width: int, tmp_path: Path, visit: Callable[..., Any]) -> None:
+    names = ("plain", "learning-rate-2e-4", "with-paraphrases", "seed_17_rank_32", "bert-classify-long", "batch-16")
+    runs = [shown_run(tmp_path / name) for name in names]
+    if is_fleet:
+        path = compare.write_apart(runs, tmp_path / compare.FILE)
+    else:
+        path = compare.write_html(runs, tmp_path / compare.FILE, [facts.of(run) for run in runs])
+    assert visit(path, width=width).locator("#runs :is(th, td), #scores :is(th, td)").evaluate_all(BROKEN) == []
+
+
+@pytest.mark.parametrize(("media", "width"), [("print", 700), ("screen", 660), ("screen", 750)])
 def test_nothing_is_cut_on_paper_and_on_a_tablet(
     media: str, width: int, report: Path, visit: Callable[..., Any]
 ) -> None:
