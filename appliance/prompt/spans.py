@@ -68,7 +68,8 @@ def place_of(context: str, offsets: Sequence[tuple[int, int]], first: int, last:
     """The characters of the context that these tokens stand for, without the spaces around them, which byte-level
     tokens bring with a word.
 
-    Whole letters: a tokenizer that composes letters, or drops accents, may not say that a mark belongs to one.
+    Whole letters and emoji: a tokenizer that composes letters, drops accents or has one token a character may not say
+    what belongs together.
     """
     begin, end = offsets[first][0], offsets[last][1]
     while continues(context, begin):
@@ -80,11 +81,28 @@ def place_of(context: str, offsets: Sequence[tuple[int, int]], first: int, last:
 
 
 def continues(text: str, i: int) -> bool:
-    """Whether a character at `i` belongs to a letter that began before it: a mark, or a later jamo of a syllable.
-
-    Hangul's medial vowels and final consonants compose with what is before them, and have no combining class.
-    """
-    return 0 < i < len(text) and (unicodedata.combining(text[i]) != 0 or "\u1160" <= text[i] <= "\u11ff")
+    """Whether the character at `i` belongs to a letter or an emoji that began before it (UAX #29)."""
+    if not 0 < i < len(text):
+        return False
+    one, joiner = text[i], text[i - 1]
+    kind = unicodedata.category(one)
+    if kind in ("Mn", "Mc", "Me") or one in "\u0e33\u0eb3\u200c\u200d\uff9e\uff9f":  # accents, vowel signs, joiners
+        return True
+    if "\u1160" <= one <= "\u11ff" or "\ud7b0" <= one <= "\ud7fb":  # later parts of a Hangul syllable
+        return True
+    if "\U0001f3fb" <= one <= "\U0001f3ff" or "\U000e0020" <= one <= "\U000e007f":  # skin tones, tags of a flag
+        return True
+    if "\U0001f1e6" <= one <= "\U0001f1ff":  # two of these are a flag
+        first = i
+        while first and "\U0001f1e6" <= text[first - 1] <= "\U0001f1ff":
+            first -= 1
+        return (i - first) % 2 == 1
+    if joiner == "\u200d" and kind in ("So", "Sm"):  # the next part of an emoji
+        return True
+    if joiner == "\u200d":
+        joiner = text[i - 2 : i - 1]
+    # the next consonant of a conjunct; in other scripts, such as Tamil, the sign joins nothing
+    return kind == "Lo" and joiner in tuple("\u094d\u09cd\u0acd\u0b4d\u0c4d\u0d4d")
 
 
 def text_of(context: str, offsets: Sequence[tuple[int, int]], first: int, last: int) -> str:

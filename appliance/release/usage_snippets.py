@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from appliance.prompt import spans
 from appliance.tasks import causal
 from appliance.tasks.task import Task
 
@@ -100,10 +102,7 @@ import torch
 {loading}
 
 
-def is_mark(character):
-    """Whether it belongs to the letter before it: an accent, or a later part of decomposed Hangul."""
-    return unicodedata.combining(character) != 0 or "\\u1160" <= character <= "\\u11ff"
-
+{inspect.getsource(spans.continues)}
 
 def answers(question, context):
     """The likeliest parts of the context, best first, each with its score."""
@@ -121,9 +120,9 @@ def answers(question, context):
         for score, place in zip(best.values.tolist(), best.indices.tolist()):
             begin = int(windows["offset_mapping"][i, first + place // size, 0])
             stop = int(windows["offset_mapping"][i, first + place % size, 1])
-            while 0 < begin and is_mark(context[begin]):
+            while continues(context, begin):
                 begin -= 1
-            while stop < len(context) and is_mark(context[stop]):
+            while continues(context, stop):
                 stop += 1
             text = context[begin:stop].strip()
             scored[text] = max(score, scored.get(text, score))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import regex  # with transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from appliance.errors import DataError, EnvironmentUnavailable
@@ -89,6 +91,40 @@ def test_a_span_is_cut_out_of_the_files_own_characters(kind: str, spelt: type[st
         words = {word.strip("—.! ") for word in context.split()} | {answer}
         assert "roberta" not in kind or text == answer
         assert text == answer or any(text.strip(".,!— ") in word for word in words)
+
+
+# Accents, Hangul apart (also old), emoji that are joined, coloured or styled, flags, a keycap, vowel signs, conjuncts
+# of Indic scripts, Thai, Lao and half-width kana; and signs that join nothing.
+CLUSTERS = [
+    *("é", "a\u0301\u0323", nfd("한글"), nfd("값"), "\u1112\u119e\u11ab", "ｶﾞ", "กำ", "น้ำ", "ຳກ", "가", "漢"),
+    *("👩‍👩‍👧", "👍🏽", "❤️‍🔥", "❤️", "👩🏽‍⚕️", "🇰🇷", "🇰🇷🇯🇵", "1️⃣", "🙂", "♂", "a\u200db"),
+    "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",
+    *("कि", "क्षि", "क्‍ष", "र्क", "কি", "কো", "ক্ষ", "கு", "க்க", "మ్మా", "ന്റെ", "ab", " ", "x"),
+]
+
+
+def test_what_belongs_together_is_what_unicode_says() -> None:
+    chosen = random.Random(1)
+    for text in [*CLUSTERS, *("".join(chosen.choices(CLUSTERS, k=6)) for _ in range(500))]:
+        begins, at = set(), 0
+        for cluster in regex.findall(r"\X", text):
+            begins.add(at)
+            at += len(cluster)
+        assert {i for i in range(len(text)) if not spans.continues(text, i)} == begins, ascii(text)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "bert"])
+@pytest.mark.parametrize("answer", [one for one in CLUSTERS if one.strip() and len(regex.findall(r"\X", one)) == 1])
+def test_no_answer_ends_within_a_letter_or_an_emoji(kind: str, answer: str) -> None:
+    context = f"답은 {answer}{answer} 이다."
+    offsets = bound(kind).read(QUESTION, context).offsets
+    begin = context.index(answer)
+    for first in range(len(offsets)):
+        for last in range(first, len(offsets)):
+            place = spans.place_of(context, offsets, first, last)
+            assert not any(
+                begin + k * len(answer) < one < begin + (k + 1) * len(answer) for one in place for k in (0, 1)
+            )
 
 
 @pytest.mark.parametrize("kind", KINDS)
