@@ -143,14 +143,14 @@ def from_ids(base_dir: Path, backend: Tokenizer) -> dict[str, str]:
     return {name: text for name, text in texts.items() if text is not None}
 
 
-def takes_types(base_dir: Path) -> bool:
-    """Whether a base has embeddings for types of tokens, by its config.json: DistilBERT and causal models don't."""
+def types(base_dir: Path) -> int:
+    """How many types of tokens a base knows, by its config.json: BERT 2, RoBERTa 1, DistilBERT and causal models 0."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     config = read(base_dir / "config.json")
     kind = config.get("model_type")
-    by_default = hasattr(CONFIG_MAPPING[kind], "type_vocab_size") if kind in CONFIG_MAPPING else True
-    return by_default or "type_vocab_size" in config
+    by_default = getattr(CONFIG_MAPPING[kind], "type_vocab_size", 0) if kind in CONFIG_MAPPING else 1
+    return int(config.get("type_vocab_size", by_default))
 
 
 def settings(folder: Path) -> dict[str, Any]:

@@ -19,21 +19,22 @@ TRACES = frozenset(
     {"name_or_path", "tokenizer_file", "special_tokens_map_file", "vocab_file", "merges_file", "files_loaded"}
     | {"is_local", "local_files_only", "_commit_hash", "auto_map", "device_map", "backend"}
 )
-_INPUTS = ["input_ids", "attention_mask"]  # of a causal LM; 4's plain class would make token_type_ids, too
 _TYPES = "token_type_ids"
+_INPUTS = ["input_ids", "attention_mask"]  # of a causal LM; 4's plain class would make token_type_ids, too
+_WITH_TYPES = ["input_ids", _TYPES, "attention_mask"]  # of BERT and ELECTRA; 5's plain class would not make them
 _FURTHER_NAMES = ("mask_token", "sep_token", "cls_token")
 _VERY_LONG = int(1e30)  # what transformers saves for "no limit": VERY_LARGE_INTEGER in tokenization_utils_base.py
 
 
-def candidates(own: Mapping[str, Any], prompt: Prompt, *, takes_types: bool = True) -> Iterator[dict[str, Any]]:
+def candidates(own: Mapping[str, Any], prompt: Prompt, *, types: int = 1) -> Iterator[dict[str, Any]]:
     """What to save, best first: the base's own class; then the class that takes tokenizer.json as it is.
 
-    `own`: the base's settings (`tokenizer.settings`); `takes_types`: see tokenizer.takes_types. The second is for bases
+    `own`: the base's settings (`tokenizer.settings`); `types`: see tokenizer.types. The second is for bases
     whose class rebuilds the tokenizer by rules that are not those of its tokenizer.json, such as Llama 2's in
     transformers 5.
     """
     kept = readable(own)
-    if not takes_types and _TYPES in (kept.get("model_input_names") or ()):
+    if not types and _TYPES in (kept.get("model_input_names") or ()):
         kept["model_input_names"] = _without_types(kept["model_input_names"])
     for name, text in (("pad_token", prompt.pad_token), ("eos_token", prompt.tokenizer_eos)):
         if token_text(kept.get(name)) != text:  # EOS: config.json's, or another that the base trained
@@ -42,7 +43,7 @@ def candidates(own: Mapping[str, Any], prompt: Prompt, *, takes_types: bool = Tr
         kept["add_prefix_space"] = True  # transformers 4 would take it out of the tokenizer otherwise
     if kept.get("tokenizer_class") != PLAIN_CLASS:
         yield kept
-    plain = {"tokenizer_class": PLAIN_CLASS, "model_input_names": kept.get("model_input_names", _INPUTS)}
+    plain = {"tokenizer_class": PLAIN_CLASS, "model_input_names": kept.get("model_input_names", _inputs(types))}
     yield kept | _missing(kept, prompt) | plain
 
 
@@ -57,6 +58,11 @@ def readable(own: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(kept.get("model_specific_special_tokens"), dict):
         kept["extra_special_tokens"] = kept.pop("model_specific_special_tokens") | kept.get("extra_special_tokens", {})
     return kept
+
+
+def _inputs(types: int) -> list[str]:
+    """What a tokenizer makes that doesn't say so: types of tokens if its model tells any apart."""
+    return _WITH_TYPES if types > 1 else _INPUTS
 
 
 def _without_types(names: Iterable[str]) -> list[str]:
@@ -79,13 +85,13 @@ def differences(
     trained: Mapping[str, str | None],
     is_special: Callable[[str], bool],
     *,
-    takes_types: bool = True,
+    types: int = 1,
 ) -> list[str]:
     """Fields of a released tokenizer_config.json that are neither the base's nor one of our changes.
 
     `own`, `released`: settings as `tokenizer.settings` reads them. `trained`: pad_token and, if training
     chose another than the tokenizer's, eos_token. `is_special`: whether a text is one of the base's added tokens; only
-    those may get a name that the base left to its class or its config.json. `takes_types`: see tokenizer.takes_types.
+    those may get a name that the base left to its class or its config.json. `types`: see tokenizer.types.
     """
     ours, theirs = _normal(released), _normal(own)
     found = []
@@ -95,9 +101,9 @@ def differences(
             continue
         if field == "tokenizer_class" and value == PLAIN_CLASS:
             continue
-        if field == "model_input_names" and (base, value) == (None, _INPUTS):
-            continue
-        if field == "model_input_names" and not takes_types and value == _without_types(base or ()):
+        if field == "model_input_names" and base is None and value in (_inputs(types), _INPUTS):
+            continue  # the second also of BERT, in releases of earlier versions
+        if field == "model_input_names" and not types and value == _without_types(base or ()):
             continue  # transformers 4 gives a model whatever its tokenizer makes
         if field in (*NAMES, *_FURTHER_NAMES) and base is None and is_special(str(value)):
             continue

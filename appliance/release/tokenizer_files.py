@@ -58,8 +58,8 @@ def differences(folder: Path, base_dir: Path, chosen: Mapping[str, str | None]) 
         stored = json.loads(_text_of(base_dir))
         return {str(token["content"]) for token in stored["added_tokens"]} | {str(stored["model"].get("unk_token"))}
 
-    takes_types = prompt_tokenizer.takes_types(base_dir)
-    found = tokenizer_config.differences(theirs, ours, chosen, lambda text: text in special(), takes_types=takes_types)
+    types = prompt_tokenizer.types(base_dir)
+    found = tokenizer_config.differences(theirs, ours, chosen, lambda text: text in special(), types=types)
     if not _same(folder / prompt_tokenizer.FILE, base_dir / prompt_tokenizer.FILE):
         named = {str(token_text(v)) for one in (ours, theirs) for k, v in one.items() if k.endswith("_token")}
         found += _of_tokenizers(_normal(_text_of(base_dir), named), _normal(_text_of(folder), named))

@@ -32,8 +32,8 @@ def write(folder: Path, base_dir: Path, prompt: Prompt, conversations: Sequence[
         saved.mkdir()
         _copy(base_dir, prompt, saved)
         found = None
-        own, takes_types = tokenizer.read(base_dir / tokenizer.CONFIG), tokenizer.takes_types(base_dir)
-        for config in tokenizer_config.candidates(own, prompt, takes_types=takes_types):
+        own, types = tokenizer.read(base_dir / tokenizer.CONFIG), tokenizer.types(base_dir)
+        for config in tokenizer_config.candidates(own, prompt, types=types):
             files.write_json(saved / tokenizer.CONFIG, config)
             as_a_model = _as_a_model(saved, base_dir, model)
             with tokenizer.loading(base_dir):  # also its config.json, which nothing else of transformers has read yet

@@ -67,6 +67,21 @@ def test_a_tokenizer_makes_no_types_of_tokens_for_a_model_that_takes_none(
         assert "model_input_names: base" in tokenizer_files.gate(release, run_path, base).meaning
 
 
+@pytest.mark.parametrize(("kind", "types"), [("bert", True), ("electra", True), ("roberta", False)])
+def test_a_tokenizer_makes_types_of_tokens_for_a_model_that_tells_them_apart(
+    kind: str, types: bool, tmp_path: Path
+) -> None:
+    """Also if the base leaves that to its class, and the release has the class that takes tokenizer.json as it is."""
+    base = tiny_encoder(tmp_path / "base", kind)
+    assert "model_input_names" not in files.read_object(base / "tokenizer_config.json")
+    release, run_path = run_of(tmp_path, base, "source")
+    for part in ("model", "adapter"):
+        given = AutoTokenizer.from_pretrained(release / part)("사과", "배")
+        assert ("token_type_ids" in given) == types
+        assert not types or sorted(set(given["token_type_ids"])) == [0, 1]
+    assert tokenizer_files.gate(release, run_path, base).passed
+
+
 def test_an_eos_that_training_chose_passes(tmp_path: Path) -> None:
     base = qwen_folder(tmp_path / "base")
     words = tokenizer.load(base)

@@ -57,6 +57,7 @@ def found_in_texts(code: str, asked: list[tuple[str, str]]) -> dict[str, Any]:
     exec(code, names)
     return {
         "prompts": [names["tokenizer"](*both)["input_ids"] for both in asked],
+        "types": [names["tokenizer"](*both).get("token_type_ids") for both in asked],
         "answers": [[[text, round(score, 3)] for text, score in names["answers"](*both)] for both in asked],
     }
 

@@ -121,6 +121,13 @@ def test_a_release_gives_the_same_with_transformers_4(
     )
 
 
+def test_both_make_types_of_tokens_for_a_reader_that_tells_them_apart(with_4: dict[str, Any]) -> None:
+    """transformers 4's pipeline gives the model what the tokenizer makes."""
+    for kind, shape in READERS.items():
+        for types in with_4["answers"][kind]["model"]["types"]:
+            assert (types is not None and sorted(set(types)) == [0, 1]) == (shape == "bert")
+
+
 def test_the_card_names_the_versions_that_were_seen(with_4: dict[str, Any]) -> None:
     ours = {name: importlib.metadata.version(name) for name in ("transformers", "peft")}
     assert [tuple(found.values()) for found in (with_4["versions"], ours)] == [*card.SEEN_TO_LOAD]
