@@ -57,9 +57,9 @@ def of_sides(
     for side, indexes in order.items():
         for i in indexes:
             length, head = judged.lengths[kept[i]], judged.prompt_lengths[kept[i]]
-            found = spans.windows_of(length, head, limit, stride)
+            found = spans.lengths_of(length, head, limit, stride)
             counts[side] += len(found)
-            lengths += [head + end - begin + spans.END for begin, end in found]
+            lengths += found
     return Windows(counts, sorted(lengths))
 
 

@@ -134,6 +134,11 @@ def windows_of(length: int, head: int, max_seq_length: int, stride: int) -> list
     return windows(length - head - END - PLACES, max_seq_length - head - END, stride)
 
 
+def lengths_of(length: int, head: int, max_seq_length: int, stride: int) -> list[int]:
+    """The tokens of each of `windows_of`, question and separator included. Raises ValueError as `windows`."""
+    return [head + end - begin + END for begin, end in windows_of(length, head, max_seq_length, stride)]
+
+
 def in_windows(row: Encoded, max_seq_length: int, stride: int) -> list[Encoded]:
     """The windows of a row, each with the places of the answer in it; both CLS if it is not in there as a whole.
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from appliance.process import files
+from appliance.prompt import spans
 from appliance.recipe import differing, resolve
 from appliance.report import answers, curves, headline, histogram, samples, speed, uses
 from appliance.rows import leaks
 from appliance.rundir import base_asked, chosen, earlier_compared, outcome, results, run_json
 from appliance.rundir.directory import STAGES, RunDir
+from appliance.tasks.extract import SPANS
 from appliance.tasks.task import Task
 from appliance.weights import moved
 
@@ -94,14 +96,24 @@ def of(run_dir: Path) -> Mapping[str, Any]:
 
 
 def _lengths(run_dir: Path, prepared: Mapping[str, Any] | None, task: Task) -> histogram.Histogram | None:
-    """Of what a model reads: not of its class, if a row has one. None for runs of versions that kept no ids."""
+    """Of what a model reads: windows of its rows, if it reads them in windows, and not of its class, if a row has one.
+
+    None for runs of versions that kept no ids.
+    """
     if not prepared:
         return None
     from appliance.training import kept_ids
 
     by_class, folder = task.answers_with == "class", run_dir / "prepare"
     found = {side: kept_ids.lengths(folder / f"{side}.csv", of_prompts=by_class) for side in ("train", "val", "test")}
-    return histogram.of_lengths({side: lengths or () for side, lengths in found.items()}, prepared["max_seq_length"])
+    sides, limit, of = {side: lengths or () for side, lengths in found.items()}, prepared["max_seq_length"], "row"
+    if prepared.get("windows"):
+        of, stride = "window", files.read_json(folder / SPANS)["stride"]
+        for side, whole in sides.items():
+            heads = kept_ids.lengths(folder / f"{side}.csv", of_prompts=True) or ()
+            both = zip(whole, heads, strict=True)
+            sides[side] = [one for row, head in both for one in spans.lengths_of(row, head, limit, stride)]
+    return histogram.of_lengths(sides, limit, of)
 
 
 def _score_rows(

@@ -51,8 +51,8 @@ class Histogram:
         return [(name, counts) for name, counts in rows if any(counts)]
 
 
-def of_lengths(sides: Mapping[str, Sequence[int]], limit: int) -> Histogram | None:
-    """Tokens of the rows of each side, and max_seq_length. None if no side has a row."""
+def of_lengths(sides: Mapping[str, Sequence[int]], limit: int, of: str = "row") -> Histogram | None:
+    """Tokens of the rows of each side, and max_seq_length; `of`: what they are, if not rows. None if there are none."""
     sides = {side: lengths for side, lengths in sides.items() if lengths}
     if not sides:
         return None
@@ -66,16 +66,18 @@ def of_lengths(sides: Mapping[str, Sequence[int]], limit: int) -> Histogram | No
     for side, lengths in sides.items():
         counts = _counts([length // width for length in lengths if length <= end], number)
         middle = f"{min(lengths):,} to {max(lengths):,} tokens, median {median(lengths):,.0f}"
-        described = f"{counted(len(lengths), 'row')}, {middle}"
+        described = f"{counted(len(lengths), of)}, {middle}"
         panels.append(_panel(side, described, counts, None if is_far else 100 * x.at(limit)))
     notes = []
     if is_far:
         notes.append(f"max_seq_length, {limit:,}, is beyond the right edge.")
     if beyond := sum(length > end for lengths in sides.values() for length in lengths):
-        notes.append(f"{counted(beyond, 'row is', 'rows are')} longer than {end:,} tokens and not drawn.")
+        notes.append(f"{counted(beyond, f'{of} is', f'{of}s are')} longer than {end:,} tokens and not drawn.")
     names = tuple(f"{i * width:,} to {(i + 1) * width - 1:,}" if width > 1 else f"{i:,}" for i in range(number))
     mark = "" if is_far else f"max_seq_length: {limit:,}"
-    return Histogram("row-lengths", "Row lengths", "tokens", names, x.ticks, tuple(panels), mark, tuple(notes))
+    return Histogram(
+        "row-lengths", f"{of.capitalize()} lengths", "tokens", names, x.ticks, tuple(panels), mark, tuple(notes)
+    )
 
 
 def of_scores(title: str, models: Mapping[str, Sequence[float]]) -> Histogram | None:

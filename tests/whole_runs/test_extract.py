@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 import shutil
 import unicodedata
 from pathlib import Path
@@ -178,6 +179,13 @@ def test_card_and_page_say_how_answers_are_found(reader: Path) -> None:
     for text in ("appliance chat", "appliance serve", "stopped by themselves", "vllm", "generate("):
         assert text not in card, text
     assert "def answers(question, context)" in page
+    counts = files.read_json(run / "prepare" / "summary.json")
+    assert "Row lengths" not in page
+    assert "Window lengths" in page
+    assert counts["windows"]["test"] > counts["test"]
+    for side in ("train", "val", "test"):
+        assert re.search(rf"{counts['windows'][side]} windows, \d+ to \d+ tokens", page), side
+    assert f"to {counts['longest_row_tokens']} tokens" in page
     assert "<bdi>base</bdi>" not in page  # what its untrained head says is chance
 
 
