@@ -54,6 +54,14 @@ def scored(section: SamplingSection, *, seed: int = 0) -> Sampling:
     return from_recipe(section, seed=seed) if section.scored else GREEDY
 
 
+def answer_begins(width: int, *, continues: bool) -> int:
+    """Where in the ids that `model.generate` returns, (B, …), the answers to prompts of `width` ids begin.
+
+    `continues`: whether an answer goes on behind its prompt (tasks/task.py); a decoder has one token before it.
+    """
+    return width if continues else 1
+
+
 def as_settings(sampling: Sampling) -> dict[str, Any]:
     """The settings of a generation_config.json with which `model.generate` decodes as evaluation does."""
     settings = _chosen(sampling)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from appliance.engines.decoding import GREEDY, Sampling, end_ids, generation_config
+from appliance.engines.decoding import GREEDY, Sampling, answer_begins, end_ids, generation_config
 from appliance.engines.rows_at_once import RowsAtOnce
 from appliance.prompt import batch as prompt_batch
 from appliance.prompt.format import Prompt
@@ -80,7 +80,7 @@ def answer(
     def answer_batch(batch: Sequence[int]) -> None:
         asked = [prompts[i] for i in batch]
         input_ids, attention_mask = prompt_batch.padded(asked, prompt.pad_token_id, left=task.continues)
-        begin = task.answer_begins(input_ids.shape[1])
+        begin = answer_begins(input_ids.shape[1], continues=task.continues)
         # Copies: a batch that does not fit is retried in parts, with the same random numbers.
         drawn = LogitsProcessorList([_Draw(sampling, [copy(streams[i]) for i in batch])]) if streams else None
         loops = _Loops(begin)

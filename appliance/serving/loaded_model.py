@@ -93,7 +93,7 @@ class LoadedModel:
         """
         import torch
 
-        begin = self.task.answer_begins(prompt.shape[1])
+        begin = decoding.answer_begins(prompt.shape[1], continues=self.task.continues)
 
         def feed(ids: Any, *_: Any, **__: Any) -> Any:  # a stopping criterion is called after every token
             ended = stream.feed(ids[0, begin:].tolist()) or interrupted()

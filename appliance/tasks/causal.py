@@ -49,9 +49,6 @@ class Causal(Task):
         seen = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
         return model(**seen).logits[:, :-1][counts], labels[counts]
 
-    def answer_begins(self, width: int) -> int:
-        return width
-
     def answer_logits(
         self, model: Any, question: Sequence[int], answer: Sequence[int], compared: Sequence[int]
     ) -> torch.Tensor:

@@ -140,9 +140,6 @@ class Classify(Task):
         seen = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         return model(**seen).logits, batch["labels"][:, 0]
 
-    def answer_begins(self, width: int) -> int:
-        raise NotImplementedError(f"{self.name} writes nothing: it is not asked where an answer begins")
-
     def answer_logits(
         self, model: Any, question: Sequence[int], answer: Sequence[int], compared: Sequence[int]
     ) -> torch.Tensor:

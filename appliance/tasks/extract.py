@@ -143,9 +143,6 @@ class Extract(Task):
         """All windows' logits of begin, then those of end: (2B, T) and (2B,)."""
         return _logits(model, batch).flatten(0, 1), batch["labels"].T.flatten()
 
-    def answer_begins(self, width: int) -> int:
-        raise NotImplementedError(f"{self.name} writes nothing: it is not asked where an answer begins")
-
     def answer_logits(
         self, model: Any, question: Sequence[int], answer: Sequence[int], compared: Sequence[int]
     ) -> torch.Tensor:

@@ -59,9 +59,6 @@ class Seq2Seq(Task):
         seen = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
         return model(**seen, decoder_input_ids=begun).logits[counts], labels[counts]
 
-    def answer_begins(self, width: int) -> int:  # noqa: ARG002
-        return 1  # behind the token that a decoder starts with
-
     def answer_logits(
         self, model: Any, question: Sequence[int], answer: Sequence[int], compared: Sequence[int]
     ) -> torch.Tensor:

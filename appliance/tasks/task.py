@@ -167,10 +167,6 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def answer_begins(self, width: int) -> int:
-        """Where in the ids that `model.generate` returns, (B, …), the answers to prompts of `width` ids begin."""
-
-    @abstractmethod
     def answer_logits(
         self, model: Any, question: Sequence[int], answer: Sequence[int], compared: Sequence[int]
     ) -> torch.Tensor:

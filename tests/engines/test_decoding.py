@@ -16,6 +16,7 @@ from appliance.engines.transformers import TransformersEngine
 from appliance.machine.device import Device
 from appliance.recipe.fields import ModelSection, SamplingSection
 from appliance.tasks import causal
+from appliance.tasks import find as tasks_find
 from tests.weights.test_merge import edit_json
 
 ROOT = Path(__file__).parents[2]
@@ -129,3 +130,9 @@ def test_the_settings_of_a_release_are_those_of_the_scored_answers() -> None:
     assert decoding.as_settings(GREEDY) == {"do_sample": False}
     held = {"do_sample": False, "no_repeat_ngram_size": 2}
     assert decoding.as_settings(Sampling(temperature=0.0, no_repeat_ngram_size=2)) == held
+
+
+def test_where_an_answer_begins_is_asked_of_generation_and_of_no_task() -> None:
+    for name, begins in (("causal", 7), ("seq2seq", 1)):
+        assert decoding.answer_begins(7, continues=tasks_find.named(name).continues) == begins
+    assert not any(hasattr(tasks_find.named(name), "answer_begins") for name in tasks_find.NAMES)
