@@ -15,6 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	$(BIN)/uv pip install --quiet $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode) --python $(BIN)/python -c constraints.txt -e '.[train,unsloth,sources,gguf,web,notify,ray,dev]'
+	$(if $(PYTHONDONTWRITEBYTECODE),$(BIN)/python -m compileall -q appliance datasets_src)
 	touch $@
 
 demo: setup

@@ -113,6 +113,17 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     known_secrets.forget()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_power_cut() -> Iterator[None]:
+    """What a killed process wrote stays: only a machine that loses power needs the wait for the disk.
+
+    In this process and its forks; nobody computes meanwhile. tests/process/test_files.py sees that it is asked for.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # a handle that is not open is still an error
+        yield
+
+
 @pytest.fixture
 def warm(monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof's processes are forks of this one: see tests/helpers/warm.py."""

@@ -99,3 +99,25 @@ def test_text_that_utf_8_does_not_have_is_logged_and_recorded(
     assert r"column \ud800 of caf\udce9.csv" in (tmp_path / "appliance.log").read_text(encoding="utf-8")
     files.write_json(tmp_path / "run.json", {"csv": "caf\udce9.csv", "input": "\ud800 가"})
     assert files.read_json(tmp_path / "run.json") == {"csv": "caf\udce9.csv", "input": "\ud800 가"}
+
+
+@pytest.mark.parametrize("name", ["file.txt", "folder"])
+def test_what_is_written_is_on_the_disk_before_and_after_it_gets_its_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel is asked for the contents under the temporary name, then for the name."""
+    asked: list[tuple[str, bool]] = []
+
+    def fsync(handle: int) -> None:
+        asked.append((str(Path(f"/proc/self/fd/{handle}").readlink()), (tmp_path / name).exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    temporary = tmp_path / f".{name}.{os.getpid()}.tmp"
+    if name == "folder":
+        with files.atomic_dir(tmp_path / name) as inside:
+            (inside / "a.txt").write_text("x", encoding="utf-8")
+        written = [str(temporary / "a.txt"), str(temporary)]
+    else:
+        files.write_text(tmp_path / name, "x")
+        written = [str(temporary)]
+    assert asked == [*((one, False) for one in written), (str(tmp_path), True)]
