@@ -26,7 +26,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, processors, trai
 
 from appliance.base_model import demo_corpus
 from appliance.errors import EnvironmentUnavailable
-from appliance.process import child, files, known_secrets
+from appliance.process import child, files, imports, known_secrets
 from appliance.prompt import batch as prompt_batch
 from appliance.prompt import format as prompt_format
 
@@ -157,8 +157,9 @@ def _fixed_prompt_texts() -> list[str]:
 
 
 def _write_base(folder: Path, seed: int, steps: int, on_progress: Callable[[str], None]) -> None:
-    import torch
-    from transformers import PreTrainedTokenizerFast
+    with imports.uncollected("torch"):
+        import torch
+        from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401
 
     on_progress("making the demo's base model (only once; takes a minute or two)")
     tokenizer = build_tokenizer()

@@ -8,6 +8,7 @@ from pathlib import Path
 from appliance.engines.engine import INSTALL_UNSLOTH, Engine
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine.device import Device
+from appliance.process import imports
 from appliance.tasks.task import Task
 
 # The model types for which Unsloth has dedicated code (unsloth 2026.10.7, models/loader.py,
@@ -59,6 +60,7 @@ def load_engine(name: str, device: Device, cache_dir: Path, task: Task) -> Engin
         from appliance.engines.unsloth import UnslothEngine
 
         return UnslothEngine(device, cache_dir)
-    from appliance.engines.transformers import TransformersEngine
+    with imports.uncollected("appliance.engines.transformers"):
+        from appliance.engines.transformers import TransformersEngine
 
     return TransformersEngine(device, task)

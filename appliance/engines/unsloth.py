@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from appliance.engines import loaded as engines_loaded
 from appliance.engines.engine import INSTALL_UNSLOTH, Loaded, load_failures, refuse_too_long
 from appliance.errors import EnvironmentUnavailable
 from appliance.machine.device import Device
+from appliance.process import imports
 from appliance.process.files import read_object
 from appliance.prompt import tokenizer as prompt_tokenizer
 from appliance.recipe.fields import ModelSection, TuningSection
@@ -48,16 +48,14 @@ class UnslothEngine:
             ("TORCHINDUCTOR_CACHE_DIR", "torchinductor"),
         ):
             os.environ.setdefault(variable, str((cache_dir / folder).absolute()))
-        is_new = "unsloth" not in sys.modules
         try:
-            import unsloth
+            with imports.uncollected("unsloth"):  # and not later: a load collects garbage some 13 times
+                import unsloth
         except (ImportError, RuntimeError, OSError) as error:
             raise EnvironmentUnavailable(
                 f"Unsloth does not load: {(str(error).strip() or repr(error)).splitlines()[0]}",
                 hint=f"install it as pinned ({INSTALL_UNSLOTH}), or set engine=transformers",
             ) from error
-        if is_new:
-            gc.freeze()  # what was imported stays; a load collects garbage some 13 times, a third of a second each
         self._unsloth: Any = unsloth.FastLanguageModel
 
     def load_for_training(

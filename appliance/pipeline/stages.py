@@ -16,7 +16,7 @@ from appliance.machine import device, disk, packages
 from appliance.pipeline import before_evaluate, before_publish, due
 from appliance.pipeline.job import Job
 from appliance.preflight import disk_needs
-from appliance.process import console, files
+from appliance.process import console, files, imports
 from appliance.rundir.directory import STAGES
 from appliance.training import validation
 from appliance.weights import moved
@@ -113,7 +113,8 @@ def rehearse(job: Job, stage_dir: Path, *, run_stage: Callable[[Job, str, str], 
 
 def train(job: Job, stage_dir: Path) -> str:
     engine = job.engine  # first: Unsloth has to be imported before transformers and trl
-    from appliance.pipeline import train
+    with imports.uncollected("appliance.pipeline.train"):
+        from appliance.pipeline import train
 
     recipe, prepared = job.resolved.recipe, files.read_json(job.run_dir.stage_dir("prepare") / "summary.json")
     summary = train.run(

@@ -22,7 +22,7 @@ from jinja2 import TemplateError
 from appliance.errors import DataError, EnvironmentUnavailable, GateRefused
 from appliance.findings import Gate
 from appliance.machine import write_errors
-from appliance.process import child
+from appliance.process import child, imports
 from appliance.process.files import read_json, write_json
 from appliance.weights import child_out_of_memory
 from appliance.weights.model_config import SHORTEST
@@ -214,7 +214,8 @@ def main(request_path: Path) -> None:
 
 
 def _look(folder: Path, wanted: Mapping[str, Any]) -> Seen:
-    from transformers import AutoTokenizer
+    with imports.uncollected("transformers"):
+        from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     seen = Seen()

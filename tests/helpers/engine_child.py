@@ -125,8 +125,10 @@ def serve(engine: str, cache: Path, spare: tuple[int, int]) -> None:
 
         choose.load_engine(engine, device.device(), cache, causal.TASK)
         report.frozen = gc.get_freeze_count()  # by the product, before what follows
+        gc.disable()
         for name in warm.LIBRARIES:  # what a run imports later on: once, instead of in each fork
             importlib.import_module(name)
+        gc.enable()
         gc.collect()
         gc.freeze()  # Unsloth collects garbage some hundred times a run
         sys.stdout.flush()  # else each fork writes the banner once more, on a stdout of its own

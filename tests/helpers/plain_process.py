@@ -20,8 +20,10 @@ from typing import Any
 # with its standard input, so with the process that asks.
 _FORKS = """
 import gc, json, os, sys, traceback
+gc.disable()
 import torch, transformers, transformers.generation, peft
 gc.freeze()
+gc.enable()
 for line in sys.stdin:
     asked = json.loads(line)
     pid = os.fork()

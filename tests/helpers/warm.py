@@ -28,7 +28,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import IO, NoReturn
 
-from appliance.process import child
+from appliance.process import child, imports
 from appliance.weights import proof
 
 LIBRARIES = (
@@ -44,8 +44,9 @@ def load() -> None:
     from appliance.machine import packages
     from tests.helpers import in_process
 
-    for name in LIBRARIES:
-        importlib.import_module(name)
+    with imports.uncollected("trl"):
+        for name in LIBRARIES:
+            importlib.import_module(name)
     packages.installed()  # keeps what it reads
     typer.main.get_command(in_process.cli_app.app)  # in_process keeps what it makes
     gc.collect()
@@ -192,15 +193,16 @@ def server() -> tuple[int, tuple[int, int]]:
 
 
 def _serve(requests: IO[str], answers: IO[str]) -> None:
-    for name in (
-        "torch",
-        "transformers",
-        "peft",
-        "bitsandbytes",
-        "appliance.weights.proof_child",
-        "appliance.release.reload",
-    ):
-        importlib.import_module(name)
+    with imports.uncollected("peft"):
+        for name in (
+            "torch",
+            "transformers",
+            "peft",
+            "bitsandbytes",
+            "appliance.weights.proof_child",
+            "appliance.release.reload",
+        ):
+            importlib.import_module(name)
     for line in requests:
         request = json.loads(line)
         with Path(request["log"]).open("a", encoding="utf-8") as log:
