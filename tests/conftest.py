@@ -22,18 +22,22 @@ from tests.helpers import browser, cpu_time
 TESTS = Path(__file__).parent
 # By their CPU seconds (`pytest --cpu-times`); each is one process's work.
 LONGEST = (
-    "fuzz/test_fuzz.py",
     "base_model/test_demo.py",
+    "fuzz/test_fuzz.py",
     "engines/test_engines.py",
     "project/test_gpu_first.py",
     "hub/test_upload_faults.py",
     "image/test_training.py",
-    "whole_runs/test_recipe_runs.py",
-    "whole_runs/test_resume.py",
-    "whole_runs/test_pipeline.py",
-    "whole_runs/test_offline.py",
-    "whole_runs/test_faults.py",
+    "sweeps/test_sweep.py",
     "sweeps/test_faults.py",
+    "whole_runs/test_pipeline.py",
+    "whole_runs/test_resume.py",
+    "whole_runs/test_extract.py",
+    "sweeps/test_fleet.py",
+    "whole_runs/test_faults.py",
+    "whole_runs/test_offline.py",
+    "whole_runs/test_classify.py",
+    "whole_runs/test_seq2seq.py",
 )
 _MODULES_WORTH_FREEZING = 50
 # Without an NVIDIA device they are not collected: skipped tests would look as if something was left out here.
