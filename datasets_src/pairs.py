@@ -16,7 +16,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -174,10 +174,11 @@ def write(
     except BaseException as error:  # a signal too: nothing is left behind
         if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
             error.filename = str(out_path)  # a full disk names no file
-        temporary.unlink(missing_ok=True)
-        temporary_note.unlink(missing_ok=True)
-        if not note_was_there and not out_path.exists():
-            note.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only file system: the error itself matters more
+            temporary.unlink(missing_ok=True)
+            temporary_note.unlink(missing_ok=True)
+            if not note_was_there and not out_path.exists():
+                note.unlink(missing_ok=True)
         raise
     return origin
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -84,6 +85,18 @@ def mount_of(path: Path) -> Path:
     """Where the volume of `path` is mounted."""
     path = nearest(path)
     return next((one for one in (path, *path.parents) if one.is_mount()), path)
+
+
+def mount_point_of(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> Path:
+    """As `mount_of`, but where a part of the volume is mounted on its own (`mount --bind`), which may be read-only."""
+    path = nearest(path)
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:  # not Linux
+        return mount_of(path)
+    # the kernel writes spaces, tabs, line breaks and backslashes in octal
+    points = {re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), line.split(" ")[4]) for line in lines}
+    return next((one for one in (path, *path.parents) if str(one) in points), path)
 
 
 def free_disk_bytes(path: Path) -> int:

@@ -130,7 +130,7 @@ def _more(number: int, path: Path | None) -> str:
     if path is None:
         return ""
     if number == errno.EROFS:
-        return f": {disk.mount_of(path)} is mounted read-only"
+        return f": {disk.mount_point_of(path)} is mounted read-only"
     if number == errno.ENAMETOOLONG and (long := [p for p in path.parts if len(os.fsencode(p)) > disk.NAME_MAX]):
         return f": {len(os.fsencode(long[0]))} bytes, expected at most {disk.NAME_MAX}"
     return ""

@@ -69,7 +69,8 @@ def sha256_of(path: Path) -> str:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path next to `path`; after the block the file is on disk at `path`, complete or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)  # whatever is there: a link would be followed
+    with naming(path, temporary):
+        temporary.unlink(missing_ok=True)  # whatever is there: a link would be followed
     try:
         with naming(path, temporary):
             yield temporary
@@ -84,8 +85,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_dir(path: Path) -> Iterator[Path]:
     """Like `atomic_file` for a whole folder. A folder already at `path` is replaced."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    remove(temporary)
-    temporary.mkdir(parents=True)
+    with naming(path, temporary):
+        remove(temporary)
+        temporary.mkdir(parents=True)
     try:
         with naming(path):
             yield temporary

@@ -14,6 +14,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,8 @@ def write_rejected(path: Path, entries: Iterable[Rejected]) -> None:
     except BaseException as error:
         if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
             error.filename = str(path)  # a full disk names no file
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only file system: the error itself matters more
+            temporary.unlink(missing_ok=True)
         raise
 
 

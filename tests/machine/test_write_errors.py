@@ -229,6 +229,35 @@ def test_an_error_of_a_write_gets_the_name_of_its_file(tmp_path: Path) -> None:
     assert vars(caught.value)["needed_bytes"] == len(text.encode())
 
 
+WRITERS_BESIDE = ("a JSON file", "a file of a release", "a dataset", "rejected replies")
+
+
+@pytest.mark.parametrize("writer", WRITERS_BESIDE)
+def test_a_read_only_file_system_is_named_by_the_file_that_the_user_knows(
+    writer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was the temporary name: there even removing what is not there is refused, which came before or instead."""
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    for name in ("unlink", "open", "mkdir"):
+        monkeypatch.setattr(Path, name, refuse)
+    with pytest.raises(OSError, match="Read-only file system") as caught:
+        WRITERS[writer](tmp_path / "x")
+    assert caught.value.filename == str(tmp_path / "x")
+
+
+def test_a_part_of_a_volume_that_is_mounted_on_its_own_is_named(tmp_path: Path) -> None:
+    mounts, runs = tmp_path / "mountinfo", tmp_path / "my runs"
+    (runs / "shop").mkdir(parents=True)
+    shown = str(runs).replace(" ", r"\040")
+    mounts.write_text(f"22 1 254:0 / / rw - ext4 /dev/vda rw\n90 22 254:0 /runs {shown} ro - ext4 /dev/vda rw\n")
+    assert disk.mount_point_of(runs / "shop" / "report.html", mounts) == runs
+    assert disk.mount_point_of(tmp_path, mounts) == Path("/")
+    assert disk.mount_point_of(tmp_path, tmp_path / "none") == disk.mount_of(tmp_path)
+
+
 @pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.ENAMETOOLONG, errno.ENOTDIR])
 def test_a_run_directory_that_cannot_be_made_gets_advice_that_helps(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
