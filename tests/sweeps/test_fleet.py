@@ -281,7 +281,7 @@ def test_a_stopped_fleet_shows_where_every_run_stands(
     settings = ("--set", "train.max_steps=100000", "--set", "train.eval_every=50000", "--cache-dir", "cache")
 
     with fleet_in(tmp_path, cluster) as patch, in_process.command_line(patch, capsys, "fleet") as call:
-        with pressed(lambda: all(path.exists() for path in trained)):
+        with pressed(lambda: all(path.is_file() and '"step": 1,' in path.read_text("utf-8") for path in trained)):
             code, out, err = call("data/*.csv", "--recipe", "my.yaml", *settings, "--json")
         assert (code, "stopped by SIGINT" in err) == (130, True), err
         a, b, c = json.loads(out)
