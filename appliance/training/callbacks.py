@@ -74,9 +74,8 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
 
     def __exit__(self, *exc: Any) -> None:
         self._taken.__exit__(*exc)
-        if (
-            self.signal_number is not None
-        ):  # also if memory ran out meanwhile: training would go on with smaller batches
+        # also if memory ran out meanwhile: training would go on with smaller batches
+        if self.signal_number is not None:
             signals.note(self.signal_number)
 
     def _remember(self, number: int) -> None:
