@@ -122,7 +122,8 @@ def test_the_child_loads_nothing_of_the_recipe_or_the_trainer() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     of_ours = [name for name in done.stdout.split() if not name.startswith("appliance.process.")]
-    assert of_ours == ["appliance", "appliance.preflight", "appliance.process", "appliance.preflight.gpu_probe_child"]
+    packages = ["appliance", "appliance.preflight", "appliance.process"]
+    assert of_ours == [*packages, "appliance.errors", "appliance.preflight.gpu_probe_child"]
 
 
 # --- what is remembered
