@@ -138,11 +138,14 @@ def warm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A Llama of random weights whose tokenizer has one token a byte. Never write into it."""
     from tests.helpers.models import tiny_base
 
-    return tiny_base(tmp_path_factory.mktemp("models") / "tiny-llama")
+    made = tiny_base(tmp_path_factory.mktemp("models") / "tiny-llama")
+    before = sorted(made.iterdir())
+    yield made
+    assert sorted(made.iterdir()) == before, "a test wrote into the base that all share"
 
 
 def write_qa(path: Path, rows: list[tuple[str, ...]], header: tuple[str, ...] = ("instruction", "output")) -> Path:

@@ -250,7 +250,9 @@ def _as_process(
         sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", encoding="utf-8") for number in (1, 2))
         variables = dict(env)  # `env` may be os.environ itself
         os.environ.clear()
-        os.environ.update(variables)
+        # Training a Unigram tokenizer starts threads that no fork has, for which encoding would wait. The library looks
+        # after forks of a process that has encoded by threads, and of no other.
+        os.environ.update({"TOKENIZERS_PARALLELISM": "false"} | variables)
         sys.argv = list(words)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # runpy: the module is already imported

@@ -112,18 +112,22 @@ class Hit:
 
 
 def when_trained(run_path: Path, steps: int, strike: Callable[[psutil.Process], None]) -> Hit:
-    """Calls `strike` with the worker that the run is a child of, once that many steps are trained."""
+    """Calls `strike` with the worker that the run is a child of, once that many steps are trained.
+
+    The run stands still meanwhile: what it has trained is counted before another attempt goes on with it.
+    """
     end = time.monotonic() + 120
     while trained(run_path) < steps:
         assert time.monotonic() < end, f"{run_path.name} did not train"
         time.sleep(0.01)
     process = process_of(run_path.name)
-    worker = process.parent()
+    process.suspend()
+    worker, hit = process.parent(), Hit(run_path.name, trained(run_path))
     assert worker is not None
     strike(worker)
     if psutil.wait_procs([worker], timeout=1)[0]:
         process.wait(10)  # a run ends with its worker, or the next attempt would find it at work
-    return Hit(run_path.name, trained(run_path))
+    return hit
 
 
 def held_when_trained(run_paths: Iterable[Path], count: int) -> list[Hit]:

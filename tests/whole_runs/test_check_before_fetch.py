@@ -70,9 +70,9 @@ def fetched(web: LoopbackHub, start: int) -> set[str]:
 
 
 @pytest.mark.usefixtures("web")
-def test_sizes_are_the_same_before_and_after_the_weights_are_here(base_dir: Path) -> None:
+def test_sizes_are_the_same_before_and_after_the_weights_are_here(base_dir: Path, tmp_path: Path) -> None:
     base, local = (
-        base_model_find.base_of(BASE, None, base_dir / "cache"),
+        base_model_find.base_of(BASE, None, tmp_path / "cache"),
         base_model_find.resolve(str(base_dir), None, base_dir),
     )
     assert set(base.coming) == {path.name for path in base_dir.iterdir() if path.is_file()} - SMALL
